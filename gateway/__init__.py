@@ -1,0 +1,19 @@
+"""Chroma Gateway: a thin reverse proxy in front of an unmodified Chroma that can lose its disk.
+
+Vocabulary: a *snapshot* is one cut of Chroma's SQLite database and HNSW files in the *store*; its
+*manifest* names every byte of it and is the commit; *packs* hold those bytes. The *gate* holds
+writes back while a cut is taken.
+
+Three ways lead through the house:
+
+1. request:  client → auth → classify → gate (a write takes a ticket; while closed it waits)
+   → forward, streaming both ways → Chroma                                        (`gateway.proxy`)
+2. snapshot: close gate, drain → freeze (ms) → open gate → read the frozen state → store what is new
+   → manifest last                                                         (`gateway.snapshot.create`)
+3. restore:  manifest → fetch into a fresh directory → verify every digest and the database → swap
+   → start Chroma → warm → open gate                                      (`gateway.snapshot.restore`)
+"""
+
+from importlib.metadata import version
+
+__version__ = version("chroma-gateway")

@@ -1,0 +1,235 @@
+"""The gateway's process: builds the objects, mounts the routers, serves until told to stop.
+
+`/api/*` goes to the data path, past every framework; all else goes to FastAPI.
+"""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import gateway
+from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.process import base_url
+from gateway.chroma.supervisor import Supervisor
+from gateway.chroma.watch import ChromaWatch
+from gateway.config import Settings
+from gateway.errors import ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.observe import api as observe_api
+from gateway.observe.health import Health
+from gateway.proxy.forward import Forward, Message, Receive, Send
+from gateway.proxy.gate import Gate
+from gateway.proxy.transport import RawTargetTransport
+from gateway.snapshot import api as snapshot_api
+from gateway.snapshot.operations import Operations, snapshot_regularly
+from gateway.snapshot.repository import Repository
+from gateway.store import Prefixed, open_store
+
+log = structlog.get_logger()
+
+# Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then
+# Chroma's own stop.
+_GRACE_S = 2
+_LAST_BUDGET_S = 8.0
+_DESCRIPTION = """
+Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own and not described here.
+
+Errors have Chroma's shape: `error`, `message` and, where we know what to do next, `hint`.
+"""
+
+
+class House:
+    """Everything of one gateway, built from its settings."""
+
+    def __init__(self, settings: Settings, admin_token: str) -> None:
+        self.settings = settings
+        self.directory = DataDirectory(settings.data_dir)
+        self.repository = Repository(
+            Prefixed(open_store(settings.store, addressing=settings.s3_addressing), settings.repository_prefix)
+        )
+        self.gate = Gate(settings.gate_timeout_s)
+        self.transport = RawTargetTransport()
+        self.forward = Forward(self.gate, self.transport, base_url(settings.chroma_port), settings.read_timeout_s)
+        self.watch = ChromaWatch(settings.data_dir, settings.chroma_port, self.gate.ticket, self.gate.chroma_gone)
+        self.chroma = ManagedChroma(
+            Supervisor(settings.supervisor_url) if settings.supervisor_url else None, self.watch
+        )
+        self.operations = Operations(
+            self.repository,
+            self.directory,
+            self.watch,
+            self.chroma,
+            hold=lambda: self.gate.hold(settings.drain_timeout_s),
+            refuse=lambda reason: self.gate.refuse(reason, settings.drain_timeout_s),
+        )
+        self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
+        self.stop_by: float | None = None
+        self.last_failure: GatewayError | None = None
+        self._admin = _admin_application(self, admin_token)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        if scope["type"] == "http" and scope["raw_path"].startswith(b"/api/"):
+            await self.forward(scope, receive, send)
+        else:
+            await self._admin(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """What runs beside requests; at the end the final snapshot."""
+        tasks = [
+            asyncio.create_task(_logged(self.watch.run())),
+            asyncio.create_task(_logged(self._finish_restore())),
+        ]
+        if self.settings.snapshot_interval_s:
+            regularly = snapshot_regularly(self.operations, self.settings.snapshot_interval_s)
+            tasks.append(asyncio.create_task(_logged(regularly)))
+        await asyncio.sleep(0)  # an interrupted restore refuses requests before the first one comes
+        log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
+        try:
+            yield
+        finally:
+            await self._last_snapshot()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.transport.aclose()
+            await self.repository.close()
+
+    async def _finish_restore(self) -> None:
+        finish = self.operations.finish_trial()
+        with contextlib.suppress(GatewayError):
+            await self.chroma.ensure_running()
+        await finish
+
+    async def _last_snapshot(self) -> None:
+        """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
+        await self.operations.resume()
+        left_s = (self.stop_by or time.monotonic() + _LAST_BUDGET_S) - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                if self.settings.takes_final_snapshot and self.watch.up:
+                    await self.operations.snapshot("final")
+                else:
+                    async with self.gate.hold(left_s):
+                        pass
+        except TimeoutError:
+            self.last_failure = GatewayError(f"the final snapshot did not fit into the {left_s:.1f} s that were left")
+        except GatewayError as error:
+            self.last_failure = error
+
+
+def serve(settings: Settings) -> None:
+    """Run the gateway until SIGTERM or SIGINT.
+
+    Raises ConfigError before it listens, and at the end what kept the final snapshot from being taken.
+    """
+    directory = DataDirectory(settings.data_dir)
+    directory.make()
+    directory.claim_as_gateway()
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    if token is None:
+        token = read_or_make(TOKEN_FILE)
+        log.info("the admin token is in a file", path=str(TOKEN_FILE.absolute()))
+    listener = _listen(settings.host, settings.port)
+    house = House(settings, token)
+    config = uvicorn.Config(
+        house,
+        http="httptools",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        timeout_keep_alive=75,
+    )
+    _Server(config, house).run(sockets=[listener])
+    if house.last_failure is not None:
+        raise house.last_failure
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, house: House) -> None:
+        super().__init__(config)
+        self._house = house
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        # The budget runs from the signal, not from whenever requests have ended. uvicorn's own handler
+        # would raise the signal again at the end, and a clean stop would look like a death.
+        self._house.stop_by = self._house.stop_by or time.monotonic() + _LAST_BUDGET_S
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}", "set HOST and PORT") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _admin_application(house: House, admin_token: str) -> FastAPI:
+    app = FastAPI(
+        title="Chroma Gateway", version=gateway.__version__, description=_DESCRIPTION, lifespan=house.lifespan
+    )
+    app.state.operations, app.state.health = house.operations, house.health
+    app.include_router(observe_api.public)
+    protected = [Depends(AdminToken(admin_token))]
+    app.include_router(observe_api.admin, dependencies=protected)
+    app.include_router(snapshot_api.router, dependencies=protected)
+
+    @app.exception_handler(GatewayError)
+    async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
+        return _answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return _answer(InvalidRequest(problems, "GET /docs describes every route"))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 404:
+            return _answer(NotFound(f"there is nothing at {request.url.path}", "GET /docs lists the gateway's routes"))
+        answer = _answer(NotAllowed(f"{request.method} {request.url.path}: {error.detail}"))
+        answer.status_code = error.status_code
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected error", path=request.url.path, exc_info=error)
+        return _answer(GatewayError("the gateway failed unexpectedly", "its log says more"))
+
+    return app
+
+
+def _answer(error: GatewayError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    """Nobody awaits a task that runs for life: its failure must at least be heard."""
+    try:
+        await work
+    except Exception:
+        log.exception("a background task failed")
+        raise

@@ -1,0 +1,106 @@
+"""The `chroma` program: make the data directory right, then become Chroma.
+
+supervisord orders starts but does not wait for one to finish, so the order lies here, in one process:
+
+1. be the only one here; finish an exchange that a crash cut short
+2. nothing here yet? restore what `GATEWAY_RESTORE` says
+3. put the database in WAL mode
+4. exec `chroma run`
+
+What it finds decides what it does: data is left alone; an empty store means an empty start; a store
+that cannot be reached is asked again for `GATEWAY_RESTORE_RETRY_S` and then ends it with status 3, for
+an unreachable store is not an empty one; a demanded snapshot that is not there, 4; a corrupt one, 5.
+"""
+
+import asyncio
+import time
+from typing import NoReturn
+
+import structlog
+import tenacity
+
+from gateway.chroma import database
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.process import require_free_port, run_chroma
+from gateway.config import Settings
+from gateway.errors import NotFound, NothingToRestore, StoreUnavailable
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import restore_at_boot
+from gateway.store import Prefixed, open_store
+
+log = structlog.get_logger()
+
+_NOTE_EVERY_S = 0.2
+
+
+def boot(settings: Settings) -> NoReturn:
+    """Does not return. Raises ConfigError, StoreError, SnapshotError or DiskFull, and has changed nothing then."""
+    directory = DataDirectory(settings.data_dir)
+    directory.make()
+    directory.claim_as_chroma()
+    require_free_port(settings.chroma_port)
+    directory.note_boot(phase="preparing")
+    directory.recover()
+    if not directory.may_run_trial():
+        log.error("Chroma died of the restored snapshot, rolling back", snapshot=directory.on_trial)
+        directory.roll_back()
+    if not directory.is_empty():
+        log.info("the data directory holds data and is left alone", path=str(settings.data_dir))
+    elif settings.restore == "none":
+        log.info("nothing is restored, as GATEWAY_RESTORE says")
+    else:
+        asyncio.run(_restore(settings, directory))
+    mode = database.prepare(settings.data_dir)
+    if mode != "wal":
+        log.warning("this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode)
+    directory.note_boot(phase="starting")
+    run_chroma(settings.data_dir, settings.chroma_port)
+
+
+async def _restore(settings: Settings, directory: DataDirectory) -> None:
+    store = open_store(settings.store, addressing=settings.s3_addressing)
+    repository = Repository(Prefixed(store, settings.repository_prefix))
+    try:
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(StoreUnavailable),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            stop=tenacity.stop_after_delay(settings.restore_retry_s),
+            before_sleep=lambda state: log.warning(
+                "the store cannot be reached, trying again", cause=str(_error(state))
+            ),
+            reraise=True,
+        ):
+            with attempt:
+                await _restore_once(settings.restore, repository, directory)
+    finally:
+        await repository.close()
+
+
+def _error(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
+async def _restore_once(wanted: str, repository: Repository, directory: DataDirectory) -> None:
+    await repository.check_format()
+    if wanted == "latest":
+        ids = await repository.ids()
+        if not ids:
+            log.info("the store holds no snapshot, starting empty", store=repository.url)
+            return
+        wanted = ids[0]
+    noted_at = 0.0
+
+    def note(done: int, total: int) -> None:
+        nonlocal noted_at
+        if done in (0, total) or time.monotonic() - noted_at > _NOTE_EVERY_S:
+            noted_at = time.monotonic()
+            directory.note_boot(phase="restoring", snapshot=wanted, bytes_done=done, bytes_total=total)
+
+    log.info("restoring", snapshot=wanted, store=repository.url)
+    try:
+        await restore_at_boot(repository, directory, wanted, note)
+    except NotFound as error:
+        raise NothingToRestore(
+            f"GATEWAY_RESTORE demands snapshot {wanted}, which is not in {repository.url}",
+            "set it to a snapshot that is, to 'latest' or to 'none'",
+        ) from error

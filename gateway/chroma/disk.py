@@ -1,0 +1,95 @@
+"""What lies in a Chroma data directory.
+
+    chroma.sqlite3 (-wal, -shm, -journal)     everything but vectors
+    <segment id>/header.bin, data_level0.bin, length.bin, link_lists.bin, index_metadata.pickle
+
+An index's files are written in place, in that order, every `sync_threshold` records
+(`hnswlib/hnswalg.h`, `persistDirty`; `rust/segment/src/local_hnsw.rs`, `persist`).
+Directories of deleted collections stay behind; only the table `segments` says which ones live.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.errors import DiskFull, GatewayError
+
+DATABASE = "chroma.sqlite3"
+DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
+HEADER, LEVEL0, LENGTH, LINK_LISTS, ID_MAP = (
+    "header.bin",
+    "data_level0.bin",
+    "length.bin",
+    "link_lists.bin",
+    "index_metadata.pickle",
+)
+INDEX_FILES = frozenset((HEADER, LEVEL0, LENGTH, LINK_LISTS, ID_MAP))
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_SEGMENT_DIRECTORY = re.compile(_UUID)
+
+# A file written twice within one tick of the kernel's clock can have the same time stamps after
+# both; what changed this recently may be changing still.
+_SETTLED_NS = 100_000_000
+
+
+class Signature(NamedTuple):
+    """What `stat` says of a file; any change of its bytes changes it, but see `is_settled`."""
+
+    mtime_ns: int
+    ctime_ns: int
+    size_bytes: int
+    inode: int
+
+    def is_settled(self, now_ns: int) -> bool:
+        """Whether the last change lies so far back that a later one must show."""
+        return now_ns - max(self.mtime_ns, self.ctime_ns) > _SETTLED_NS
+
+
+def is_snapshot_path(path: str) -> bool:
+    """Whether a manifest may name `path`: the database, or a known file of one index. Nothing else."""
+    directory, _, name = path.rpartition("/")
+    if not directory:
+        return name == DATABASE
+    return bool(_SEGMENT_DIRECTORY.fullmatch(directory)) and name in INDEX_FILES
+
+
+def is_chromas(name: str) -> bool:
+    """Whether an entry of the data directory is Chroma's: not ours, not the file system's."""
+    return name in DATABASE_FILES or bool(_SEGMENT_DIRECTORY.fullmatch(name))
+
+
+def index_signatures(data_dir: Path, segment_ids: Iterable[str]) -> dict[str, Signature]:
+    """The files of these segments' indexes, by path relative to `data_dir`. Those without files are left out."""
+    found = {}
+    for segment_id in segment_ids:
+        for name in INDEX_FILES:
+            path = f"{segment_id}/{name}"
+            try:
+                status = (data_dir / path).stat()
+            except FileNotFoundError:
+                continue
+            found[path] = Signature(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+    return found
+
+
+def size_bytes(directory: Path) -> int:
+    """Bytes of all files below `directory`; files that vanish meanwhile do not count."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except OSError:
+                continue
+    return total
+
+
+def write_error(what: str, error: OSError) -> GatewayError:
+    """`error` of writing in the data directory, as one of ours: DiskFull if that is what it was."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskFull(f"{what}: {error.strerror}", "free some space in the data directory, or give it more")
+    return GatewayError(f"{what}: {error}")

@@ -1,0 +1,73 @@
+"""Whether the files of one HNSW index fit each other.
+
+The header is that of Chroma's hnswlib fork (`hnswlib/hnswalg.h`, `persistDirty` and
+`loadPersistedIndex`), little-endian: version int32; offsetLevel0, max_elements, cur_element_count,
+size_data_per_element, label_offset, offsetData: uint64; maxlevel int32; enterpoint uint32; maxM,
+maxM0, M: uint64; mult double; ef_construction uint64.
+"""
+
+import struct
+from pathlib import Path
+
+from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
+
+_HEADER = struct.Struct("<i6Qii3QdQ")
+_VERSION = 1
+_PICKLE_STOP = b"."
+
+
+def index_problems(directory: Path) -> list[str]:
+    """Why Chroma would not load the index in `directory`; empty if nothing speaks against it.
+
+    An index that was never synced has no id map, and Chroma builds it anew from the log
+    (`rust/segment/src/local_hnsw.rs`, `from_segment`): nothing can be wrong with that one.
+    """
+    id_map = directory / ID_MAP
+    if not id_map.exists():
+        return []
+    missing = [name for name in (HEADER, LEVEL0, LENGTH, LINK_LISTS) if not (directory / name).exists()]
+    if missing:
+        return [f"{name} is missing" for name in missing]
+    raw = (directory / HEADER).read_bytes()
+    if len(raw) < _HEADER.size:
+        return [f"{HEADER} has {len(raw)} bytes of {_HEADER.size}"]
+    version, _, capacity, count, element_bytes, *_ = _HEADER.unpack_from(raw)
+    if version != _VERSION:
+        return [f"{HEADER} is of version {version}, known is {_VERSION}"]
+    problems = []
+    if count > capacity:
+        problems.append(f"{HEADER} counts {count} elements in room for {capacity}")
+    for name, needed in ((LEVEL0, count * element_bytes), (LENGTH, count * 4)):
+        size = (directory / name).stat().st_size
+        if size < needed:
+            problems.append(f"{name} has {size} bytes, {count} elements need {needed}")
+    if not _link_lists_hold(directory / LINK_LISTS, count):
+        problems.append(f"{LINK_LISTS} ends before the lists of {count} elements do")
+    if not _ends_with(id_map, _PICKLE_STOP):
+        problems.append(f"{ID_MAP} is cut off")
+    return problems
+
+
+def _link_lists_hold(path: Path, count: int) -> bool:
+    """Walk `count` lists, each a uint32 of its bytes and then those."""
+    size, position = path.stat().st_size, 0
+    with path.open("rb") as file:
+        for _ in range(count):
+            head = file.read(4)
+            if len(head) < 4:
+                return False
+            length = int.from_bytes(head, "little")
+            position += 4 + length
+            if position > size:
+                return False
+            if length:
+                file.seek(length, 1)
+    return True
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with path.open("rb") as file:
+        if path.stat().st_size < len(end):
+            return False
+        file.seek(-len(end), 2)
+        return file.read() == end

@@ -1,0 +1,50 @@
+"""How Chroma is started: `chroma run`, unmodified, on loopback, in place of the calling process."""
+
+import importlib.metadata
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from gateway.errors import ConfigError
+
+HOST = "127.0.0.1"
+
+
+def chroma_version() -> str:
+    """The installed chromadb's version: the CLI and /api/v2/version tell other numbers (DESIGN §2.12)."""
+    return importlib.metadata.version("chromadb")
+
+
+def base_url(port: int) -> str:
+    return f"http://{HOST}:{port}"
+
+
+def require_free_port(port: int) -> None:
+    """Raise ConfigError if Chroma could not listen on `port`."""
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Chroma's port {port} on {HOST} is taken: {error.strerror}",
+            "stop what listens there, or set GATEWAY_CHROMA_PORT",
+        ) from error
+
+
+def run_chroma(data_dir: Path, port: int) -> NoReturn:
+    """Become `chroma run`. `allow_reset` stays off, its default (`rust/frontend/src/config.rs`)."""
+    command = shutil.which("chroma", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
+    if command is None:
+        raise ConfigError(
+            "the `chroma` command is not installed",
+            "install the gateway with its dependencies: scripts/setup",
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(  # noqa: S606  # no shell is wanted
+        command,
+        [command, "run", "--path", str(data_dir), "--host", HOST, "--port", str(port)],
+        {**os.environ, "ANONYMIZED_TELEMETRY": "False"},
+    )

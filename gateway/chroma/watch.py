@@ -1,0 +1,208 @@
+"""Whether Chroma is up, and whether every collection can be read.
+
+One connection is kept open and idle: when Chroma's process ends, however it ends, the kernel closes
+it and the event loop hears of it before a new Chroma can listen. Chroma itself never closes it (seen
+open after 240 idle seconds).
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from gateway.chroma.database import Collection, read_contents
+from gateway.chroma.process import HOST, base_url
+from gateway.errors import Unavailable
+
+log = structlog.get_logger()
+
+_POLL_S = 0.05
+_PROBE_TIMEOUT_S = 300.0
+_HEARTBEAT_TIMEOUT_S = 5.0
+_PROBES_AT_ONCE = 4
+_PROBE_AGAIN_S = 5.0
+
+Ticket = Callable[[str, str], AbstractAsyncContextManager[None]]
+
+
+class ChromaWatch:
+    """Follows one Chroma. `run` is its task; everything else may be asked at any time."""
+
+    def __init__(self, data_dir: Path, port: int, ticket: Ticket, on_gone: Callable[[], None]) -> None:
+        """`ticket(what, collection_id)` admits one first read; `on_gone` is called when Chroma's process ended."""
+        self._data_dir, self._port, self._ticket, self._on_gone = data_dir, port, ticket, on_gone
+        self._changed = asyncio.Event()
+        self.up = False
+        self.starts = 0
+        self.warmed = False
+        self.to_warm = self.done_warming = 0
+        self.unreadable: dict[str, str] = {}
+        """What could not be read, and why: by "tenant/database/collection"."""
+
+    async def run(self) -> None:
+        """Follow Chroma until cancelled: connect, warm every collection, wait for its end, begin anew."""
+        async with httpx.AsyncClient(base_url=base_url(self._port), timeout=_PROBE_TIMEOUT_S) as client:
+            while True:
+                async with self._connection(client) as ended:
+                    self.up, self.starts = True, self.starts + 1
+                    self._notify()
+                    log.info("chroma is up", starts=self.starts)
+                    warming = asyncio.create_task(self._keep_warm(client))
+                    try:
+                        await ended()
+                    finally:
+                        warming.cancel()
+                        with contextlib.suppress(asyncio.CancelledError):
+                            await warming
+                        self.up = self.warmed = False
+                        self.unreadable = {}
+                        self._on_gone()
+                        self._notify()
+                log.warning("chroma is gone")
+
+    async def until(self, condition: Callable[["ChromaWatch"], bool], timeout_s: float) -> bool:
+        """Wait until `condition` holds, e.g. `lambda watch: watch.warmed`; say whether it came in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition(self):
+                    await self._changed.wait()
+        except TimeoutError:
+            return condition(self)
+        return True
+
+    def require_served(self) -> int:
+        """The number of Chroma's present run, if all its collections can be read.
+
+        Raises Unavailable otherwise: while it starts, and while some collection cannot be read.
+        """
+        if not self.up or not self.warmed:
+            raise Unavailable("Chroma is starting", "wait until GET /readyz answers 200")
+        if self.unreadable:
+            name, why = next(iter(self.unreadable.items()))
+            raise Unavailable(
+                f"{len(self.unreadable)} collection(s) cannot be read, among them {name}: {why}",
+                "restore the latest snapshot, or delete what cannot be read; see GET /readyz",
+            )
+        return self.starts
+
+    async def require_same_run(self, run: int) -> None:
+        """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
+        alive = False
+        with contextlib.suppress(httpx.HTTPError):
+            async with httpx.AsyncClient(base_url=base_url(self._port), timeout=_HEARTBEAT_TIMEOUT_S) as client:
+                alive = (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
+        if not alive or not self.up or self.starts != run:
+            raise Unavailable(
+                "Chroma ended meanwhile, so its files may be torn", "try again when GET /readyz answers 200"
+            )
+
+    # ------------------------------------------------------------------ inside
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, client: httpx.AsyncClient) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Connect as soon as Chroma answers; yields a wait for the end of its process."""
+        while True:
+            writer = None
+            try:
+                reader, writer = await asyncio.open_connection(HOST, self._port)
+                response = await client.get("/api/v2/heartbeat", timeout=_HEARTBEAT_TIMEOUT_S)
+                if response.status_code == httpx.codes.OK and not reader.at_eof():
+                    break
+            except (OSError, httpx.HTTPError):
+                pass
+            if writer is not None:
+                writer.close()
+            await asyncio.sleep(_POLL_S)
+
+        async def ended() -> None:
+            with contextlib.suppress(OSError):
+                await reader.read()
+
+        try:
+            yield ended
+        finally:
+            writer.close()
+
+    async def _keep_warm(self, client: httpx.AsyncClient) -> None:
+        """Read every collection once, and those that failed again and again."""
+        while True:
+            try:
+                contents = await asyncio.to_thread(read_contents, self._data_dir)
+            except Exception as error:
+                self.unreadable = {"(database)": str(error)}
+                log.error("the list of collections cannot be read", cause=str(error))
+            else:
+                await self._warm(client, contents.collections)
+                self.warmed = True
+                self._notify()
+                if not self.unreadable:
+                    return
+            await asyncio.sleep(_PROBE_AGAIN_S)
+
+    async def _warm(self, client: httpx.AsyncClient, collections: list[Collection]) -> None:
+        self.to_warm, self.done_warming = len(collections), 0
+        unreadable: dict[str, str] = {}
+        places = asyncio.Semaphore(_PROBES_AT_ONCE)
+
+        async def warm(collection: Collection) -> None:
+            async with places:
+                name = f"{collection.tenant}/{collection.database}/{collection.name}"
+                try:
+                    async with self._ticket(f"warming {name}", collection.id):
+                        problem = await probe(client, collection)
+                        if problem:
+                            raise _Unreadable(problem)
+                except Exception as error:
+                    unreadable[name] = str(error) or type(error).__name__
+                    log.error("a collection cannot be read", collection=name, cause=unreadable[name])
+                self.done_warming += 1
+
+        async with asyncio.TaskGroup() as group:
+            for collection in collections:
+                group.create_task(warm(collection))
+        self.unreadable = unreadable
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class _Unreadable(Exception):
+    pass
+
+
+async def probe(client: httpx.AsyncClient, collection: Collection) -> str | None:
+    """Count a collection, read a record and find it by its vector; say what failed, None if nothing.
+
+    A collection that is gone by now is no failure. A heartbeat is green while an index is torn, so
+    this goes through both segments.
+    """
+    base = (
+        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
+        f"/collections/{collection.id}"
+    )
+    counted = await client.get(f"{base}/count")
+    if counted.status_code == httpx.codes.NOT_FOUND:
+        return None
+    if counted.status_code != httpx.codes.OK:
+        return f"count: {_why(counted)}"
+    read = await client.post(f"{base}/get", json={"limit": 1, "include": ["embeddings", "metadatas", "documents"]})
+    if read.status_code == httpx.codes.NOT_FOUND:
+        return None
+    if read.status_code != httpx.codes.OK:
+        return f"get: {_why(read)}"
+    vectors = [vector for vector in read.json().get("embeddings") or [] if vector]
+    if vectors:
+        found = await client.post(f"{base}/query", json={"query_embeddings": vectors, "n_results": 1, "include": []})
+        if found.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            return f"query: {_why(found)}"
+    return None
+
+
+def _why(response: httpx.Response) -> str:
+    return f"{response.status_code} {response.text[:500]}"

@@ -1,0 +1,118 @@
+"""Settings: the one place that reads the environment.
+
+Every variable is documented in README.md, "Settings"; a test compares the two. A wrong value, or a
+`GATEWAY_*` name that nothing reads, stops the start with a message that names it.
+"""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gateway.errors import ConfigError
+
+# One path segment of the bucket layout, as plain as file systems, URLs and S3 all like it.
+_USER_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+# Containers often pass `NAME=` for "not set".
+Optional = BeforeValidator(lambda value: None if value == "" else value)
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Seconds are `_s`; directories are made absolute here."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", validation_alias="HOST")
+    port: Port = Field(8000, validation_alias="PORT")
+    chroma_port: Port = 8001
+    data_dir: Path = Path("var/chroma")
+    store: str = "file://./var/store"
+    user_id: str = "default"
+    admin_token: Annotated[SecretStr | None, Optional] = None
+    restore: str = "latest"
+    snapshot_interval_s: float = Field(0, ge=0)
+    snapshot_on_exit: bool | None = None
+    gate_timeout_s: float = Field(30, gt=0)
+    drain_timeout_s: float = Field(30, gt=0)
+    read_timeout_s: float = Field(300, gt=0)
+    restore_retry_s: float = Field(60, ge=0)
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    log_format: Literal["text", "json"] | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    # Put there by supervisord for the programs it runs; absent when the gateway runs by itself.
+    supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("user_id")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not _USER_ID.match(value):
+            raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', and begin with a letter or digit")
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if not value.startswith(("file://", "s3://")):
+            raise ValueError("must be s3://bucket[/prefix] or file:///path")
+        return value
+
+    @field_validator("restore")
+    @classmethod
+    def _restorable(cls, value: str) -> str:
+        if not re.fullmatch(r"latest|none|\d{8}T\d{6}Z-[0-9a-f]{6}", value):
+            raise ValueError("must be 'latest', 'none' or a snapshot's id such as 20261120T210455Z-3f9a1c")
+        return value
+
+    @property
+    def takes_final_snapshot(self) -> bool:
+        """`GATEWAY_SNAPSHOT_ON_EXIT`, by default true where the store outlives the container."""
+        return self.store.startswith("s3://") if self.snapshot_on_exit is None else self.snapshot_on_exit
+
+    @property
+    def repository_prefix(self) -> str:
+        """The key prefix of this gateway's own repository in the store."""
+        return f"users/{self.user_id}/vectorstore/"
+
+    @property
+    def logs_as_json(self) -> bool:
+        return self.log_format == "json" if self.log_format else not sys.stderr.isatty()
+
+
+def variable_of(field: str) -> str:
+    """The environment variable behind a field of `Settings`."""
+    alias = Settings.model_fields[field].validation_alias
+    return alias if isinstance(alias, str) else f"GATEWAY_{field.upper()}"
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises ConfigError naming every variable that is wrong or unknown."""
+    known = {variable_of(field) for field in Settings.model_fields}
+    problems, hint = [], None
+    for name in sorted(os.environ):
+        if name.startswith("GATEWAY_") and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            problems.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+            hint = "README.md, 'Settings', lists them all"
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            field = str(problem["loc"][0])
+            name = variable_of(field) if field in Settings.model_fields else field
+            problems.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
+        raise ConfigError("; ".join(problems), hint) from None
+    if problems:
+        raise ConfigError("; ".join(problems), hint)
+    return settings

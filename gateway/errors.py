@@ -1,0 +1,154 @@
+"""Every error the gateway raises on purpose, with what it means to HTTP, to a shell and to a retry.
+
+    GatewayError                      500         exit 1
+    ├── ConfigError                   500         exit 2   a wrong setting, a taken port, a second gateway
+    ├── InvalidRequest                400
+    ├── Unauthorized                  401
+    ├── NotFound                      404
+    ├── NotAllowed                    405                  the route knows other methods
+    ├── Conflict                      409                  another operation is under way
+    ├── Unavailable                   503  retry           the data is not being served just now
+    │   ├── GateTimeout               503  retry           a write waited too long for the gate
+    │   └── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
+    ├── BadUpstream                   502                  Chroma broke off, or answered nonsense
+    ├── UpstreamTimeout               504                  Chroma did not answer a read in time
+    ├── DiskFull                      507
+    ├── StoreError                    502         exit 3
+    │   ├── StoreUnavailable          503  retry  exit 3   cannot be reached, or says "later"
+    │   ├── StoreDenied               502         exit 3   credentials, bucket or permission are wrong
+    │   └── ObjectMissing             502         exit 5   a key that should be there is not
+    └── SnapshotError                 500         exit 5
+        ├── NothingToRestore          404         exit 4   a restore was demanded and there is nothing
+        ├── CorruptSnapshot           500         exit 5   bytes are missing or not the ones promised
+        └── IncompatibleSnapshot      500         exit 5   of a newer gateway or a newer Chroma
+
+`retryable` says that the same call may succeed later with nothing changed. In HTTP an error is
+`{"error", "message"}` in Chroma's own shape plus `"hint"` where we know what to do next. For the
+statuses that `chromadb` has exception types for, `error` is the name it raises by
+(`chromadb/errors.py`, `error_types`).
+"""
+
+from typing import Any
+
+_CHROMA_NAMES = {
+    400: "InvalidArgumentError",
+    401: "AuthorizationError",
+    403: "AuthError",
+    404: "NotFoundError",
+    409: "UniqueConstraintError",
+    429: "RateLimitError",
+    500: "InternalError",
+}
+
+
+class GatewayError(Exception):
+    """The root. `message` says what failed and why, `hint` the way out."""
+
+    status = 500
+    exit_code = 1
+    retryable = False
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def name(self) -> str:
+        """The name `chromadb` raises by where it has one for this status, else our own class name."""
+        return _CHROMA_NAMES.get(self.status, type(self).__name__)
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body of the answer: `error`, `message` and, where known, `hint`."""
+        body = {"error": self.name, "message": self.message}
+        return body | {"hint": self.hint} if self.hint else body
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class ConfigError(GatewayError):
+    exit_code = 2
+
+
+class InvalidRequest(GatewayError):
+    status = 400
+
+
+class Unauthorized(GatewayError):
+    status = 401
+
+
+class NotFound(GatewayError):
+    status = 404
+
+
+class NotAllowed(GatewayError):
+    status = 405
+
+
+class Conflict(GatewayError):
+    status = 409
+
+
+class Unavailable(GatewayError):
+    status = 503
+    retryable = True
+    retry_after_s = 1
+
+
+class GateTimeout(Unavailable):
+    retry_after_s = 5
+
+
+class QuiesceTimeout(Unavailable):
+    retry_after_s = 5
+
+
+class BadUpstream(GatewayError):
+    status = 502
+
+
+class UpstreamTimeout(GatewayError):
+    status = 504
+
+
+class DiskFull(GatewayError):
+    status = 507
+
+
+class StoreError(GatewayError):
+    status = 502
+    exit_code = 3
+
+
+class StoreUnavailable(StoreError):
+    status = 503
+    retryable = True
+    retry_after_s = 10
+
+
+class StoreDenied(StoreError):
+    pass
+
+
+class ObjectMissing(StoreError):
+    exit_code = 5
+
+
+class SnapshotError(GatewayError):
+    exit_code = 5
+
+
+class NothingToRestore(SnapshotError):
+    status = 404
+    exit_code = 4
+
+
+class CorruptSnapshot(SnapshotError):
+    pass
+
+
+class IncompatibleSnapshot(SnapshotError):
+    pass

@@ -1,0 +1,99 @@
+"""Is it alive, is it ready and, if not, why; and what an operator asks first."""
+
+import asyncio
+import shutil
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import gateway
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import size_bytes
+from gateway.chroma.process import chroma_version
+from gateway.chroma.watch import ChromaWatch
+from gateway.config import Settings
+from gateway.errors import GatewayError
+from gateway.proxy.gate import Gate
+from gateway.snapshot.operations import Operations
+
+
+class Health:
+    """Asks everybody how they are. Cheap but for `status`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        directory: DataDirectory,
+        watch: ChromaWatch,
+        gate: Gate,
+        operations: Operations,
+    ) -> None:
+        self._settings, self._directory, self._watch = settings, directory, watch
+        self._gate, self._operations = gate, operations
+        self._started = time.monotonic()
+
+    def why_not_ready(self) -> str | None:
+        """The reason, or None when every collection can be read."""
+        if self._gate.refusal is not None:
+            return self._gate.refusal
+        watch = self._watch
+        if not watch.up:
+            note = self._directory.boot_note()
+            if note.get("phase") == "restoring":
+                return f"restoring snapshot {note['snapshot']}: {note['bytes_done']} of {note['bytes_total']} bytes"
+            return "Chroma is starting"
+        if watch.unreadable:
+            return "; ".join(f"{name} cannot be read: {why}" for name, why in sorted(watch.unreadable.items()))
+        if not watch.warmed:
+            return f"reading every collection: {watch.done_warming} of {watch.to_warm}"
+        return None
+
+    async def status(self) -> dict[str, Any]:
+        """What an operator asks first. Reads the store once."""
+        usage = shutil.disk_usage(self._directory.path)
+        current = {"operation": self._operations.current}
+        if self._operations.restored_bytes:
+            current["bytes_done"], current["bytes_total"] = self._operations.restored_bytes  # type: ignore[assignment]
+        return {
+            "version": gateway.__version__,
+            "chroma_version": chroma_version(),
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "ready": (reason := self.why_not_ready()) is None,
+            "reason": reason,
+            "gate": {
+                "state": self._gate.state.value,
+                "refusal": self._gate.refusal,
+                "writes_under_way": self._gate.writes,
+                "writes_waiting": self._gate.waiting,
+            },
+            "chroma": {
+                "up": self._watch.up,
+                "starts": self._watch.starts,
+                "unreadable": self._watch.unreadable,
+            },
+            "current": current,
+            "data_dir": {
+                "path": str(self._directory.path),
+                "size_bytes": await asyncio.to_thread(size_bytes, self._directory.path),
+                "free_bytes": usage.free,
+            },
+            "store": await self._store(),
+            "last_error": self._operations.last_error,
+        }
+
+    async def _store(self) -> dict[str, Any]:
+        repository = self._operations.repository
+        try:
+            snapshots = await repository.snapshots()
+        except GatewayError as error:
+            return {"url": repository.url, "reachable": False, **error.body()}
+        last = snapshots[0] if snapshots else None
+        return {
+            "url": repository.url,
+            "reachable": True,
+            "snapshots": len(snapshots),
+            "last_snapshot": last.model_dump(mode="json", include={"id", "label", "created_at", "state"})
+            if last
+            else None,
+            "last_snapshot_age_s": round((datetime.now(UTC) - last.created_at).total_seconds(), 1) if last else None,
+        }

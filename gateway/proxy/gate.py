@@ -1,0 +1,210 @@
+"""The gate: lets writes through, or holds them back until none is under way.
+
+    OPEN ──hold()──► CLOSING ──last ticket given back──► CLOSED ──end of hold()──► OPEN
+
+Writes that arrive while it is not open wait, at most `timeout_s`, and then are told to come back. Reads
+of warm collections pass in every state. For a restore `refuse()` turns everything away at once.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import Enum
+
+from gateway.errors import Conflict, GateTimeout, QuiesceTimeout, Unavailable
+from gateway.proxy.classify import Kind, Route
+
+# Ids of deleted collections stay behind in the warm set. Forgetting all of them costs each living
+# one a ticket for its next read.
+_WARM_LIMIT = 100_000
+
+
+class State(Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Ticket:
+    """One write under way. It ends when Chroma's answer ended, whatever became of the client."""
+
+    __slots__ = ("collection_id", "epoch", "since", "what")
+
+    def __init__(self, what: str, collection_id: str | None, epoch: int) -> None:
+        self.what, self.collection_id, self.epoch = what, collection_id, epoch
+        self.since = time.monotonic()
+
+
+class Gate:
+    """One per gateway; used from the event loop's thread only."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.state = State.OPEN
+        self.refusal: str | None = None
+        self.waiting = 0
+        self.reads = 0
+        self._epoch = 0
+        self._warm: set[str] = set()
+        self._tickets: set[Ticket] = set()
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    # ------------------------------------------------------------------ for requests
+
+    def passes(self, route: Route) -> bool:
+        """Whether a request needs no ticket: a read, and not the first of its collection."""
+        return route.kind is Kind.READ or (route.kind is Kind.RECORD_READ and route.collection_id in self._warm)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Count a read in, so that `refuse` can wait for it. Raises Unavailable while refusing."""
+        self._require_admission()
+        self.reads += 1
+        try:
+            yield
+        finally:
+            self.reads -= 1
+            if not self.reads:
+                self._notify()
+
+    async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
+        """Take a ticket for one write, or for a first read of `collection_id`; wait while not open.
+
+        Raises GateTimeout after `timeout_s`, Unavailable when everything is refused.
+        """
+        if self.state is not State.OPEN or self.refusal is not None:
+            await self._wait_until_open()
+        return self._issue(what, collection_id)
+
+    def leave(self, ticket: Ticket, *, done: bool = False) -> None:
+        """Give a ticket back. `done` says that Chroma did what was asked (it answered 200)."""
+        self._tickets.discard(ticket)
+        if done and ticket.collection_id and ticket.epoch == self._epoch:
+            if len(self._warm) >= _WARM_LIMIT:
+                self._warm.clear()
+            self._warm.add(ticket.collection_id)
+        if not self._tickets:
+            self._notify()
+
+    @asynccontextmanager
+    async def ticket(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
+        """A ticket for a read of the gateway's own, which `refuse` does not turn away.
+
+        The collection is warm if the block ends well. Raises GateTimeout.
+        """
+        if self.state is not State.OPEN:
+            await self._wait_until_open(own=True)
+        ticket, done = self._issue(what, collection_id), False
+        try:
+            yield
+            done = True
+        finally:
+            self.leave(ticket, done=done)
+
+    # ------------------------------------------------------------------ for operations
+
+    @asynccontextmanager
+    async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
+        """Hold writes back for the time of the block; yields how long draining took, in ms.
+
+        Raises Conflict when it is held already, QuiesceTimeout (and opens again) when the writes
+        under way do not end in time: then Chroma is not quiet and must not be copied.
+        """
+        if self.state is not State.OPEN:
+            raise Conflict("the gate is held already", "wait for the operation that holds it, see GET /admin/status")
+        self.state, asked = State.CLOSING, time.monotonic()
+        try:
+            if not await self._drained(drain_timeout_s, reads=False):
+                raise QuiesceTimeout(
+                    f"Chroma did not finish {self._under_way()} within {drain_timeout_s:g} s",
+                    "try again when it is less busy, or raise GATEWAY_DRAIN_TIMEOUT_S",
+                )
+            self.state = State.CLOSED
+            yield (time.monotonic() - asked) * 1e3
+        finally:
+            self.state = State.OPEN
+            self._notify()
+
+    @asynccontextmanager
+    async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
+        """Turn every request away with `reason` for the time of the block.
+
+        Requests under way get `drain_timeout_s` to end; what has not ended then is left to break off.
+        """
+        self.refusal = reason
+        self._notify()
+        try:
+            await self._drained(drain_timeout_s, reads=True)
+            yield
+        finally:
+            self.refusal = None
+            self._notify()
+
+    def chroma_gone(self) -> None:
+        """Chroma's process ended: nothing is warm any more, and it works on nothing any more."""
+        self._epoch += 1
+        self._warm.clear()
+        self._tickets.clear()
+        self._notify()
+
+    @property
+    def writes(self) -> int:
+        """How many writes are under way."""
+        return len(self._tickets)
+
+    # ------------------------------------------------------------------ inside
+
+    def _require_admission(self) -> None:
+        if self.refusal is not None:
+            raise Unavailable(self.refusal)
+
+    def _issue(self, what: str, collection_id: str | None) -> Ticket:
+        ticket = Ticket(what, collection_id, self._epoch)
+        self._tickets.add(ticket)
+        return ticket
+
+    async def _wait_until_open(self, *, own: bool = False) -> None:
+        def decided() -> bool:
+            return self.state is State.OPEN or (self.refusal is not None and not own)
+
+        self.waiting += 1
+        try:
+            came = await self._until(decided, self._timeout_s)
+        finally:
+            self.waiting -= 1
+        if not own:
+            self._require_admission()
+        if not came:
+            raise GateTimeout(f"writes are held back and this one waited {self._timeout_s:g} s", "send it again")
+
+    async def _drained(self, timeout_s: float, *, reads: bool) -> bool:
+        return await self._until(lambda: not self._tickets and not (reads and self.reads), timeout_s)
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait for `condition`, asked again at every change; say whether it came true in time.
+
+        Nothing else runs between the last asking and the return.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    waiter = asyncio.get_running_loop().create_future()
+                    self._waiters.add(waiter)
+                    try:
+                        await waiter
+                    finally:
+                        self._waiters.discard(waiter)
+        except TimeoutError:
+            return condition()
+        return True
+
+    def _notify(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _under_way(self) -> str:
+        oldest = min(self._tickets, key=lambda ticket: ticket.since)
+        age_s = time.monotonic() - oldest.since
+        return f"{len(self._tickets)} write(s), the oldest of them {oldest.what} for {age_s:.1f} s,"

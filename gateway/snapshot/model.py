@@ -1,0 +1,211 @@
+"""What a snapshot is, as data. Pure.
+
+A manifest comes from a store that others may write to, so nothing of it is believed before
+`Manifest.parse` has looked at it: its own digest, its format, and every path in it.
+"""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from gateway.errors import CorruptSnapshot, IncompatibleSnapshot
+
+FORMAT = 1
+"""The newest repository and manifest format this gateway knows."""
+
+_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+# A snapshot restores into the data directory and nowhere else: one plain name, or one below one
+# plain directory. What Chroma calls them is checked by the folder that knows Chroma.
+_PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Block(_Record):
+    """A piece of a file: `size_bytes` of it, stored as `stored_bytes` at `offset` of pack number `pack`."""
+
+    sha256: Sha256
+    size_bytes: Count
+    pack: Count
+    offset: Count
+    stored_bytes: Count
+    codec: Literal["zstd", "raw"]
+
+
+class File(_Record):
+    """A file of the data directory: its blocks in order are its bytes."""
+
+    path: str
+    size_bytes: Count
+    sha256: Sha256
+    blocks: tuple[Block, ...]
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        if not _PATH.fullmatch(value):
+            raise ValueError(f"{value!r} does not belong into a data directory")
+        return value
+
+
+class Pack(_Record):
+    """An object of the store, named by what is in it."""
+
+    sha256: Sha256
+    size_bytes: Count
+
+
+class SnapshotCollection(_Record):
+    """A collection as it was in the snapshot."""
+
+    tenant: str = Field(description="tenant it belongs to")
+    database: str = Field(description="database it belongs to")
+    name: str = Field(description="its name when the snapshot was taken")
+    id: str = Field(description="its UUID")
+    records: Count = Field(description="how many records it held")
+    dimension: int | None = Field(None, description="of its embeddings; null before the first record")
+
+
+class MigrationRow(_Record):
+    dir: str
+    version: int
+    filename: str
+
+
+class Snapshot(_Record):
+    """What people are shown of a snapshot."""
+
+    id: str = Field(description="sorts by time of creation")
+    label: str | None = Field(None, description="what the person who took it called it")
+    created_at: AwareDatetime = Field(description="when its cut was made: writes acknowledged before are in it")
+    state: Literal["complete", "damaged"] = Field(
+        "complete", description="'damaged' when its manifest cannot be read; see problem"
+    )
+    problem: str | None = Field(None, description="why it is damaged")
+    size_bytes: Count = Field(0, description="of its files, as they lie in the data directory")
+    uploaded_bytes: Count = Field(0, description="that went to the store for it")
+    files: Count = Field(0, description="how many files it has")
+    collections: tuple[SnapshotCollection, ...] = Field((), description="what it holds")
+    chroma_version: str | None = Field(None, description="version of the chromadb package that wrote the data")
+    duration_s: float = Field(0, description="from request to manifest, in seconds")
+    drain_ms: float = Field(0, description="how long writes under way took to end, new ones waiting, in ms")
+    freeze_ms: float = Field(0, description="how long nothing was written at all, in ms")
+
+
+class Manifest(_Record):
+    """A snapshot with everything needed to restore it."""
+
+    snapshot: Snapshot
+    migrations: tuple[MigrationRow, ...]
+    segments: dict[str, int]
+    """max_seq_id by live vector segment."""
+    packs: tuple[Pack, ...]
+    files: tuple[File, ...]
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if not _ID.fullmatch(self.snapshot.id):
+            raise ValueError(f"{self.snapshot.id!r} is no snapshot id")
+        paths = [file.path for file in self.files]
+        if len(set(paths)) != len(paths):
+            raise ValueError("a file is named twice")
+        for file in self.files:
+            if sum(block.size_bytes for block in file.blocks) != file.size_bytes:
+                raise ValueError(f"the blocks of {file.path} are not its {file.size_bytes} bytes")
+            for block in file.blocks:
+                if block.pack >= len(self.packs):
+                    raise ValueError(f"{file.path} names a pack that is not listed")
+                if block.offset + block.stored_bytes > self.packs[block.pack].size_bytes:
+                    raise ValueError(f"{file.path} names bytes past the end of pack {self.packs[block.pack].sha256}")
+        return self
+
+    def to_bytes(self) -> bytes:
+        """The manifest as it is stored; `digest` is the SHA-256 of the canonical form of `manifest`."""
+        body = self.model_dump(mode="json")
+        return json.dumps({"format": FORMAT, "digest": _digest(body), "manifest": body}, indent=1).encode()
+
+    @classmethod
+    def parse(cls, data: bytes, snapshot_id: str) -> Self:
+        """Read what `to_bytes` wrote for `snapshot_id`.
+
+        Raises IncompatibleSnapshot for a newer format, CorruptSnapshot for anything that does not add up.
+        """
+        try:
+            document = json.loads(data)
+            version = document["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptSnapshot(
+                f"the manifest of snapshot {snapshot_id} cannot be read: it is cut off or no manifest",
+                "restore another snapshot, see GET /admin/snapshot",
+            ) from error
+        check_format(version, f"snapshot {snapshot_id}")
+        try:
+            if document["digest"] != _digest(document["manifest"]):
+                raise CorruptSnapshot(
+                    f"the manifest of snapshot {snapshot_id} was changed: it does not have the digest it names",
+                    "restore another snapshot, see GET /admin/snapshot",
+                )
+            manifest = cls.model_validate_json(json.dumps(document["manifest"]))
+        except (ValidationError, KeyError, TypeError) as error:
+            raise CorruptSnapshot(
+                f"the manifest of snapshot {snapshot_id} is not valid: {_first_problem(error)}",
+                "restore another snapshot, see GET /admin/snapshot",
+            ) from error
+        if manifest.snapshot.id != snapshot_id:
+            raise CorruptSnapshot(f"the manifest of snapshot {snapshot_id} is that of {manifest.snapshot.id}")
+        return manifest
+
+
+def check_format(version: Any, what: str) -> None:
+    """Raise IncompatibleSnapshot unless this gateway knows the format `version` of `what`."""
+    if not isinstance(version, int) or version < 1:
+        raise CorruptSnapshot(f"{what} names no format: {version!r}")
+    if version > FORMAT:
+        raise IncompatibleSnapshot(
+            f"{what} is of format {version}, this gateway knows up to {FORMAT}",
+            "use the gateway that wrote it, or a newer one",
+        )
+
+
+def new_snapshot_id(now: datetime, randomness: bytes) -> str:
+    """An id that sorts by time: `20261120T210455Z-3f9a1c`."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{randomness[:3].hex()}"
+
+
+def is_snapshot_id(text: str) -> bool:
+    return bool(_ID.fullmatch(text))
+
+
+def damaged(snapshot_id: str, problem: str) -> Snapshot:
+    """How a snapshot whose manifest cannot be read is shown."""
+    created_at = datetime.strptime(snapshot_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+    return Snapshot(id=snapshot_id, created_at=created_at, state="damaged", problem=problem)
+
+
+def _digest(body: Any) -> str:
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,70 @@
+"""Tasks and threads with the manners this package needs."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+_Result = TypeVar("_Result")
+
+
+class Crew:
+    """At most `size` tasks side by side. `async with` waits for all of them.
+
+    The first failure ends all of them and is raised as itself.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._places = asyncio.Semaphore(size)
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Begin `work(*args)`, when there is a place free for it."""
+        await self._places.acquire()
+        try:
+            self._group.create_task(self._do(work, args))
+        except BaseException:
+            self._places.release()
+            raise
+
+    async def _do(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
+        try:
+            await work(*args)
+        finally:
+            self._places.release()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._group.__aexit__(kind, error, trace)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def to_its_end(
+    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], None] | None = None
+) -> _Result:
+    """Run `function(*args)` in a thread; when cancelled, wait for its end nevertheless, and `undo` its result.
+
+    For steps that must not go on behind the back of what comes next.
+    """
+    task = asyncio.create_task(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if undo and not task.cancelled() and task.exception() is None:
+            undo(task.result())
+        raise

@@ -1,0 +1,161 @@
+"""One gateway's repository in the store: manifests, packs and the format they are of."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
+from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
+from gateway.snapshot.parallel import Crew
+from gateway.snapshot.plan import unreferenced
+from gateway.store import Store
+
+_REPOSITORY = "repository.json"
+_SNAPSHOTS = "snapshots/"
+_MANIFEST = "manifest.json"
+_DATA = "data/"
+_READS_AT_ONCE = 8
+
+
+class Repository:
+    """Snapshots in `store`, which is this gateway's own prefix. Errors of the store pass through."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        # Manifests never change once written, so what was read stays true.
+        self._read: dict[str, Snapshot] = {}
+
+    @property
+    def url(self) -> str:
+        return self._store.url
+
+    async def check_format(self) -> bool:
+        """Say whether there is a repository. Raises IncompatibleSnapshot if it is newer than we know."""
+        try:
+            document = await self._store.get(_REPOSITORY)
+        except ObjectMissing:
+            return False
+        try:
+            version = json.loads(document)["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptSnapshot(f"{self.url}{_REPOSITORY} cannot be read: {error}") from error
+        check_format(version, f"the repository {self.url}")
+        return True
+
+    async def make(self) -> None:
+        """Write the format's version where there is none. Safe to retry."""
+        if not await self.check_format():
+            document = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+            await self._store.put_if_absent(_REPOSITORY, json.dumps(document).encode())
+
+    # ------------------------------------------------------------------ snapshots
+
+    async def ids(self) -> list[str]:
+        """Ids of all snapshots, newest first."""
+        found = []
+        async for info in self._store.list(_SNAPSHOTS):
+            snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
+            if name == _MANIFEST and is_snapshot_id(snapshot_id):
+                found.append(snapshot_id)
+        return sorted(found, reverse=True)
+
+    async def snapshots(self) -> list[Snapshot]:
+        """All snapshots, newest first; one that cannot be read is shown as damaged."""
+        ids = await self.ids()
+        async with Crew(_READS_AT_ONCE) as crew:
+            for snapshot_id in ids:
+                if snapshot_id not in self._read:
+                    await crew.start(self._look, snapshot_id)
+        return [
+            self._read.get(snapshot_id) or damaged(snapshot_id, await self._why(snapshot_id)) for snapshot_id in ids
+        ]
+
+    async def _look(self, snapshot_id: str) -> None:
+        try:
+            await self.manifest(snapshot_id)
+        except (SnapshotError, NotFound):
+            pass
+
+    async def _why(self, snapshot_id: str) -> str:
+        try:
+            await self.manifest(snapshot_id)
+        except (SnapshotError, NotFound) as error:
+            return error.message
+        return ""
+
+    async def resolve(self, name: str) -> str:
+        """The id that `name` means: an id, or `latest`. Raises NotFound."""
+        if name == "latest":
+            ids = await self.ids()
+            if not ids:
+                raise NotFound("there is no snapshot yet", "take one: POST /admin/snapshot")
+            return ids[0]
+        if not is_snapshot_id(name):
+            raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
+        return name
+
+    async def manifest(self, snapshot_id: str) -> Manifest:
+        """Raises NotFound, CorruptSnapshot or IncompatibleSnapshot."""
+        try:
+            data = await self._store.get(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        except ObjectMissing:
+            raise NotFound(f"there is no snapshot {snapshot_id}", "GET /admin/snapshot lists them") from None
+        manifest = await asyncio.to_thread(Manifest.parse, data, snapshot_id)
+        self._read[snapshot_id] = manifest.snapshot
+        return manifest
+
+    async def publish(self, manifest: Manifest) -> None:
+        """Write the manifest: from here on the snapshot exists.
+
+        After an error it may exist or not, since the answer can be lost; if so it is whole.
+        """
+        data = await asyncio.to_thread(manifest.to_bytes)
+        await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
+        self._read[manifest.snapshot.id] = manifest.snapshot
+
+    async def delete(self, snapshot_id: str) -> None:
+        """Remove a snapshot: its manifest first, then the packs no other one names. Raises NotFound.
+
+        After an error, call again or leave it: what is left over is named by nothing. Packs are kept
+        while any other manifest cannot be read, since it might name them.
+        """
+        try:
+            packs: tuple[Pack, ...] = (await self.manifest(snapshot_id)).packs
+        except SnapshotError:
+            packs = ()  # it cannot say what it holds; removing the manifest is all there is to do
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        self._read.pop(snapshot_id, None)
+        if not packs:
+            return
+        try:
+            others = [await self.manifest(other) for other in await self.ids()]
+        except SnapshotError:
+            return
+        async with Crew(_READS_AT_ONCE) as crew:
+            for pack in unreferenced(packs, others):
+                await crew.start(self.delete_pack, pack.sha256)
+
+    # ------------------------------------------------------------------ packs
+
+    async def packs(self) -> dict[str, int]:
+        """Size in bytes by name of every pack in the store."""
+        return {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
+
+    async def put_pack(self, name: str, data: bytes) -> None:
+        await self._store.put(f"{_DATA}{name}", data)
+
+    async def get_pack(self, pack: Pack) -> bytes:
+        """Raises CorruptSnapshot if it is not there."""
+        try:
+            return await self._store.get(f"{_DATA}{pack.sha256}")
+        except ObjectMissing:
+            raise CorruptSnapshot(
+                f"pack data/{pack.sha256} is missing in {self.url}",
+                "restore another snapshot, see GET /admin/snapshot",
+            ) from None
+
+    async def delete_pack(self, name: str) -> None:
+        await self._store.delete(f"{_DATA}{name}")
+
+    async def close(self) -> None:
+        await self._store.close()

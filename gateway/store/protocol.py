@@ -1,0 +1,122 @@
+"""What the gateway asks of an object store, in prose; `tests/contract` asks it of each implementation.
+
+A *key* is `/`-separated, relative to the store's own root (`GATEWAY_STORE`), never absolute and
+without `.` or `..` parts; `check_key` refuses others. Objects are written whole: a reader sees the
+old object or the new one, never a mixture, and an object whose put returned survives a power cut.
+A *version* is an opaque token that changes whenever a key's bytes do. Writing the same bytes again may
+keep it (S3's is the ETag, a digest), so what must be told apart has to differ in its bytes.
+
+Errors of every method:
+
+- `StoreUnavailable`: could not be reached, or said "later", even after retries. Transient.
+- `StoreDenied`: credentials, bucket or permission are wrong. Permanent until somebody mends it.
+
+A store that cannot be read raises one of these; only a store that was read and holds nothing may
+answer that it holds nothing.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gateway.errors import InvalidRequest
+
+MAX_KEY_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One listed object. `modified_at` is in UTC and of the store's own clock."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Versioned:
+    """An object's bytes with the version they had when they were read."""
+
+    data: bytes
+    version: str
+
+
+class Store(Protocol):
+    """One prefix of an object store. Safe for concurrent use from one event loop."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people: no credentials in it."""
+        ...
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Store `data` under `key`, replacing what was there. Safe to retry."""
+        ...
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Store `data` under `key` unless the key exists; say whether it was stored.
+
+        Atomic across writers. Not retried here once the request may have arrived: a retry after a
+        lost answer may return False for our own write, so such a loss is raised as StoreUnavailable
+        and the caller looks.
+        """
+        ...
+
+    async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        """Replace `key` if it still has `version`; say whether it was replaced.
+
+        False too when the key is gone. Atomic across writers. Lost answers as for `put_if_absent`.
+        """
+        ...
+
+    async def get(self, key: str) -> bytes:
+        """The object's bytes, whole. Raises ObjectMissing. Safe to retry."""
+        ...
+
+    async def get_versioned(self, key: str) -> Versioned:
+        """The object's bytes with their version. Raises ObjectMissing. Safe to retry."""
+        ...
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from `start`, fewer where the object ends; b"" past its end.
+
+        Raises ObjectMissing. Safe to retry.
+        """
+        ...
+
+    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order. An empty store yields nothing.
+
+        `prefix` is compared as a string: `a/b` finds `a/bc` too; end it with `/` for a folder.
+        """
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove `key`; a key that is not there is no error. Safe to retry."""
+        ...
+
+    async def close(self) -> None:
+        """Give connections back. The store is not used afterwards."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it can be a key, else raise InvalidRequest."""
+    parts = key.split("/")
+    if not key or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise InvalidRequest(f"{key!r} cannot be a key: use relative names without '.', '..' or empty parts")
+    try:
+        size_bytes = len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{key!r} cannot be a key: it is not valid Unicode") from None
+    if size_bytes > MAX_KEY_BYTES:
+        raise InvalidRequest(f"{key[:40]!r}… cannot be a key: {size_bytes} bytes, S3 takes {MAX_KEY_BYTES}")
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` if keys can start with it, else raise InvalidRequest. The empty one is of all keys."""
+    if prefix:
+        check_key(prefix.removesuffix("/"))
+    return prefix

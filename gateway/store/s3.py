@@ -1,0 +1,393 @@
+"""Objects in a bucket, at AWS or anything that speaks S3. Credentials and endpoint are botocore's `AWS_*`.
+
+What is retried, and by whom:
+
+1. botocore retries a request that failed on its way or got "later" for an answer.
+2. `_read` retries a body that broke off midway, which botocore never does.
+3. A conditional write goes through a client of its own, on which nothing retries: botocore and aiohttp
+   would both send it again after a lost answer, and then report our own write as somebody else's.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import io
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC
+from typing import TYPE_CHECKING, Any, Literal
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from gateway.errors import InvalidRequest, ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+from gateway.store.protocol import ObjectInfo, Versioned, check_key, check_prefix
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+# botocore alone of AWS's SDKs does not know AWS_REGION.
+_SESSION_VARIABLES: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+_DEFAULT_REGION = "us-east-1"
+
+# aiohttp would hand a larger body of bytes to the socket in one piece, and warns of it.
+_STREAMED_ABOVE_BYTES = 1 << 20
+
+_RETRY_FIRST_S = 0.1
+_RETRY_LONGEST_S = 5.0
+
+_BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError, aiohttp.ClientError)
+_TRANSPORT = (*_BROKEN_OFF, ConnectionError, ChecksumError, OSError)
+_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    TokenRetrievalError,
+    SSOError,
+)
+
+_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the container a role"
+_CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
+_CHECK_REGION = "set AWS_REGION to the region of the bucket"
+_CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
+_ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
+
+# Answers that may be different next time.
+_DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout")
+_LATER = (408, 409, 425, 429)
+_NOT_IMPLEMENTED = 501
+
+# The way out of the others, by what they say or else by their status.
+_HINTS = {
+    "NoSuchBucket": "create it, or correct GATEWAY_STORE",
+    "InvalidAccessKeyId": _CHECK_CREDENTIALS,
+    "SignatureDoesNotMatch": _CHECK_CREDENTIALS,
+    "ExpiredToken": _CHECK_CREDENTIALS,
+    "InvalidToken": _CHECK_CREDENTIALS,
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "AuthorizationHeaderMalformed": _CHECK_REGION,
+}
+_HINTS_BY_STATUS = {301: _CHECK_REGION, 307: _CHECK_REGION, 401: _CHECK_CREDENTIALS, 403: _ALLOW}
+
+
+class S3Store:
+    """The objects of `bucket` below `prefix`; it connects with the first call.
+
+    `addressing` says where a request names the bucket: in the path, in the host name ("virtual"), or
+    ("auto") in the path exactly if an endpoint is configured. `attempts` bounds the tries of one call,
+    `call_timeout_s` all of them together; the other timeouts are for one step of one try.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        addressing: Literal["auto", "path", "virtual"] = "auto",
+        attempts: int = 5,
+        connect_timeout_s: float = 5,
+        read_timeout_s: float = 30,
+        call_timeout_s: float = 600,
+        max_connections: int = 32,
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = check_key(prefix.removesuffix("/")) + "/" if prefix else ""
+        self._attempts = attempts
+        self._call_timeout_s = call_timeout_s
+        self._config: dict[str, Any] = {
+            "connect_timeout": connect_timeout_s,
+            "read_timeout": read_timeout_s,
+            "max_pool_connections": max_connections,
+            # Else botocore sends checksums in trailers, which not every S3 server understands.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "s3": {"addressing_style": addressing},
+        }
+        self._connecting = asyncio.Lock()
+        self._connected: tuple[S3Client, S3Client] | None = None
+        self._exit = contextlib.AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    # ------------------------------------------------------------------ writing
+
+    async def put(self, key: str, data: bytes) -> None:
+        async with self._call("put", key):
+            client, _ = await self._clients()
+            await client.put_object(
+                Bucket=self._bucket, Key=self._key(key), Body=data, ContentMD5=await _content_md5(data)
+            )
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        return await self._put_if(key, data, IfNoneMatch="*")
+
+    async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        return await self._put_if(key, data, IfMatch=version)
+
+    async def _put_if(self, key: str, data: bytes, **condition: Any) -> bool:
+        async with self._call("put", key):
+            _, client = await self._clients()
+            content_md5 = await _content_md5(data)
+            # "Conflict" means: refused because of a write that is under way, ask again.
+            async for attempt in self._retrying(lambda error: _status(error) == 409):
+                with attempt:
+                    try:
+                        await client.put_object(
+                            Bucket=self._bucket,
+                            Key=self._key(key),
+                            Body=data,
+                            ContentMD5=content_md5,
+                            **condition,
+                        )
+                    except ClientError as error:
+                        if _status(error) == 412 or ("IfMatch" in condition and _code(error) == "NoSuchKey"):
+                            return False
+                        raise
+            return True
+
+    async def delete(self, key: str) -> None:
+        async with self._call("delete", key):
+            client, _ = await self._clients()
+            try:
+                await client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if _code(error) != "NoSuchKey":  # AWS never says it here, others do
+                    raise
+
+    # ------------------------------------------------------------------ reading
+
+    async def get(self, key: str) -> bytes:
+        data, _ = await self._read(key)
+        return data
+
+    async def get_versioned(self, key: str) -> Versioned:
+        data, answer = await self._read(key)
+        if not answer.get("ETag"):
+            raise StoreDenied(f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags")
+        return Versioned(data, answer["ETag"])
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        # A range cannot ask for nothing; whether the object exists still has to be asked.
+        last = start + max(length, 1) - 1
+        try:
+            data, answer = await self._read(key, Range=f"bytes={start}-{last}")
+        except _PastTheEnd:
+            return b""
+        # A server may ignore the range and answer with all of it.
+        skip = start if answer["ResponseMetadata"]["HTTPStatusCode"] == 200 else 0
+        return data[skip : skip + length]
+
+    async def _read(self, key: str, **condition: Any) -> tuple[bytes, dict[str, Any]]:
+        async with self._call("get", key):
+            client, _ = await self._clients()
+            async for attempt in self._retrying(lambda error: isinstance(error, _BodyBrokeOff)):
+                with attempt:
+                    try:
+                        answer: Any = await client.get_object(Bucket=self._bucket, Key=self._key(key), **condition)
+                    except ClientError as error:
+                        if _status(error) == 416:
+                            raise _PastTheEnd from None
+                        raise
+                    try:
+                        data: bytes = await answer["Body"].read()
+                    except (*_BROKEN_OFF, OSError) as error:
+                        raise _BodyBrokeOff(_reason(error)) from error
+                    finally:
+                        answer["Body"].close()
+            return data, answer
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        after: dict[str, Any] = {}
+        while True:
+            page = await self._page(prefix, after)
+            for item in page.get("Contents", ()):
+                key = item["Key"].removeprefix(self._prefix)
+                if _is_key(key):
+                    yield ObjectInfo(key, item["Size"], item["LastModified"].astimezone(UTC))
+            if not page["IsTruncated"]:
+                return
+            after = {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, prefix: str, after: dict[str, Any]) -> dict[str, Any]:
+        async with self._call("list", prefix):
+            client, _ = await self._clients()
+            page: Any = await client.list_objects_v2(
+                Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **after
+            )
+            # Some web page answered with 200, if it parses at all, would pass for an empty list.
+            if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
+                raise ResponseParserError("the answer is not a list of objects")
+            return dict(page)
+
+    # ------------------------------------------------------------------ connection
+
+    async def close(self) -> None:
+        self._connected = None
+        await self._exit.aclose()
+
+    async def _clients(self) -> "tuple[S3Client, S3Client]":
+        """A client that retries, and one that sends everything once."""
+        async with self._connecting:
+            if self._connected is None:
+                self._connected = await self._connect()
+            return self._connected
+
+    async def _connect(self) -> "tuple[S3Client, S3Client]":
+        session = aioboto3.Session(botocore_session=AioSession(session_vars=_SESSION_VARIABLES))
+        region = session.region_name or _DEFAULT_REGION
+        retrying = AioConfig(
+            **self._config,
+            http_session_cls=_Streaming,
+            retries={"mode": "standard", "total_max_attempts": self._attempts},
+        )
+        once = AioConfig(
+            **self._config,
+            http_session_cls=_Once,
+            # Ceph stalls on a connection on which it refused a write; new ones cost little here.
+            connector_args={"force_close": True, "keepalive_timeout": None},
+            retries={"mode": "standard", "total_max_attempts": 1},
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(session.client("s3", region_name=region, config=config))
+                for config in (retrying, once)
+            ]
+            self._exit = stack.pop_all()
+        return clients[0], clients[1]
+
+    def _key(self, key: str) -> str:
+        return check_key(self._prefix + check_key(key))
+
+    def _retrying(self, is_worth_it: Callable[[BaseException], bool]) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception(is_worth_it),
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_random_exponential(_RETRY_FIRST_S, _RETRY_LONGEST_S),
+            reraise=True,
+        )
+
+    # ------------------------------------------------------------------ errors
+
+    @contextlib.asynccontextmanager
+    async def _call(self, operation: str, key: str) -> AsyncIterator[None]:
+        """Bound a call in time, and turn whatever is raised in it into one of our errors."""
+        where = f"{operation} {self.url}{key}"
+        try:
+            async with asyncio.timeout(self._call_timeout_s):
+                yield
+        except ClientError as error:
+            raise self._refusal(where, error) from error
+        except _CREDENTIALS as error:
+            raise StoreDenied(f"{where}: {_reason(error)}", _SET_CREDENTIALS) from error
+        except _BodyBrokeOff as error:
+            raise StoreUnavailable(f"{where}: the body broke off {self._attempts} times: {error}") from error
+        except TimeoutError as error:
+            raise StoreUnavailable(f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT) from error
+        except _TRANSPORT as error:
+            raise StoreUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+        except (BotoCoreError, ResponseParserError) as error:
+            raise StoreDenied(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+
+    def _refusal(self, where: str, error: ClientError) -> StoreError:
+        """What an answer that is an error means."""
+        code, status = _code(error), _status(error)
+        message = f"{where}: {code} ({status}): {error.response['Error'].get('Message') or 'no reason given'}"
+        if code == "NoSuchKey":
+            return ObjectMissing(message)
+        if code in _DAMAGED_ON_THE_WAY or status in _LATER or (status >= 500 and status != _NOT_IMPLEMENTED):
+            return StoreUnavailable(message)
+        if code == "NoSuchBucket":
+            endpoint = self._connected[0].meta.endpoint_url if self._connected else "the endpoint"
+            message = f"{where}: bucket {self._bucket} does not exist at {endpoint}"
+        # With 404 too: what does not say NoSuchKey is not the store, and must not pass for an empty one.
+        return StoreDenied(message, _HINTS.get(code) or _HINTS_BY_STATUS.get(status, _CHECK_ENDPOINT))
+
+
+class _BodyBrokeOff(Exception):
+    """An answer's body did not come whole."""
+
+
+class _PastTheEnd(Exception):
+    """A range begins where there is no object any more."""
+
+
+class _Streaming(AIOHTTPSession):
+    """Sends large bodies piece by piece."""
+
+    async def send(self, request: Any) -> Any:
+        # Given to botocore as a file, it would ask for "100 Continue", for which aiohttp waits without limit.
+        if isinstance(request.body, bytes) and len(request.body) > _STREAMED_ABOVE_BYTES:
+            request.body = io.BytesIO(request.body)
+        return await super().send(request)
+
+
+class _Once(_Streaming):
+    """Sends every request once."""
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]
+        # aiohttp has no public way to say so, and takes PUT for a method that may be sent twice.
+        session._retry_connection = False
+        return session
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status of an answer that is an error; 0 of anything else."""
+    if not isinstance(error, ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _reason(error: BaseException) -> str:
+    """What botocore or aiohttp says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+async def _content_md5(data: bytes) -> str:
+    """The digest that every S3 server checks.
+
+    With it botocore leaves SHA-256 over the body out where there is TLS, which would hold up the
+    event loop (`botocore/auth.py`, `_should_sha256_sign_payload`).
+    """
+    digest = await asyncio.to_thread(hashlib.md5, data, usedforsecurity=False)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def _is_key(key: str) -> bool:
+    """Whether a gateway can have written it: folder markers of S3 consoles, for one, are no keys."""
+    try:
+        check_key(key)
+    except InvalidRequest:
+        return False
+    return True

@@ -1,0 +1,148 @@
+"""Real S3 servers for tests, each a process of its own on 127.0.0.1 while its context lasts.
+
+    with ministack() as server:
+        server.make_bucket("b")
+        env = server.env        # for AWS_*: keys, endpoint, region; nothing of this machine's own
+
+DESIGN says which one is good for what. Other tests use `ministack`.
+"""
+
+import contextlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import botocore.session
+
+from tests.store_faults import FaultProxy
+
+ACCESS_KEY, SECRET_KEY, REGION = "test", "test", "us-east-1"
+_START_TIMEOUT_S = 30
+_STOP_TIMEOUT_S = 5
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where a server listens."""
+
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes an S3 client talk to it and to nothing else."""
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_ENDPOINT_URL_S3": self.url,
+            "AWS_REGION": REGION,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def make_bucket(self, name: str) -> None:
+        client = botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            region_name=REGION,
+        )
+        with contextlib.closing(client):
+            client.create_bucket(Bucket=name)
+
+
+@contextmanager
+def ministack() -> Iterator[S3Server]:
+    """Conditional writes are right and atomic; checksums are verified."""
+    port = free_port()
+    env = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3,iam,sts"}
+    with _running([sys.executable, "-m", "ministack"], port, env) as server:
+        yield server
+
+
+@contextmanager
+def moto() -> Iterator[S3Server]:
+    """Conditional writes are right; checksums are not looked at. Keep objects small."""
+    port = free_port()
+    with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port) as server:
+        yield server
+
+
+@contextmanager
+def rclone() -> Iterator[S3Server]:
+    """Conditions are accepted and ignored; signatures are verified."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        command = [
+            *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"),
+            *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", directory),
+        ]
+        with _running(command, port) as server:
+            yield server
+
+
+@contextmanager
+def faults(upstream_port: int) -> Iterator[FaultProxy]:
+    """A proxy before the server on `upstream_port`; see `tests.store_faults` for what it can do."""
+    with FaultProxy(upstream_port) as proxy:
+        yield proxy
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _running(command: Sequence[str], port: int, env: Mapping[str, str] | None = None) -> Iterator[S3Server]:
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            cwd=home,
+            env={"PATH": os.environ["PATH"], "HOME": home, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            if not _answers(process, port):
+                log.seek(0)
+                raise RuntimeError(f"{command} did not start:\n{log.read().decode(errors='replace')}")
+            yield S3Server(port)
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Wait until it answers any HTTP at all; False if it ended, or takes too long."""
+    give_up_at = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < give_up_at:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:
+            try:
+                connection.request("GET", "/")
+                connection.getresponse()
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.05)
+            else:
+                return True
+    return False

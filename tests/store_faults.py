@@ -1,0 +1,183 @@
+"""An HTTP proxy that misbehaves as told, to stand in front of a real S3 server.
+
+    with FaultProxy(server.port) as proxy:
+        proxy.rules = [Rule("status", method="GET", count=2), Rule("drop_reply", method="PUT")]
+
+It passes requests on as they came, `Host` too, so that their signatures stay right. What goes through
+is held in memory as a whole.
+"""
+
+import contextlib
+import http.client
+import os
+import socket
+import socketserver
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Literal, Self
+
+Fault = Literal["status", "reset", "drop_reply", "delay", "stall", "truncate", "flip", "ignore_range", "replace"]
+
+_ERROR_CODES = {409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
+_HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+_IDLE_TIMEOUT_S = 60
+
+
+@dataclass
+class Rule:
+    """One way to misbehave. The first rule that fits a request and is not used up applies to it.
+
+    status        answer `status` with an S3 error, without asking the server
+    reset         break the connection, without asking the server
+    drop_reply    let the server do it, then break the connection
+    delay         ask the server `delay_s` later
+    stall         never answer; with `at_byte`, stop there in the answer's body
+    truncate      end the answer's body at `at_byte`, though its length promised more
+    flip          change the byte at `at_byte` of the answer's body
+    ignore_range  pass the request on without its `Range`
+    replace       answer 200 with `body`, without asking the server
+    """
+
+    fault: Fault
+    method: str = ""
+    contains: str = ""
+    count: int | None = None
+    status: int = 503
+    at_byte: int | None = None
+    delay_s: float = 0
+    body: bytes = b""
+
+    def fits(self, method: str, target: str) -> bool:
+        return self.count != 0 and self.method in ("", method) and self.contains in target
+
+
+class FaultProxy:
+    """Listens on `port` of 127.0.0.1 while entered; `rules` may be replaced at any time.
+
+    `requests` are the method and target of all that arrived, in order.
+    """
+
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port = upstream_port
+        self.rules: list[Rule] = []
+        self.requests: list[tuple[str, str]] = []
+        self.closed = threading.Event()
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.proxy = self
+        self.port: int = self._server.server_address[1]
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def rule_for(self, method: str, target: str) -> Rule | None:
+        with self._lock:
+            self.requests.append((method, target))
+            for rule in self.rules:
+                if rule.fits(method, target):
+                    if rule.count is not None:
+                        rule.count -= 1
+                    return rule
+        return None
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    request_queue_size = 128
+    proxy: FaultProxy
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients hang up; that is what they are here for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = _IDLE_TIMEOUT_S
+    # Else an answer's head and body wait for each other's acknowledgement.
+    disable_nagle_algorithm = True
+
+    def handle_any(self) -> None:
+        assert isinstance(self.server, _Server)
+        proxy = self.server.proxy
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        rule = proxy.rule_for(self.command, self.path) or Rule("delay")
+        match rule.fault:
+            case "status":
+                return self.answer(rule.status, [("Content-Type", "application/xml")], _error(rule.status))
+            case "replace":
+                return self.answer(200, [("Content-Type", "text/html")], rule.body)
+            case "reset":
+                return self.reset()
+            case "stall" if rule.at_byte is None:
+                return self.stall()
+            case "delay":
+                time.sleep(rule.delay_s)
+            case "ignore_range":
+                del self.headers["Range"]
+        status, headers, reply = self.pass_on(proxy.upstream_port, body)
+        if rule.fault == "drop_reply":
+            return self.reset()
+        if rule.fault == "flip" and rule.at_byte is not None and rule.at_byte < len(reply):
+            reply = bytearray(reply)
+            reply[rule.at_byte] ^= 0xFF
+        sent = rule.at_byte if rule.fault in ("truncate", "stall") else None
+        self.answer(status, headers, reply, sent)
+        if rule.fault == "stall":
+            self.stall()
+        return None
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
+
+    def pass_on(self, port: int, body: bytes) -> tuple[int, list[tuple[str, str]], bytes | bytearray]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_IDLE_TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    connection.putheader(name, value)
+            connection.endheaders(body or None)
+            reply = connection.getresponse()
+            headers = [(name, value) for name, value in reply.getheaders() if name.lower() not in _HOP_HEADERS]
+            return reply.status, headers, reply.read()
+
+    def answer(
+        self, status: int, headers: list[tuple[str, str]], body: bytes | bytearray, sent: int | None = None
+    ) -> None:
+        """Answer with `body`, or with its first `sent` bytes under the length of all."""
+        self.send_response_only(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:sent])
+        if sent is not None:
+            self.close_connection = True
+
+    def stall(self) -> None:
+        assert isinstance(self.server, _Server)
+        self.server.proxy.closed.wait()
+        self.close_connection = True
+
+    def reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _error(status: int) -> bytes:
+    code = _ERROR_CODES.get(status, "InternalError")
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made up for a test</Message></Error>".encode()

@@ -1,0 +1,313 @@
+"""What clients and operators see of snapshots, restores, stops and crashes."""
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import chromadb
+import httpx
+import pytest
+
+from tests.house import House, house
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[House]:
+    """One house for all that leaves it as it was."""
+    with house() as built:
+        yield built.start()
+
+
+@pytest.fixture(autouse=True)
+def _open_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "shared" in request.fixturenames:
+        request.getfixturevalue("shared").admin("POST", "/resume")
+
+
+def fill(client: chromadb.api.ClientAPI, name: str, records: int = 20) -> chromadb.Collection:
+    collection = client.create_collection(name, embedding_function=None)
+    collection.add(
+        ids=[str(i) for i in range(records)],
+        embeddings=[[float(i), 1.0, 2.0] for i in range(records)],
+        documents=[f"number {i}" for i in range(records)],
+    )
+    return collection
+
+
+def gate(built: House) -> dict:
+    return built.admin("GET", "/status").json()["gate"]
+
+
+# ---------------------------------------------------------------------- while a snapshot is taken
+
+
+def test_reads_of_warmed_collections_go_on_while_writes_are_held_back(shared: House) -> None:
+    """count, get and query answer at once with the gate closed; a write waits, and succeeds when it opens."""
+    notes = fill(shared.client(), "warmed")
+    notes.count()
+    assert shared.admin("POST", "/quiesce", json={"ttl_s": 60}).json()["state"] == "closed"
+
+    began = time.monotonic()
+    assert notes.count() == 20
+    assert notes.get(ids=["3"], include=["embeddings"])["embeddings"][0][0] == 3
+    assert notes.query(query_embeddings=[[7.0, 1.0, 2.0]], n_results=1)["ids"] == [["7"]]
+    assert time.monotonic() - began < 5, "a read waited for the gate"
+
+    written = threading.Event()
+    writer = threading.Thread(target=lambda: (notes.add(ids=["late"], embeddings=[[0.0, 0.0, 0.0]]), written.set()))
+    writer.start()
+    shared.until(lambda: gate(shared)["writes_waiting"] == 1, "the write waits")
+    assert notes.count() == 20
+    assert not written.is_set()
+    shared.admin("POST", "/resume")
+    writer.join(10)
+    assert written.is_set()
+    assert notes.count() == 21
+
+
+def test_every_collection_is_warm_when_ready() -> None:
+    """After a start nobody need read first: with the gate closed from the first second on, reads go on."""
+    with house() as built:
+        built.start()
+        fill(built.client(), "first")
+        fill(built.client(), "second")
+        built.client().create_collection("empty", embedding_function=None)
+        assert built.stop() == 0
+        built.start()
+        assert built.admin("POST", "/quiesce", json={"ttl_s": 60}).status_code == 200
+        began = time.monotonic()
+        assert [
+            built.client().get_collection(name, embedding_function=None).count()
+            for name in ("first", "second", "empty")
+        ] == [20, 20, 0]
+        assert time.monotonic() - began < 5
+        # A clean stop, with the gate closed, is still a clean stop.
+        assert built.stop() == 0
+
+
+def test_the_first_read_of_a_new_collection_waits_like_a_write(shared: House) -> None:
+    """Chroma writes on it, so it must not happen in a freeze."""
+    notes = fill(shared.client(), "unread")
+    shared.admin("POST", "/quiesce", json={"ttl_s": 60})
+    counted: list[int] = []
+    reader = threading.Thread(target=lambda: counted.append(notes.count()))
+    reader.start()
+    shared.until(lambda: gate(shared)["writes_waiting"] == 1, "the read waits")
+    shared.admin("POST", "/resume")
+    reader.join(10)
+    assert counted == [20]
+
+
+def test_a_quiesce_ends_by_itself(shared: House) -> None:
+    """Nobody resumes: after ttl_s writes go on."""
+    notes = fill(shared.client(), "forgotten")
+    answer = shared.admin("POST", "/quiesce", json={"ttl_s": 0.3})
+    assert answer.status_code == 200, answer.text
+    notes.add(ids=["late"], embeddings=[[0.0, 0.0, 0.0]])
+    assert gate(shared)["state"] == "open"
+    assert shared.admin("POST", "/resume").json() == {"state": "open", "was_quiesced": False}
+
+
+def test_the_answer_tells_how_long_writes_were_held(shared: House) -> None:
+    """`drain_ms` and `freeze_ms` are there and are times."""
+    snapshot = shared.snapshot("timed")
+    assert 0 <= snapshot["drain_ms"] < 30_000
+    assert 0 < snapshot["freeze_ms"] < 30_000
+
+
+def test_a_write_whose_client_is_gone_is_waited_for(shared: House) -> None:
+    """The client hangs up after sending; the snapshot begins when Chroma is done, and holds the write whole."""
+    collection = shared.client().create_collection(
+        "abandoned", embedding_function=None, configuration={"hnsw": {"sync_threshold": 500}}
+    )
+    collection.count()
+    records = 2000
+    body = json.dumps(
+        {
+            "ids": [str(i) for i in range(records)],
+            "embeddings": [[float(i % 97), float(i % 89)] * 96 for i in range(records)],
+            "documents": ["of a client in a hurry " * 10] * records,
+        }
+    ).encode()
+    path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{collection.id}/add"
+    with socket.create_connection(("127.0.0.1", shared.port)) as client:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        client.sendall(head.encode() + body)
+        # Chroma logs what it was given before it works on it: once the log has it, it cannot be recalled.
+        shared.until(lambda: gate(shared)["writes_under_way"] == 1, "the write is under way")
+        shared.until(lambda: logged(shared, records) or gate(shared)["writes_under_way"] == 0, "Chroma has it")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    snapshot = shared.snapshot()
+    held = {each["name"]: each["records"] for each in snapshot["collections"]}
+    assert held["abandoned"] == records
+    assert collection.count() == records
+
+
+def logged(built: House, records: int) -> bool:
+    with closing(sqlite3.connect(f"file:{built.data_dir}/chroma.sqlite3?mode=ro", uri=True)) as database:
+        return database.execute("select count(*) from embeddings_queue").fetchone()[0] >= records
+
+
+# ---------------------------------------------------------------------- while a snapshot is restored
+
+
+def test_a_restore_under_load_shows_one_state_or_the_other() -> None:
+    """Readers see all of the old state or all of the new one; in the gap 503 with Retry-After, and nothing else."""
+    with house() as built:
+        state = fill_state(built.start(), "old")
+        wanted = built.snapshot("old")
+        set_state(state, "new")
+        stop, seen, odd = threading.Event(), set(), []
+        get = f"{built.url}/api/v2/tenants/default_tenant/databases/default_database/collections/{state.id}/get"
+
+        def read() -> None:
+            with httpx.Client(timeout=60) as http:
+                while not stop.is_set():
+                    answer = http.post(get, json={"include": ["documents"]})
+                    if answer.status_code == 200:
+                        seen.add(tuple(sorted(set(answer.json()["documents"]))))
+                    elif answer.status_code == 503 and "retry-after" in answer.headers:
+                        seen.add(503)
+                    else:
+                        odd.append((answer.status_code, answer.text))
+
+        def write() -> None:
+            upsert = get.removesuffix("/get") + "/upsert"
+            with httpx.Client(timeout=60) as http:
+                while not stop.is_set():
+                    answer = http.post(upsert, json={"ids": ["x"], "embeddings": [[0.0, 0.0]], "documents": ["new"]})
+                    if answer.status_code not in (200, 201, 503):
+                        odd.append((answer.status_code, answer.text))
+
+        threads = [threading.Thread(target=read) for _ in range(3)] + [threading.Thread(target=write)]
+        for thread in threads:
+            thread.start()
+        answer = built.admin("POST", f"/snapshot/{wanted['id']}/restore")
+        assert answer.status_code == 200, answer.text
+        assert built.readyz().status_code == 200
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not odd
+        assert 503 in seen
+        # The writer adds one "new" record to whichever state it meets; the 200 others change together.
+        assert ("new",) in seen
+        assert seen <= {("new",), ("old",), ("new", "old"), 503}
+        documents = built.client().get_collection("state", embedding_function=None).get()["documents"]
+        assert documents.count("old") == 200
+
+
+def fill_state(built: House, text: str) -> chromadb.Collection:
+    state = built.client().create_collection(
+        "state", embedding_function=None, configuration={"hnsw": {"sync_threshold": 50}}
+    )
+    set_state(state, text)
+    return state
+
+
+def set_state(state: chromadb.Collection, text: str) -> None:
+    state.upsert(
+        ids=[str(i) for i in range(200)], embeddings=[[float(i), 1.0] for i in range(200)], documents=[text] * 200
+    )
+
+
+# ---------------------------------------------------------------------- stops and crashes
+
+
+def test_sigterm_ends_it_in_time_with_every_acknowledged_write_on_disk() -> None:
+    """Writers work until they are cut off; supervisord ends with 0 within 10 s; all they were told is there."""
+    with house() as built:
+        collection = built.start().client().create_collection("acknowledged", embedding_function=None)
+        told: list[str] = []
+
+        def write(name: str) -> None:
+            turn = 0
+            try:
+                while True:
+                    turn += 1
+                    collection.add(ids=[f"{name}-{turn}"], embeddings=[[float(turn), 1.0]])
+                    told.append(f"{name}-{turn}")
+            except Exception:
+                return
+
+        threads = [threading.Thread(target=write, args=(f"w{i}",)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        built.until(lambda: len(told) > 50, "50 writes")
+        began = time.monotonic()
+        assert built.stop() == 0
+        assert time.monotonic() - began < 10
+        for thread in threads:
+            thread.join()
+        built.start()
+        there = set(built.client().get_collection("acknowledged", embedding_function=None).get(include=[])["ids"])
+        assert set(told) <= there
+
+
+def test_a_killed_chroma_comes_back_by_itself() -> None:
+    """kill -9: clients get errors in Chroma's shape meanwhile, then everything is served again."""
+    with house() as built:
+        notes = fill(built.start().client(), "notes")
+        killed = built.pid("chroma")
+        assert killed
+        os.kill(killed, signal.SIGKILL)
+        answers = []
+
+        def served() -> bool:
+            answer = httpx.get(f"{built.url}/api/v2/heartbeat", timeout=10)
+            answers.append(answer)
+            return answer.status_code == 200 and built.pid("chroma") not in (None, killed)
+
+        built.until(served, "Chroma is back")
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert refused
+        for answer in refused:
+            assert answer.status_code in (502, 503)
+            assert set(answer.json()) >= {"error", "message"}
+        built.wait_until_ready()
+        assert notes.count() == 20
+        assert notes.query(query_embeddings=[[7.0, 1.0, 2.0]], n_results=1)["ids"] == [["7"]]
+
+
+def test_a_killed_gateway_comes_back_and_chroma_goes_on() -> None:
+    """kill -9 of the gateway costs its clients a moment, and Chroma not even a restart."""
+    with house() as built:
+        notes = fill(built.start().client(), "notes")
+        chroma, killed = built.pid("chroma"), built.pid("gateway")
+        assert killed
+        os.kill(killed, signal.SIGKILL)
+        built.until(lambda: built.pid("gateway") not in (None, killed), "the gateway is back")
+        built.wait_until_ready()
+        assert notes.count() == 20
+        assert built.pid("chroma") == chroma
+        assert built.snapshot()["collections"][0]["records"] == 20
+
+
+def test_the_gateway_answers_health_before_chroma_does() -> None:
+    """`/healthz` is 200 while `/readyz` still says why not."""
+    with house() as built:
+        built.start(ready=False)
+        seen = []
+
+        def ready() -> bool:
+            try:
+                healthz = httpx.get(f"{built.url}/healthz", timeout=5)
+            except httpx.TransportError:
+                return False
+            readyz = built.readyz()
+            seen.append((healthz.status_code, readyz.status_code, readyz.json().get("message")))
+            return readyz.status_code == 200
+
+        built.until(ready, "it is ready")
+        assert {status for status, _, _ in seen} == {200}
+        assert all(status == 200 or (status == 503 and message) for _, status, message in seen)

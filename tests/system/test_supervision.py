@@ -1,0 +1,444 @@
+"""The process layer: a real supervisord under our supervisord.conf, with small programs in place of the two.
+
+Everything but the two `command=` lines is the conf we ship.
+"""
+
+import asyncio
+import contextlib
+import os
+import pty
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from supervisor.xmlrpc import Faults
+
+from gateway.chroma.supervisor import Supervisor
+from gateway.errors import ConfigError, Unavailable
+from gateway.serve import serve
+from gateway.supervise import MAX_DEATHS
+
+T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
+SUPERVISORD = [str(Path(sys.executable).with_name("supervisord")), "-c", "supervisord.conf"]
+SERVE = [sys.executable, "-P", "-c", "from gateway.serve import serve; serve(None)"]
+
+# Notes in `<name>.log` when it starts, is told to stop, and ends. Arguments: its name, then what it does:
+# `exit=STATUS` by itself `after=SECONDS`, or when told to stop: `drain=SECONDS`, then exit `stop=STATUS`.
+PROGRAM = """
+import os, signal, sys, time
+name, does = sys.argv[1], dict(word.split("=") for word in sys.argv[2:])
+def note(what):
+    with open(name + ".log", "a") as log:
+        print(what, os.getpid(), time.monotonic(), file=log)
+def stop(*_):
+    note("told")
+    time.sleep(float(does.get("drain", 0)))
+    note("end")
+    os._exit(int(does.get("stop", 0)))
+signal.signal(signal.SIGTERM, stop)
+note("start")
+os.write(1, f"{name} says hello, {os.isatty(1)}\\n".encode())
+os.write(2, f"{name} complains\\n".encode())
+time.sleep(float(does.get("after", 0 if "exit" in does else 3600)))
+note("end")
+os._exit(int(does["exit"]))
+"""
+
+
+def eventually(what: Callable[[], T], within_s: float = 10) -> T:
+    deadline = time.monotonic() + within_s
+    while not (value := what()):
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+    return value
+
+
+async def reach(supervisor: Supervisor, state: str) -> int:
+    """Wait until Chroma is in `state`; return its pid."""
+    async with asyncio.timeout(10):
+        while (found := await supervisor.chroma_state())[0] != state:
+            await asyncio.sleep(0.02)
+    return found[1] or 0
+
+
+class House:
+    """One working directory, and the supervisord in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.url = f"unix://{directory}/var/supervisor.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+        (directory / "var").mkdir()
+        (directory / "program.py").write_text(PROGRAM)
+
+    def start(self, command: list[str], chroma: str = "", gateway: str = "", stdout: int | None = None) -> None:
+        conf = (ROOT / "supervisord.conf").read_text()
+        for name, does in (("chroma", chroma), ("gateway", gateway)):
+            ours = f"{sys.executable} -ISu program.py {name} {does}"
+            conf, replaced = re.subn(f"^command=chroma-gateway {name}$", f"command={ours}", conf, flags=re.M)
+            assert replaced == 1
+        (self.directory / "supervisord.conf").write_text(conf)
+        with (self.directory / "output").open("wb") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output if stdout is None else stdout,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def notes(self, program: str, what: str) -> list[tuple[int, float]]:
+        """Pid and monotonic time of everything `program` noted as `what`, oldest first."""
+        log = self.directory / f"{program}.log"
+        lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+        return [(int(pid), float(when)) for noted, pid, when in lines if noted == what]
+
+    def wait_for(self, program: str, what: str, times: int = 1, within_s: float = 10) -> tuple[int, float]:
+        """Wait until `program` noted `what` for the `times`th time; return that note."""
+        eventually(lambda: len(self.notes(program, what)) >= times, within_s)
+        return self.notes(program, what)[times - 1]
+
+    def wait_until_up(self, times: int = 1) -> None:
+        for program in ("chroma", "gateway"):
+            self.wait_for(program, "start", times)
+
+    @property
+    def output(self) -> str:
+        return (self.directory / "output").read_text()
+
+    def signal(self, number: int) -> None:
+        assert self.process
+        self.process.send_signal(number)
+
+    def status(self, within_s: float) -> int:
+        """supervisord's exit status, once it ended."""
+        assert self.process
+        return self.process.wait(within_s)
+
+    def close(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        for program in ("chroma", "gateway"):
+            for pid, _ in self.notes(program, "start"):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    # Not tmp_path: the path of a Unix socket must be short.
+    directory = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp")).resolve()
+    house = House(directory)
+    yield house
+    house.close()
+    shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize("command", [SUPERVISORD, SERVE], ids=["supervisord", "serve"])
+@pytest.mark.parametrize(
+    ("ends", "other", "after_s", "status"),
+    [("chroma", "gateway", 0.5, 3), ("gateway", "chroma", 1.2, 2)],
+    ids=["within-startsecs", "later"],
+)
+def test_permanent_status_becomes_the_containers(
+    house: House, command: list[str], ends: str, other: str, *, after_s: float, status: int
+) -> None:
+    """A status of the contract stops the other program and ends the house with it, without a retry."""
+    does = {ends: f"exit={status} after={after_s}"}
+    house.start(command, chroma=does.get("chroma", ""), gateway=does.get("gateway", ""))
+    assert house.status(within_s=5) == status
+    assert len(house.notes(ends, "start")) == 1
+    (_, failed), (_, told) = house.notes(ends, "end")[0], house.notes(other, "told")[0]
+    assert failed < told < failed + 0.5
+    assert len(house.notes(other, "end")) == 1
+    assert list((house.directory / "var").iterdir()) == []
+    assert f"{ends} ended with status {status}" in house.output
+
+
+def test_program_that_cannot_be_started_ends_the_house(house: House) -> None:
+    """A program that fails within `startsecs` is retried a few times, then its status is the house's."""
+    house.start(SUPERVISORD, chroma="exit=101")
+    assert house.status(within_s=20) == 101
+    assert len(house.notes("chroma", "start")) == 4
+    assert len(house.notes("gateway", "end")) == 1
+
+
+def test_crash_loop_that_outlives_startsecs_ends_the_house(house: House) -> None:
+    """A program that comes up and dies again and again, even with status 0, ends the house with a failure."""
+    house.start(SUPERVISORD, chroma="exit=0 after=1.1")
+    assert house.status(within_s=20) == 1
+    assert len(house.notes("chroma", "start")) == MAX_DEATHS + 1
+    assert len(house.notes("gateway", "end")) == 1
+
+
+async def test_killed_chroma_comes_back(house: House) -> None:
+    """kill -9 of Chroma starts it again at once and touches nothing else."""
+    house.start(SUPERVISORD)
+    supervisor = Supervisor(house.url)
+    house.wait_until_up()
+    os.kill(await reach(supervisor, "RUNNING"), signal.SIGKILL)
+    began = time.monotonic()
+    again, when = house.wait_for("chroma", "start", 2)
+    assert when - began < 0.8
+    state, pid, start = await supervisor.chroma_state()
+    assert (state, pid) == ("STARTING", again)
+    assert abs(start - time.time()) < 5
+    assert len(house.notes("gateway", "start")) == 1
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=5) == 0
+
+
+def test_gateway_stops_first_and_has_its_time(house: House) -> None:
+    """On SIGTERM Chroma runs on until a gateway that needs all of its 8 s has ended; status 0 within 10 s."""
+    house.start(SUPERVISORD, gateway="drain=8")
+    house.wait_until_up()
+    began = time.monotonic()
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=15) == 0
+    took = time.monotonic() - began
+    (_, told), (_, ended) = house.notes("gateway", "told")[0], house.notes("gateway", "end")[0]
+    assert told - began < 0.5
+    assert ended <= house.notes("chroma", "told")[0][1]
+    assert len(house.notes("chroma", "end")) == 1
+    assert took < 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("command", [SUPERVISORD, SERVE], ids=["supervisord", "serve"])
+def test_signal_stops_the_house(house: House, command: list[str], number: int) -> None:
+    """SIGTERM, Ctrl-C and a closed terminal stop everything at once, with status 0."""
+    house.start(command)
+    house.wait_until_up()
+    house.signal(number)
+    assert house.status(within_s=2) == 0
+    assert len(house.notes("gateway", "end")) == len(house.notes("chroma", "end")) == 1
+    assert list((house.directory / "var").iterdir()) == []
+
+
+def test_stop_between_two_tries_is_a_success(house: House) -> None:
+    """SIGTERM while a failing program waits for its next try is an ordinary stop."""
+    house.start(SUPERVISORD, chroma="exit=1")
+    eventually(lambda: "exited: chroma" in house.output)
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=5) == 0
+
+
+def test_final_snapshot_that_failed_shows(house: House) -> None:
+    """A gateway that ends its drain with "store unreachable" makes that the house's status."""
+    house.start(SUPERVISORD, gateway="stop=3")
+    house.wait_until_up()
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=5) == 3
+    assert len(house.notes("chroma", "end")) == 1
+
+
+async def test_live_restores_stop_and_start_chroma(house: House) -> None:
+    """Stopping and starting Chroma, more often than it may crash, is no crash; doing so twice is no error."""
+    house.start(SUPERVISORD, chroma="drain=0.1")
+    house.wait_until_up()
+    supervisor = Supervisor(house.url)
+    for turn in range(MAX_DEATHS + 2):
+        await supervisor.stop_chroma(5)
+        await supervisor.stop_chroma(5)
+        assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
+        await supervisor.start_chroma(5)
+        await supervisor.start_chroma(5)
+        house.wait_for("chroma", "start", turn + 2)
+    assert len(house.notes("chroma", "start")) == MAX_DEATHS + 3
+    assert house.process
+    assert house.process.poll() is None
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=5) == 0
+
+
+async def test_stopped_means_stopped_even_as_chroma_dies(house: House) -> None:
+    """A Chroma that dies just before it is stopped is not running when the stop returns, nor afterwards."""
+    house.start(SUPERVISORD)
+    house.wait_until_up()
+    supervisor = Supervisor(house.url)
+    # For `startsecs` a death is a failed start, later an unexpected end: both must hold.
+    for wanted in ("STARTING", "RUNNING", "RUNNING"):
+        os.kill(await reach(supervisor, wanted), signal.SIGKILL)
+        await supervisor.stop_chroma(5)
+        starts = len(house.notes("chroma", "start"))
+        assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
+        await supervisor.start_chroma(5)
+        house.wait_for("chroma", "start", starts + 1)
+
+
+async def test_not_running_is_not_yet_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Chroma that is "not running" only because it is about to be restarted is stopped again."""
+    states, stops = iter(["EXITED", "STARTING", "STOPPING", "STOPPED"]), []
+
+    def answer(_url: str, method: str, args: tuple[object, ...], accept: int | None) -> object:
+        if method == "getProcessInfo":
+            return {"statename": next(states), "pid": 0, "start": 0}
+        stops.append((method, args, accept))
+        return None
+
+    monkeypatch.setattr("gateway.chroma.supervisor._call", answer)
+    await Supervisor("unix://not-used.sock").stop_chroma(5)
+    assert stops == [("stopProcess", ("chroma", False), Faults.NOT_RUNNING)] * 4
+
+
+async def test_slow_stop_is_bounded_and_a_start_waits_for_it(house: House) -> None:
+    """A stop that takes too long says so; a start right after waits for its end and gives a fresh process."""
+    house.start(SUPERVISORD, chroma="drain=1")
+    house.wait_until_up()
+    supervisor = Supervisor(house.url)
+    with pytest.raises(Unavailable, match=r"longer than 0\.2 s"):
+        await supervisor.stop_chroma(0.2)
+    await supervisor.start_chroma(5)
+    assert house.wait_for("chroma", "start", 2)[1] > house.notes("chroma", "end")[0][1]
+
+
+async def test_stopping_supervisord_refuses_with_unavailable(house: House) -> None:
+    """While the house stops, and when it is gone, no foreign exception reaches the caller."""
+    house.start(SUPERVISORD, gateway="drain=1")
+    house.wait_until_up()
+    supervisor = Supervisor(house.url)
+    house.signal(signal.SIGTERM)
+    house.wait_for("gateway", "told")
+    with pytest.raises(Unavailable, match="SHUTDOWN_STATE"):
+        await supervisor.stop_chroma(5)
+    assert house.status(within_s=5) == 0
+    for call in (supervisor.chroma_state(), supervisor.start_chroma(1), supervisor.stop_chroma(1)):
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await call
+
+
+async def test_silent_supervisord_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisord that accepts and never answers costs the timeout and no more."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind("silent.sock")
+        listener.listen()
+        monkeypatch.setattr("gateway.chroma.supervisor._CALL_TIMEOUT_S", 0.3)
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=r"longer than 0\.1 s"):
+            await Supervisor("unix://silent.sock").stop_chroma(0.1)
+        assert time.monotonic() - began < 1
+
+
+SAID = ["chroma says hello, False", "chroma complains", "gateway says hello, False", "gateway complains"]
+
+
+def output_of(kind: str, directory: Path) -> tuple[int, int]:
+    """A descriptor to read from and the one to give supervisord as its stdout."""
+    if kind == "pipe":
+        return os.pipe()
+    if kind == "terminal":
+        return pty.openpty()
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        return ours.detach(), theirs.detach()
+    file = directory / "stdout"
+    return os.open(file, os.O_RDONLY | os.O_CREAT), os.open(file, os.O_WRONLY)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "file", "socket", "terminal"])
+def test_output_passes_through(house: House, kind: str) -> None:
+    """What the programs write arrives where supervisord's own lines do; a terminal is one to them too."""
+    reader, writer = output_of(kind, house.directory)
+    try:
+        house.start(SUPERVISORD, stdout=writer)
+        house.wait_until_up()
+        house.signal(signal.SIGTERM)
+        assert house.status(within_s=5) == 0
+        said = os.read(reader, 65536).decode()
+    finally:
+        os.close(reader)
+        os.close(writer)
+    for line in SAID:
+        assert line.replace("False", str(kind == "terminal")) in said
+    assert said.index("spawned: 'chroma'") < said.index("stopped: gateway") < said.index("stopped: chroma")
+
+
+def test_closed_terminal_stops_the_house(house: House) -> None:
+    """When the terminal is gone supervisord cannot write its log, and still stops its programs in order."""
+    terminal, writer = pty.openpty()
+    house.start(SUPERVISORD, gateway="drain=0.5", stdout=writer)
+    os.close(writer)
+    house.wait_until_up()
+    os.close(terminal)
+    house.signal(signal.SIGHUP)
+    house.status(within_s=5)
+    assert house.notes("gateway", "end")[0][1] <= house.notes("chroma", "told")[0][1]
+    assert len(house.notes("chroma", "end")) == 1
+    assert list((house.directory / "var").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_killed_supervisord_takes_its_programs_along(house: House) -> None:
+    """kill -9 of supervisord leaves nobody on the ports, and the next one starts over the stale socket."""
+    house.start(SUPERVISORD)
+    house.wait_until_up()
+    house.signal(signal.SIGKILL)
+    house.status(within_s=5)
+    for program in ("chroma", "gateway"):
+        house.wait_for(program, "end", within_s=2)
+    house.start(SERVE)
+    house.wait_until_up(times=2)
+    house.signal(signal.SIGTERM)
+    assert house.status(within_s=5) == 0
+
+
+@pytest.fixture
+def run_here(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
+    monkeypatch.chdir(house.directory)
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("would have replaced this very process"))
+    return house
+
+
+def test_second_gateway_is_refused(run_here: House) -> None:
+    """Where one runs already, another start is a configuration error, and the first one goes on."""
+    run_here.start(SUPERVISORD)
+    run_here.wait_until_up()
+    with pytest.raises(ConfigError, match="another gateway already runs here"):
+        serve(None)
+    run_here.signal(signal.SIGTERM)
+    assert run_here.status(within_s=5) == 0
+
+
+def test_missing_configuration_is_refused(run_here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a supervisord.conf the message says where one was looked for."""
+    with pytest.raises(ConfigError, match=r"there is no elsewhere\.conf"):
+        serve(Path("elsewhere.conf"))
+    monkeypatch.setattr("gateway.__file__", str(run_here.directory / "gateway" / "__init__.py"))
+    with pytest.raises(ConfigError, match=re.escape(str(run_here.directory))):
+        serve(None)
+
+
+def test_too_long_directory_is_refused(run_here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory too deep for a Unix socket is named, instead of supervisord's `socket.error`."""
+    deep = run_here.directory / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    with pytest.raises(ConfigError, match="d" * 100):
+        serve(ROOT / "supervisord.conf")
+
+
+def test_own_commands_come_first(house: House) -> None:
+    """`serve` finds the commands beside its interpreter, whatever the caller's PATH and directory hold."""
+    (house.directory / "supervisor.py").write_text("raise SystemExit('this is not supervisor')")
+    beside = Path(sys.executable).parent
+    conf = (ROOT / "supervisord.conf").read_text()
+    conf = re.sub("^command=.*$", "command=sh -c 'echo PATH is $PATH; exit 4'", conf, flags=re.M)
+    (house.directory / "supervisord.conf").write_text(conf)
+    env = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(SERVE, check=False, cwd=house.directory, env=env, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 4
+    assert f"PATH is {beside}:/usr/bin:/bin" in done.stdout
