@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import gateway
@@ -185,7 +186,11 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _admin_application(house: House, admin_token: str) -> FastAPI:
     app = FastAPI(
-        title="Chroma Gateway", version=gateway.__version__, description=_DESCRIPTION, lifespan=house.lifespan
+        title="Chroma Gateway",
+        version=gateway.__version__,
+        description=_DESCRIPTION,
+        lifespan=house.lifespan,
+        responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     app.state.operations, app.state.health = house.operations, house.health
     app.include_router(observe_api.public)
@@ -198,9 +203,12 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
         return _answer(error)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
-        return _answer(InvalidRequest(problems, "GET /docs describes every route"))
+        hint = "GET /docs describes every route"
+        if not request.headers.get("content-type", "application/json").startswith("application/json"):
+            hint = "send JSON, and with it the header 'Content-Type: application/json'"
+        return _answer(InvalidRequest(problems, hint))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -217,6 +225,14 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
         return _answer(GatewayError("the gateway failed unexpectedly", "its log says more"))
 
     return app
+
+
+class ErrorBody(BaseModel):
+    """What every error looks like."""
+
+    error: str = Field(description="what kind; the name chromadb raises by where it has one")
+    message: str = Field(description="what failed, and why")
+    hint: str | None = Field(None, description="the way out, where we know it")
 
 
 def _answer(error: GatewayError) -> JSONResponse:

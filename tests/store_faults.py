@@ -38,7 +38,7 @@ class Rule:
     truncate      end the answer's body at `at_byte`, though its length promised more
     flip          change the byte at `at_byte` of the answer's body
     ignore_range  pass the request on without its `Range`
-    replace       answer 200 with `body`, without asking the server
+    replace       answer `status` with `body`, without asking the server
     """
 
     fault: Fault
@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             case "status":
                 return self.answer(rule.status, [("Content-Type", "application/xml")], _error(rule.status))
             case "replace":
-                return self.answer(200, [("Content-Type", "text/html")], rule.body)
+                return self.answer(rule.status, [("Content-Type", "text/html")], rule.body)
             case "reset":
                 return self.reset()
             case "stall" if rule.at_byte is None:

@@ -6,6 +6,7 @@ size_data_per_element, label_offset, offsetData: uint64; maxlevel int32; enterpo
 maxM0, M: uint64; mult double; ef_construction uint64.
 """
 
+import pickletools
 import struct
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
 
 _HEADER = struct.Struct("<i6Qii3QdQ")
 _VERSION = 1
-_PICKLE_STOP = b"."
+# The last entry of the id map as this Chroma writes it, empty (`rust/segment/src/local_hnsw.rs`, `persist`),
+# and the pickle's end.
+_ID_MAP_END = b"X\x0c\x00\x00\x00id_to_seq_id}u."
 
 
 def index_problems(directory: Path) -> list[str]:
@@ -43,7 +46,7 @@ def index_problems(directory: Path) -> list[str]:
             problems.append(f"{name} has {size} bytes, {count} elements need {needed}")
     if not _link_lists_hold(directory / LINK_LISTS, count):
         problems.append(f"{LINK_LISTS} ends before the lists of {count} elements do")
-    if not _ends_with(id_map, _PICKLE_STOP):
+    if not _ends_with(id_map, _ID_MAP_END) and not _is_whole_pickle(id_map):
         problems.append(f"{ID_MAP} is cut off")
     return problems
 
@@ -71,3 +74,17 @@ def _ends_with(path: Path, end: bytes) -> bool:
             return False
         file.seek(-len(end), 2)
         return file.read() == end
+
+
+def _is_whole_pickle(path: Path) -> bool:
+    """Walk it from operation to operation, executing none: an older Chroma's, or a part of one.
+
+    A pickle ends with ".", but so may any piece of it that ends within an id.
+    """
+    try:
+        with path.open("rb") as file:
+            for _ in pickletools.genops(file):
+                pass
+    except ValueError:
+        return False
+    return True

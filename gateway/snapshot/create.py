@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -61,6 +60,7 @@ async def create_snapshot(
     """
     started, run = time.monotonic(), chroma.require_served()
     await repository.make()
+    newest = next(iter(await repository.ids()), None)
     scratch = await asyncio.to_thread(directory.scratch)
     try:
         async with PackWriter(repository, await repository.packs()) as writer:
@@ -76,7 +76,7 @@ async def create_snapshot(
         # The writer has waited: every pack is stored before the manifest names it.
         packs, files = writer.finish(packed)
         snapshot = Snapshot(
-            id=new_snapshot_id(created_at, os.urandom(3)),
+            id=new_snapshot_id(created_at, newest),
             label=label,
             created_at=created_at,
             size_bytes=sum(file.size_bytes for file in files),

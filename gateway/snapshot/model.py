@@ -7,7 +7,7 @@ A manifest comes from a store that others may write to, so nothing of it is beli
 import hashlib
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -25,7 +25,9 @@ from gateway.errors import CorruptSnapshot, IncompatibleSnapshot
 FORMAT = 1
 """The newest repository and manifest format this gateway knows."""
 
-_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
+_ID_MOMENT = "%Y%m%dT%H%M%SZ"
+_FRACTIONS = 1 << 24
 # A snapshot restores into the data directory and nowhere else: one plain name, or one below one
 # plain directory. What Chroma calls them is checked by the folder that knows Chroma.
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -121,7 +123,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
-        if not _ID.fullmatch(self.snapshot.id):
+        if not is_snapshot_id(self.snapshot.id):
             raise ValueError(f"{self.snapshot.id!r} is no snapshot id")
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths):
@@ -150,7 +152,7 @@ class Manifest(_Record):
         try:
             document = json.loads(data)
             version = document["format"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CorruptSnapshot(
                 f"the manifest of snapshot {snapshot_id} cannot be read: it is cut off or no manifest",
                 "restore another snapshot, see GET /admin/snapshot",
@@ -184,19 +186,42 @@ def check_format(version: Any, what: str) -> None:
         )
 
 
-def new_snapshot_id(now: datetime, randomness: bytes) -> str:
-    """An id that sorts by time: `20261120T210455Z-3f9a1c`."""
-    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{randomness[:3].hex()}"
+def new_snapshot_id(now: datetime, newest: str | None) -> str:
+    """An id that sorts by time, such as `20261120T210455Z-3f9a1c`, and after `newest` in any case.
+
+    The last part is the fraction of the second. A clock that was set back must not make a new snapshot
+    sort before an older one: `latest` is the last in order.
+    """
+    now = now.astimezone(UTC)
+    fresh = _id_of(now.replace(microsecond=0), now.microsecond * _FRACTIONS // 1_000_000)
+    if newest is None or fresh > newest:
+        return fresh
+    fraction = int(newest.partition("-")[2], 16) + 1
+    return _id_of(_moment(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
+
+
+def _id_of(second: datetime, fraction: int) -> str:
+    return f"{second:{_ID_MOMENT}}-{fraction:06x}"
 
 
 def is_snapshot_id(text: str) -> bool:
-    return bool(_ID.fullmatch(text))
+    """Whether `text` is an id: of a moment that exists, since `damaged` has nothing else to tell it by."""
+    if not _ID.fullmatch(text):
+        return False
+    try:
+        _moment(text)
+    except ValueError:
+        return False
+    return True
 
 
 def damaged(snapshot_id: str, problem: str) -> Snapshot:
     """How a snapshot whose manifest cannot be read is shown."""
-    created_at = datetime.strptime(snapshot_id[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    return Snapshot(id=snapshot_id, created_at=created_at, state="damaged", problem=problem)
+    return Snapshot(id=snapshot_id, created_at=_moment(snapshot_id), state="damaged", problem=problem)
+
+
+def _moment(snapshot_id: str) -> datetime:
+    return datetime.strptime(snapshot_id.partition("-")[0], _ID_MOMENT).replace(tzinfo=UTC)
 
 
 def _digest(body: Any) -> str:

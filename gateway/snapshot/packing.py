@@ -158,7 +158,10 @@ def unpack(block: Block, pack: Pack, data: bytes) -> bytes:
     stored = data[block.offset : block.offset + block.stored_bytes]
     if block.codec == "zstd":
         try:
-            stored = zstandard.ZstdDecompressor().decompress(stored, max_output_size=block.size_bytes)
+            # The frame's own size is what gets allocated, so it is compared first.
+            if zstandard.frame_content_size(stored) != block.size_bytes:
+                raise zstandard.ZstdError("it is not of the size the manifest names")
+            stored = zstandard.ZstdDecompressor().decompress(stored)
         except zstandard.ZstdError as error:
             raise CorruptSnapshot(f"a block in pack data/{pack.sha256} cannot be unpacked: {error}") from error
     if len(stored) != block.size_bytes or hashlib.sha256(stored).hexdigest() != block.sha256:

@@ -61,27 +61,21 @@ class Repository:
 
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
+        shown: dict[str, Snapshot] = {}
+
+        async def show(snapshot_id: str) -> None:
+            try:
+                shown[snapshot_id] = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
+            except SnapshotError as error:
+                shown[snapshot_id] = damaged(snapshot_id, error.message)
+            except NotFound:
+                pass  # deleted since it was listed
+
         ids = await self.ids()
         async with Crew(_READS_AT_ONCE) as crew:
             for snapshot_id in ids:
-                if snapshot_id not in self._read:
-                    await crew.start(self._look, snapshot_id)
-        return [
-            self._read.get(snapshot_id) or damaged(snapshot_id, await self._why(snapshot_id)) for snapshot_id in ids
-        ]
-
-    async def _look(self, snapshot_id: str) -> None:
-        try:
-            await self.manifest(snapshot_id)
-        except (SnapshotError, NotFound):
-            pass
-
-    async def _why(self, snapshot_id: str) -> str:
-        try:
-            await self.manifest(snapshot_id)
-        except (SnapshotError, NotFound) as error:
-            return error.message
-        return ""
+                await crew.start(show, snapshot_id)
+        return [shown[snapshot_id] for snapshot_id in ids if snapshot_id in shown]
 
     async def resolve(self, name: str) -> str:
         """The id that `name` means: an id, or `latest`. Raises NotFound."""

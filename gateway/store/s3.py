@@ -200,8 +200,10 @@ class S3Store:
             data, answer = await self._read(key, Range=f"bytes={start}-{last}")
         except _PastTheEnd:
             return b""
-        # A server may ignore the range and answer with all of it.
-        skip = start if answer["ResponseMetadata"]["HTTPStatusCode"] == 200 else 0
+        # A server may ignore the range and answer with all of it. The status alone does not tell:
+        # rclone answers 200 with the range.
+        whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not answer.get("ContentRange")
+        skip = start if whole else 0
         return data[skip : skip + length]
 
     async def _read(self, key: str, **condition: Any) -> tuple[bytes, dict[str, Any]]:

@@ -9,7 +9,7 @@ from chromadb import AdminClient, Settings
 
 from tests.house import House, house
 from tests.records import embed, everything, prose
-from tests.servers import make_bucket, ministack
+from tests.servers import ministack
 
 PLACES = [("default_tenant", "default_database"), ("learners", "default_database"), ("learners", "course")]
 QUESTIONS = [
@@ -26,7 +26,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[House]:
     with ExitStack() as stack:
         if request.param == "s3":
             server = stack.enter_context(ministack())
-            make_bucket(server, "vectors")
+            server.make_bucket("vectors")
             yield stack.enter_context(house(GATEWAY_STORE="s3://vectors/some/prefix", **server.env))
         else:
             yield stack.enter_context(house())

@@ -1,0 +1,306 @@
+"""What `gateway.store.protocol` promises, asked of every store."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from gateway.errors import InvalidRequest, ObjectMissing
+from gateway.store import Store
+from gateway.store.protocol import MAX_KEY_BYTES
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WRITERS = 16
+KEYS = [
+    "plain",
+    "folder/plain",
+    "deep/er/and/deeper/still.json",
+    "with space/and  two",
+    "ünïcödé/日本語/😀",
+    "signs/+%&=?#;:@!$,'()*[]{}~^`|<>\"",
+    "escaped%20already/%2F",
+    ".hidden/..almost/...",
+    "x" * 255,
+]
+BAD_KEYS = ["", "/absolute", "a//b", "a/", ".", "..", "a/../b", "./a", "a\\b", "a\0b", "a\ud800", "x/" * 512 + "x"]
+
+
+async def keys(store: Store, prefix: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix)]
+
+
+# ------------------------------------------------------------------ put and get
+
+
+@pytest.mark.parametrize("data", [b"x", b"", b"\0\r\n\xff" * 1000], ids=["one byte", "nothing", "binary"])
+async def test_what_was_put_is_got(store: Store, data: bytes) -> None:
+    """An object comes back byte for byte, also when it is empty."""
+    await store.put("a/b", data)
+    assert await store.get("a/b") == data
+
+
+async def test_a_large_object_is_whole(store: Store) -> None:
+    """An object of many network packets comes back byte for byte."""
+    data = os.urandom(8 << 20)
+    await store.put("large", data)
+    assert await store.get("large") == data
+
+
+async def test_put_replaces(store: Store) -> None:
+    """The last put wins, also where the new object is shorter."""
+    await store.put("a", b"longer than the next")
+    await store.put("a", b"next")
+    assert await store.get("a") == b"next"
+    assert await keys(store) == ["a"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_every_key_is_kept_as_it_is(store: Store, key: str) -> None:
+    """Whatever `check_key` lets through can be put, got, listed and deleted under exactly that name."""
+    await store.put(key, key.encode())
+    assert await store.get(key) == key.encode()
+    assert await keys(store) == [key]
+    await store.delete(key)
+    assert await keys(store) == []
+
+
+async def test_readers_see_the_old_object_or_the_new_one(conditional_store: Store) -> None:
+    """While an object is replaced over and over, no reader gets a mixture."""
+    store, versions = conditional_store, [bytes([n]) * 100_000 for n in range(4)]
+    await store.put("a", versions[0])
+    done = asyncio.Event()
+
+    async def write() -> None:
+        for n in range(20):
+            await store.put("a", versions[n % 4])
+        done.set()
+
+    async def read() -> None:
+        while not done.is_set():
+            assert await store.get("a") in versions
+
+    await asyncio.gather(write(), read(), read())
+
+
+@pytest.mark.parametrize("key", ["missing", "folder", "folder/missing", "object/below"])
+async def test_what_is_not_there_is_missing(store: Store, key: str) -> None:
+    """Reading what was never put, a folder, or below an object raises ObjectMissing, which names the key."""
+    await store.put("folder/object", b"x")
+    await store.put("object", b"x")
+    for read in (store.get(key), store.get_versioned(key), store.get_range(key, 0, 1), store.get_range(key, 0, 0)):
+        with pytest.raises(ObjectMissing, match=key):
+            await read
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_bad_keys_are_refused(store: Store, key: str) -> None:
+    """What cannot be a key is refused by every method, before anything is done."""
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.put(key, b""),
+        lambda: store.put_if_absent(key, b""),
+        lambda: store.put_if_match(key, b"", "v"),
+        lambda: store.get(key),
+        lambda: store.get_versioned(key),
+        lambda: store.get_range(key, 0, 1),
+        lambda: store.delete(key),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest):
+            await call()
+    assert await keys(store) == []
+
+
+async def test_a_prefix_counts_for_the_length_of_a_key(store: Store) -> None:
+    """A key too long for S3 is refused, whatever the store, and not cut short."""
+    with pytest.raises(InvalidRequest, match=str(MAX_KEY_BYTES)):
+        await store.put("ü" * (MAX_KEY_BYTES // 2 + 1), b"")
+
+
+# ------------------------------------------------------------------ ranges
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "expected"),
+    [
+        (0, 10, b"0123456789"),
+        (0, 1, b"0"),
+        (3, 4, b"3456"),
+        (9, 1, b"9"),
+        (8, 100, b"89"),
+        (10, 1, b""),
+        (1000, 1, b""),
+        (0, 0, b""),
+        (5, 0, b""),
+    ],
+)
+async def test_a_range_is_cut_at_the_end(store: Store, start: int, length: int, expected: bytes) -> None:
+    """A range has the bytes asked for, fewer where the object ends, and none past its end."""
+    await store.put("a", b"0123456789")
+    assert await store.get_range("a", start, length) == expected
+
+
+async def test_a_range_of_an_empty_object_is_empty(store: Store) -> None:
+    """An empty object has a range: nothing."""
+    await store.put("a", b"")
+    assert await store.get_range("a", 0, 10) == b""
+
+
+# ------------------------------------------------------------------ list and delete
+
+
+async def test_a_new_store_is_empty(store: Store) -> None:
+    """A store nobody wrote to lists nothing, whatever the prefix, and is not an error."""
+    for prefix in ("", "a", "a/", "a/b/c"):
+        assert await keys(store, prefix) == []
+
+
+async def test_list_is_in_key_order(store: Store) -> None:
+    """Keys come in the order of their UTF-8 bytes, whether or not they share folders."""
+    names = ["b/z", "a", "b-c", "b.d", "b0", "b/a/x", "B", "ü", "b/ü", "😀", "z z"]
+    for name in names:
+        await store.put(name, b"")
+    assert await keys(store) == sorted(names, key=str.encode)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("", ["a/b", "a/b-c", "a/bc/d", "ab", "b"]),
+        ("a", ["a/b", "a/b-c", "a/bc/d", "ab"]),
+        ("a/", ["a/b", "a/b-c", "a/bc/d"]),
+        ("a/b", ["a/b", "a/b-c", "a/bc/d"]),
+        ("a/bc/", ["a/bc/d"]),
+        ("a/bc/d", ["a/bc/d"]),
+        ("a/bc/de", []),
+        ("a/b/", []),
+        ("c", []),
+    ],
+)
+async def test_list_compares_the_prefix_as_a_string(store: Store, prefix: str, expected: list[str]) -> None:
+    """A prefix need not end where a part of a key does."""
+    for name in ("a/b", "a/bc/d", "a/b-c", "ab", "b"):
+        await store.put(name, b"")
+    assert await keys(store, prefix) == expected
+
+
+async def test_list_tells_size_and_time(store: Store) -> None:
+    """A listed object has its size in bytes and, in UTC, the time of its last put."""
+    await store.put("a", b"12345")
+    (info,) = [info async for info in store.list("")]
+    assert info.size_bytes == 5
+    assert info.modified_at.tzinfo is UTC
+    assert abs(info.modified_at - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../b", "\0"])
+async def test_bad_prefixes_are_refused(store: Store, prefix: str) -> None:
+    """A prefix that no key can start with is a mistake, and is not answered with an empty list."""
+    with pytest.raises(InvalidRequest):
+        await keys(store, prefix)
+
+
+async def test_delete_removes_only_its_key(store: Store) -> None:
+    """A deleted object is gone, and its neighbours are not."""
+    for name in ("a/b", "a/bc", "a/b-c/d"):
+        await store.put(name, b"x")
+    await store.delete("a/b")
+    assert await keys(store) == ["a/b-c/d", "a/bc"]
+    with pytest.raises(ObjectMissing):
+        await store.get("a/b")
+
+
+async def test_delete_may_be_repeated(store: Store) -> None:
+    """Deleting what is not there, or not any more, is no error."""
+    await store.delete("never/was")
+    await store.put("a/b", b"x")
+    await store.delete("a/b")
+    await store.delete("a/b")
+
+
+async def test_a_folder_is_no_object(conditional_store: Store) -> None:
+    """Deleting a folder's name leaves the folder; once it is empty, its name can be a key."""
+    store = conditional_store
+    await store.put("a/b", b"x")
+    await store.delete("a")
+    assert await keys(store) == ["a/b"]
+    await store.delete("a/b")
+    await store.put("a", b"now an object")
+    assert await keys(store) == ["a"]
+
+
+# ------------------------------------------------------------------ conditional writes
+
+
+async def test_put_if_absent_never_replaces(conditional_store: Store) -> None:
+    """It stores and says so where there is nothing, and changes nothing where there is something."""
+    assert await conditional_store.put_if_absent("a/b", b"first") is True
+    assert await conditional_store.put_if_absent("a/b", b"second") is False
+    assert await conditional_store.get("a/b") == b"first"
+    await conditional_store.delete("a/b")
+    assert await conditional_store.put_if_absent("a/b", b"third") is True
+
+
+async def test_of_many_put_if_absent_one_wins(conditional_store: Store) -> None:
+    """However many write at once, exactly one is told that it stored, and its bytes are there whole."""
+    for turn in range(3):
+        offers = [bytes([n]) * 50_000 for n in range(WRITERS)]
+        key = f"race/{turn}"
+        won = await asyncio.gather(*(conditional_store.put_if_absent(key, offer) for offer in offers))
+        assert sum(won) == 1
+        assert await conditional_store.get(key) == offers[won.index(True)]
+
+
+async def test_put_if_match_follows_the_version(conditional_store: Store) -> None:
+    """Whoever read last may write; a version from before the last write may not."""
+    store = conditional_store
+    await store.put("a", b"0")
+    first = await store.get_versioned("a")
+    assert first.data == b"0"
+    assert await store.put_if_match("a", b"1", first.version) is True
+    assert await store.put_if_match("a", b"lost", first.version) is False
+    second = await store.get_versioned("a")
+    assert second.data == b"1"
+    assert second.version != first.version
+    await store.put("a", b"2")
+    assert await store.put_if_match("a", b"lost", second.version) is False
+    assert await store.get("a") == b"2"
+
+
+async def test_put_if_match_never_creates(conditional_store: Store) -> None:
+    """Where the key is gone nothing is written, whatever version it had."""
+    await conditional_store.put("a", b"0")
+    version = (await conditional_store.get_versioned("a")).version
+    await conditional_store.delete("a")
+    assert await conditional_store.put_if_match("a", b"1", version) is False
+    assert await conditional_store.put_if_match("never/was", b"1", version) is False
+    assert await keys(conditional_store) == []
+
+
+async def test_of_many_put_if_match_one_wins(conditional_store: Store) -> None:
+    """However many replace one version at once, exactly one is told that it did."""
+    store = conditional_store
+    await store.put("a", b"start")
+    for turn in range(3):
+        version = (await store.get_versioned("a")).version
+        offers = [b"%d %d" % (turn, n) for n in range(WRITERS)]
+        won = await asyncio.gather(*(store.put_if_match("a", offer, version) for offer in offers))
+        assert sum(won) == 1
+        assert await store.get("a") == offers[won.index(True)]
+
+
+async def test_no_increment_is_lost(conditional_store: Store) -> None:
+    """Read, add one and write back if unchanged: with many doing it, the sum is right."""
+    store = conditional_store
+    await store.put("counter", b"0")
+
+    async def increment() -> None:
+        while True:
+            counter = await store.get_versioned("counter")
+            if await store.put_if_match("counter", b"%d" % (int(counter.data) + 1), counter.version):
+                return
+
+    await asyncio.gather(*(increment() for _ in range(6)))
+    assert await store.get("counter") == b"6"

@@ -1,0 +1,256 @@
+"""A manifest is believed only as far as it proves itself."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import CorruptSnapshot, IncompatibleSnapshot
+from gateway.snapshot.model import FORMAT, Manifest, check_format, damaged, is_snapshot_id, new_snapshot_id
+from tests.unit.snapshot.manifests import ID, NEWER, OLDER, SEGMENT, forged, manifest
+
+STORED = manifest().to_bytes()
+
+
+def test_a_manifest_survives_being_stored() -> None:
+    """What is parsed equals what was written, to the microsecond and the last bit of a float."""
+    assert Manifest.parse(STORED, ID) == manifest()
+
+
+def test_the_same_manifest_is_stored_as_the_same_bytes() -> None:
+    """Writing what was read gives the bytes that were read."""
+    assert Manifest.parse(STORED, ID).to_bytes() == STORED
+
+
+def test_every_truncation_is_refused() -> None:
+    """However many bytes of it arrived, a part of a manifest is corrupt and never taken for a whole one."""
+    for end in range(len(STORED)):
+        with pytest.raises(CorruptSnapshot, match=ID):
+            Manifest.parse(STORED[:end], ID)
+
+
+@given(position=st.integers(0, len(STORED) - 1), mask=st.integers(1, 255))
+def test_a_flipped_byte_is_refused_or_means_the_same(position: int, mask: int) -> None:
+    """No single changed byte makes another manifest of it."""
+    changed = bytearray(STORED)
+    changed[position] ^= mask
+    try:
+        parsed = Manifest.parse(bytes(changed), ID)
+    except (CorruptSnapshot, IncompatibleSnapshot):
+        return
+    assert parsed == manifest()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0\0\0\0", b"\xff\xfe\xfd", b"<html>", b"null", b"[]", b'"text"', b"7", b"{}", b"[" * 200_000],
+    ids=["empty", "zeros", "no-text", "html", "null", "list", "string", "number", "object", "nested"],
+)
+def test_what_is_no_manifest_is_corrupt(data: bytes) -> None:
+    """Anything else in its place is named as a corrupt manifest, with the snapshot it should have been."""
+    with pytest.raises(CorruptSnapshot, match=ID):
+        Manifest.parse(data, ID)
+
+
+def test_a_changed_body_is_refused_by_its_digest() -> None:
+    """A valid manifest with one number changed is refused."""
+    document = json.loads(STORED)
+    document["manifest"]["snapshot"]["collections"][0]["records"] += 1
+    with pytest.raises(CorruptSnapshot, match="was changed"):
+        Manifest.parse(json.dumps(document).encode(), ID)
+
+
+@pytest.mark.parametrize("missing", ["digest", "manifest"])
+def test_a_missing_part_is_refused(missing: str) -> None:
+    """Without its digest or its body it is corrupt."""
+    document = json.loads(STORED)
+    del document[missing]
+    with pytest.raises(CorruptSnapshot, match=missing):
+        Manifest.parse(json.dumps(document).encode(), ID)
+
+
+def test_a_newer_format_is_refused_before_anything_else_of_it_is_read() -> None:
+    """It is incompatible rather than corrupt, and the message names both formats."""
+    document = {"format": FORMAT + 1, "something": "we cannot know"}
+    with pytest.raises(IncompatibleSnapshot, match=f"of format {FORMAT + 1}, this gateway knows up to {FORMAT}"):
+        Manifest.parse(json.dumps(document).encode(), ID)
+
+
+@pytest.mark.parametrize("version", ["1", 0, -1, 1.5, None, []])
+def test_a_format_that_is_no_number_is_corrupt(version: Any) -> None:
+    """Formats are whole numbers from 1."""
+    with pytest.raises(CorruptSnapshot, match="names no format"):
+        check_format(version, "the repository")
+
+
+PATHS_OUTSIDE = [
+    "../../etc/passwd",
+    "..",
+    ".",
+    "",
+    "/etc/passwd",
+    "//etc/passwd",
+    f"{SEGMENT}/../../etc/passwd",
+    f"{SEGMENT}/..",
+    f"{SEGMENT}/",
+    f"{SEGMENT}/a/b",
+    "..\\..\\windows\\win.ini",
+    f"{SEGMENT}\\header.bin",
+    "C:/windows",
+    ".gateway/x",
+    ".gateway/swap.json",
+    f"{SEGMENT}/.gateway",
+    "chroma.sqlite3\n",
+    "chroma.sqlite3\0",
+    "chroma.sqlite3/\u2024\u2024",
+    "~/.ssh",
+]
+
+
+@pytest.mark.parametrize("path", PATHS_OUTSIDE)
+def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
+    """A manifest that names it is corrupt although its digest fits, so that nothing is ever written there."""
+
+    def change(body: dict[str, Any]) -> None:
+        body["files"][0]["path"] = path
+
+    with pytest.raises(CorruptSnapshot, match="does not belong into a data directory"):
+        Manifest.parse(forged(change), ID)
+
+
+def blocks_short(body: dict[str, Any]) -> None:
+    body["files"][0]["size_bytes"] += 1
+
+
+def blocks_none(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"] = []
+
+
+def pack_out_of_range(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["pack"] = len(body["packs"])
+
+
+def pack_negative(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["pack"] = -1
+
+
+def offset_past_the_end(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["offset"] = 1
+
+
+def offset_negative(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["offset"] = -1
+
+
+def stored_past_the_end(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["stored_bytes"] += 1
+
+
+def file_twice(body: dict[str, Any]) -> None:
+    body["files"].append(body["files"][0])
+
+
+def pack_name_no_digest(body: dict[str, Any]) -> None:
+    body["packs"][0]["sha256"] = "../" + body["packs"][0]["sha256"][3:]
+
+
+def codec_unknown(body: dict[str, Any]) -> None:
+    body["files"][0]["blocks"][0]["codec"] = "lzma"
+
+
+def id_none(body: dict[str, Any]) -> None:
+    body["snapshot"]["id"] = "../" + ID
+
+
+def size_no_number(body: dict[str, Any]) -> None:
+    body["files"][0]["size_bytes"] = "many"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (blocks_short, "blocks of chroma.sqlite3 are not its 9 bytes"),
+        (blocks_none, "blocks of chroma.sqlite3 are not its 8 bytes"),
+        (pack_out_of_range, "names a pack that is not listed"),
+        (pack_negative, r"files\.0\.blocks\.0\.pack"),
+        (offset_past_the_end, "names bytes past the end of pack"),
+        (offset_negative, r"files\.0\.blocks\.0\.offset"),
+        (stored_past_the_end, "names bytes past the end of pack"),
+        (file_twice, "named twice"),
+        (pack_name_no_digest, r"packs\.0\.sha256"),
+        (codec_unknown, "codec"),
+        (id_none, "is no snapshot id"),
+        (size_no_number, r"files\.0\.size_bytes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_manifest_that_does_not_add_up_is_refused(change: Any, says: str) -> None:
+    """Although its digest fits; and the message says what does not add up, and of which snapshot."""
+    with pytest.raises(CorruptSnapshot, match=says) as caught:
+        Manifest.parse(forged(change), ID)
+    assert ID in caught.value.message
+
+
+def test_a_manifest_of_another_snapshot_is_refused() -> None:
+    """One that was copied to another snapshot's place is not taken for that one."""
+    with pytest.raises(CorruptSnapshot, match=f"{NEWER} is that of {ID}"):
+        Manifest.parse(STORED, NEWER)
+
+
+def test_fields_of_a_later_minor_version_are_ignored() -> None:
+    """What the same format may gain does not keep this gateway from restoring."""
+
+    def change(body: dict[str, Any]) -> None:
+        body["snapshot"]["colour"] = "green"
+
+    assert Manifest.parse(forged(change), ID) == manifest()
+
+
+def test_ids_sort_by_time_within_a_second_too() -> None:
+    """Two snapshots of one second are listed in the order they were taken, and their times are told in UTC."""
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    moments = [noon, noon + timedelta(microseconds=1), noon + timedelta(milliseconds=900), noon + timedelta(seconds=1)]
+    ids = [new_snapshot_id(moment, None) for moment in moments]
+    assert ids == sorted(set(ids))
+    assert all(map(is_snapshot_id, ids))
+    assert ids[0] == "20261120T120000Z-000000"
+    assert new_snapshot_id(noon.astimezone(timezone(timedelta(hours=5))), None) == ids[0]
+
+
+def test_a_clock_set_back_does_not_hide_a_new_snapshot() -> None:
+    """Whatever the clock says, the new id sorts after the newest there is, so that `latest` is the new one."""
+    noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
+    for newest in ("20261120T120000Z-000000", "20261120T120000Z-ffffff", "20261231T235959Z-ffffff"):
+        later = new_snapshot_id(noon, newest)
+        assert later > newest
+        assert is_snapshot_id(later)
+    assert new_snapshot_id(noon, "20261231T235959Z-ffffff") == "20270101T000000Z-000000"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "latest",
+        "..",
+        ID[:-1],
+        ID + "0",
+        ID.upper(),
+        f"{ID}\n",
+        "20261340T210455Z-3f9a1c",
+        "٢٠٢٦١١٢٠T210455Z-3f9a1c",
+    ],
+)
+def test_what_is_no_id_is_not_taken_for_one(text: str) -> None:
+    """An id is a moment that exists, in ASCII digits, and six hexadecimal ones."""
+    assert not is_snapshot_id(text)
+
+
+def test_a_damaged_snapshot_is_shown_with_its_moment_and_its_problem() -> None:
+    """Of one whose manifest cannot be read its id still tells when it was taken."""
+    shown = damaged(OLDER, "it is cut off")
+    assert (shown.id, shown.state, shown.problem) == (OLDER, "damaged", "it is cut off")
+    assert shown.created_at == datetime(2026, 11, 19, tzinfo=UTC)

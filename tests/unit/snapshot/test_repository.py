@@ -1,0 +1,238 @@
+"""A repository shows what is there, deletes no more than it may, and never takes silence for emptiness."""
+
+import json
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, StoreUnavailable
+from gateway.snapshot.model import FORMAT, Manifest
+from gateway.snapshot.repository import Repository
+from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
+from tests.unit.snapshot.stores import MemoryStore
+
+
+async def stored(store: MemoryStore, snapshot_id: str, packs: tuple[bytes, ...]) -> Manifest:
+    """Put a snapshot with these packs into `store`."""
+    repository, made = Repository(store), manifest(snapshot_id, packs)
+    await repository.make()
+    for data in packs:
+        await repository.put_pack(sha(data), data)
+    await repository.publish(made)
+    return made
+
+
+def key(snapshot_id: str) -> str:
+    return f"snapshots/{snapshot_id}/manifest.json"
+
+
+def packs_in(store: MemoryStore) -> set[bytes]:
+    return {data for key, data in store.objects.items() if key.startswith("data/")}
+
+
+async def test_snapshots_are_listed_newest_first() -> None:
+    """By the time in their ids, whatever the store's own order; and `latest` is the first."""
+    store = MemoryStore()
+    for snapshot_id in (ID, NEWER, OLDER):
+        await stored(store, snapshot_id, (b"database",))
+    repository = Repository(store)
+    assert await repository.ids() == [NEWER, ID, OLDER]
+    assert [snapshot.id for snapshot in await repository.snapshots()] == [NEWER, ID, OLDER]
+    assert await repository.resolve("latest") == NEWER
+    assert await repository.resolve(OLDER) == OLDER
+
+
+async def test_what_is_no_manifest_is_not_listed() -> None:
+    """Packs without a manifest, and strangers' objects, are no snapshots."""
+    store = MemoryStore()
+    for stranger in (
+        "snapshots/notes.txt",
+        f"snapshots/{ID}/manifest.json.bak",
+        "snapshots/..x/manifest.json",
+        "data/x",
+    ):
+        store.objects[stranger] = b"{}"
+    store.objects["snapshots/20261340T000000Z-000000/manifest.json"] = b"of no moment"
+    assert await Repository(store).snapshots() == []
+
+
+async def test_a_damaged_snapshot_is_shown_with_its_problem_and_hides_no_other() -> None:
+    """One with a cut manifest and one of a newer format are listed as damaged, saying why; the good one as it is."""
+    store = MemoryStore()
+    good = await stored(store, ID, (b"database",))
+    store.objects[key(OLDER)] = store.objects[key(ID)][:100]
+    store.objects[key(NEWER)] = json.dumps({"format": FORMAT + 1}).encode()
+    newer, middle, older = await Repository(store).snapshots()
+    assert middle == good.snapshot
+    assert (newer.id, newer.state, older.id, older.state) == (NEWER, "damaged", OLDER, "damaged")
+    assert f"format {FORMAT + 1}" in newer.problem
+    assert "cut off" in older.problem
+
+
+CALLS: dict[str, Callable[[Repository], Awaitable[object]]] = {
+    "ids": lambda repository: repository.ids(),
+    "snapshots": lambda repository: repository.snapshots(),
+    "latest": lambda repository: repository.resolve("latest"),
+    "manifest": lambda repository: repository.manifest(ID),
+    "check_format": lambda repository: repository.check_format(),
+    "make": lambda repository: repository.make(),
+    "packs": lambda repository: repository.packs(),
+    "get_pack": lambda repository: repository.get_pack(manifest().packs[0]),
+    "publish": lambda repository: repository.publish(manifest()),
+    "delete": lambda repository: repository.delete(ID),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("holds", [True, False], ids=["with a snapshot", "empty"])
+async def test_an_unreachable_store_is_never_taken_for_an_empty_one(
+    call: Callable[[Repository], Awaitable[object]], holds: bool
+) -> None:
+    """Every call says that the store could not be asked."""
+    store = MemoryStore()
+    if holds:
+        await stored(store, ID, (b"database",))
+    store.unreachable = True
+    with pytest.raises(StoreUnavailable):
+        await call(Repository(store))
+
+
+async def test_a_snapshot_that_cannot_be_fetched_is_not_shown_as_damaged() -> None:
+    """A store that fails in the middle of listing fails the listing."""
+    store = MemoryStore()
+    await stored(store, ID, (b"database",))
+    repository = Repository(store)
+    read = store.get
+
+    async def failing(key: str) -> bytes:
+        store.unreachable = True
+        return await read(key)
+
+    store.get = failing  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await repository.snapshots()
+
+
+async def test_an_empty_store_has_no_snapshot() -> None:
+    """It was read and holds nothing: an empty list, and `latest` is not found."""
+    repository = Repository(MemoryStore())
+    assert await repository.snapshots() == []
+    assert not await repository.check_format()
+    with pytest.raises(NotFound, match="no snapshot yet"):
+        await repository.resolve("latest")
+    with pytest.raises(NotFound, match=ID):
+        await repository.manifest(ID)
+    with pytest.raises(NotFound, match="no snapshot id"):
+        await repository.resolve("../../etc")
+
+
+# ---------------------------------------------------------------------- its format
+
+
+async def test_a_newer_repository_is_refused_and_left_as_it_is() -> None:
+    """Neither read nor written by a gateway that does not know its format."""
+    store = MemoryStore()
+    store.objects["repository.json"] = document = json.dumps({"format": FORMAT + 1}).encode()
+    for call in ("check_format", "make"):
+        with pytest.raises(IncompatibleSnapshot, match=f"format {FORMAT + 1}"):
+            await getattr(Repository(store), call)()
+    assert store.objects == {"repository.json": document}
+
+
+@pytest.mark.parametrize("document", [b"", b"{", b"[]", b"{}", b'{"format": "one"}', b"\xff"])
+async def test_a_repository_that_does_not_tell_its_format_is_corrupt(document: bytes) -> None:
+    """It is not taken for an empty place to begin anew."""
+    store = MemoryStore()
+    store.objects["repository.json"] = document
+    with pytest.raises(CorruptSnapshot):
+        await Repository(store).make()
+    assert store.objects == {"repository.json": document}
+
+
+async def test_making_a_repository_twice_changes_nothing() -> None:
+    """The format is written once."""
+    store = MemoryStore()
+    await Repository(store).make()
+    first = dict(store.objects)
+    await Repository(store).make()
+    assert store.objects == first
+    assert await Repository(store).check_format()
+
+
+# ---------------------------------------------------------------------- deleting
+
+
+async def test_delete_keeps_packs_that_another_snapshot_names() -> None:
+    """Its own packs go with it, shared ones stay, and the other snapshot stays whole."""
+    store = MemoryStore()
+    await stored(store, OLDER, (b"old", b"shared"))
+    newer = await stored(store, NEWER, (b"new", b"shared"))
+    repository = Repository(store)
+    await repository.delete(OLDER)
+    assert packs_in(store) == {b"new", b"shared"}
+    assert await repository.snapshots() == [newer.snapshot]
+    await repository.delete(NEWER)
+    assert packs_in(store) == set()
+    assert await repository.snapshots() == []
+
+
+async def test_delete_keeps_every_pack_while_another_manifest_cannot_be_read() -> None:
+    """That one may name them: the snapshot goes, its packs stay."""
+    store = MemoryStore()
+    await stored(store, OLDER, (b"old", b"shared"))
+    await stored(store, NEWER, (b"new", b"shared"))
+    whole = store.objects[key(NEWER)]
+    store.objects[key(NEWER)] = whole[:-10]
+    repository = Repository(store)
+    await repository.delete(OLDER)
+    assert await repository.ids() == [NEWER]
+    assert packs_in(store) == {b"old", b"new", b"shared"}
+
+
+async def test_delete_keeps_everything_when_the_store_fails_after_the_manifest() -> None:
+    """What it could not find out about, it does not delete."""
+    store = MemoryStore()
+    await stored(store, OLDER, (b"old", b"shared"))
+    await stored(store, NEWER, (b"new", b"shared"))
+    repository = Repository(store)
+    delete = store.delete
+
+    async def last_delete(key: str) -> None:
+        await delete(key)
+        store.unreachable = True
+
+    store.delete = last_delete  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await repository.delete(OLDER)
+    store.unreachable = False
+    assert packs_in(store) == {b"old", b"new", b"shared"}
+    assert await Repository(store).ids() == [NEWER]
+
+
+async def test_a_damaged_snapshot_can_be_deleted() -> None:
+    """Its manifest goes; packs it cannot name any more stay."""
+    store = MemoryStore()
+    await stored(store, ID, (b"database",))
+    store.objects[key(ID)] = b"{"
+    repository = Repository(store)
+    await repository.delete(ID)
+    assert await repository.ids() == []
+    assert packs_in(store) == {b"database"}
+
+
+async def test_deleting_what_is_not_there_is_not_found() -> None:
+    """And nothing is deleted."""
+    store = MemoryStore()
+    await stored(store, ID, (b"database",))
+    before = dict(store.objects)
+    with pytest.raises(NotFound):
+        await Repository(store).delete(NEWER)
+    assert store.objects == before
+
+
+async def test_a_missing_pack_is_corrupt_and_named() -> None:
+    """It was promised by a manifest, so it is not just missing."""
+    made = await stored(store := MemoryStore(), ID, (b"database",))
+    store.objects.pop(f"data/{made.packs[0].sha256}")
+    with pytest.raises(CorruptSnapshot, match=f"data/{made.packs[0].sha256} is missing"):
+        await Repository(store).get_pack(made.packs[0])
