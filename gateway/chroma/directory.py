@@ -166,6 +166,7 @@ class DataDirectory:
             self._remove("rejected")
             self._proceed("back_out", swap["snapshot"])
             self._remove("rejected")
+            self._remove("previous")
 
     def recover(self) -> None:
         """Finish an exchange that a crash cut short. Chroma must not be running."""
@@ -185,9 +186,13 @@ class DataDirectory:
             if source.is_dir():
                 for name in sorted(os.listdir(source)):
                     if is_chromas(name):
+                        # The names in an index's directory are to be as durable as its files are.
+                        if (source / name).is_dir():
+                            _sync_directory(source / name)
                         (source / name).rename(target / name)
-                _sync_directory(source)
             _sync_directory(target)
+            if source.is_dir():
+                _sync_directory(source)
             phase = move.then
         self._write_swap({"phase": phase, "snapshot": snapshot_id} if phase else None)
         self._remove("incoming")

@@ -72,7 +72,9 @@ _CREDENTIALS = (
 )
 
 _SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the container a role"
-_CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
+_CHECK_CREDENTIALS = (
+    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
+)
 _CHECK_REGION = "set AWS_REGION to the region of the bucket"
 _CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
 _ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
@@ -190,7 +192,9 @@ class S3Store:
     async def get_versioned(self, key: str) -> Versioned:
         data, answer = await self._read(key)
         if not answer.get("ETag"):
-            raise StoreDenied(f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags")
+            raise StoreDenied(
+                f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags"
+            )
         return Versioned(data, answer["ETag"])
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -212,7 +216,9 @@ class S3Store:
             async for attempt in self._retrying(lambda error: isinstance(error, _BodyBrokeOff)):
                 with attempt:
                     try:
-                        answer: Any = await client.get_object(Bucket=self._bucket, Key=self._key(key), **condition)
+                        answer: Any = await client.get_object(
+                            Bucket=self._bucket, Key=self._key(key), **condition
+                        )
                     except ClientError as error:
                         if _status(error) == 416:
                             raise _PastTheEnd from None
@@ -258,7 +264,10 @@ class S3Store:
         """A client that retries, and one that sends everything once."""
         async with self._connecting:
             if self._connected is None:
-                self._connected = await self._connect()
+                try:
+                    self._connected = await self._connect()
+                except ValueError as error:  # what botocore raises for an endpoint that is no URL
+                    raise StoreDenied(f"connect to {self.url}: {error}", _CHECK_ENDPOINT) from error
             return self._connected
 
     async def _connect(self) -> "tuple[S3Client, S3Client]":
@@ -311,7 +320,9 @@ class S3Store:
         except _BodyBrokeOff as error:
             raise StoreUnavailable(f"{where}: the body broke off {self._attempts} times: {error}") from error
         except TimeoutError as error:
-            raise StoreUnavailable(f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT) from error
+            raise StoreUnavailable(
+                f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT
+            ) from error
         except _TRANSPORT as error:
             raise StoreUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
         except (BotoCoreError, ResponseParserError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -311,3 +312,48 @@ def test_the_gateway_answers_health_before_chroma_does() -> None:
         built.until(ready, "it is ready")
         assert {status for status, _, _ in seen} == {200}
         assert all(status == 200 or (status == 503 and message) for _, status, message in seen)
+
+
+# ---------------------------------------------------------------------- snapshots that nobody asks for
+
+
+def test_a_clean_stop_leaves_a_final_snapshot() -> None:
+    """With GATEWAY_SNAPSHOT_ON_EXIT the last write before SIGTERM survives the loss of the disk."""
+    with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+        fill(built.start().client(), "notes")
+        assert built.stop() == 0
+        shutil.rmtree(built.data_dir)
+        built.start()
+        assert built.client().get_collection("notes", embedding_function=None).count() == 20
+        assert built.admin("GET", "/snapshot/latest").json()["label"] == "final"
+
+
+def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> None:
+    """The data is on disk, but the platform must not take this for a clean stop."""
+    with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+        fill(built.start().client(), "notes")
+        built.store_dir.parent.mkdir(exist_ok=True)
+        built.store_dir.write_text("not a directory")
+        assert built.stop() == 3
+        assert "needs a directory" in built.output()
+        built.store_dir.unlink()
+        built.start()
+        assert built.client().get_collection("notes", embedding_function=None).count() == 20
+
+
+def test_scheduled_snapshots_are_taken() -> None:
+    """GATEWAY_SNAPSHOT_INTERVAL_S: they come by themselves, newest first, and in order within a second."""
+    with house(GATEWAY_SNAPSHOT_INTERVAL_S="0.3") as built:
+        fill(built.start().client(), "notes")
+        taken: list[dict] = []
+
+        def three() -> bool:
+            taken[:] = built.admin("GET", "/snapshot").json()["snapshots"]
+            return len(taken) >= 3
+
+        built.until(three, "three snapshots")
+        assert {snapshot["label"] for snapshot in taken} == {"scheduled"}
+        ids = [snapshot["id"] for snapshot in taken]
+        assert ids == sorted(ids, reverse=True)
+        moments = [snapshot["created_at"] for snapshot in taken]
+        assert moments == sorted(moments, reverse=True)
