@@ -41,8 +41,10 @@ log = structlog.get_logger()
 
 # Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then
 # Chroma's own stop.
-_GRACE_S = 2
+_GRACE_S = 4
 _LAST_BUDGET_S = 8.0
+# What has not ended then breaks off: everybody else is turned away meanwhile.
+_REFUSAL_GRACE_S = 5.0
 _DESCRIPTION = """
 Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own and not described here.
 
@@ -72,7 +74,7 @@ class House:
             self.watch,
             self.chroma,
             hold=lambda: self.gate.hold(settings.drain_timeout_s),
-            refuse=lambda reason: self.gate.refuse(reason, settings.drain_timeout_s),
+            refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
         )
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
@@ -89,30 +91,24 @@ class House:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
-        tasks = [
-            asyncio.create_task(_logged(self.watch.run())),
-            asyncio.create_task(_logged(self._finish_restore())),
-        ]
-        if self.settings.snapshot_interval_s:
-            regularly = snapshot_regularly(self.operations, self.settings.snapshot_interval_s)
-            tasks.append(asyncio.create_task(_logged(regularly)))
-        await asyncio.sleep(0)  # an interrupted restore refuses requests before the first one comes
+        await asyncio.to_thread(self.directory.drop_scratch)
+        work = (self.watch.run(), self.operations.begin(), *self._schedule())
+        watching, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        # Their first steps: an interrupted restore refuses requests before there can be one.
+        await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
         try:
             yield
         finally:
+            await _end(*scheduling)
             await self._last_snapshot()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(watching, beginning)
             await self.transport.aclose()
             await self.repository.close()
 
-    async def _finish_restore(self) -> None:
-        finish = self.operations.finish_trial()
-        with contextlib.suppress(GatewayError):
-            await self.chroma.ensure_running()
-        await finish
+    def _schedule(self) -> list[Coroutine[Any, Any, None]]:
+        interval_s = self.settings.snapshot_interval_s
+        return [snapshot_regularly(self.operations, interval_s)] if interval_s else []
 
     async def _last_snapshot(self) -> None:
         """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
@@ -120,7 +116,8 @@ class House:
         left_s = (self.stop_by or time.monotonic() + _LAST_BUDGET_S) - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
-                if self.settings.takes_final_snapshot and self.watch.up:
+                await self.operations.until_idle()
+                if self.settings.takes_final_snapshot:
                     await self.operations.snapshot("final")
                 else:
                     async with self.gate.hold(left_s):
@@ -240,6 +237,12 @@ def _answer(error: GatewayError) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

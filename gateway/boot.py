@@ -65,9 +65,7 @@ async def _restore(settings: Settings, directory: DataDirectory) -> None:
             retry=tenacity.retry_if_exception_type(StoreUnavailable),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
             stop=tenacity.stop_after_delay(settings.restore_retry_s),
-            before_sleep=lambda state: log.warning(
-                "the store cannot be reached, trying again", cause=str(_error(state))
-            ),
+            before_sleep=lambda state: _note_waiting(directory, state),
             reraise=True,
         ):
             with attempt:
@@ -76,8 +74,10 @@ async def _restore(settings: Settings, directory: DataDirectory) -> None:
         await repository.close()
 
 
-def _error(state: tenacity.RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
+def _note_waiting(directory: DataDirectory, state: tenacity.RetryCallState) -> None:
+    cause = str(state.outcome.exception()) if state.outcome else ""
+    directory.note_boot(phase="waiting", cause=cause)
+    log.warning("the store cannot be reached, trying again", cause=cause)
 
 
 async def _restore_once(wanted: str, repository: Repository, directory: DataDirectory) -> None:

@@ -17,9 +17,10 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.errors import ConfigError
 
 # One path segment of the bucket layout, as plain as file systems, URLs and S3 all like it.
-_USER_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+_USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
 # Containers often pass `NAME=` for "not set".
 Optional = BeforeValidator(lambda value: None if value == "" else value)
 
@@ -37,12 +38,12 @@ class Settings(BaseSettings):
     user_id: str = "default"
     admin_token: Annotated[SecretStr | None, Optional] = None
     restore: str = "latest"
-    snapshot_interval_s: float = Field(0, ge=0)
+    snapshot_interval_s: Seconds = Field(0, ge=0)
     snapshot_on_exit: bool | None = None
-    gate_timeout_s: float = Field(30, gt=0)
-    drain_timeout_s: float = Field(30, gt=0)
-    read_timeout_s: float = Field(300, gt=0)
-    restore_retry_s: float = Field(60, ge=0)
+    gate_timeout_s: Seconds = Field(30, gt=0)
+    drain_timeout_s: Seconds = Field(30, gt=0)
+    read_timeout_s: Seconds = Field(300, gt=0)
+    restore_retry_s: Seconds = Field(60, ge=0)
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"
     log_format: Literal["text", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -57,7 +58,7 @@ class Settings(BaseSettings):
     @field_validator("user_id")
     @classmethod
     def _plain(cls, value: str) -> str:
-        if not _USER_ID.match(value):
+        if not _USER_ID.fullmatch(value):
             raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', and begin with a letter or digit")
         return value
 
@@ -96,14 +97,22 @@ def variable_of(field: str) -> str:
     return alias if isinstance(alias, str) else f"GATEWAY_{field.upper()}"
 
 
+def _nearest(name: str) -> str | None:
+    """The variable that `name` was meant to be; told by the part after `GATEWAY_`, which all share."""
+    known = {variable.removeprefix("GATEWAY_"): variable for variable in map(variable_of, Settings.model_fields)}
+    near = difflib.get_close_matches(name.removeprefix("GATEWAY_"), known, 1)
+    return known[near[0]] if near else None
+
+
 def load_settings() -> Settings:
     """Read the environment. Raises ConfigError naming every variable that is wrong or unknown."""
     known = {variable_of(field) for field in Settings.model_fields}
     problems, hint = [], None
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            problems.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+            problems.append(
+                f"{name} is not a setting" + (f"; did you mean {near}?" if (near := _nearest(name)) else "")
+            )
             hint = "README.md, 'Settings', lists them all"
     try:
         settings = Settings()

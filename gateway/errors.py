@@ -6,6 +6,7 @@
     ├── Unauthorized                  401
     ├── NotFound                      404
     ├── NotAllowed                    405                  the route knows other methods
+    ├── RequestTimeout                408                  a request stopped arriving
     ├── Conflict                      409                  another operation is under way
     ├── Unavailable                   503  retry           the data is not being served just now
     │   ├── GateTimeout               503  retry           a write waited too long for the gate
@@ -86,6 +87,10 @@ class NotFound(GatewayError):
 
 class NotAllowed(GatewayError):
     status = 405
+
+
+class RequestTimeout(GatewayError):
+    status = 408
 
 
 class Conflict(GatewayError):

@@ -8,8 +8,8 @@ help by replacing the container, and it can only see the exit status of supervis
 - In both cases the programs stop in their usual order and supervisord exits with that status.
 - A program killed by a signal, once or now and then, is restarted.
 - SIGTERM, SIGINT, SIGQUIT and SIGHUP stop everything and exit with 0, unless the stop went wrong: a
-  program then ended with a status of the contract (the final snapshot could not be stored), or had
-  to be killed because it did not end in time (1).
+  program then ended with a status of its own (the final snapshot could not be taken), or had to be
+  killed because it did not end in time (1).
 
 supervisord has no setting for any of this, nor for handing a program its own stdout, so `_Plugin`
 replaces some methods of its options object; the system tests hold it to them.
@@ -88,8 +88,8 @@ class Watch:
 
 
 def _judge_stop(program: str, state: str, status: int | None) -> End | None:
-    if state in ("STOPPED", "EXITED", "BACKOFF") and status in PERMANENT:
-        return End(status, f"{program} stopped with status {status}: {PERMANENT[status]}")
+    if state in ("STOPPED", "EXITED", "BACKOFF") and status and status > 0:
+        return End(status, f"{program} stopped with status {status}: {PERMANENT.get(status, 'see its last lines')}")
     if state == "STOPPED" and status == -signal.SIGKILL:
         return End(1, f"{program} did not stop in time")
     return None

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 
@@ -53,7 +54,7 @@ class S3Server:
         }
 
     def make_bucket(self, name: str) -> None:
-        client = botocore.session.get_session().create_client(
+        client: Any = botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.url,
             aws_access_key_id=ACCESS_KEY,

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal, Self
 
-Fault = Literal["status", "reset", "drop_reply", "delay", "stall", "truncate", "flip", "ignore_range", "replace"]
+Fault = Literal[
+    "status", "close", "reset", "drop_reply", "delay", "stall", "truncate", "flip", "ignore_range", "replace"
+]
 
 _ERROR_CODES = {409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
@@ -31,6 +33,7 @@ class Rule:
     """One way to misbehave. The first rule that fits a request and is not used up applies to it.
 
     status        answer `status` with an S3 error, without asking the server
+    close         end the connection, without asking the server
     reset         break the connection, without asking the server
     drop_reply    let the server do it, then break the connection
     delay         ask the server `delay_s` later
@@ -104,40 +107,32 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_TIMEOUT_S
     # Else an answer's head and body wait for each other's acknowledgement.
     disable_nagle_algorithm = True
+    server: _Server
 
     def handle_any(self) -> None:
-        assert isinstance(self.server, _Server)
-        proxy = self.server.proxy
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        rule = proxy.rule_for(self.command, self.path) or Rule("delay")
+        rule = self.server.proxy.rule_for(self.command, self.path) or Rule("delay")
         match rule.fault:
             case "status":
-                return self.answer(rule.status, [("Content-Type", "application/xml")], _error(rule.status))
+                self.answer(rule.status, [("Content-Type", "application/xml")], _error(rule.status))
             case "replace":
-                return self.answer(rule.status, [("Content-Type", "text/html")], rule.body)
+                self.answer(rule.status, [("Content-Type", "text/html")], rule.body)
+            case "close":
+                self.close_connection = True
             case "reset":
-                return self.reset()
+                self.reset()
             case "stall" if rule.at_byte is None:
-                return self.stall()
-            case "delay":
-                time.sleep(rule.delay_s)
-            case "ignore_range":
-                del self.headers["Range"]
-        status, headers, reply = self.pass_on(proxy.upstream_port, body)
-        if rule.fault == "drop_reply":
-            return self.reset()
-        if rule.fault == "flip" and rule.at_byte is not None and rule.at_byte < len(reply):
-            reply = bytearray(reply)
-            reply[rule.at_byte] ^= 0xFF
-        sent = rule.at_byte if rule.fault in ("truncate", "stall") else None
-        self.answer(status, headers, reply, sent)
-        if rule.fault == "stall":
-            self.stall()
-        return None
+                self.stall()
+            case _:
+                self.ask(self.server.proxy.upstream_port, body, rule)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
-    def pass_on(self, port: int, body: bytes) -> tuple[int, list[tuple[str, str]], bytes | bytearray]:
+    def ask(self, port: int, body: bytes, rule: Rule) -> None:
+        """Pass the request on, and the answer back, with what `rule` does on the way."""
+        time.sleep(rule.delay_s)
+        if rule.fault == "ignore_range":
+            del self.headers["Range"]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_IDLE_TIMEOUT_S)
         with contextlib.closing(connection):
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -145,9 +140,17 @@ class _Handler(BaseHTTPRequestHandler):
                 if name.lower() not in ("connection", "expect"):
                     connection.putheader(name, value)
             connection.endheaders(body or None)
-            reply = connection.getresponse()
-            headers = [(name, value) for name, value in reply.getheaders() if name.lower() not in _HOP_HEADERS]
-            return reply.status, headers, reply.read()
+            answer = connection.getresponse()
+            reply = bytearray(answer.read())
+        headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP_HEADERS]
+        if rule.fault == "drop_reply":
+            self.reset()
+            return
+        if rule.fault == "flip" and rule.at_byte is not None and rule.at_byte < len(reply):
+            reply[rule.at_byte] ^= 0xFF
+        self.answer(answer.status, headers, reply, rule.at_byte if rule.fault in ("truncate", "stall") else None)
+        if rule.fault == "stall":
+            self.stall()
 
     def answer(
         self, status: int, headers: list[tuple[str, str]], body: bytes | bytearray, sent: int | None = None
@@ -165,7 +168,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def stall(self) -> None:
-        assert isinstance(self.server, _Server)
         self.server.proxy.closed.wait()
         self.close_connection = True
 

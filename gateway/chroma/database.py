@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.chroma.disk import DATABASE
-from gateway.errors import ConfigError, CorruptSnapshot, DiskFull, QuiesceTimeout
+from gateway.errors import ConfigError, CorruptSnapshot, DiskFull, GatewayError, QuiesceTimeout
 
 _LOCK_TIMEOUT_S = 10.0
 
@@ -117,14 +117,15 @@ class Pinned:
     """One state of the database, held by a read transaction for as long as this is open."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._connection = _connect(data_dir / DATABASE)
-        try:
-            self._connection.execute("begin")
-            # A transaction begins with its first read, not with "begin".
-            self._connection.execute("select count(*) from sqlite_master").fetchone()
-        except BaseException:
-            self._connection.close()
-            raise
+        with _reading(data_dir / DATABASE):
+            self._connection = _connect(data_dir / DATABASE)
+            try:
+                self._connection.execute("begin")
+                # A transaction begins with its first read, not with "begin".
+                self._connection.execute("select count(*) from sqlite_master").fetchone()
+            except BaseException:
+                self._connection.close()
+                raise
 
     @property
     def keeps_writers_going(self) -> bool:
@@ -141,14 +142,16 @@ class Pinned:
 
     def copy_to(self, target: Path) -> None:
         """Write this state as a database of its own. Raises DiskFull."""
+        what = f"copying {DATABASE} to {target} failed"
         try:
             with closing(sqlite3.connect(target)) as copy:
                 self._connection.backup(copy)
-        except sqlite3.OperationalError as error:
-            raise DiskFull(
-                f"copying {DATABASE} to {target} failed: {error}",
-                "a snapshot needs free space for a copy of the database in the data directory",
-            ) from error
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise DiskFull(
+                    f"{what}: {error}", "a snapshot needs free space for a copy of the database in the data directory"
+                ) from error
+            raise GatewayError(f"{what}: {error}") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -156,7 +159,7 @@ class Pinned:
 
 def read_contents(data_dir: Path) -> Contents:
     """What the database says now."""
-    with closing(_connect(data_dir / DATABASE)) as connection:
+    with _reading(data_dir / DATABASE), closing(_connect(data_dir / DATABASE)) as connection:
         connection.execute("begin")
         return _contents(connection)
 
@@ -182,6 +185,14 @@ def check(data_dir: Path) -> Contents:
 
 
 # ---------------------------------------------------------------------- inside
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise GatewayError(f"{path} cannot be read: {error}") from error
 
 
 def _connect(path: Path, *, make: bool = False) -> sqlite3.Connection:

@@ -25,11 +25,12 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gateway.chroma import database
-from gateway.chroma.disk import is_chromas
+from gateway.chroma.disk import is_chromas, write_error
 from gateway.errors import ConfigError
 
 PRIVATE = ".gateway"
@@ -63,14 +64,14 @@ class DataDirectory:
         """Create it where missing. Raises ConfigError if it cannot be written."""
         try:
             self._private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = self._private / "probe"
-            probe.touch()
-            probe.unlink()
+            problem = "" if os.access(self._private, os.W_OK | os.X_OK) else "it may not be written"
         except OSError as error:
+            problem = str(error)
+        if problem:
             raise ConfigError(
-                f"the data directory {self.path} cannot be used: {error}",
+                f"the data directory {self.path} cannot be used: {problem}",
                 "set GATEWAY_DATA_DIR to one we may write",
-            ) from error
+            )
 
     def is_empty(self) -> bool:
         """Whether Chroma has never kept anything in it."""
@@ -109,7 +110,8 @@ class DataDirectory:
         """An empty directory of our own, on the same file system as the data."""
         self._remove(room)
         path = self._private / room
-        path.mkdir(mode=0o700)
+        with _writing(f"making {path} failed"):
+            path.mkdir(mode=0o700)
         return path
 
     def scratch(self) -> Path:
@@ -118,18 +120,20 @@ class DataDirectory:
     def incoming(self) -> Path:
         return self.fresh("incoming")
 
-    def drop_rooms(self) -> None:
-        """Remove what snapshots and restores left behind."""
-        for room in ("scratch", "incoming"):
-            self._remove(room)
+    def drop_scratch(self) -> None:
+        """Remove what a snapshot left behind."""
+        self._remove("scratch")
+
+    def drop_incoming(self) -> None:
+        """Remove what a restore left behind that did not go live."""
+        self._remove("incoming")
 
     def _remove(self, room: str) -> None:
         shutil.rmtree(self._private / room, ignore_errors=True)
 
     # ------------------------------------------------------------------ exchanging the contents
 
-    @property
-    def exchanging(self) -> bool:
+    def is_exchanging(self) -> bool:
         """Whether an exchange was begun and neither settled nor rolled back."""
         return self._swap() is not None
 
@@ -160,11 +164,15 @@ class DataDirectory:
         self._remove("previous")
 
     def roll_back(self) -> None:
-        """The new state is not good: make the previous one live again. Chroma must not be running."""
+        """The new state is not good, or cannot be: make the previous one live again. Chroma must not be running."""
         swap = self._swap()
         if swap is not None:
-            self._remove("rejected")
-            self._proceed("back_out", swap["snapshot"])
+            # What is live while it moves out is the rest of the previous state, and stays where it is.
+            if swap["phase"] not in ("out", "back_in"):
+                self._remove("rejected")
+                self._proceed("back_out", swap["snapshot"])
+            else:
+                self._proceed("back_in", swap["snapshot"])
             self._remove("rejected")
             self._remove("previous")
 
@@ -178,6 +186,10 @@ class DataDirectory:
         self._remove("rejected")
 
     def _proceed(self, phase: str | None, snapshot_id: str) -> None:
+        with _writing("exchanging the data failed"):
+            self._move_on(phase, snapshot_id)
+
+    def _move_on(self, phase: str | None, snapshot_id: str) -> None:
         while phase in _MOVES:
             self._write_swap({"phase": phase, "snapshot": snapshot_id})
             move = _MOVES[phase]
@@ -218,8 +230,9 @@ class DataDirectory:
     # ------------------------------------------------------------------ what the start is doing
 
     def note_boot(self, **note: Any) -> None:
-        """Tell the gateway what the program that starts Chroma is doing."""
-        _replace(self._private / "boot.json", json.dumps(note))
+        """Tell the gateway what the program that starts Chroma is doing; a full disk must not keep it from starting."""
+        with contextlib.suppress(OSError):
+            _replace(self._private / "boot.json", json.dumps(note))
 
     def boot_note(self) -> dict[str, Any]:
         """What `note_boot` said last; empty before it said anything."""
@@ -227,6 +240,14 @@ class DataDirectory:
             note: dict[str, Any] = json.loads((self._private / "boot.json").read_text())
             return note
         return {}
+
+
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(what, error) from error
 
 
 def _replace(path: Path, text: str) -> None:

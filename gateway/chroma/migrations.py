@@ -29,9 +29,9 @@ Bindings(allow_reset=False, sqlite_db_config=config, persist_path=directory, hns
 @functools.cache
 def installed_migrations() -> frozenset[tuple[str, int]]:
     """(dir, version) of each. Blocks. Raises ConfigError if the installed chromadb cannot be asked."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / DATABASE
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / DATABASE
             subprocess.run(  # noqa: S603  # our own interpreter and our own text
                 [sys.executable, "-c", _MAKE_DATABASE, directory, str(path)],
                 check=True,
@@ -41,9 +41,9 @@ def installed_migrations() -> frozenset[tuple[str, int]]:
             )
             with closing(sqlite3.connect(path)) as connection:
                 return frozenset(connection.execute("select dir, version from migrations"))
-        except (OSError, subprocess.SubprocessError, sqlite3.Error) as error:
-            why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
-            raise ConfigError(
-                f"the installed chromadb does not tell which migrations it knows: {why}",
-                "install the gateway with its locked dependencies: scripts/setup",
-            ) from error
+    except (OSError, subprocess.SubprocessError, sqlite3.Error) as error:
+        why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        raise ConfigError(
+            f"the installed chromadb does not tell which migrations it knows: {why}",
+            "install the gateway with its locked dependencies: scripts/setup",
+        ) from error

@@ -16,6 +16,8 @@ from gateway.errors import GatewayError
 from gateway.proxy.gate import Gate
 from gateway.snapshot.operations import Operations
 
+_STORE_TIMEOUT_S = 5.0
+
 
 class Health:
     """Asks everybody how they are. Cheap but for `status`."""
@@ -38,15 +40,20 @@ class Health:
             return self._gate.refusal
         watch = self._watch
         if not watch.up:
-            note = self._directory.boot_note()
-            if note.get("phase") == "restoring":
-                return f"restoring snapshot {note['snapshot']}: {note['bytes_done']} of {note['bytes_total']} bytes"
-            return "Chroma is starting"
+            return self._why_chroma_is_down()
         if watch.unreadable:
             return "; ".join(f"{name} cannot be read: {why}" for name, why in sorted(watch.unreadable.items()))
         if not watch.warmed:
             return f"reading every collection: {watch.done_warming} of {watch.to_warm}"
         return None
+
+    def _why_chroma_is_down(self) -> str:
+        note = self._directory.boot_note()
+        if note.get("phase") == "restoring":
+            return f"restoring snapshot {note['snapshot']}: {note['bytes_done']} of {note['bytes_total']} bytes"
+        if note.get("phase") == "waiting":
+            return f"waiting for the store: {note['cause']}"
+        return "Chroma is starting"
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks first. Reads the store once."""
@@ -84,7 +91,10 @@ class Health:
     async def _store(self) -> dict[str, Any]:
         repository = self._operations.repository
         try:
-            snapshots = await repository.snapshots()
+            async with asyncio.timeout(_STORE_TIMEOUT_S):
+                snapshots = await repository.snapshots()
+        except TimeoutError:
+            return {"url": repository.url, "reachable": False, "message": f"no answer within {_STORE_TIMEOUT_S:g} s"}
         except GatewayError as error:
             return {"url": repository.url, "reachable": False, **error.body()}
         last = snapshots[0] if snapshots else None

@@ -18,16 +18,22 @@ class Kind(Enum):
 
 
 class Route(NamedTuple):
+    """`acts_on_whole_body`: Chroma parses the body before it does anything, so nothing happens until it is whole."""
+
     kind: Kind
     collection_id: str | None = None
+    acts_on_whole_body: bool = False
 
 
 _READ, _WRITE = Route(Kind.READ), Route(Kind.WRITE)
+# Handlers that take `Json<…>` (`rust/frontend/src/server.rs`). Others may run as soon as they have the head.
+_RECORD_WRITE = Route(Kind.WRITE, acts_on_whole_body=True)
 
 # By raw path, as Chroma's own router matches: segments first, escapes decoded afterwards, nothing
 # normalised. A doubled slash or a dot segment is one more odd name and can only become a write.
 _COLLECTION = rb"/api/v2/tenants/[^/]+/databases/[^/]+/collections/"
 _RECORD_READ_POST = re.compile(_COLLECTION + rb"([0-9a-fA-F-]{36})/(?:get|query|search)")
+_RECORD_WRITE_POST = re.compile(_COLLECTION + rb"[^/]+/(?:add|upsert|update|delete)")
 _RECORD_READ_GET = re.compile(_COLLECTION + rb"([0-9a-fA-F-]{36})/count")
 _PLAIN_READ_GET = re.compile(
     rb"/api/v2(?:/heartbeat|/healthcheck|/version|/pre-flight-checks|/auth/identity|/collections/[^/]+"
@@ -44,8 +50,8 @@ def classify(method: str, raw_path: bytes) -> Route:
     """
     if method == "POST":
         if match := _RECORD_READ_POST.fullmatch(raw_path):
-            return Route(Kind.RECORD_READ, match[1].decode().lower())
-        return _WRITE
+            return Route(Kind.RECORD_READ, match[1].decode().lower(), acts_on_whole_body=True)
+        return _RECORD_WRITE if _RECORD_WRITE_POST.fullmatch(raw_path) else _WRITE
     if method in ("GET", "HEAD"):  # Chroma's router (axum) answers HEAD by running the GET handler
         if match := _RECORD_READ_GET.fullmatch(raw_path):
             return Route(Kind.RECORD_READ, match[1].decode().lower())

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import structlog
 
-from gateway.errors import BadUpstream, GatewayError, Unavailable, UpstreamTimeout
-from gateway.proxy.classify import classify
-from gateway.proxy.gate import Gate
+from gateway.errors import BadUpstream, GatewayError, RequestTimeout, Unavailable, UpstreamTimeout
+from gateway.proxy.classify import Route, classify
+from gateway.proxy.gate import Gate, Ticket
 from gateway.proxy.headers import for_client, for_upstream
 from gateway.proxy.transport import NO_BODY, RawTargetTransport
 
@@ -19,6 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 log = structlog.get_logger()
+
+_BODY_IDLE_S = 60.0
 
 
 class ClientGone(Exception):
@@ -42,26 +44,36 @@ class Forward:
         exchange = _Exchange(scope, receive, send)
         route = classify(exchange.method, exchange.raw_path)
         try:
-            if self._gate.passes(route):
-                with self._gate.reading():
+            with self._gate.passing():
+                if self._gate.lets_pass(route):
                     await self._pass_on(exchange, self._read_timeout)
-            else:
-                await self._write(exchange, route.collection_id)
+                else:
+                    await self._write(exchange, route)
         except ClientGone:
             return
         except GatewayError as error:
             await exchange.fail(error)
+        except asyncio.CancelledError:
+            # The server's grace is over. A write goes on without us, and its ticket with it.
+            await exchange.fail(Unavailable("the gateway is stopping", "if this was a write, it may have happened"))
 
-    async def _write(self, exchange: "_Exchange", collection_id: str | None) -> None:
-        """Pass a request on under a ticket, in a task of its own: the server may cancel ours."""
-        ticket = await self._gate.enter(f"{exchange.method} {exchange.raw_path.decode('latin-1')}", collection_id)
+    async def _write(self, exchange: "_Exchange", route: Route) -> None:
+        """Pass a request on under a ticket, in a task of its own: the server may cancel ours.
+
+        The ticket is taken before Chroma can act: before the first byte goes up or, where Chroma acts
+        on the whole body only, before the last does, so that a client that stalls holds nobody up.
+        """
+        what = f"{exchange.method} {exchange.raw_path.decode('latin-1')}"
 
         async def run() -> None:
-            status = 0
+            exchange.admission = lambda: self._gate.enter(what, route.collection_id)
             try:
-                status = await self._pass_on(exchange, {})
+                if not route.acts_on_whole_body:
+                    await exchange.admit()
+                await self._pass_on(exchange, {})
             finally:
-                self._gate.leave(ticket, done=status == 200)
+                if exchange.ticket is not None:
+                    self._gate.leave(exchange.ticket)
 
         task = asyncio.create_task(run())
         self._writes.add(task)
@@ -73,30 +85,13 @@ class Forward:
         if not task.cancelled():
             task.exception()  # seen here if the request's own task is no longer there to see it
 
-    async def _pass_on(self, exchange: "_Exchange", timeout: dict[str, float]) -> int:
-        """Send the request, stream the answer back; return Chroma's status."""
-        request = httpx.Request(
-            exchange.method,
-            self._base_url,
-            headers=for_upstream(exchange.headers),
-            stream=exchange.request_stream(),
-            extensions={"target": exchange.target, "timeout": timeout},
-        )
-        try:
-            response = await self._transport.handle_async_request(request)
-        except httpx.ConnectError:
-            raise Unavailable(
-                "Chroma is not running just now", "it is being started; try again, or look at GET /readyz"
-            ) from None
-        except httpx.TimeoutException:
-            raise UpstreamTimeout(f"Chroma did not answer within {timeout.get('read', 0):g} s") from None
-        except httpx.TransportError as error:
-            if exchange.client_gone:
-                raise ClientGone from None
-            raise BadUpstream(
-                f"Chroma broke off before it answered: {error}",
-                "if this was a write, it may or may not have happened; look at GET /readyz",
-            ) from None
+    async def _pass_on(self, exchange: "_Exchange", timeout: dict[str, float]) -> None:
+        """Send the request and stream the answer back."""
+        response = await self._send(exchange, timeout)
+        if exchange.ticket is not None:
+            # Chroma's handlers return whole JSON values (`rust/frontend/src/server.rs`): once an answer
+            # begins the work is done, and a client that reads it slowly holds nobody up.
+            self._gate.leave(exchange.ticket, done=response.status_code == httpx.codes.OK)
         try:
             await exchange.start(response.status_code, for_client(response.headers.raw))
             async for chunk in response.stream:  # type: ignore[union-attr]  # it is an AsyncByteStream
@@ -107,7 +102,39 @@ class Forward:
             log.warning("chroma broke off in mid-answer", target=exchange.target.decode("latin-1"), cause=str(error))
         finally:
             await response.aclose()
-        return response.status_code
+
+    async def _send(self, exchange: "_Exchange", timeout: dict[str, float]) -> httpx.Response:
+        stream = exchange.request_stream()
+        if stream is NO_BODY:
+            await exchange.admit()
+        request = httpx.Request(
+            exchange.method,
+            self._base_url,
+            headers=for_upstream(exchange.headers),
+            stream=stream,
+            extensions={"target": exchange.target, "timeout": timeout},
+        )
+        try:
+            return await self._transport.handle_async_request(request)
+        except httpx.TransportError as error:
+            raise self._meaning(exchange, error, timeout) from None
+
+    def _meaning(self, exchange: "_Exchange", error: httpx.TransportError, timeout: dict[str, float]) -> Exception:
+        """What it means that no answer came."""
+        if exchange.failure is not None:
+            return exchange.failure
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return Unavailable(
+                "Chroma is not running just now", "it is being started; try again, or look at GET /readyz"
+            )
+        if isinstance(error, httpx.TimeoutException):
+            return UpstreamTimeout(f"Chroma did not answer within {timeout.get('read', 0):g} s")
+        if exchange.admission is not None and exchange.ticket is None:
+            return Unavailable("Chroma stopped before it had the whole request", "nothing happened; send it again")
+        return BadUpstream(
+            f"Chroma broke off before it answered: {error}",
+            "if this was a write, it may or may not have happened; look at GET /readyz",
+        )
 
 
 class _Exchange:
@@ -119,7 +146,9 @@ class _Exchange:
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         query: bytes = scope["query_string"]
         self.target = self.raw_path + b"?" + query if query else self.raw_path
-        self.client_gone = False
+        self.admission: Callable[[], Awaitable[Ticket]] | None = None
+        self.ticket: Ticket | None = None
+        self.failure: Exception | None = None
         self._receive, self._send, self._started = receive, send, False
 
     def request_stream(self) -> httpx.AsyncByteStream:
@@ -128,17 +157,48 @@ class _Exchange:
                 return _RequestBody(self)
         return NO_BODY
 
+    async def admit(self) -> None:
+        """Take the ticket, if this is a write without one: from here on Chroma may act.
+
+        Raises GateTimeout, Unavailable.
+        """
+        if self.admission is not None and self.ticket is None:
+            self.ticket = await self.admission()
+
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The request's body as it arrives. Raises ClientGone if it does not arrive whole."""
-        more = True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.client_gone = True
-                raise ClientGone
-            more = message.get("more_body", False)
-            if body := message.get("body", b""):
-                yield body
+        """The request's body as it arrives, its last piece only once it is admitted.
+
+        Whatever ends it early is kept in `failure`: the transport has only words of its own for it.
+        """
+        try:
+            held, more = b"", True
+            while more:
+                message = await self._receive_soon()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                more = message.get("more_body", False)
+                if body := message.get("body", b""):
+                    if self.admission is None or self.ticket is not None:
+                        yield body
+                        continue
+                    if held:
+                        yield held
+                    held = body
+            await self.admit()
+            if held:
+                yield held
+        except (ClientGone, GatewayError) as error:
+            self.failure = error
+            raise
+
+    async def _receive_soon(self) -> Message:
+        try:
+            async with asyncio.timeout(_BODY_IDLE_S):
+                return await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"nothing of the request's body came for {_BODY_IDLE_S:g} s", "send it again"
+            ) from None
 
     async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._started = True

@@ -44,7 +44,7 @@ class Gate:
         self.state = State.OPEN
         self.refusal: str | None = None
         self.waiting = 0
-        self.reads = 0
+        self.requests = 0
         self._epoch = 0
         self._warm: set[str] = set()
         self._tickets: set[Ticket] = set()
@@ -52,20 +52,20 @@ class Gate:
 
     # ------------------------------------------------------------------ for requests
 
-    def passes(self, route: Route) -> bool:
+    def lets_pass(self, route: Route) -> bool:
         """Whether a request needs no ticket: a read, and not the first of its collection."""
         return route.kind is Kind.READ or (route.kind is Kind.RECORD_READ and route.collection_id in self._warm)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Count a read in, so that `refuse` can wait for it. Raises Unavailable while refusing."""
+    def passing(self) -> Iterator[None]:
+        """Count a request in, from its head to the end of its answer. Raises Unavailable while refusing."""
         self._require_admission()
-        self.reads += 1
+        self.requests += 1
         try:
             yield
         finally:
-            self.reads -= 1
-            if not self.reads:
+            self.requests -= 1
+            if not self.requests:
                 self._notify()
 
     async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
@@ -115,7 +115,7 @@ class Gate:
             raise Conflict("the gate is held already", "wait for the operation that holds it, see GET /admin/status")
         self.state, asked = State.CLOSING, time.monotonic()
         try:
-            if not await self._drained(drain_timeout_s, reads=False):
+            if not await self._until(lambda: not self._tickets, drain_timeout_s):
                 raise QuiesceTimeout(
                     f"Chroma did not finish {self._under_way()} within {drain_timeout_s:g} s",
                     "try again when it is less busy, or raise GATEWAY_DRAIN_TIMEOUT_S",
@@ -128,25 +128,26 @@ class Gate:
 
     @asynccontextmanager
     async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
-        """Turn every request away with `reason` for the time of the block.
+        """Turn every request away with `reason` for the time of the block, from this call on.
 
         Requests under way get `drain_timeout_s` to end; what has not ended then is left to break off.
         """
         self.refusal = reason
         self._notify()
         try:
-            await self._drained(drain_timeout_s, reads=True)
+            await self._until(lambda: not self._tickets and not self.requests, drain_timeout_s)
             yield
         finally:
             self.refusal = None
             self._notify()
 
     def chroma_gone(self) -> None:
-        """Chroma's process ended: nothing is warm any more, and it works on nothing any more."""
+        """Chroma's process ended: nothing is warm any more.
+
+        Tickets stay with their requests: one that was not sent yet goes to the next Chroma.
+        """
         self._epoch += 1
         self._warm.clear()
-        self._tickets.clear()
-        self._notify()
 
     @property
     def writes(self) -> int:
@@ -177,9 +178,6 @@ class Gate:
             self._require_admission()
         if not came:
             raise GateTimeout(f"writes are held back and this one waited {self._timeout_s:g} s", "send it again")
-
-    async def _drained(self, timeout_s: float, *, reads: bool) -> bool:
-        return await self._until(lambda: not self._tickets and not (reads and self.reads), timeout_s)
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Wait for `condition`, asked again at every change; say whether it came true in time.

@@ -12,8 +12,8 @@ import aiohttp
 import httpx
 from yarl import URL
 
-# More connections than Chroma has threads only queue inside Chroma.
-_MAX_CONNECTIONS = 256
+# A write that waits for the gate may hold a connection; reads must find one all the same.
+_NO_LIMIT = 0
 _KEEPALIVE_S = 75
 _CONNECT_TIMEOUT_S = 5
 _DEFAULTS_OF_AIOHTTP = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
@@ -59,7 +59,7 @@ class RawTargetTransport(httpx.AsyncBaseTransport):
 
     def _open(self) -> aiohttp.ClientSession:
         session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_KEEPALIVE_S),
+            connector=aiohttp.TCPConnector(limit=_NO_LIMIT, keepalive_timeout=_KEEPALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=_DEFAULTS_OF_AIOHTTP,
@@ -71,7 +71,7 @@ class RawTargetTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; the answer's body is still to be streamed and closed by the caller.
 
-        Raises httpx.ConnectError (nothing was sent), ReadTimeout or RemoteProtocolError.
+        Raises httpx.ConnectError or ConnectTimeout (nothing was sent), ReadTimeout or RemoteProtocolError.
         """
         if self._session is None:
             self._session = self._open()

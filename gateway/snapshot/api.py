@@ -22,7 +22,9 @@ class TakeSnapshot(_Asked):
 
 
 class Quiesce(_Asked):
-    ttl_s: float = Field(60, gt=0, le=3600, description="writes go on after so many seconds, resumed or not")
+    ttl_s: float = Field(
+        60, gt=0, le=3600, allow_inf_nan=False, description="writes go on after so many seconds, resumed or not"
+    )
 
 
 class SnapshotList(BaseModel):

@@ -69,9 +69,10 @@ async def create_snapshot(
             cut, created_at, drain_ms, freeze_ms = await _make_cut(directory.path, ahead, scratch, hold, writer)
             try:
                 await chroma.require_same_run(run)
-                contents = await asyncio.to_thread(describe, cut, scratch)
+                # To its end: a reader must not be closed under a copy that is being made of it.
+                contents = await to_its_end(describe, cut, scratch)
             finally:
-                cut.close()
+                await to_its_end(cut.close)
             packed = await pack_cut(cut, ahead, scratch, writer)
         # The writer has waited: every pack is stored before the manifest names it.
         packs, files = writer.finish(packed)
@@ -98,7 +99,7 @@ async def create_snapshot(
             )
         )
     finally:
-        await asyncio.to_thread(directory.drop_rooms)
+        await asyncio.to_thread(directory.drop_scratch)
     with contextlib.suppress(StoreError):  # what is left over costs space, not the snapshot
         await writer.drop_unused(packs)
     log.info(

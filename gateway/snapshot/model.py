@@ -32,6 +32,10 @@ _FRACTIONS = 1 << 24
 # plain directory. What Chroma calls them is checked by the folder that knows Chroma.
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
+# Far above what this gateway writes, far below what would hurt: a manifest may come from anywhere.
+_MAX_BLOCK_BYTES = 64 << 20
+_MAX_PACK_BYTES = 256 << 20
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 
@@ -44,7 +48,7 @@ class Block(_Record):
     """A piece of a file: `size_bytes` of it, stored as `stored_bytes` at `offset` of pack number `pack`."""
 
     sha256: Sha256
-    size_bytes: Count
+    size_bytes: Annotated[int, Field(ge=0, le=_MAX_BLOCK_BYTES)]
     pack: Count
     offset: Count
     stored_bytes: Count
@@ -71,7 +75,7 @@ class Pack(_Record):
     """An object of the store, named by what is in it."""
 
     sha256: Sha256
-    size_bytes: Count
+    size_bytes: Annotated[int, Field(ge=0, le=_MAX_PACK_BYTES)]
 
 
 class SnapshotCollection(_Record):

@@ -40,8 +40,9 @@ class Operations:
         self._hold, self._refuse = hold, refuse
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
-        self.last_snapshot: Snapshot | None = None
         self.last_error: dict[str, Any] | None = None
 
     @contextlib.contextmanager
@@ -52,23 +53,27 @@ class Operations:
                 "wait for it, or for POST /admin/resume; see GET /admin/status",
             )
         self.current = what
+        self._idle.clear()
         try:
             yield
         finally:
             self.current = None
+            self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Wait for the operation under way, if there is one."""
+        await self._idle.wait()
 
     async def snapshot(self, label: str | None = None) -> Snapshot:
         """Take a snapshot; see `create_snapshot`."""
         with self._claim("a snapshot"):
             try:
-                self.last_snapshot = await create_snapshot(
-                    self.repository, self._directory, self._source, self._hold, label
-                )
+                snapshot = await create_snapshot(self.repository, self._directory, self._source, self._hold, label)
             except GatewayError as error:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 raise
             self.last_error = None
-            return self.last_snapshot
+            return snapshot
 
     async def restore(self, name: str) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
@@ -89,11 +94,16 @@ class Operations:
     def _note_restored(self, done: int, total: int) -> None:
         self.restored_bytes = (done, total)
 
-    async def finish_trial(self) -> None:
-        """Settle, or roll back, a restore that an earlier gateway on this directory did not live to finish."""
-        if not self._directory.exchanging:
-            return
-        with self._claim("the end of an interrupted restore"), contextlib.suppress(GatewayError):
+    async def begin(self) -> None:
+        """Take over from an earlier gateway on this directory that may have died at any point of a restore.
+
+        Chroma is started if it was left stopped. An exchange that was not settled is settled or rolled
+        back; requests are refused until then, from the first step of this coroutine on.
+        """
+        with self._claim("the start"), contextlib.suppress(GatewayError):
+            if not self._directory.is_exchanging():
+                await self._chroma.ensure_running()
+                return
             async with self._refuse("an interrupted restore is being finished"):
                 await try_out(self._directory, self._chroma)
 

@@ -141,7 +141,8 @@ class Repository:
     async def get_pack(self, pack: Pack) -> bytes:
         """Raises CorruptSnapshot if it is not there."""
         try:
-            return await self._store.get(f"{_DATA}{pack.sha256}")
+            # One byte more than there should be: enough to see that it is another, without reading all of it.
+            return await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
             raise CorruptSnapshot(
                 f"pack data/{pack.sha256} is missing in {self.url}",

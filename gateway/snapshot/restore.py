@@ -47,6 +47,14 @@ _HEADROOM_BYTES = 16 << 20
 class Chroma(Protocol):
     """What a live restore asks of Chroma."""
 
+    def require_control(self) -> object:
+        """Raise Unavailable where it cannot be stopped and started."""
+        ...
+
+    async def ensure_running(self) -> None:
+        """Start it if it was left stopped. Raises Unavailable."""
+        ...
+
     async def stop(self) -> None:
         """Returns once its process has ended. Raises Unavailable."""
         ...
@@ -79,11 +87,11 @@ async def stage(repository: Repository, directory: DataDirectory, manifest: Mani
                 await crew.start(asyncio.to_thread, _check_file, incoming, file)
         await asyncio.to_thread(_check_contents, incoming, manifest)
     except SnapshotError as error:
-        await asyncio.to_thread(directory.drop_rooms)
+        await asyncio.to_thread(directory.drop_incoming)
         error.message = f"snapshot {manifest.snapshot.id} cannot be restored: {error.message}"
         raise
     except BaseException:
-        await asyncio.to_thread(directory.drop_rooms)
+        await asyncio.to_thread(directory.drop_incoming)
         raise
 
 
@@ -114,17 +122,23 @@ async def restore_live(
     was read. After any error the data served is what it was before. Raises what `stage` raises, and
     SnapshotError if Chroma could not serve the snapshot.
     """
+    chroma.require_control()
     manifest = await repository.manifest(snapshot_id)
-    if directory.on_trial:
-        raise Conflict(f"snapshot {directory.on_trial} is still being tried out", "wait until GET /readyz answers 200")
+    if directory.is_exchanging():
+        raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
     await stage(repository, directory, manifest, progress)
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
             await chroma.stop()
             await to_its_end(directory.swap_in, snapshot_id)
+        except GatewayError:
+            if directory.is_exchanging():  # Chroma has stopped, the exchange could not be finished
+                await to_its_end(directory.roll_back)
+            await to_its_end(directory.drop_incoming)
+            raise
         finally:
             # However far that came, Chroma is to run again; an exchange once begun goes forward.
-            if directory.exchanging:
+            if directory.is_exchanging():
                 await try_out(directory, chroma)
             else:
                 await chroma.start()
@@ -234,10 +248,13 @@ def _place(incoming: Path, fetch: Fetch, data: bytes) -> int:
 
 def _check_file(incoming: Path, file: File) -> None:
     """Read a file back, compare it with its digest, and make it durable."""
-    with (incoming / file.path).open("r+b") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        size_bytes = handle.seek(0, os.SEEK_END)
-        os.fsync(handle.fileno())
+    try:
+        with (incoming / file.path).open("r+b") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+            size_bytes = handle.seek(0, os.SEEK_END)
+            os.fsync(handle.fileno())
+    except OSError as error:
+        raise write_error(f"making {file.path} durable failed", error) from error
     if digest != file.sha256 or size_bytes != file.size_bytes:
         raise CorruptSnapshot(f"{file.path} does not have the digest the manifest names")
 

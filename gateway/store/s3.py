@@ -12,7 +12,6 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import io
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,9 +51,6 @@ if TYPE_CHECKING:
 _SESSION_VARIABLES: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
 _DEFAULT_REGION = "us-east-1"
 
-# aiohttp would hand a larger body of bytes to the socket in one piece, and warns of it.
-_STREAMED_ABOVE_BYTES = 1 << 20
-
 _RETRY_FIRST_S = 0.1
 _RETRY_LONGEST_S = 5.0
 
@@ -72,9 +68,7 @@ _CREDENTIALS = (
 )
 
 _SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the container a role"
-_CHECK_CREDENTIALS = (
-    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
-)
+_CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
 _CHECK_REGION = "set AWS_REGION to the region of the bucket"
 _CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
 _ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
@@ -192,9 +186,7 @@ class S3Store:
     async def get_versioned(self, key: str) -> Versioned:
         data, answer = await self._read(key)
         if not answer.get("ETag"):
-            raise StoreDenied(
-                f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags"
-            )
+            raise StoreDenied(f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags")
         return Versioned(data, answer["ETag"])
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -216,9 +208,7 @@ class S3Store:
             async for attempt in self._retrying(lambda error: isinstance(error, _BodyBrokeOff)):
                 with attempt:
                     try:
-                        answer: Any = await client.get_object(
-                            Bucket=self._bucket, Key=self._key(key), **condition
-                        )
+                        answer: Any = await client.get_object(Bucket=self._bucket, Key=self._key(key), **condition)
                     except ClientError as error:
                         if _status(error) == 416:
                             raise _PastTheEnd from None
@@ -247,7 +237,7 @@ class S3Store:
         async with self._call("list", prefix):
             client, _ = await self._clients()
             page: Any = await client.list_objects_v2(
-                Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **after
+                Bucket=self._bucket, Prefix=check_prefix(self._prefix + prefix), **after
             )
             # Some web page answered with 200, if it parses at all, would pass for an empty list.
             if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
@@ -275,7 +265,7 @@ class S3Store:
         region = session.region_name or _DEFAULT_REGION
         retrying = AioConfig(
             **self._config,
-            http_session_cls=_Streaming,
+            http_session_cls=_Session,
             retries={"mode": "standard", "total_max_attempts": self._attempts},
         )
         once = AioConfig(
@@ -294,7 +284,7 @@ class S3Store:
         return clients[0], clients[1]
 
     def _key(self, key: str) -> str:
-        return check_key(self._prefix + check_key(key))
+        return check_key(self._prefix + key)
 
     def _retrying(self, is_worth_it: Callable[[BaseException], bool]) -> AsyncRetrying:
         return AsyncRetrying(
@@ -320,9 +310,7 @@ class S3Store:
         except _BodyBrokeOff as error:
             raise StoreUnavailable(f"{where}: the body broke off {self._attempts} times: {error}") from error
         except TimeoutError as error:
-            raise StoreUnavailable(
-                f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT
-            ) from error
+            raise StoreUnavailable(f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT) from error
         except _TRANSPORT as error:
             raise StoreUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
         except (BotoCoreError, ResponseParserError) as error:
@@ -351,17 +339,16 @@ class _PastTheEnd(Exception):
     """A range begins where there is no object any more."""
 
 
-class _Streaming(AIOHTTPSession):
-    """Sends large bodies piece by piece."""
+class _Session(AIOHTTPSession):
+    """Sends bodies unasked."""
 
     async def send(self, request: Any) -> Any:
-        # Given to botocore as a file, it would ask for "100 Continue", for which aiohttp waits without limit.
-        if isinstance(request.body, bytes) and len(request.body) > _STREAMED_ABOVE_BYTES:
-            request.body = io.BytesIO(request.body)
+        # botocore asks for "100 Continue" first, and aiohttp waits for it without any limit.
+        request.headers.pop("Expect", None)
         return await super().send(request)
 
 
-class _Once(_Streaming):
+class _Once(_Session):
     """Sends every request once."""
 
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:

@@ -74,9 +74,7 @@ async def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=CONDITIONAL)
-async def conditional(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Store]:
+async def conditional(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
     async for store in opened(request, tmp_path_factory.mktemp("conditional")):
         yield store
 

@@ -25,7 +25,20 @@ KEYS = [
     ".hidden/..almost/...",
     "x" * 255,
 ]
-BAD_KEYS = ["", "/absolute", "a//b", "a/", ".", "..", "a/../b", "./a", "a\\b", "a\0b", "a\ud800", "x/" * 512 + "x"]
+BAD_KEYS = [
+    "",
+    "/absolute",
+    "a//b",
+    "a/",
+    ".",
+    "..",
+    "a/../b",
+    "./a",
+    "a\\b",
+    "a\0b",
+    "a\ud800",
+    "x/" * 512 + "x",
+]
 
 
 async def keys(store: Store, prefix: str = "") -> list[str]:
@@ -90,7 +103,12 @@ async def test_what_is_not_there_is_missing(store: Store, key: str) -> None:
     """Reading what was never put, a folder, or below an object raises ObjectMissing, which names the key."""
     await store.put("folder/object", b"x")
     await store.put("object", b"x")
-    for read in (store.get(key), store.get_versioned(key), store.get_range(key, 0, 1), store.get_range(key, 0, 0)):
+    for read in (
+        store.get(key),
+        store.get_versioned(key),
+        store.get_range(key, 0, 1),
+        store.get_range(key, 0, 0),
+    ):
         with pytest.raises(ObjectMissing, match=key):
             await read
 

@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -38,10 +37,10 @@ def mode_of(data_dir: Path) -> str:
 
 
 @pytest.fixture(params=["wal", "delete"])
-def table(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def table(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A database with one table, in either journal mode."""
     execute(tmp_path, f"pragma journal_mode={request.param}", "create table t(n)", "insert into t values (1)")
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.fixture
@@ -296,7 +295,7 @@ def test_a_good_database_passes_and_nothing_is_left_beside_it(restored: Path) ->
 
 def test_a_missing_database_is_corrupt_and_not_made(tmp_path: Path) -> None:
     """A check makes nothing."""
-    with pytest.raises(CorruptSnapshot, match="has no chroma.sqlite3"):
+    with pytest.raises(CorruptSnapshot, match=f"has no {DATABASE}"):
         check(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -320,7 +319,20 @@ def test_every_overwritten_page_is_found(restored: Path) -> None:
     assert len(missed) <= free
 
 
-@pytest.mark.parametrize("keep", [0, 50, 100, 4096, 4096 * 3 + 7, -4096, -1])
+def test_a_database_whose_rows_contradict_its_tables_is_found(restored: Path) -> None:
+    """Every page can be read, and yet SQLite's integrity check says no."""
+    execute(
+        restored,
+        "create table t(n)",
+        "insert into t values (null)",
+        "pragma writable_schema = on",
+        "update sqlite_master set sql = 'create table t(n not null)' where name = 't'",
+    )
+    with pytest.raises(CorruptSnapshot, match=r"integrity check of chroma\.sqlite3 says: NULL value in t\.n"):
+        check(restored)
+
+
+@pytest.mark.parametrize("keep", [0, 50, 100, 4096, 4096 * 3 + 7, -4096])
 def test_a_truncated_database_is_found(restored: Path, keep: int) -> None:
     """Wherever it ends."""
     path = restored / DATABASE

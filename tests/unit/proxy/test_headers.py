@@ -41,7 +41,7 @@ def test_order_case_and_repetition_are_kept(passed_on) -> None:
         (b"set-cookie", b"a=2"),
         (b"Content-Length", b"3"),
         (b"Content-Encoding", b"gzip"),
-        (b"X-A", b"\xc3\xa9\xff, ; \t\""),
+        (b"X-A", b'\xc3\xa9\xff, ; \t"'),
         (b"Set-Cookie", b"a=1"),
         (b"Host", b"h"),
     ]
@@ -67,7 +67,9 @@ def test_order_case_and_repetition_are_kept(passed_on) -> None:
 )
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("passed_on", [for_upstream, for_client])
-def test_headers_that_connection_names_stay_behind(passed_on, first: bool, connection: list[bytes], gone: set[bytes]) -> None:
+def test_headers_that_connection_names_stay_behind(
+    passed_on, first: bool, connection: list[bytes], gone: set[bytes]
+) -> None:
     """`Connection` may name others, in any case, in several lines, before or after them."""
     others: Headers = [(b"X-A", b"1"), (b"X-B", b"2"), (b"X-C", b"3"), (b"x-a", b"4")]
     naming = [(b"Connection", value) for value in connection]

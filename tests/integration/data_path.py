@@ -1,0 +1,202 @@
+"""The data path alone, before a stand-in for Chroma that misbehaves as it is told to."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import uvicorn
+
+from gateway.proxy.forward import Forward
+from gateway.proxy.gate import Gate
+from gateway.proxy.transport import RawTargetTransport
+
+DEADLINE_S = 20
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+WRITE = b"POST /api/v2/tenants HTTP/1.1\r\nhost: g\r\n"
+READ = b"GET /api/v2/version HTTP/1.1\r\nhost: g\r\n"
+
+
+class Request(NamedTuple):
+    """A request as it was on the wire: `lines` is the head, `body` without chunk framing."""
+
+    lines: list[bytes]
+    body: bytes
+
+    @property
+    def target(self) -> bytes:
+        return self.lines[0].split(b" ")[1]
+
+    @property
+    def headers(self) -> list[bytes]:
+        return self.lines[1:]
+
+    def header(self, name: bytes) -> bytes | None:
+        return header(self.headers, name)
+
+
+def header(lines: list[bytes], name: bytes) -> bytes | None:
+    for line in lines:
+        if line.lower().startswith(name + b":"):
+            return line.partition(b":")[2].strip()
+    return None
+
+
+class Peer:
+    """One end of a connection, spoken raw. What it waits for must come before the deadline."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        async with asyncio.timeout(DEADLINE_S):
+            await self.writer.drain()
+
+    async def head(self) -> list[bytes]:
+        """The lines of a head. Raises IncompleteReadError at the end of the connection."""
+        async with asyncio.timeout(DEADLINE_S):
+            return (await self.reader.readuntil(b"\r\n\r\n"))[:-4].split(b"\r\n")
+
+    async def exactly(self, count: int) -> bytes:
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.reader.readexactly(count)
+
+    async def chunk(self) -> bytes:
+        """One chunk of a chunked body; empty is the last."""
+        async with asyncio.timeout(DEADLINE_S):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            return (await self.reader.readexactly(size + 2))[:-2]
+
+    async def body(self, lines: list[bytes]) -> bytes:
+        """What follows the head `lines`, without chunk framing."""
+        if length := header(lines, b"content-length"):
+            return await self.exactly(int(length))
+        whole = b""
+        if header(lines, b"transfer-encoding") == b"chunked":
+            while chunk := await self.chunk():
+                whole += chunk
+        return whole
+
+    async def message(self) -> Request:
+        lines = await self.head()
+        return Request(lines, await self.body(lines))
+
+    async def rest(self) -> bytes:
+        """All that comes before the connection ends, cleanly or not."""
+        found = b""
+        async with asyncio.timeout(DEADLINE_S):
+            with suppress(ConnectionError):
+                while more := await self.reader.read(1 << 16):
+                    found += more
+        return found
+
+    def reset(self) -> None:
+        """End the connection at once, throwing away what is on its way."""
+        self.writer.transport.abort()
+
+    async def close(self) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):
+            await self.writer.wait_closed()
+
+
+Chroma = Callable[[Peer], Awaitable[None]]
+
+
+async def says_ok(peer: Peer) -> None:
+    while True:
+        await peer.message()
+        await peer.send(OK)
+
+
+class DataPath:
+    """`Forward` behind uvicorn, and the listener that stands in for Chroma's."""
+
+    def __init__(self, port: int, upstream: asyncio.Server, gate: Gate, forward: Forward) -> None:
+        self.port, self.upstream, self.gate, self.forward = port, upstream, gate, forward
+        self.chroma_port: int = upstream.sockets[0].getsockname()[1]
+        self._open: list[Peer] = []
+
+    async def connect(self) -> Peer:
+        peer = Peer(*await asyncio.open_connection("127.0.0.1", self.port))
+        self._open.append(peer)
+        return peer
+
+    async def ask(self, request: bytes) -> Request:
+        """Send one request on a connection of its own; the answer."""
+        peer = await self.connect()
+        await peer.send(request)
+        return await peer.message()
+
+    async def close(self) -> None:
+        for peer in self._open:
+            await peer.close()
+
+
+@asynccontextmanager
+async def data_path(
+    chroma: Chroma = says_ok, *, read_timeout_s: float = DEADLINE_S, gate_timeout_s: float = DEADLINE_S
+) -> AsyncIterator[DataPath]:
+    """A gateway's data path; `chroma` serves each connection that it opens to Chroma's port."""
+    serving: set[asyncio.Task[None]] = set()
+    errors: list[BaseException] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        serving.add(task)
+        peer = Peer(reader, writer)
+        try:
+            await chroma(peer)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the gateway hung up, or the test is over
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            serving.discard(task)
+            await peer.close()
+
+    upstream = await asyncio.start_server(serve, "127.0.0.1", 0)
+    chroma_port = upstream.sockets[0].getsockname()[1]
+    gate, transport = Gate(gate_timeout_s), RawTargetTransport()
+    forward = Forward(gate, transport, f"http://127.0.0.1:{chroma_port}", read_timeout_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    config = uvicorn.Config(
+        forward,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+    )
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    path = DataPath(listener.getsockname()[1], upstream, gate, forward)
+    try:
+        yield path
+    finally:
+        await path.close()
+        for task in serving:
+            task.cancel()
+        upstream.close()
+        server.should_exit = True
+        async with asyncio.timeout(DEADLINE_S):
+            await running
+        await transport.aclose()
+        async with asyncio.timeout(DEADLINE_S):
+            await upstream.wait_closed()
+            while serving:
+                await asyncio.sleep(0)
+        listener.close()
+    assert not errors, errors
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for `condition` to come true before the deadline."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.002)

@@ -1,0 +1,944 @@
+"""What is on the wire, before and behind the gateway, when all goes well and when nothing does."""
+
+import asyncio
+import gc
+import json
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import chromadb
+import httpx
+import pytest
+
+from gateway.errors import QuiesceTimeout
+from gateway.proxy.gate import State
+from tests.integration.data_path import DEADLINE_S, OK, READ, WRITE, DataPath, Peer, Request, data_path, header, until
+
+ID = "0b9f4f6e-6d1c-4c7e-9a52-7f4d3a1e2b90"
+MIB = 1 << 20
+
+
+class Recorder:
+    """A Chroma that keeps what it was asked, and says ok."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        while True:
+            self.requests.append(await peer.message())
+            await peer.send(OK)
+
+
+def status(answer: Request) -> int:
+    return int(answer.lines[0].split(b" ")[1])
+
+
+# ---------------------------------------------------------------------- byte for byte
+
+
+TARGETS = [
+    b"/api/v2/version",
+    b"/api/v2/tenants/a%2Fb/databases/%2e%2e/collections",
+    b"/api/v2/tenants/../databases/./x",
+    b"/api/v2/../../etc/passwd",
+    b"/api//v2///heartbeat",
+    b"/api/v2/tenants/%C3%A9%zz%/x",
+    b"/api/v2/tenants/a+b%20c%2B/databases",
+    b"/api/v2/tenants/a;b=c,d/@:!$&'()*~_-",
+    b"/api/v2/x?",
+    b"/api/v2/x?a=%2F&b=../..&a=+%20&c",
+    b"/api/v2/x?limit=10&offset=0&x=a?b=/c//d",
+    b'/api/v2/x?a=%E9%zz&=&&;[]{}|\\^`"<>',
+    b'/api/v2/tenants/[]{}|\\^`"<>',
+    b"/api/",
+    b"/api/v2/" + b"x" * 5000,
+]
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+async def test_path_and_query_reach_chroma_byte_for_byte(method: bytes) -> None:
+    """Nothing is normalised, decoded or encoded anew; a bare `?` at the end is all that is lost."""
+    async with data_path(chroma := Recorder()) as path:
+        for target in TARGETS:
+            answer = await path.ask(method + b" " + target + b" HTTP/1.1\r\nhost: g\r\n\r\n")
+            assert status(answer) == 200, target
+        assert [request.target for request in chroma.requests] == [target.removesuffix(b"?") for target in TARGETS]
+
+
+async def test_request_headers_reach_chroma_and_no_others() -> None:
+    """End-to-end headers as they came, repeated ones too; hop-by-hop ones not; and none are made up."""
+    kept = [
+        b"host: gateway.example:8000",
+        b"accept: */*",
+        b"accept-encoding: gzip, deflate, zstd",
+        b"user-agent: Chroma Python Client",
+        b"content-type: application/json",
+        b"content-encoding: gzip",
+        b"x-chroma-token: secret",
+        b"authorization: Bearer \xc3\xa9",
+        b"cookie: a=1; b=2",
+        b"cookie: c=3",
+        b"x-empty:",
+        b"x-many: 1",
+        b"x-many: 1",
+        b"content-length: 4",
+    ]
+    dropped = [
+        b"connection: keep-alive, x-named",
+        b"x-named: 1",
+        b"keep-alive: timeout=5",
+        b"te: trailers",
+        b"proxy-connection: keep-alive",
+        b"proxy-authorization: Basic x",
+        b"upgrade: h2c",
+    ]
+    async with data_path(chroma := Recorder()) as path:
+        await path.ask(b"\r\n".join([b"POST /api/v2/tenants HTTP/1.1", *dropped, *kept, b"", b"\x1f\x8bzz"]))
+        await path.ask(b"GET /api/v2/version HTTP/1.1\r\nhost: g\r\n\r\n")
+    first, second = chroma.requests
+    sent = sorted(line.lower().replace(b": ", b":") for line in first.headers)
+    assert sent == sorted(line.lower().replace(b": ", b":") for line in kept)
+    assert first.body == b"\x1f\x8bzz"
+    assert [line.lower() for line in second.headers] == [b"host: g"]
+
+
+async def test_the_answer_reaches_the_client_as_chroma_gave_it() -> None:
+    """Status, order, repetition and values of headers, an encoded body: untouched. Hop-by-hop headers stay behind."""
+    kept = [b"Content-Type: application/json", b"Content-Encoding: gzip", b"Set-Cookie: a=1", b"X-Utf: \xc3\xa9"]
+    kept += [b"Set-Cookie: b=2", b"X-Latin: \xe9", b"Chroma-Trace-Id: 7", b"Retry-After: 3", b"Content-Length: 5"]
+    dropped = [b"Connection: X-Named", b"X-Named: 1", b"Keep-Alive: timeout=1", b"Trailer: x"]
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(b"\r\n".join([b"HTTP/1.1 429 Slow Down", *dropped, *kept, b"", b"\x1f\x8bxyz"]))
+
+    async with data_path(chroma) as path:
+        answer = await path.ask(READ + b"\r\n")
+    assert status(answer) == 429
+    # The server writes names in lower case, which mean the same.
+    assert [line.partition(b":")[2] for line in answer.headers] == [line.partition(b":")[2] for line in kept]
+    assert [line.lower() for line in answer.headers] == [line.lower() for line in kept]
+    assert answer.body == b"\x1f\x8bxyz"
+
+
+@pytest.mark.parametrize("code", [201, 204, 301, 304, 404, 422, 500])
+async def test_every_status_is_chromas(code: int) -> None:
+    """No redirect is followed, and answers without a body are not given one."""
+    framing = b"" if code in (204, 304) else b"content-length: 0\r\n"
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            await peer.message()
+            await peer.send(b"HTTP/1.1 %d X\r\nlocation: /api/v2/elsewhere\r\n%s\r\n" % (code, framing))
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        for _ in range(2):  # the second shows that the first was framed well
+            await peer.send(READ + b"\r\n")
+            lines = await peer.head()
+            assert lines[0].split(b" ")[1] == b"%d" % code
+            assert header(lines, b"location") == b"/api/v2/elsewhere"
+
+
+async def test_head_has_the_length_and_no_body() -> None:
+    """HEAD is passed on as HEAD; the connection stays good for the next request."""
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            request = await peer.message()
+            assert request.lines[0].startswith(b"HEAD")
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 4096\r\n\r\n")
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        for _ in range(2):
+            await peer.send(b"HEAD /api/v2/version HTTP/1.1\r\nhost: g\r\n\r\n")
+            assert header(await peer.head(), b"content-length") == b"4096"
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        b"content-length: +5\r\n\r\nhello",
+        b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n5x\r\nhello\r\n0\r\n\r\n",
+        b"x: 1\r\n folded: 2\r\n\r\n",
+        b"x : 1\r\n\r\n",
+    ],
+)
+async def test_ambiguous_framing_reaches_chroma_never(smuggled: bytes) -> None:
+    """Two readings of one message are a way past whoever reads it first: no whole request gets through."""
+    async with data_path(chroma := Recorder()) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + smuggled + b"GET /api/v2/version HTTP/1.1\r\nhost: smuggled\r\n\r\n")
+        answer = await peer.rest()
+        assert b" 200 " not in answer
+        await until(lambda: path.gate.writes == 0)
+    assert chroma.requests == []
+
+
+async def test_connection_content_length_does_not_unframe_a_request() -> None:
+    """`Connection: content-length` must not turn a body into a second request on the pooled connection."""
+    inner = b"DELETE /api/v2/tenants/t/databases/d HTTP/1.1\r\nhost: g\r\n\r\n"
+    async with data_path(chroma := Recorder()) as path:
+        await path.ask(WRITE + b"connection: content-length\r\ncontent-length: %d\r\n\r\n" % len(inner) + inner)
+        await path.ask(READ + b"\r\n")
+    assert [(request.target, request.body) for request in chroma.requests] == [
+        (b"/api/v2/tenants", inner),
+        (b"/api/v2/version", b""),
+    ]
+
+
+async def test_pipelined_requests_are_answered_in_order() -> None:
+    """Requests sent ahead of answers come out in their order, bodies and all."""
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            request = await peer.message()
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(request.body), request.body))
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(b"".join(WRITE + b"content-length: 1\r\n\r\n%d" % number for number in range(8)))
+        assert [(await peer.message()).body for _ in range(8)] == [b"%d" % number for number in range(8)]
+        assert path.gate.writes == 0
+
+
+# ---------------------------------------------------------------------- streaming
+
+
+async def test_an_upload_streams() -> None:
+    """Chroma has the first chunk before the client has sent the last; length unknown stays chunked."""
+    arrived: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def chroma(peer: Peer) -> None:
+        lines = await peer.head()
+        assert header(lines, b"transfer-encoding") == b"chunked"
+        assert header(lines, b"content-length") is None
+        while chunk := await peer.chunk():
+            arrived.put_nowait(chunk)
+        await peer.send(OK)
+
+    async with data_path(chroma) as path, asyncio.timeout(DEADLINE_S):
+        peer = await path.connect()
+        await peer.send(WRITE + b"transfer-encoding: chunked\r\n\r\n")
+        for chunk in (b"first", b"second", b"\x00last"):
+            await peer.send(b"%x;ext=1\r\n%s\r\n" % (len(chunk), chunk))
+            assert await arrived.get() == chunk
+        await peer.send(b"0\r\ntrailer-of: ours\r\n\r\n")
+        assert (await peer.message()).body == b"ok"
+
+
+async def test_an_answer_streams() -> None:
+    """The client has the first chunk before Chroma has sent the last."""
+    go_on = asyncio.Semaphore(0)
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for chunk in (b"first", b"second", b"last", b""):
+            await peer.send(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+            await go_on.acquire()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(READ + b"\r\n")
+        await peer.head()
+        for chunk in (b"first", b"second", b"last", b""):
+            assert await peer.chunk() == chunk
+            go_on.release()
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+async def test_an_upload_that_chroma_does_not_take_does_not_pile_up() -> None:
+    """64 MiB for a Chroma that reads nothing: the client is held back, and memory stays where it was."""
+    taken, take, size = 0, asyncio.Event(), 64 * MIB
+
+    async def chroma(peer: Peer) -> None:
+        nonlocal taken
+        length = header(await peer.head(), b"content-length")
+        await take.wait()
+        while taken < int(length or 0):
+            taken += len(await peer.reader.read(MIB))
+        await peer.send(OK)
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        piece, sent = bytes(64 * 1024), 0
+
+        async def upload() -> None:
+            nonlocal sent
+            peer.writer.write(WRITE + b"content-length: %d\r\n\r\n" % size)
+            while sent < size:
+                peer.writer.write(piece)
+                await peer.writer.drain()
+                sent += len(piece)
+
+        gc.collect()
+        before = resident_bytes()
+        uploading = asyncio.create_task(upload())
+        await until(lambda: sent > 0)
+        await stalled(lambda: sent)
+        assert sent < 32 * MIB  # what two pairs of kernel buffers hold
+        assert resident_bytes() - before < 8 * MIB
+        take.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await uploading
+        assert (await peer.message()).body == b"ok"
+        assert taken == size
+        assert resident_bytes() - before < 16 * MIB
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+async def test_an_answer_that_the_client_does_not_take_does_not_pile_up() -> None:
+    """64 MiB for a client that reads nothing: Chroma is held back, and memory stays where it was."""
+    sent, size = 0, 64 * MIB
+
+    async def chroma(peer: Peer) -> None:
+        nonlocal sent
+        await peer.message()
+        peer.writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        piece = bytes(64 * 1024)
+        while sent < size:
+            peer.writer.write(piece)
+            await peer.writer.drain()
+            sent += len(piece)
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        gc.collect()
+        before = resident_bytes()
+        await peer.send(READ + b"\r\n")
+        await until(lambda: sent > 0)
+        await stalled(lambda: sent)
+        assert sent < 32 * MIB
+        assert resident_bytes() - before < 8 * MIB
+        lines, received = await peer.head(), 0
+        async with asyncio.timeout(DEADLINE_S):
+            while received < int(header(lines, b"content-length") or 0):
+                received += len(await peer.reader.read(MIB))
+        assert received == size
+
+
+async def stalled(progress) -> None:
+    """Until `progress()` has not moved for a while in which nothing hindered it."""
+    last, same = -1, 0
+    async with asyncio.timeout(DEADLINE_S):
+        while same < 30:
+            await asyncio.sleep(0.01)
+            same = same + 1 if progress() == last else 0
+            last = progress()
+
+
+# ---------------------------------------------------------------------- when Chroma misbehaves
+
+
+def refusal(answer: Request) -> dict[str, str]:
+    assert header(answer.headers, b"content-type") == b"application/json"
+    found = json.loads(answer.body)
+    assert {"error", "message"} <= found.keys() <= {"error", "message", "hint"}
+    return found
+
+
+@pytest.mark.parametrize("request_", [READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"])
+async def test_no_chroma_is_a_503(request_: bytes) -> None:
+    """While nothing listens, reads and writes get 503 with a Retry-After, in Chroma's shape; no ticket is left."""
+    async with closed_port_path() as path:
+        answer = await path.ask(request_)
+        assert status(answer) == 503
+        assert int(header(answer.headers, b"retry-after") or 0) > 0
+        assert "not running" in refusal(answer)["message"]
+        await assert_quiet(path)
+
+
+@asynccontextmanager
+async def closed_port_path() -> AsyncIterator[DataPath]:
+    async with data_path() as path:
+        path.upstream.close()
+        yield path
+
+
+async def test_a_chroma_that_accepts_no_connection_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connect that times out sent nothing: it is the same as nobody listening, for a write as well."""
+    monkeypatch.setattr("gateway.proxy.transport._CONNECT_TIMEOUT_S", 0.1)
+    async with data_path() as path:
+        path.upstream.close()
+        # A listener that never accepts, its queue full.
+        with socket.socket() as full:
+            full.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            full.bind(("127.0.0.1", path.chroma_port))
+            full.listen(0)
+            waiting = []
+            for _ in range(4):
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(("127.0.0.1", path.chroma_port))
+            for request in (READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"):
+                answer = await path.ask(request)
+                assert (status(answer), refusal(answer)["error"]) == (503, "Unavailable")
+            for each in waiting:
+                each.close()
+        await assert_quiet(path)
+
+
+@pytest.mark.parametrize("how", ["reset", "end", "nonsense", "half a head"])
+@pytest.mark.parametrize("request_", [READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"])
+async def test_a_chroma_that_breaks_off_before_it_answers_is_a_502(how: str, request_: bytes) -> None:
+    """The client is told that a write may or may not have happened; the write is not sent again."""
+    seen = []
+
+    async def chroma(peer: Peer) -> None:
+        seen.append(await peer.message())
+        if how == "reset":
+            peer.reset()
+        elif how != "end":
+            await peer.send(b"\x00\x01nonsense\r\n\r\n" if how == "nonsense" else b"HTTP/1.1 200 OK\r\ncontent-le")
+
+    async with data_path(chroma) as path:
+        answer = await path.ask(request_)
+        assert status(answer) == 502
+        assert "may or may not" in refusal(answer)["hint"]
+        assert len(seen) == 1
+        await assert_quiet(path)
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 100", b"transfer-encoding: chunked"])
+@pytest.mark.parametrize("request_", [READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"])
+@pytest.mark.parametrize("how", ["reset", "end"])
+async def test_an_answer_that_breaks_off_does_not_look_whole(how: str, request_: bytes, framing: bytes) -> None:
+    """The client's connection ends in mid-answer: no last chunk, no full length. The ticket is given back."""
+    got = asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(
+            b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n" + (b"5\r\nhello\r\n" if b"chunked" in framing else b"hello")
+        )
+        await got.wait()
+        if how == "reset":
+            peer.reset()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(request_)
+        lines = await peer.head()
+        assert await (peer.chunk() if b"chunked" in framing else peer.exactly(5)) == b"hello"
+        got.set()
+        assert lines[0].split(b" ")[1] == b"200"
+        assert await peer.rest() == b""
+        await assert_quiet(path)
+        async with httpx.AsyncClient() as client:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get(f"http://127.0.0.1:{path.port}/api/v2/version")
+
+
+async def test_a_silent_chroma_is_a_504_to_a_read() -> None:
+    """A read that gets no answer in time is told so, and how long was waited."""
+    async with data_path(says_nothing, read_timeout_s=0.1) as path:
+        answer = await path.ask(READ + b"\r\n")
+        assert status(answer) == 504
+        assert "0.1 s" in refusal(answer)["message"]
+        await assert_quiet(path)
+
+
+async def says_nothing(peer: Peer) -> None:
+    await peer.rest()
+
+
+async def test_a_chroma_that_falls_silent_in_mid_answer_breaks_the_read_off() -> None:
+    """A read that has begun cannot be told any more: its connection ends."""
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhello")
+        await peer.rest()
+
+    async with data_path(chroma, read_timeout_s=0.1) as path:
+        peer = await path.connect()
+        await peer.send(READ + b"\r\n")
+        await peer.head()
+        assert await peer.rest() == b"hello"
+        await assert_quiet(path)
+
+
+async def test_a_slow_client_is_not_a_silent_chroma() -> None:
+    """The time limit of reads counts Chroma's silence, neither a slow upload nor a slow download."""
+    pause_s, body = 0.4, bytes(4 * MIB)
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+    async with data_path(chroma, read_timeout_s=0.2) as path:
+        peer = await path.connect()
+        await warm(path)
+        await peer.send(b"POST %s/query HTTP/1.1\r\nhost: g\r\ncontent-length: 2\r\n\r\n{" % COLLECTION)
+        await asyncio.sleep(pause_s)
+        await peer.send(b"}")
+        lines = await peer.head()
+        assert lines[0].split(b" ")[1] == b"200"
+        await asyncio.sleep(pause_s)
+        assert await peer.body(lines) == body
+
+
+COLLECTION = b"/api/v2/tenants/t/databases/d/collections/" + ID.encode()
+
+
+async def warm(path: DataPath) -> None:
+    path.gate.leave(await path.gate.enter("a first read", ID), done=True)
+
+
+async def test_a_write_waits_for_chroma_without_end() -> None:
+    """The time limit of reads is not for writes: an unfinished write stays accounted for until Chroma answers."""
+    answer_now = asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await answer_now.wait()
+        await peer.send(OK)
+
+    async with data_path(chroma, read_timeout_s=0.05) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + b"content-length: 4\r\n\r\nbody")
+        await until(lambda: path.gate.writes == 1)
+        answer = await path.ask(READ + b"\r\n")  # by then a write would have been given up, too
+        assert status(answer) == 504
+        assert path.gate.writes == 1
+        answer_now.set()
+        assert (await peer.message()).body == b"ok"
+
+
+@pytest.mark.parametrize("method", [b"GET", b"PUT", b"DELETE", b"POST"])
+async def test_nothing_is_sent_twice_when_a_pooled_connection_dies(method: bytes) -> None:
+    """A connection that was good a moment ago and dies with the request on it: 502, and Chroma saw it once."""
+    seen = []
+
+    async def chroma(peer: Peer) -> None:
+        seen.append((await peer.message()).lines[0])
+        await peer.send(OK)
+        seen.append((await peer.message()).lines[0])
+        peer.reset()
+
+    async with data_path(chroma) as path:
+        await path.ask(READ + b"\r\n")
+        answer = await path.ask(method + b" /api/v2/tenants/t HTTP/1.1\r\nhost: g\r\n\r\n")
+        assert status(answer) == 502
+        assert [line.split(b" ")[0] for line in seen] == [b"GET", method]
+        await assert_quiet(path)
+
+
+async def test_an_early_answer_ends_the_exchange() -> None:
+    """A Chroma that says 413 to the head alone is heard at once, though the body is still on its way."""
+
+    async def chroma(peer: Peer) -> None:
+        await peer.head()
+        await peer.send(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig")
+        await peer.rest()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + b"content-length: 100000000\r\n\r\n" + bytes(100_000))
+        answer = await peer.message()
+        assert (status(answer), answer.body) == (413, b"big")
+        await assert_quiet(path)
+
+
+async def test_an_early_answer_does_not_leave_half_a_request_in_the_pool() -> None:
+    """Chroma answers before the body is there and keeps the connection: nobody else's request goes into that body."""
+    heads = []
+
+    async def chroma(peer: Peer) -> None:
+        heads.append((await peer.head())[0])
+        await peer.send(OK)
+        await peer.rest()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + b"content-length: 100\r\n\r\nhalf")
+        assert (await peer.message()).body == b"ok"
+        assert (await path.ask(READ + b"\r\n")).body == b"ok"
+        assert [head.split(b" ")[0] for head in heads] == [b"POST", b"GET"]
+
+
+# ---------------------------------------------------------------------- when clients hang up
+
+
+async def assert_quiet(path: DataPath) -> None:
+    """Everything has ended: no ticket, no read, and the gate can be held."""
+    await until(lambda: path.gate.requests == path.gate.writes == path.gate.waiting == 0)
+    async with path.gate.hold(0):
+        pass
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+@pytest.mark.parametrize(
+    "half",
+    [b"content-length: 100\r\n\r\nhalf", b"transfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"],
+    ids=["length", "chunked"],
+)
+async def test_a_client_that_hangs_up_in_mid_body_writes_nothing(half: bytes, how: str) -> None:
+    """Chroma sees a request that breaks off, never a whole one; the ticket is given back."""
+    seen: list[str] = []
+    begun = asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        lines = await peer.head()
+        begun.set()
+        try:
+            await peer.body(lines)
+            seen.append("whole")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            seen.append("broken off")
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + half)
+        async with asyncio.timeout(DEADLINE_S):
+            await begun.wait()
+        assert path.gate.writes == 1
+        if how == "reset":
+            peer.reset()
+        else:
+            await peer.close()
+        await until(lambda: bool(seen))
+        assert seen == ["broken off"]
+        await assert_quiet(path)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+@pytest.mark.parametrize("kind", ["write", "first read"])
+async def test_a_client_that_disconnects_in_mid_write_does_not_let_the_hold_begin(kind: str, how: str) -> None:
+    """The ticket stays until Chroma is done with it, and a hold waits for exactly that."""
+    received, answer_now, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        received.set()
+        await answer_now.wait()
+        answered.set()
+        await peer.send(OK)
+        await peer.rest()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        target = b"/api/v2/tenants" if kind == "write" else COLLECTION + b"/query"
+        await peer.send(b"POST %s HTTP/1.1\r\nhost: g\r\ncontent-length: 4\r\n\r\nbody" % target)
+        async with asyncio.timeout(DEADLINE_S):
+            await received.wait()
+        if how == "reset":
+            peer.reset()
+        else:
+            await peer.close()
+
+        async def hold() -> None:
+            async with path.gate.hold(DEADLINE_S):
+                assert answered.is_set()
+
+        with pytest.raises(QuiesceTimeout):  # time enough for the gateway to see that the client is gone
+            async with path.gate.hold(0.1):
+                raise AssertionError
+        holding = asyncio.create_task(hold())
+        await until(lambda: path.gate.state is State.CLOSING)
+        assert path.gate.writes == 1
+        answer_now.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await holding
+        await assert_quiet(path)
+
+
+def scope(method: str, path: bytes) -> dict[str, Any]:
+    """What the server hands on of a request with four bytes of body."""
+    return {
+        "type": "http",
+        "method": method,
+        "raw_path": path,
+        "query_string": b"",
+        "headers": [(b"host", b"g"), (b"content-length", b"4")],
+    }
+
+
+@pytest.mark.parametrize("end", [OK, b""], ids=["answered", "broken off"])
+async def test_a_request_that_the_server_cancels_keeps_its_ticket(end: bytes) -> None:
+    """At the end of its grace the server cancels requests; a write stays accounted for until Chroma is done."""
+    received, answer_now = asyncio.Event(), asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        received.set()
+        await answer_now.wait()
+        await peer.send(end)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"body"}
+
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async with data_path(chroma) as path:
+        request = asyncio.create_task(path.forward(scope("POST", b"/api/v2/tenants"), receive, send))
+        await received.wait()
+        request.cancel()
+        await request
+        assert said[0]["status"] == 503
+        assert b"may have happened" in said[1]["body"]
+        with pytest.raises(QuiesceTimeout):
+            await path.gate.hold(0.05).__aenter__()
+        assert path.gate.writes == 1
+        answer_now.set()
+        await assert_quiet(path)
+
+
+async def test_nothing_is_said_to_a_client_that_is_gone() -> None:
+    """A request that did not arrive whole is no failure of Chroma's: no answer is made up for it."""
+    said: list[Any] = []
+    messages = iter([{"type": "http.request", "body": b"ha", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async with data_path(chroma := Recorder()) as path:
+        await path.forward(scope("POST", b"/api/v2/tenants"), receive, send)
+        await assert_quiet(path)
+    assert said == chroma.requests == []
+
+
+async def test_a_client_that_hangs_up_at_the_closed_gate_writes_nothing() -> None:
+    """Nobody waits for the answer any more, and nothing was promised: Chroma never sees the whole of it."""
+    async with data_path(chroma := Recorder()) as path:
+        async with path.gate.hold(0):
+            peer = await path.connect()
+            await peer.send(WRITE + b"content-length: 4\r\n\r\nbody")
+            await until(lambda: path.gate.waiting == 1)
+            await peer.close()
+            await path.ask(READ + b"\r\n")  # the gateway has seen the end of the other connection by now
+        await assert_quiet(path)
+    assert [request.target for request in chroma.requests] == [b"/api/v2/version"]
+
+
+async def test_a_client_that_hangs_up_in_mid_answer_harms_no_other() -> None:
+    """The rest of the answer is of no use; the next request gets its own answer."""
+    go_on = asyncio.Event()
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            request = await peer.message()
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nfirst")
+            if request.target.endswith(b"version"):
+                await go_on.wait()
+            await peer.send(b"-last")
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(READ + b"\r\n")
+        await peer.head()
+        peer.reset()
+        go_on.set()
+        for _ in range(3):
+            assert (await path.ask(b"GET /api/v2/heartbeat HTTP/1.1\r\nhost: g\r\n\r\n")).body == b"first-last"
+        await assert_quiet(path)
+
+
+# ---------------------------------------------------------------------- the gate, on the wire
+
+
+async def test_a_write_at_the_closed_gate_waits_unread_and_reads_pass() -> None:
+    """Nothing of a held-back write reaches Chroma, `100 Continue` is not said, and reads go on meanwhile."""
+    async with data_path(chroma := Recorder()) as path:
+        await warm(path)
+        peer = await path.connect()
+        async with path.gate.hold(0):
+            await peer.send(WRITE + b"expect: 100-continue\r\ncontent-length: 4\r\n\r\n")
+            await until(lambda: path.gate.waiting == 1)
+            for read in (READ, b"POST %s/query HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n" % COLLECTION):
+                assert (await path.ask(read + b"\r\n")).body == b"ok"
+            assert len(chroma.requests) == 2
+        assert (await peer.head())[0] == b"HTTP/1.1 100 Continue"
+        await peer.send(b"body")
+        assert (await peer.message()).body == b"ok"
+        assert chroma.requests[2].body == b"body"
+        assert chroma.requests[2].header(b"expect") is None
+
+
+@pytest.mark.parametrize("action", [b"add", b"upsert", b"update", b"delete"])
+async def test_a_client_that_stalls_in_mid_body_holds_nobody_up(action: bytes) -> None:
+    """Chroma acts on the whole body only: the gate closes meanwhile, and the last piece waits until it opens."""
+    async with data_path(chroma := Recorder()) as path:
+        peer = await path.connect()
+        head = b"POST %s/%s HTTP/1.1\r\nhost: g\r\ncontent-length: 8\r\n\r\n" % (COLLECTION, action)
+        await peer.send(head + b"half")
+        await until(lambda: path.gate.requests == 1)
+        async with path.gate.hold(0):
+            await peer.send(b"more")
+            await until(lambda: path.gate.waiting == 1)
+            assert chroma.requests == []
+        assert (await peer.message()).body == b"ok"
+        assert chroma.requests[0].body == b"halfmore"
+        await assert_quiet(path)
+
+
+async def test_a_handler_that_may_act_on_the_head_alone_is_admitted_before_it() -> None:
+    """DELETE runs when its head is there, whatever body is promised: its ticket comes before its first byte."""
+    heads = []
+
+    async def chroma(peer: Peer) -> None:
+        heads.append(await peer.head())
+        await peer.rest()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        delete = b"DELETE %s HTTP/1.1\r\nhost: g\r\ncontent-length: 100\r\n\r\nhalf" % COLLECTION
+        async with path.gate.hold(0):
+            await peer.send(delete)
+            await until(lambda: path.gate.waiting == 1)
+            assert heads == []
+        await until(lambda: len(heads) == 1)
+        assert path.gate.writes == 1
+        with pytest.raises(QuiesceTimeout):
+            await path.gate.hold(0.01).__aenter__()
+
+
+async def test_a_client_that_reads_slowly_holds_nobody_up() -> None:
+    """Chroma's work is done when its answer begins, so the ticket of a first read ends there."""
+
+    async def chroma(peer: Peer) -> None:
+        await peer.message()
+        await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n" + bytes(1000))
+        await peer.rest()
+
+    async with data_path(chroma) as path:
+        peer = await path.connect()
+        await peer.send(b"GET %s/count HTTP/1.1\r\nhost: g\r\n\r\n" % COLLECTION)
+        await peer.head()
+        async with path.gate.hold(0):
+            assert path.gate.requests == 1
+
+
+async def test_a_body_that_stops_arriving_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent client gets 408 in Chroma's shape; Chroma never had the whole request, and nothing stays behind."""
+    monkeypatch.setattr("gateway.proxy.forward._BODY_IDLE_S", 0.05)
+    async with data_path(chroma := Recorder()) as path:
+        peer = await path.connect()
+        await peer.send(WRITE + b"content-length: 8\r\n\r\nhalf")
+        answer = await peer.message()
+        assert status(answer) == 408
+        assert json.loads(answer.body)["error"] == "RequestTimeout"
+        assert chroma.requests == []
+        await assert_quiet(path)
+
+
+async def test_reads_find_a_connection_however_many_writes_wait() -> None:
+    """300 writes wait at the closed gate with their bodies half sent up; a warm read is answered at once."""
+    async with data_path(Recorder()) as path:
+        await warm(path)
+        add = b"POST %s/add HTTP/1.1\r\nhost: g\r\ncontent-length: 8\r\n\r\n" % COLLECTION
+        async with path.gate.hold(0):
+            peers = [await path.connect() for _ in range(300)]
+            for peer in peers:
+                await peer.send(add + b"half")
+            await until(lambda: path.gate.requests == 300)
+            for peer in peers:
+                await peer.send(b"more")
+            await until(lambda: path.gate.waiting == 300)
+            assert (await path.ask(READ + b"\r\n")).body == b"ok"
+        for peer in peers:
+            assert (await peer.message()).body == b"ok"
+
+
+async def test_the_first_read_of_a_collection_waits_and_the_next_does_not() -> None:
+    """Each way of reading records waits at the gate until one was answered with 200."""
+    requests = [b"GET %s/count", b"POST %s/get", b"POST %s/query", b"POST %s/search"]
+    for first in requests:
+        async with data_path(chroma := Recorder()) as path:
+            async with path.gate.hold(0):
+                asking = asyncio.create_task(path.ask(first % COLLECTION + b" HTTP/1.1\r\nhost: g\r\n\r\n"))
+                await until(lambda: path.gate.waiting == 1)
+                assert chroma.requests == []
+            assert status(await asking) == 200
+            async with path.gate.hold(0):
+                for following in requests:
+                    assert status(await path.ask(following % COLLECTION + b" HTTP/1.1\r\nhost: g\r\n\r\n")) == 200
+
+
+async def test_a_first_read_that_failed_does_not_warm() -> None:
+    """Chroma said no, so the collection's next read is a first read again."""
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            await peer.message()
+            await peer.send(b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n")
+
+    async with data_path(chroma, gate_timeout_s=0.05) as path:
+        request = b"GET %s/count HTTP/1.1\r\nhost: g\r\n\r\n" % COLLECTION
+        assert status(await path.ask(request)) == 500
+        async with path.gate.hold(0):
+            assert status(await path.ask(request)) == 503
+
+
+async def test_the_gates_refusals_have_chromas_shape() -> None:
+    """A write that waited too long, and anything during a restore: 503, Retry-After, error, message, hint."""
+    async with data_path(gate_timeout_s=0.05) as path:
+        async with path.gate.hold(0):
+            answer = await path.ask(WRITE + b"content-length: 4\r\n\r\nbody")
+        assert (status(answer), refusal(answer)["error"]) == (503, "GateTimeout")
+        assert int(header(answer.headers, b"retry-after") or 0) > 0
+        async with path.gate.refuse("a restore is under way", 0):
+            for request in (READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"):
+                answer = await path.ask(request)
+                assert (status(answer), refusal(answer)["message"]) == (503, "a restore is under way")
+                assert int(header(answer.headers, b"retry-after") or 0) > 0
+
+
+async def test_a_refused_write_does_not_garble_the_connection() -> None:
+    """The body of a write that was refused unread is not taken for the next request."""
+    inner = b"DELETE / HTTP/1.1\r\nhost: g\r\n\r\n" + bytes(8 * MIB)
+    async with data_path(gate_timeout_s=0.05) as path:
+        peer = await path.connect()
+        async with path.gate.hold(0):
+            await peer.send(WRITE + b"content-length: %d\r\n\r\n" % len(inner))
+            answer = await peer.message()
+            assert status(answer) == 503
+        await peer.send(inner)
+        await peer.send(READ + b"\r\n")
+        assert (await peer.message()).body == b"ok"
+
+
+async def test_chromadb_says_what_the_gateway_says() -> None:
+    """The gateway's own refusals reach users of `HttpClient` with their message."""
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            request = await peer.message()
+            if b"auth/identity" in request.target:
+                body = b'{"user_id": "", "tenant": "default_tenant", "databases": ["default_database"]}'
+            elif b"pre-flight" in request.target:
+                body = b'{"max_batch_size": 100}'
+            else:
+                body = json.dumps({"id": ID, "name": "default_database", "tenant": "default_tenant"}).encode()
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+
+    async with data_path(chroma, gate_timeout_s=0.05) as path:
+        client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=path.port)
+        async with path.gate.hold(0):
+            with pytest.raises(Exception, match="writes are held back"):
+                await client.create_collection("notes", embedding_function=None)
+        async with path.gate.refuse("a restore is under way", 0):
+            with pytest.raises(Exception, match="a restore is under way"):
+                await client.heartbeat()
+        await client._server._cleanup()  # it has no way of its own to close its connections

@@ -1,0 +1,437 @@
+"""The contents of a data directory are exchanged whole or not at all, wherever the power fails."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import is_chromas
+from gateway.errors import ConfigError
+
+SNAPSHOT = "20261120T210455Z-3f9a1c"
+A, B, C = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "abc")
+State = dict[str, str]
+OLD: State = {"chroma.sqlite3": "old", "chroma.sqlite3-wal": "old", f"{A}/header.bin": "old", f"{B}/header.bin": "old"}
+NEW: State = {"chroma.sqlite3": "new", f"{B}/header.bin": "new", f"{C}/header.bin": "new"}
+FOREIGN: State = {"lost+found/inode": "theirs", "notes.txt": "theirs", ".gateway/boot.json": "{}"}
+
+
+def write(directory: Path, state: State) -> None:
+    for name, text in state.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def live(directory: DataDirectory) -> State:
+    """Chroma's files as Chroma would find them."""
+    names = [name for name in os.listdir(directory.path) if is_chromas(name)]
+    files = [
+        path
+        for name in names
+        for path in (directory.path / name, *(directory.path / name).rglob("*"))
+        if path.is_file()
+    ]
+    return {str(path.relative_to(directory.path)): path.read_text() for path in files}
+
+
+def left_over(directory: DataDirectory) -> list[str]:
+    """Whatever of an exchange still lies about."""
+    return sorted(set(os.listdir(directory.path / ".gateway")) - {"boot.json", "incoming"})
+
+
+def made(path: Path, old: State = OLD) -> DataDirectory:
+    """A data directory with a state that is live and one that is coming in."""
+    directory = DataDirectory(path)
+    directory.make()
+    write(path, {**old, **FOREIGN})
+    write(directory.incoming(), NEW)
+    return directory
+
+
+class Crash(BaseException):
+    """The power is off."""
+
+
+class Power:
+    """Fails before step `last`; every step that changes names or files is counted. Off stays off."""
+
+    def __init__(self, last: int | None) -> None:
+        self.steps, self._last = 0, last
+
+    def step(self) -> None:
+        if self._last is not None and self.steps >= self._last:
+            raise Crash
+        self.steps += 1
+
+
+@contextmanager
+def power(last: int | None = None) -> Iterator[Power]:
+    """Do what is done within only up to step `last`, at which everything ends."""
+    supply = Power(last)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "fsync"):
+            patched.setattr(os, name, _counted(supply, getattr(os, name)))
+        try:
+            yield supply
+        except Crash:
+            pass
+
+
+def _counted(supply: Power, function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        supply.step()
+        return function(*args, **kwargs)
+
+    return counted
+
+
+def after_crash(path: Path) -> DataDirectory:
+    """What the next process finds."""
+    return DataDirectory(path)
+
+
+def require_settled_or_on_trial(path: Path, what: str) -> DataDirectory:
+    """After `recover`: the old state and no exchange, or the new one; and asking again changes nothing."""
+    for _ in range(2):
+        directory = after_crash(path)
+        directory.recover()
+        state = live(directory)
+        assert state in (OLD, NEW), f"{what}: a mixture: {state}"
+        if state == OLD:
+            assert not directory.is_exchanging(), what
+        assert directory.is_exchanging() == (directory.on_trial is not None), what
+        assert directory.on_trial in (None, SNAPSHOT), what
+        assert "rejected" not in left_over(directory), what
+        for name, text in FOREIGN.items():
+            assert (path / name).read_text() == text, what
+    return directory
+
+
+def swap_in(directory: DataDirectory) -> None:
+    directory.swap_in(SNAPSHOT)
+
+
+def steps_of(path: Path, prepare: Callable[[Path], DataDirectory], act: Callable[[DataDirectory], None]) -> int:
+    directory = prepare(path)
+    with power() as supply:
+        act(directory)
+    shutil.rmtree(path)
+    return supply.steps
+
+
+def on_trial(path: Path) -> DataDirectory:
+    directory = made(path)
+    directory.swap_in(SNAPSHOT)
+    return directory
+
+
+# ---------------------------------------------------------------------- exchanging, undisturbed
+
+
+def test_an_exchange_that_is_settled_leaves_the_new_state_alone(tmp_path: Path) -> None:
+    """Nothing of the old one is left, and what is not Chroma's was not touched."""
+    directory = made(tmp_path)
+    directory.swap_in(SNAPSHOT)
+    assert directory.on_trial == SNAPSHOT
+    assert live(directory) == NEW
+    directory.settle()
+    assert (directory.on_trial, directory.is_exchanging()) == (None, False)
+    assert live(directory) == NEW
+    assert left_over(directory) == []
+    assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
+
+
+def test_an_exchange_that_is_rolled_back_leaves_the_old_state_as_it_was(tmp_path: Path) -> None:
+    """Also what Chroma wrote beside the new state goes with it."""
+    directory = on_trial(tmp_path)
+    write(tmp_path, {"chroma.sqlite3-wal": "trial", "chroma.sqlite3-shm": "trial", f"{A}/header.bin": "trial"})
+    directory.roll_back()
+    assert live(directory) == OLD
+    assert not directory.is_exchanging()
+    assert left_over(directory) == []
+    assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
+
+
+def test_an_exchange_with_an_empty_directory_works_both_ways(tmp_path: Path) -> None:
+    """As at a first start: there is nothing to keep, and rolling back leaves nothing."""
+    directory = made(tmp_path / "kept", old={})
+    directory.swap_in(SNAPSHOT)
+    directory.settle()
+    assert live(directory) == NEW
+    directory = made(tmp_path / "not", old={})
+    directory.swap_in(SNAPSHOT)
+    directory.roll_back()
+    assert live(directory) == {}
+    assert directory.is_empty()
+
+
+def test_a_second_exchange_does_not_find_the_first_ones_leavings(tmp_path: Path) -> None:
+    """What was kept or thrown out before does not come back with the next."""
+    directory = on_trial(tmp_path)
+    directory.roll_back()
+    write(directory.incoming(), NEW)
+    directory.swap_in(SNAPSHOT)
+    directory.roll_back()
+    assert live(directory) == OLD
+
+
+def test_rolling_back_without_an_exchange_changes_nothing(tmp_path: Path) -> None:
+    """There is nothing to go back to, and the live state stays."""
+    directory = made(tmp_path)
+    directory.roll_back()
+    directory.recover()
+    assert live(directory) == OLD
+
+
+# ---------------------------------------------------------------------- the power fails
+
+
+def test_a_crash_at_any_step_of_an_exchange_leaves_one_state_whole(tmp_path: Path) -> None:
+    """The old one, or the new one on trial, which then can be settled and can be rolled back."""
+    path = tmp_path / "data"
+    steps, seen = steps_of(path, made, swap_in), set()
+    for last in range(steps + 1):
+        for end in ("settle", "roll_back"):
+            directory = made(path)
+            with power(last):
+                swap_in(directory)
+            directory = require_settled_or_on_trial(path, f"step {last} of {steps}")
+            began, state = directory.is_exchanging(), live(directory)
+            seen.add("new" if began else "old")
+            assert state == (NEW if began else OLD)
+            if began:
+                getattr(directory, end)()
+                assert live(directory) == (NEW if end == "settle" else OLD)
+                assert left_over(directory) == []
+            shutil.rmtree(path)
+    assert seen == {"old", "new"}
+
+
+def test_a_crash_at_any_step_of_rolling_back_leads_to_the_old_state(tmp_path: Path) -> None:
+    """Or, before the first step was written down, the new state is still on trial."""
+    path = tmp_path / "data"
+    steps, seen = steps_of(path, on_trial, DataDirectory.roll_back), set()
+    for last in range(steps + 1):
+        directory = on_trial(path)
+        with power(last):
+            directory.roll_back()
+        directory = require_settled_or_on_trial(path, f"step {last} of {steps}")
+        seen.add("new" if directory.on_trial else "old")
+        assert live(directory) == (NEW if directory.on_trial else OLD)
+        shutil.rmtree(path)
+    assert seen == {"old", "new"}
+
+
+def test_a_crash_at_any_step_of_settling_keeps_the_new_state(tmp_path: Path) -> None:
+    """Settled; or still on trial, and then the old state is still whole to go back to."""
+    path, seen = tmp_path / "data", set()
+    for last in range(steps_of(path, on_trial, DataDirectory.settle) + 1):
+        directory = on_trial(path)
+        with power(last):
+            directory.settle()
+        directory = require_settled_or_on_trial(path, f"step {last}")
+        seen.add(directory.on_trial)
+        assert live(directory) == NEW
+        if directory.on_trial:
+            directory.roll_back()
+            assert live(directory) == OLD
+        assert left_over(directory) == []
+        shutil.rmtree(path)
+    assert seen == {None, SNAPSHOT}
+
+
+@pytest.mark.parametrize("act", [swap_in, DataDirectory.roll_back], ids=["swap_in", "roll_back"])
+def test_a_second_crash_while_recovering_from_the_first_is_recovered_from(
+    tmp_path: Path, act: Callable[[DataDirectory], None]
+) -> None:
+    """Every step of the exchange, and then every step of finishing it."""
+    path, prepare = tmp_path / "data", (made if act is swap_in else on_trial)
+    for first in range(0, steps_of(path, prepare, act) + 1):
+        second, finished = 0, False
+        while not finished:
+            directory = prepare(path)
+            with power(first):
+                act(directory)
+            finished = True
+            with power(second) as supply:
+                after_crash(path).recover()
+            finished = supply.steps < second
+            require_settled_or_on_trial(path, f"steps {first} and {second}")
+            shutil.rmtree(path)
+            second += 2
+
+
+def test_an_exchange_that_fails_at_any_step_can_be_rolled_back_there(tmp_path: Path) -> None:
+    """Without going on first: whatever had moved by then, the old state is whole again."""
+    path = tmp_path / "data"
+    for last in range(steps_of(path, made, swap_in) + 1):
+        directory = made(path)
+        with power(last):
+            swap_in(directory)
+        directory.roll_back()
+        assert live(directory) == OLD, f"step {last}"
+        directory = require_settled_or_on_trial(path, f"step {last}")
+        assert live(directory) == OLD
+        shutil.rmtree(path)
+
+
+def test_a_roll_back_that_was_cut_short_can_be_asked_for_again(tmp_path: Path) -> None:
+    """Instead of being recovered from: at every step it leads to the old state."""
+    path = tmp_path / "data"
+    for last in range(steps_of(path, on_trial, DataDirectory.roll_back) + 1):
+        directory = on_trial(path)
+        with power(last):
+            directory.roll_back()
+        directory.roll_back()
+        assert live(directory) == OLD, f"step {last}"
+        shutil.rmtree(path)
+
+
+def test_a_phase_that_was_half_written_does_not_count(tmp_path: Path) -> None:
+    """What was cut off while the phase was written down lies under another name."""
+    directory = made(tmp_path)
+    (tmp_path / ".gateway/swap.new").write_text('{"phase": "o')
+    directory = require_settled_or_on_trial(tmp_path, "half written")
+    assert live(directory) == OLD
+
+
+# ---------------------------------------------------------------------- on trial
+
+
+def test_a_state_on_trial_gets_one_start(tmp_path: Path) -> None:
+    """A second start means that Chroma died of it; that is remembered across processes."""
+    on_trial(tmp_path)
+    assert after_crash(tmp_path).may_run_trial()
+    directory = after_crash(tmp_path)
+    directory.recover()
+    assert directory.on_trial == SNAPSHOT
+    assert not directory.may_run_trial()
+    directory.roll_back()
+    assert live(directory) == OLD
+    assert directory.may_run_trial()
+
+
+def test_without_a_trial_chroma_may_always_start(tmp_path: Path) -> None:
+    """As often as it likes, also after the trial was settled."""
+    directory = made(tmp_path)
+    assert directory.may_run_trial()
+    assert directory.may_run_trial()
+    directory.swap_in(SNAPSHOT)
+    assert directory.may_run_trial()
+    directory.settle()
+    assert directory.may_run_trial()
+
+
+def test_noting_the_start_survives_a_crash(tmp_path: Path) -> None:
+    """It is noted before Chroma starts: at every step it is noted, or Chroma did not start."""
+    path = tmp_path / "data"
+    for last in range(steps_of(path, on_trial, DataDirectory.may_run_trial) + 1):
+        directory, started = on_trial(path), False
+        with power(last):
+            started = directory.may_run_trial()
+        directory = require_settled_or_on_trial(path, f"step {last}")
+        assert live(directory) == NEW
+        if started:
+            assert not directory.may_run_trial()
+        shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------------- rooms and notes
+
+
+def test_rooms_are_empty_private_and_on_the_same_file_system(tmp_path: Path) -> None:
+    """What an earlier run left in one is gone, nobody else may look in, and a rename out of it works."""
+    directory = DataDirectory(tmp_path)
+    directory.make()
+    for room in (directory.scratch, directory.incoming):
+        write(room(), {"left": "over"})
+        path = room()
+        assert list(path.iterdir()) == []
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert path.stat().st_dev == tmp_path.stat().st_dev
+    directory.drop_scratch()
+    directory.drop_incoming()
+    assert os.listdir(tmp_path / ".gateway") == []
+    assert directory.is_empty()
+
+
+def test_what_the_start_does_is_told_to_another_process(tmp_path: Path) -> None:
+    """The last note counts; none, or half of one, is none."""
+    directory = DataDirectory(tmp_path)
+    directory.make()
+    assert directory.boot_note() == {}
+    directory.note_boot(phase="preparing")
+    directory.note_boot(phase="restoring", bytes_done=1)
+    assert DataDirectory(tmp_path).boot_note() == {"phase": "restoring", "bytes_done": 1}
+    (tmp_path / ".gateway/boot.json").write_text(json.dumps({"phase": "x"})[:-2])
+    assert directory.boot_note() == {}
+
+
+def test_a_place_that_cannot_be_a_directory_stops_the_start(tmp_path: Path) -> None:
+    """The message names it and the setting."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be used") as caught:
+        DataDirectory(tmp_path / "file/data").make()
+    assert str(tmp_path / "file/data") in caught.value.message
+    assert "GATEWAY_DATA_DIR" in (caught.value.hint or "")
+
+
+# ---------------------------------------------------------------------- who may use it
+
+
+CLAIMS = {"gateway": DataDirectory.claim_as_gateway, "chroma": DataDirectory.claim_as_chroma}
+
+
+@pytest.mark.parametrize("role", CLAIMS)
+def test_a_second_claim_is_refused_until_the_first_is_released(tmp_path: Path, role: str) -> None:
+    """The message names the directory and the way out; the other role is free."""
+    first, second = DataDirectory(tmp_path), DataDirectory(tmp_path)
+    first.make()
+    CLAIMS[role](first)
+    with pytest.raises(ConfigError, match=f"uses the data directory {tmp_path}") as caught:
+        CLAIMS[role](second)
+    assert "GATEWAY_DATA_DIR" in (caught.value.hint or "")
+    (other,) = CLAIMS.keys() - {role}
+    CLAIMS[other](second)
+    first.release()
+    CLAIMS[role](second)
+    second.release()
+
+
+BECOME_ANOTHER = """
+import os, sys
+from pathlib import Path
+from gateway.chroma.directory import DataDirectory
+getattr(DataDirectory(Path(sys.argv[1])), "claim_as_" + sys.argv[2])()
+os.execv(sys.executable, [sys.executable, "-c", "print('another', flush=True); input()"])
+"""
+
+
+@pytest.mark.parametrize(("role", "kept"), [("chroma", True), ("gateway", False)])
+def test_chromas_claim_outlives_an_exec_and_the_gateways_does_not(tmp_path: Path, role: str, kept: bool) -> None:
+    """`chroma run` holds it in place of the program that claimed it, however it ends; children of a gateway do not."""
+    directory = DataDirectory(tmp_path)
+    directory.make()
+    command = [sys.executable, "-c", BECOME_ANOTHER, str(tmp_path), role]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"another\n"
+        if kept:
+            with pytest.raises(ConfigError):
+                CLAIMS[role](directory)
+        else:
+            CLAIMS[role](directory)
+            directory.release()
+        process.kill()
+        process.wait()
+        CLAIMS[role](directory)
+        directory.release()

@@ -1,0 +1,121 @@
+"""A live restore that cannot be finished ends with Chroma running on what it had before."""
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.chroma.directory import DataDirectory
+from gateway.errors import DiskFull, GatewayError, SnapshotError, Unavailable
+from gateway.snapshot import restore
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import restore_live
+from tests.unit.snapshot.manifests import ID, manifest
+from tests.unit.snapshot.stores import MemoryStore
+
+
+class Chroma:
+    """Reads what is live when it starts; what it cannot read, and what stopping it raises, is told by the test."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._path = data_dir / "chroma.sqlite3"
+        self.serves: str | None = self._path.read_text()
+        self.cannot_read = ""
+        self.stop_error: GatewayError | None = None
+
+    def require_control(self) -> None:
+        pass
+
+    async def ensure_running(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        self.serves = None
+        if self.stop_error is not None:
+            raise self.stop_error
+
+    async def start(self) -> dict[str, str]:
+        self.serves = self._path.read_text()
+        return {"t/d/c": "it is torn"} if self.serves == self.cannot_read else {}
+
+
+class Restore:
+    """A data directory with an old state, and a snapshot whose bytes are a new one."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = DataDirectory(path)
+        self.directory.make()
+        (path / "chroma.sqlite3").write_text("old")
+        self.chroma = Chroma(path)
+        self.refused: list[str] = []
+
+    async def run(self) -> None:
+        repository = Repository(MemoryStore())
+        await repository.publish(manifest())
+
+        @asynccontextmanager
+        async def refuse(reason: str) -> AsyncIterator[None]:
+            self.refused.append(reason)
+            yield
+            self.refused.pop()
+
+        await restore_live(repository, self.directory, self.chroma, refuse, ID, lambda done, total: None)
+
+
+@pytest.fixture
+def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
+    async def stage(repository: object, directory: DataDirectory, manifest: object, progress: object) -> None:
+        (directory.incoming() / "chroma.sqlite3").write_text("new")
+
+    monkeypatch.setattr(restore, "stage", stage)
+    return Restore(tmp_path)
+
+
+async def test_a_good_snapshot_is_served_and_settled(restoring: Restore) -> None:
+    """Nothing of the old state is kept."""
+    await restoring.run()
+    assert restoring.chroma.serves == "new"
+    assert not restoring.directory.is_exchanging()
+    assert not restoring.refused
+
+
+async def test_a_snapshot_that_cannot_be_read_is_rolled_back(restoring: Restore) -> None:
+    """The error tells what could not be read, and the old state is served."""
+    restoring.chroma.cannot_read = "new"
+    with pytest.raises(SnapshotError, match="the data is what it was before: t/d/c: it is torn"):
+        await restoring.run()
+    assert restoring.chroma.serves == "old"
+    assert not restoring.directory.is_exchanging()
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3])
+async def test_an_exchange_that_fails_midway_is_undone(
+    restoring: Restore, monkeypatch: pytest.MonkeyPatch, fails_at: int
+) -> None:
+    """The disk is full when a phase is written down, whichever: Chroma is started again on the old state."""
+    write, times = restoring.directory._write_swap, 0
+
+    def failing(swap: dict[str, object] | None) -> None:
+        nonlocal times
+        times += 1
+        if times == fails_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(swap)
+
+    monkeypatch.setattr(restoring.directory, "_write_swap", failing)
+    with pytest.raises(DiskFull, match="exchanging the data failed"):
+        await restoring.run()
+    assert restoring.chroma.serves == "old"
+    assert not restoring.directory.is_exchanging()
+    assert list((restoring.directory.path / ".gateway").iterdir()) == []
+
+
+async def test_a_chroma_that_does_not_stop_in_time_is_started_again(restoring: Restore) -> None:
+    """It may end later than it was waited for; nothing was exchanged."""
+    restoring.chroma.stop_error = Unavailable("stopping Chroma took longer than 15 s")
+    with pytest.raises(Unavailable, match="took longer"):
+        await restoring.run()
+    assert restoring.chroma.serves == "old"
+    assert not restoring.directory.is_exchanging()

@@ -1,0 +1,224 @@
+"""Settings mean what README and DESIGN say, and a wrong one is named."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Settings, load_settings, variable_of
+from gateway.errors import ConfigError
+from gateway.store import open_store
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+# Not an operator's: supervisord sets it.
+INTERNAL = {"SUPERVISOR_SERVER_URL"}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None of this machine's own settings, in a directory of our own."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable_of(field), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def documented() -> dict[str, str]:
+    """Name and default, as written, of each row of README's table of settings."""
+    table = README.partition("## Settings")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \| (.*?) \| .*\|$", table, re.MULTILINE)
+    return {
+        name: default.strip("`")
+        for names, defaults in rows
+        for name, default in zip(
+            re.findall(r"`([A-Z0-9_]+)`", names), defaults.split(", ") if "`, `" in names else [defaults], strict=True
+        )
+    }
+
+
+# ---------------------------------------------------------------------- what is documented
+
+
+def test_readme_lists_exactly_the_settings_there_are() -> None:
+    """No setting without its row, no row without its setting."""
+    assert set(documented()) == {variable_of(field) for field in Settings.model_fields} - INTERNAL
+
+
+def test_readme_shows_the_defaults() -> None:
+    """What the table says is what is used; defaults that depend on something are told in words."""
+    shown = documented()
+    plain = {name: default for name, default in shown.items() if " " not in default}
+    assert set(shown) - set(plain) == {
+        "GATEWAY_ADMIN_TOKEN",
+        "GATEWAY_LOG_FORMAT",
+        "GATEWAY_SNAPSHOT_INTERVAL_S",
+        "GATEWAY_SNAPSHOT_ON_EXIT",
+    }
+    settings = load_settings()
+    for name, default in plain.items():
+        (field,) = (field for field in Settings.model_fields if variable_of(field) == name)
+        value = getattr(settings, field)
+        expected = Path(default).absolute() if isinstance(value, Path) else type(value)(default)
+        assert value == expected, name
+
+
+def test_the_contracts_defaults() -> None:
+    """Users' scripts rely on them."""
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.chroma_port) == ("127.0.0.1", 8000, 8001)
+    assert settings.data_dir == Path("var/chroma").absolute()
+    assert open_store(settings.store).url == f"file://{Path('var/store').absolute()}/"
+    assert settings.repository_prefix == "users/default/vectorstore/"
+    assert settings.admin_token is None
+    assert settings.restore == "latest"
+    assert settings.snapshot_interval_s == 0
+    assert settings.gate_timeout_s == 30
+
+
+@pytest.mark.parametrize(
+    ("store", "given", "takes"),
+    [
+        ("file:///srv/store", None, False),
+        ("s3://bucket", None, True),
+        ("file:///srv/store", "true", True),
+        ("s3://bucket", "false", False),
+    ],
+)
+def test_a_final_snapshot_is_taken_where_the_store_outlives_the_container(
+    monkeypatch: pytest.MonkeyPatch, store: str, given: str | None, takes: bool
+) -> None:
+    """By default with s3:// alone; as told otherwise."""
+    monkeypatch.setenv("GATEWAY_STORE", store)
+    if given:
+        monkeypatch.setenv("GATEWAY_SNAPSHOT_ON_EXIT", given)
+    assert load_settings().takes_final_snapshot is takes
+
+
+@pytest.mark.parametrize(
+    ("given", "terminal", "json"),
+    [(None, True, False), (None, False, True), ("text", False, False), ("json", True, True)],
+)
+def test_logs_are_text_on_a_terminal_and_json_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, terminal: bool, json: bool
+) -> None:
+    """Unless told otherwise."""
+    if given:
+        monkeypatch.setenv("GATEWAY_LOG_FORMAT", given)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert load_settings().logs_as_json is json
+
+
+# ---------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("GATEWAY_DATADIR", "GATEWAY_DATA_DIR"),
+        ("GATEWAY_SNAPSHOT_INTERVAL", "GATEWAY_SNAPSHOT_INTERVAL_S"),
+        ("GATEWAY_STORAGE", "GATEWAY_STORE"),
+        ("GATEWAY_PORT", "PORT"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, wrong: str, meant: str
+) -> None:
+    """A typing error never passes for a setting that was made."""
+    monkeypatch.setenv(wrong, "x")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert caught.value.message == f"{wrong} is not a setting; did you mean {meant}?"
+    assert caught.value.exit_code == 2
+    assert "README" in (caught.value.hint or "")
+
+
+def test_an_unknown_name_that_is_near_to_nothing_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a guess."""
+    monkeypatch.setenv("GATEWAY_XYZZY", "1")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert caught.value.message == "GATEWAY_XYZZY is not a setting"
+
+
+def test_names_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only GATEWAY_* is ours."""
+    monkeypatch.setenv("CHROMA_PORT", "x")
+    monkeypatch.setenv("MY_GATEWAY_PORT", "x")
+    load_settings()
+
+
+WRONG = {
+    "PORT": ["0", "65536", "eighty", "80.5"],
+    "GATEWAY_CHROMA_PORT": ["-1", "x"],
+    "GATEWAY_STORE": ["/srv/store", "http://bucket", "s3:bucket", "gs://bucket", "S3://bucket"],
+    "GATEWAY_USER_ID": ["..", ".hidden", "a/b", "a\\b", "a b", "ü", "a" * 129, "a\n"],
+    "GATEWAY_RESTORE": ["newest", "LATEST", "../x", "20261120T210455Z", "20261120T210455Z-3F9A1C", "latest\n"],
+    "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "1h", "nan"],
+    "GATEWAY_SNAPSHOT_ON_EXIT": ["maybe", "2"],
+    "GATEWAY_GATE_TIMEOUT_S": ["0", "-5", "soon", "nan"],
+    "GATEWAY_DRAIN_TIMEOUT_S": ["0"],
+    "GATEWAY_READ_TIMEOUT_S": ["0"],
+    "GATEWAY_RESTORE_RETRY_S": ["-1"],
+    "GATEWAY_S3_ADDRESSING": ["dns"],
+    "GATEWAY_LOG_FORMAT": ["xml"],
+    "GATEWAY_LOG_LEVEL": ["INFO!", "trace"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """It ends the start with status 2 instead of being replaced by a default."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"^{name}: ") as caught:
+        load_settings()
+    assert caught.value.exit_code == 2
+
+
+def test_every_wrong_setting_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start suffices to learn of all of them."""
+    monkeypatch.setenv("PORT", "0")
+    monkeypatch.setenv("GATEWAY_STORE", "x")
+    monkeypatch.setenv("GATEWAY_STOR", "x")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    for name in ("PORT: ", "GATEWAY_STORE: ", "GATEWAY_STOR is not a setting"):
+        assert name in caught.value.message
+
+
+def test_a_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the admin token nor what was given for another setting by mistake."""
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "s3cret-token")
+    monkeypatch.setenv("GATEWAY_LOG_FORMAT", "s3cret-elsewhere")
+    monkeypatch.setenv("GATEWAY_STORE", "https://key:s3cret@host/bucket")
+    with pytest.raises(ConfigError) as caught:
+        load_settings()
+    assert "s3cret" not in str(caught.value)
+    monkeypatch.delenv("GATEWAY_LOG_FORMAT")
+    monkeypatch.delenv("GATEWAY_STORE")
+    assert "s3cret" not in repr(load_settings())
+
+
+@pytest.mark.parametrize("field", sorted(Settings.model_fields))
+def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Containers pass `NAME=` for what is not set: the default counts."""
+    default = getattr(load_settings(), field)
+    monkeypatch.setenv(variable_of(field), "")
+    assert getattr(load_settings(), field) == default
+
+
+def test_settings_do_not_change() -> None:
+    """What was read at the start holds until the end."""
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1
+
+
+def test_nothing_but_settings_reads_the_environment() -> None:
+    """`gateway.config` is the only reader of GATEWAY_*; others may hand the environment on to a program."""
+    readers = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "gateway").rglob("*.py"))
+        for line in path.read_text().splitlines()
+        if re.search(r"os\.getenv|os\.environ", line)
+    ]
+    elsewhere = [reader for reader in readers if not reader.startswith("gateway/config.py")]
+    assert [reader for reader in elsewhere if "GATEWAY" in reader or "getenv" in reader] == []
