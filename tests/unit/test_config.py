@@ -153,7 +153,7 @@ WRONG = {
     "GATEWAY_STORE": ["/srv/store", "http://bucket", "s3:bucket", "gs://bucket", "S3://bucket"],
     "GATEWAY_USER_ID": ["..", ".hidden", "a/b", "a\\b", "a b", "ü", "a" * 129, "a\n"],
     "GATEWAY_RESTORE": ["newest", "LATEST", "../x", "20261120T210455Z", "20261120T210455Z-3F9A1C", "latest\n"],
-    "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "1h", "nan"],
+    "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "1h", "nan", "inf"],
     "GATEWAY_SNAPSHOT_ON_EXIT": ["maybe", "2"],
     "GATEWAY_GATE_TIMEOUT_S": ["0", "-5", "soon", "nan"],
     "GATEWAY_DRAIN_TIMEOUT_S": ["0"],
