@@ -6,7 +6,7 @@ the file has, and its busy timeout is 1000 seconds, so that its writers wait whi
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -65,9 +65,12 @@ def prepare(data_dir: Path) -> str:
                 connection.execute("create table _first(page)")
                 connection.execute("drop table _first")
             elif mode == "wal":
-                connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+                with suppress(sqlite3.OperationalError):  # it only tidies up, and a full disk may be read
+                    connection.execute("pragma wal_checkpoint(truncate)").fetchone()
             return mode
     except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"{path} cannot be opened: {error}", "free some space in the data directory") from error
         raise ConfigError(
             f"{path} cannot be opened: {error}", "is another Chroma using this directory? may it be written?"
         ) from error

@@ -201,7 +201,10 @@ def new_snapshot_id(now: datetime, newest: str | None) -> str:
     if newest is None or fresh > newest:
         return fresh
     fraction = int(newest.partition("-")[2], 16) + 1
-    return _id_of(_moment(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
+    try:
+        return _id_of(_moment(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
+    except OverflowError as error:
+        raise CorruptSnapshot(f"snapshot {newest} is of the last moment there is, none can come after it") from error
 
 
 def _id_of(second: datetime, fraction: int) -> str:

@@ -167,12 +167,3 @@ def unpack(block: Block, pack: Pack, data: bytes) -> bytes:
     if len(stored) != block.size_bytes or hashlib.sha256(stored).hexdigest() != block.sha256:
         raise CorruptSnapshot(f"a block in pack data/{pack.sha256} does not have the digest the manifest names")
     return stored
-
-
-def check_pack(pack: Pack, data: bytes) -> None:
-    """Raise CorruptSnapshot unless `data` is what `pack` is named by."""
-    if len(data) != pack.size_bytes or hashlib.sha256(data).hexdigest() != pack.sha256:
-        raise CorruptSnapshot(
-            f"pack data/{pack.sha256} is not what was stored: its bytes have another digest",
-            "restore another snapshot, see GET /admin/snapshot",
-        )

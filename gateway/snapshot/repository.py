@@ -1,6 +1,7 @@
 """One gateway's repository in the store: manifests, packs and the format they are of."""
 
 import asyncio
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -24,6 +25,7 @@ class Repository:
         self._store = store
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
+        self._rotten: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -132,25 +134,44 @@ class Repository:
     # ------------------------------------------------------------------ packs
 
     async def packs(self) -> dict[str, int]:
-        """Size in bytes by name of every pack in the store."""
-        return {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
+        """Size in bytes by name of every pack in the store, less those that were seen to be rotten."""
+        named = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
+        return {name: size_bytes for name, size_bytes in named.items() if name not in self._rotten}
 
     async def put_pack(self, name: str, data: bytes) -> None:
+        """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""
         await self._store.put(f"{_DATA}{name}", data)
+        self._rotten.discard(name)
 
     async def get_pack(self, pack: Pack) -> bytes:
-        """Raises CorruptSnapshot if it is not there."""
+        """Its bytes, verified. Raises CorruptSnapshot if they are not there, or are not what it is named by."""
         try:
             # One byte more than there should be: enough to see that it is another, without reading all of it.
-            return await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
+            data = await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
             raise CorruptSnapshot(
                 f"pack data/{pack.sha256} is missing in {self.url}",
                 "restore another snapshot, see GET /admin/snapshot",
             ) from None
 
+        try:
+            await asyncio.to_thread(check_pack, pack, data)
+        except CorruptSnapshot:
+            self._rotten.add(pack.sha256)
+            raise
+        return data
+
     async def delete_pack(self, name: str) -> None:
         await self._store.delete(f"{_DATA}{name}")
 
     async def close(self) -> None:
         await self._store.close()
+
+
+def check_pack(pack: Pack, data: bytes) -> None:
+    """Raise CorruptSnapshot unless `data` is what `pack` is named by."""
+    if len(data) != pack.size_bytes or hashlib.sha256(data).hexdigest() != pack.sha256:
+        raise CorruptSnapshot(
+            f"pack data/{pack.sha256} is not what was stored: its bytes have another digest",
+            "restore another snapshot, see GET /admin/snapshot",
+        )

@@ -26,8 +26,8 @@ import pytest
 
 from gateway.chroma.disk import ID_MAP, LEVEL0
 from gateway.snapshot.model import FORMAT, Manifest
-from gateway.snapshot.packing import PackWriter, check_pack, unpack
-from gateway.snapshot.repository import Repository
+from gateway.snapshot.packing import PackWriter, unpack
+from gateway.snapshot.repository import Repository, check_pack
 from gateway.store import FileStore
 from tests.house import House, free_port, house
 from tests.records import embed, everything, prose
@@ -199,14 +199,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield built
 
 
+def can_mount() -> bool:
+    return shutil.which("mount") is not None and os.geteuid() == 0
+
+
 @contextmanager
 def small_disk(path: Path, size_mib: int) -> Iterator[Path]:
     """A file system of its own of that size, mounted at `path`."""
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(path)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
+    if not can_mount():
         pytest.skip("a small disk takes root and mount(8)")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(path)], check=True)
     try:
         yield path
     finally:
@@ -599,6 +601,8 @@ def begun(
         for name, start in reversed(STARTS.items()):
             env = {**server.env, **start.env}
             if "GATEWAY_DATA_DIR" in env:
+                if not can_mount():
+                    continue
                 disk = stack.enter_context(small_disk(tmp_path_factory.mktemp("full"), 8))
                 env["GATEWAY_DATA_DIR"] = str(disk / "data")
             built = stack.enter_context(local.heir(start.change, **env))
@@ -611,6 +615,8 @@ def test_a_start_that_would_lose_something_ends_telling_why(
     local: Kept, begun: dict[str, tuple[House, Future[int]]], name: str
 ) -> None:
     """With the status of the contract and the way out; it starts neither empty nor on half of the data."""
+    if name not in begun:
+        pytest.skip("a small disk takes root and mount(8)")
     built, ended = begun[name]
     status, output = ended.result(), built.output()
     assert status == STARTS[name].status, output[-4000:]

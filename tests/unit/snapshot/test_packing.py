@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from gateway.errors import CorruptSnapshot, StoreDenied, StoreUnavailable
 from gateway.snapshot import packing
 from gateway.snapshot.model import Block, File, Pack
-from gateway.snapshot.packing import UPLOADS_AT_ONCE, PackWriter, check_pack, unpack
-from gateway.snapshot.repository import Repository
+from gateway.snapshot.packing import UPLOADS_AT_ONCE, PackWriter, unpack
+from gateway.snapshot.repository import Repository, check_pack
 from tests.unit.snapshot.manifests import sha
 from tests.unit.snapshot.stores import MemoryStore
 

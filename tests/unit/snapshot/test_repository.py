@@ -236,3 +236,19 @@ async def test_a_missing_pack_is_corrupt_and_named() -> None:
     store.objects.pop(f"data/{made.packs[0].sha256}")
     with pytest.raises(CorruptSnapshot, match=f"data/{made.packs[0].sha256} is missing"):
         await Repository(store).get_pack(made.packs[0])
+
+
+async def test_a_rotten_pack_is_sent_again_by_the_next_snapshot() -> None:
+    """Once seen to be rotten it is not taken for one the store has; putting it mends every snapshot that names it."""
+    made = await stored(store := MemoryStore(), ID, (b"database",))
+    name = made.packs[0].sha256
+    good = store.objects[f"data/{name}"]
+    store.objects[f"data/{name}"] = bytes(len(good))
+    repository = Repository(store)
+    assert name in await repository.packs()
+    with pytest.raises(CorruptSnapshot, match="another digest"):
+        await repository.get_pack(made.packs[0])
+    assert name not in await repository.packs()
+    await repository.put_pack(name, good)
+    assert name in await repository.packs()
+    assert await repository.get_pack(made.packs[0]) == good
