@@ -203,7 +203,7 @@ class FileStore:
         try:
             with os.scandir(directory) as found:
                 entries = list(found)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return  # there is none, or it was pruned meanwhile
         # Sorted as keys are: "a-b" comes before "a/b", which comes before "a0".
         keyed = [
