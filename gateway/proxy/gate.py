@@ -59,22 +59,37 @@ class Gate:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Count a read in, so that `refuse` can wait for it. Raises Unavailable while refusing."""
-        self._require_admission()
-        self.reads += 1
+        self.begin_read()
         try:
             yield
         finally:
-            self.reads -= 1
-            if not self.reads:
-                self._notify()
+            self.end_read()
+
+    def begin_read(self) -> None:
+        """As `reading`, for those who end elsewhere; `end_read` must follow. Raises Unavailable while refusing."""
+        self._require_admission()
+        self.reads += 1
+
+    def end_read(self) -> None:
+        """The read that `begin_read` counted in is over."""
+        self.reads -= 1
+        if not self.reads:
+            self._notify()
+
+    def enter_now(self, what: str, collection_id: str | None = None) -> Ticket | None:
+        """As `enter`, but None where that would wait."""
+        if self.state is not State.OPEN or self.refusal is not None:
+            return None
+        return self._issue(what, collection_id)
 
     async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
         """Take a ticket for one write, or for a first read of `collection_id`; wait while not open.
 
         Raises GateTimeout after `timeout_s`, Unavailable when everything is refused.
         """
-        if self.state is not State.OPEN or self.refusal is not None:
-            await self._wait_until_open()
+        if ticket := self.enter_now(what, collection_id):
+            return ticket
+        await self._wait_until_open()
         return self._issue(what, collection_id)
 
     def leave(self, ticket: Ticket, *, done: bool = False) -> None:
@@ -147,6 +162,11 @@ class Gate:
         self._warm.clear()
         self._tickets.clear()
         self._notify()
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever Chroma's process ended: what was admitted before is admitted no more."""
+        return self._epoch
 
     @property
     def writes(self) -> int:
