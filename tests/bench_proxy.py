@@ -157,9 +157,7 @@ def rss_kib(pid: int) -> int:
 
 def compare(cases: list[Case], options: argparse.Namespace, ports: dict[str, dict[str, int]], directory: Path) -> None:
     """Print the table: requests a second and p50, and both as ratios."""
-    print(
-        "| case | connections | bare req/s | nginx | gateway | gateway/nginx | gateway/bare | p50 bare | nginx | gateway |"
-    )
+    print("| case | connections | req/s: bare | nginx | gateway | to nginx | to bare | p50: bare | nginx | gateway |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for case in cases:
         for connections in options.connections:

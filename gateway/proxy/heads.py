@@ -99,7 +99,8 @@ class _Parts:
     def __init__(self) -> None:
         self.target = self.reason = b""
         self.headers: Headers = []
-        self.complete = False
+        self.complete = self.keep_alive = False
+        self.parser: httptools.HttpRequestParser | httptools.HttpResponseParser
 
     def on_url(self, url: bytes) -> None:
         self.target += url
@@ -111,12 +112,13 @@ class _Parts:
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self.complete = True
+        # Asked any later, the parser may have forgotten: without a body the message is over by then.
+        self.complete, self.keep_alive = True, self.parser.should_keep_alive()
 
 
 def _parse_request(raw: bytes) -> RequestHead:
     parts = _Parts()
-    parser = httptools.HttpRequestParser(parts)
+    parser = parts.parser = httptools.HttpRequestParser(parts)
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
@@ -144,7 +146,7 @@ def _parse_request(raw: bytes) -> RequestHead:
         upstream=_request_lines(method, target, parts.headers, chunked=chunked),
         length_bytes=length_bytes,
         chunked=chunked,
-        keep_alive=parser.should_keep_alive(),
+        keep_alive=parts.keep_alive,
         old=version == "1.0",
         expects_continue=any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers),
         forwarded_for=b", ".join(value for name, value in headers if name == b"x-forwarded-for") or None,
@@ -202,7 +204,7 @@ def _request_lines(method: bytes, target: bytes, headers: Headers, *, chunked: b
 
 def _parse_response(raw: bytes) -> ResponseHead:
     parts = _Parts()
-    parser = httptools.HttpResponseParser(parts)
+    parser = parts.parser = httptools.HttpResponseParser(parts)
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
@@ -220,7 +222,7 @@ def _parse_response(raw: bytes) -> ResponseHead:
     for name, value in for_client(parts.headers):
         if name.lower() != b"x-request-id":
             lines += (name, b": ", value, b"\r\n")
-    return ResponseHead(status, b"".join(lines), length_bytes, chunked, parser.should_keep_alive())
+    return ResponseHead(status, b"".join(lines), length_bytes, chunked, parts.keep_alive)
 
 
 _remembered_request = _remembering(_parse_request)

@@ -100,6 +100,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # of TCP
+        self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
         asker = self._asker
@@ -178,6 +179,7 @@ class Pool:
         self._host, self._port = host, port
         self._max_in_flight, self._max_queued = max_in_flight, max_queued
         self._idle: list[Upstream] = []  # the one used last goes first: the others may be let go some day
+        self._all: set[Upstream] = set()
         self._queue: deque[Asker] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
         self.in_flight = 0
@@ -217,19 +219,25 @@ class Pool:
         elif self._queue and asker in self._queue:
             self._queue.remove(asker)
 
+    def opened(self, upstream: Upstream) -> None:
+        """There is one connection more."""
+        self._all.add(upstream)
+
     def keep(self, upstream: Upstream) -> None:
         """An idle connection is there for the next."""
         self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""
+        self._all.discard(upstream)
         if upstream in self._idle:
             self._idle.remove(upstream)
 
     def close(self) -> None:
+        """Break off whatever is left."""
         for task in self._connecting:
             task.cancel()
-        for upstream in self._idle.copy():
+        for upstream in self._all.copy():
             upstream.drop()
 
     def _serve(self, asker: Asker) -> None:
