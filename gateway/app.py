@@ -1,6 +1,6 @@
 """The gateway's process: builds the objects, mounts the routers, serves until told to stop.
 
-`/api/*` goes to the data path, past every framework; all else goes to FastAPI.
+`/api/` goes to the data path, past every framework; all else goes to FastAPI. One process, one loop.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ import gateway
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
-from gateway.chroma.process import base_url
+from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
-from gateway.proxy.forward import Forward, Message, Receive, Send
+from gateway.proxy.data_path import DataPath
 from gateway.proxy.gate import Gate
-from gateway.proxy.transport import RawTargetTransport
+from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
 from gateway.snapshot.operations import Operations, snapshot_regularly
 from gateway.snapshot.repository import Repository
@@ -62,8 +62,15 @@ class House:
             Prefixed(open_store(settings.store, addressing=settings.s3_addressing), settings.repository_prefix)
         )
         self.gate = Gate(settings.gate_timeout_s)
-        self.transport = RawTargetTransport()
-        self.forward = Forward(self.gate, self.transport, base_url(settings.chroma_port), settings.read_timeout_s)
+        limits = Limits(
+            client_timeout_s=settings.client_timeout_s,
+            queue_timeout_s=settings.gate_timeout_s,
+            read_timeout_s=settings.read_timeout_s,
+            max_body_bytes=settings.max_body_bytes,
+            max_in_flight=settings.max_in_flight,
+            max_queued=settings.max_queued,
+        )
+        self.data_path = DataPath(self.gate, HOST, settings.chroma_port, limits)
         self.watch = ChromaWatch(settings.data_dir, settings.chroma_port, self.gate.ticket, self.gate.chroma_gone)
         self.chroma = ManagedChroma(
             Supervisor(settings.supervisor_url) if settings.supervisor_url else None, self.watch
@@ -79,21 +86,14 @@ class House:
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
-        self._admin = _admin_application(self, admin_token)
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """The ASGI application."""
-        if scope["type"] == "http" and scope["raw_path"].startswith(b"/api/"):
-            await self.forward(scope, receive, send)
-        else:
-            await self._admin(scope, receive, send)
+        self.admin = _admin_application(self, admin_token)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
         await asyncio.to_thread(self.directory.drop_scratch)
-        work = (self.watch.run(), self.operations.begin(), *self._schedule())
-        watching, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        work = (self.watch.run(), self.data_path.watch_the_clock(), self.operations.begin(), *self._schedule())
+        watching, timing, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -102,8 +102,8 @@ class House:
         finally:
             await _end(*scheduling)
             await self._last_snapshot()
-            await _end(watching, beginning)
-            await self.transport.aclose()
+            await _end(watching, timing, beginning)
+            self.data_path.close()
             await self.repository.close()
 
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
@@ -143,8 +143,9 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        house,
-        http="httptools",
+        house.admin,
+        http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
+        ws="none",
         loop="uvloop",
         lifespan="on",
         log_config=None,
@@ -152,7 +153,6 @@ def serve(settings: Settings) -> None:
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=_GRACE_S,
-        timeout_keep_alive=75,
     )
     _Server(config, house).run(sockets=[listener])
     if house.last_failure is not None:

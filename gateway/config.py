@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     gate_timeout_s: Seconds = Field(30, gt=0)
     drain_timeout_s: Seconds = Field(30, gt=0)
     read_timeout_s: Seconds = Field(300, gt=0)
+    client_timeout_s: Seconds = Field(60, gt=0)
+    max_body_bytes: int = Field(40 * 1024 * 1024, gt=0)
+    max_in_flight: int = Field(64, ge=1)
+    max_queued: int = Field(1024, ge=0)
     restore_retry_s: Seconds = Field(60, ge=0)
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"
     log_format: Literal["text", "json"] | None = None

@@ -6,9 +6,12 @@
     ├── Unauthorized                  401
     ├── NotFound                      404
     ├── NotAllowed                    405                  the route knows other methods
-    ├── RequestTimeout                408                  a request stopped arriving
+    ├── ClientTooSlow                 408                  a request did not arrive in time
     ├── Conflict                      409                  another operation is under way
+    ├── BodyTooLarge                  413                  Chroma would refuse it too
+    ├── HeadTooLarge                  431
     ├── Unavailable                   503  retry           the data is not being served just now
+    │   ├── Overloaded                503  retry           Chroma has as much to do as it may have
     │   ├── GateTimeout               503  retry           a write waited too long for the gate
     │   └── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
     ├── BadUpstream                   502                  Chroma broke off, or answered nonsense
@@ -37,6 +40,7 @@ _CHROMA_NAMES = {
     403: "AuthError",
     404: "NotFoundError",
     409: "UniqueConstraintError",
+    413: "ChromaError",
     429: "RateLimitError",
     500: "InternalError",
 }
@@ -89,7 +93,7 @@ class NotAllowed(GatewayError):
     status = 405
 
 
-class RequestTimeout(GatewayError):
+class ClientTooSlow(GatewayError):
     status = 408
 
 
@@ -97,10 +101,22 @@ class Conflict(GatewayError):
     status = 409
 
 
+class BodyTooLarge(GatewayError):
+    status = 413
+
+
+class HeadTooLarge(GatewayError):
+    status = 431
+
+
 class Unavailable(GatewayError):
     status = 503
     retryable = True
     retry_after_s = 1
+
+
+class Overloaded(Unavailable):
+    pass
 
 
 class GateTimeout(Unavailable):

@@ -58,23 +58,38 @@ class Gate:
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Count a request in, from its head to the end of its answer. Raises Unavailable while refusing."""
-        self._require_admission()
-        self.requests += 1
+        """Count a request in, so that `refuse` can wait for it. Raises Unavailable while refusing."""
+        self.begin_read()
         try:
             yield
         finally:
-            self.requests -= 1
-            if not self.requests:
-                self._notify()
+            self.end_read()
+
+    def begin_read(self) -> None:
+        """As `passing`, for those who end elsewhere; `end_read` must follow. Raises Unavailable while refusing."""
+        self._require_admission()
+        self.requests += 1
+
+    def end_read(self) -> None:
+        """The read that `begin_read` counted in is over."""
+        self.requests -= 1
+        if not self.requests:
+            self._notify()
+
+    def enter_now(self, what: str, collection_id: str | None = None) -> Ticket | None:
+        """As `enter`, but None where that would wait."""
+        if self.state is not State.OPEN or self.refusal is not None:
+            return None
+        return self._issue(what, collection_id)
 
     async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
         """Take a ticket for one write, or for a first read of `collection_id`; wait while not open.
 
         Raises GateTimeout after `timeout_s`, Unavailable when everything is refused.
         """
-        if self.state is not State.OPEN or self.refusal is not None:
-            await self._wait_until_open()
+        if ticket := self.enter_now(what, collection_id):
+            return ticket
+        await self._wait_until_open()
         return self._issue(what, collection_id)
 
     def leave(self, ticket: Ticket, *, done: bool = False) -> None:
@@ -148,6 +163,11 @@ class Gate:
         """
         self._epoch += 1
         self._warm.clear()
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever Chroma's process ended: what was admitted before is admitted no more."""
+        return self._epoch
 
     @property
     def writes(self) -> int:

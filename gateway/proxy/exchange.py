@@ -1,0 +1,285 @@
+"""One request to Chroma and its answer: through the gate, to a connection, and back to the client.
+
+    received ──► admitted by the gate ──► connected ──► answer begins ──► answer ended
+       │ 400, 413      │ 503 (gate, restore)  │ 503 (full, down)  │ 502, 504        the ticket ends
+       └── a body of up to HELD_BYTES is received whole before anything else happens
+
+So a slow client holds neither a ticket nor a slot, and a read that met a dead connection can be sent again.
+Longer bodies stream. Whatever the client does, a write that Chroma was given whole keeps its ticket until
+Chroma's answer ended; what Chroma was not given whole is broken off, so that it never takes a part for all.
+"""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from gateway.errors import BadUpstream, GatewayError, Overloaded, UpstreamTimeout
+from gateway.proxy.answers import error_answer
+from gateway.proxy.framing import LAST_CHUNK, Body, Chunked, UntilClose, chunk
+from gateway.proxy.gate import Gate, Ticket
+from gateway.proxy.heads import RequestHead, ResponseHead
+from gateway.proxy.upstream import Pool, Upstream
+
+log = structlog.get_logger()
+
+HELD_BYTES = 64 * 1024
+
+
+class Client(Protocol):
+    """Who asked, as the exchange sees it."""
+
+    forwarded_for: bytes
+    """The address to name in `X-Forwarded-For`."""
+    closing: bool
+    """Whether the present answer is the last in any case."""
+    slow: bool
+    """Whether it takes less than it is sent."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def stop_reading(self) -> None: ...
+
+    def read_on(self) -> None: ...
+
+    def answer_ended(self, *, last: bool) -> None: ...
+
+    def break_off(self) -> None:
+        """End the connection so that the client cannot take what it got for all of the answer."""
+
+
+class Exchange:
+    """Used from the event loop's thread only."""
+
+    __slots__ = (
+        "_admission",
+        "_begun",
+        "_chunks",
+        "_client",
+        "_epoch",
+        "_gate",
+        "_held",
+        "_held_bytes",
+        "_last",
+        "_pool",
+        "_request_id",
+        "_retried",
+        "_status",
+        "_ticket",
+        "_upstream",
+        "_waits_since_s",
+        "answering",
+        "has_slot",
+        "head",
+        "over",
+        "received",
+    )
+
+    def __init__(self, client: Client, head: RequestHead, request_id: bytes, gate: Gate, pool: Pool) -> None:
+        self._client, self.head, self._request_id = client, head, request_id
+        self._gate, self._pool = gate, pool
+        self.received = self.over = self.has_slot = False
+        self._begun = self._retried = self.answering = self._chunks = self._last = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._ticket: Ticket | None = None  # admitted as a write; or else as a read
+        self._epoch: int | None = None  # of the gate, when it admitted this
+        self._admission: asyncio.Task[None] | None = None
+        self._upstream: Upstream | None = None
+        self._waits_since_s = 0.0
+        self._status = 0
+
+    # ------------------------------------------------------------------ the client's side
+
+    def receive(self, data: bytes, *, complete: bool) -> None:
+        """The next piece of the request's body, framed for Chroma; or nothing, and `complete`."""
+        self.received = complete
+        if self._upstream is not None:
+            self._upstream.send(data)
+            return
+        if data:
+            self._held.append(data)
+            self._held_bytes += len(data)
+        if not self._begun and (complete or self._held_bytes > HELD_BYTES):
+            self._begin()
+        if self._held_bytes > HELD_BYTES and self._upstream is None and not self.over:
+            self._client.stop_reading()
+
+    def client_gone(self) -> None:
+        """The client hung up."""
+        if self.over:
+            return
+        if self._admission is not None:
+            self._admission.cancel()
+        if self._upstream is None:
+            self._end()
+        elif self._ticket is None or not self.received:
+            self._upstream.drop()
+            self._end()
+        else:
+            self._upstream.resume()
+
+    def client_full(self) -> None:
+        """The client takes less than it is sent."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def client_ready(self) -> None:
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def check(self, now_s: float, queue_timeout_s: float, read_timeout_s: float) -> None:
+        """End what waited too long. A write that Chroma was given has no time limit: it must stay accounted for."""
+        upstream = self._upstream
+        if upstream is None:
+            if self._begun and self._epoch is not None and now_s - self._waits_since_s > queue_timeout_s:
+                self.fail(Overloaded(f"this request waited {queue_timeout_s:g} s for its turn", "send it again"))
+        elif (
+            self._ticket is None
+            and self.received
+            and not self._client.slow
+            and now_s - upstream.heard_at_s > read_timeout_s
+        ):
+            upstream.drop()
+            self._broken(UpstreamTimeout(f"Chroma did not answer within {read_timeout_s:g} s"))
+
+    # ------------------------------------------------------------------ the gate
+
+    def _begin(self) -> None:
+        self._begun = True
+        head, gate = self.head, self._gate
+        try:
+            if gate.lets_pass(head.route):
+                gate.begin_read()
+            else:
+                self._ticket = gate.enter_now(head.what, head.route.collection_id)
+                if self._ticket is None:
+                    self._admission = asyncio.create_task(self._wait_for_the_gate())
+                    return
+        except GatewayError as error:
+            self.fail(error)
+            return
+        self._admitted()
+
+    async def _wait_for_the_gate(self) -> None:
+        try:
+            self._ticket = await self._gate.enter(self.head.what, self.head.route.collection_id)
+        except GatewayError as error:
+            self.fail(error)
+            return
+        finally:
+            self._admission = None
+        self._admitted()
+
+    def _admitted(self) -> None:
+        self._epoch = self._gate.epoch
+        self._waits_since_s = asyncio.get_running_loop().time()
+        self._pool.ask(self)
+
+    def _leave_the_gate(self) -> None:
+        if self._epoch is None:
+            return
+        self._epoch = None
+        if self._ticket is None:
+            self._gate.end_read()
+        else:
+            self._gate.leave(self._ticket, done=self._status == 200)
+            self._ticket = None
+
+    # ------------------------------------------------------------------ Chroma's side
+
+    def connected(self, upstream: Upstream) -> None:
+        """Send what there is so far."""
+        if self._epoch != self._gate.epoch:
+            # Chroma was restarted while this waited: tickets were forgotten, and what was warm is cold.
+            self._pool.keep(upstream)
+            self._pool.leave(self)
+            self._leave_the_gate()
+            self._begin()
+            return
+        self._upstream = upstream
+        client, head = self._client, self.head
+        client.read_on()
+        address = client.forwarded_for
+        if head.forwarded_for is not None:
+            address = head.forwarded_for + b", " + address
+        lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n\r\n" % (head.upstream, address, self._request_id)
+        upstream.begin(self, b"".join((lines, *self._held)) if self._held else lines)
+        if not (head.idempotent and self.received):
+            self._held, self._held_bytes = [], 0
+
+    def answer_begins(self, head: ResponseHead, body: Body, payload: bytes) -> None:
+        """Pass the head on, and what is here of the body."""
+        client = self._client
+        self.answering, self._status = True, head.status
+        old, unframed = self.head.old, isinstance(body, UntilClose)
+        lines, end = head.client, b"\r\n"
+        if isinstance(body, Chunked):
+            self._chunks, unframed = not old, old
+        self._last = unframed or client.closing or not self.head.keep_alive or not self.received
+        if self._last:
+            end = b"connection: close\r\n\r\n"
+        elif old:
+            end = b"connection: keep-alive\r\n\r\n"
+        if old:
+            lines = lines.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+        if self._chunks:
+            end = b"transfer-encoding: chunked\r\n" + end
+            payload = chunk(payload) + LAST_CHUNK if body.complete else chunk(payload)
+        client.write(b"%bx-request-id: %b\r\n%b%b" % (lines, self._request_id, end, payload))
+
+    def answer_goes_on(self, body: Body, payload: bytes) -> None:
+        """Pass on what came of the body."""
+        if self._chunks:
+            payload = chunk(payload) + LAST_CHUNK if body.complete else chunk(payload)
+        self._client.write(payload)
+
+    def answer_ended(self) -> None:
+        """Chroma has said all it had to say."""
+        self._end()
+        self._client.answer_ended(last=self._last or not self.received)
+
+    def upstream_lost(self, upstream: Upstream, cause: str) -> None:
+        """The connection broke. Nobody knows how much of the request Chroma has seen."""
+        self._upstream = None
+        again = self.head.idempotent and self.received and upstream.reused and not upstream.heard
+        if again and not self._retried:
+            self._retried = True
+            self._pool.ask_anew(self)
+        else:
+            hint = None if self.head.idempotent else "it may or may not have happened; look at GET /readyz"
+            self._broken(BadUpstream(f"Chroma broke off before it answered: {cause}", hint))
+
+    def upstream_full(self) -> None:
+        self._client.stop_reading()
+
+    def upstream_ready(self) -> None:
+        self._client.read_on()
+
+    # ------------------------------------------------------------------ ends
+
+    def fail(self, error: GatewayError) -> None:
+        """Answer with `error`: Chroma's own answer has not begun, and will not."""
+        if self.over:
+            return
+        last = self._client.closing or not self.head.keep_alive or not self.received
+        bare = self.head.method == b"HEAD"
+        self._end()
+        self._client.write(error_answer(error, self._request_id, close=last, bare=bare))
+        self._client.answer_ended(last=last)
+
+    def _broken(self, error: GatewayError) -> None:
+        if not self.answering:
+            self.fail(error)
+            return
+        log.warning("an answer broke off in the middle", what=self.head.what, cause=error.message)
+        self._status = 0
+        self._end()
+        self._client.break_off()
+
+    def _end(self) -> None:
+        self.over = True
+        self._upstream = None
+        self._held = []
+        self._leave_the_gate()
+        self._pool.leave(self)
