@@ -51,43 +51,24 @@ class Client(Protocol):
 class Exchange:
     """Used from the event loop's thread only."""
 
-    __slots__ = (
-        "_admission",
-        "_begun",
-        "_chunks",
-        "_client",
-        "_epoch",
-        "_gate",
-        "_held",
-        "_held_bytes",
-        "_last",
-        "_pool",
-        "_request_id",
-        "_retried",
-        "_status",
-        "_ticket",
-        "_upstream",
-        "_waits_since_s",
-        "answering",
-        "has_slot",
-        "head",
-        "over",
-        "received",
-    )
+    # Where every exchange begins. On the class, because setting them costs every request.
+    received = False
+    """Whether the request is here whole."""
+    answering = False
+    over = False
+    has_slot = False
+    _begun = _retried = _chunks = _last = False
+    _held_bytes = _status = 0
+    _ticket: Ticket | None = None  # admitted as a write; or else as a read
+    _epoch: int | None = None  # of the gate, when it admitted this
+    _admission: asyncio.Task[None] | None = None
+    _upstream: Upstream | None = None
+    _waits_since_s: float | None = None
 
     def __init__(self, client: Client, head: RequestHead, request_id: bytes, gate: Gate, pool: Pool) -> None:
         self._client, self.head, self._request_id = client, head, request_id
         self._gate, self._pool = gate, pool
-        self.received = self.over = self.has_slot = False
-        self._begun = self._retried = self.answering = self._chunks = self._last = False
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._ticket: Ticket | None = None  # admitted as a write; or else as a read
-        self._epoch: int | None = None  # of the gate, when it admitted this
-        self._admission: asyncio.Task[None] | None = None
-        self._upstream: Upstream | None = None
-        self._waits_since_s = 0.0
-        self._status = 0
 
     # ------------------------------------------------------------------ the client's side
 
@@ -132,7 +113,10 @@ class Exchange:
         """End what waited too long. A write that Chroma was given has no time limit: it must stay accounted for."""
         upstream = self._upstream
         if upstream is None:
-            if self._begun and self._epoch is not None and now_s - self._waits_since_s > queue_timeout_s:
+            if self._epoch is None:
+                return  # for the gate it waits by the gate's own clock
+            self._waits_since_s = self._waits_since_s or now_s
+            if now_s - self._waits_since_s > queue_timeout_s:
                 self.fail(Overloaded(f"this request waited {queue_timeout_s:g} s for its turn", "send it again"))
         elif (
             self._ticket is None
@@ -173,7 +157,6 @@ class Exchange:
 
     def _admitted(self) -> None:
         self._epoch = self._gate.epoch
-        self._waits_since_s = asyncio.get_running_loop().time()
         self._pool.ask(self)
 
     def _leave_the_gate(self) -> None:
@@ -280,6 +263,6 @@ class Exchange:
     def _end(self) -> None:
         self.over = True
         self._upstream = None
-        self._held = []
         self._leave_the_gate()
-        self._pool.leave(self)
+        if not self.head.probe:
+            self._pool.leave(self)

@@ -7,7 +7,9 @@ next message. Strict: what two readers could understand in two ways is refused, 
 import re
 from typing import Protocol
 
-_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,15})(?:;%b(?:=(?:%b|\"[^\"\\\x00-\x1f\x7f]*\"))?)*" % (_TOKEN, _TOKEN))
+_TRAILER = re.compile(rb"%b:[^\x00-\x08\x0a-\x1f\x7f]*\r\n" % _TOKEN)
 _MAX_LINE_BYTES = 1024
 _MAX_TRAILER_BYTES = 8192
 _CRLF_BYTES = 2
@@ -105,6 +107,8 @@ class Chunked:
             if self._trailer_bytes > _MAX_TRAILER_BYTES:
                 raise BadFraming("the trailers of a chunked body are too long")
             self.complete = line == b"\r\n"
+            if not self.complete and _TRAILER.fullmatch(line) is None:
+                raise BadFraming("a trailer is not a header")
             return end + 1
         match = _CHUNK_SIZE.fullmatch(line[:-2])
         if match is None:

@@ -146,7 +146,8 @@ class Upstream(asyncio.Protocol):
     def _finish(self, asker: Asker, *, reusable: bool) -> None:
         self._asker = self._body = None
         if reusable:
-            self.resume()
+            if self._paused:
+                self.resume()
             self.reused = True
             self._pool.keep(self)
         else:
