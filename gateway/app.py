@@ -26,7 +26,7 @@ from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
-from gateway.errors import ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
 from gateway.proxy.data_path import DataPath
@@ -45,6 +45,7 @@ _GRACE_S = 4
 _LAST_BUDGET_S = 8.0
 # What has not ended then breaks off: everybody else is turned away meanwhile.
 _REFUSAL_GRACE_S = 5.0
+_MAX_ADMIN_BODY_BYTES = 64 << 10
 _DESCRIPTION = """
 Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own and not described here.
 
@@ -117,7 +118,7 @@ class House:
         try:
             async with asyncio.timeout(left_s):
                 await self.operations.until_idle()
-                if self.settings.takes_final_snapshot:
+                if self.settings.takes_final_snapshot and self.watch.starts:
                     await self.operations.snapshot("final")
                 else:
                     async with self.gate.hold(left_s):
@@ -187,6 +188,7 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
         version=gateway.__version__,
         description=_DESCRIPTION,
         lifespan=house.lifespan,
+        max_body_size=_MAX_ADMIN_BODY_BYTES,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     app.state.operations, app.state.health = house.operations, house.health
@@ -201,7 +203,7 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())[:1000]
         hint = "GET /docs describes every route"
         if not request.headers.get("content-type", "application/json").startswith("application/json"):
             hint = "send JSON, and with it the header 'Content-Type: application/json'"
@@ -209,10 +211,18 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            return _answer(NotFound(f"there is nothing at {request.url.path}", "GET /docs lists the gateway's routes"))
-        answer = _answer(NotAllowed(f"{request.method} {request.url.path}: {error.detail}"))
-        answer.status_code = error.status_code
+        where = f"{request.method} {request.url.path}"
+        match error.status_code:
+            case 404:
+                answer = _answer(NotFound(f"there is nothing at {request.url.path}", "GET /docs lists the routes"))
+            case 405:
+                answer = _answer(NotAllowed(f"{where}: {error.detail}"))
+            case 413:
+                answer = _answer(
+                    BodyTooLarge(f"{where}: a request to the gateway itself may have {_MAX_ADMIN_BODY_BYTES} bytes")
+                )
+            case _:
+                answer = _answer(InvalidRequest(f"{where}: {error.detail}"))
         answer.headers.update(error.headers or {})
         return answer
 

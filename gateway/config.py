@@ -66,6 +66,13 @@ class Settings(BaseSettings):
             raise ValueError("must be 1 to 128 letters, digits, '.', '_' or '-', and begin with a letter or digit")
         return value
 
+    @field_validator("admin_token")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and (len(value.get_secret_value()) < 8 or not value.get_secret_value().isascii()):
+            raise ValueError("must have at least 8 ASCII characters")
+        return value
+
     @field_validator("store")
     @classmethod
     def _known_scheme(cls, value: str) -> str:

@@ -31,13 +31,16 @@ def index_problems(directory: Path) -> list[str]:
     missing = [name for name in (HEADER, LEVEL0, LENGTH, LINK_LISTS) if not (directory / name).exists()]
     if missing:
         return [f"{name} is missing" for name in missing]
-    raw = (directory / HEADER).read_bytes()
+    with (directory / HEADER).open("rb") as header:
+        raw = header.read(_HEADER.size)
     if len(raw) < _HEADER.size:
         return [f"{HEADER} has {len(raw)} bytes of {_HEADER.size}"]
     version, _, capacity, count, element_bytes, *_ = _HEADER.unpack_from(raw)
     if version != _VERSION:
         return [f"{HEADER} is of version {version}, known is {_VERSION}"]
     problems = []
+    if count and not element_bytes:
+        problems.append(f"{HEADER} says that an element has no bytes")
     if count > capacity:
         problems.append(f"{HEADER} counts {count} elements in room for {capacity}")
     for name, needed in ((LEVEL0, count * element_bytes), (LENGTH, count * 4)):

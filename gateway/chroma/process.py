@@ -11,6 +11,8 @@ from typing import NoReturn
 from gateway.errors import ConfigError
 
 HOST = "127.0.0.1"
+# Ours alone: the admin token and the store's keys are none of Chroma's business.
+_NOT_FOR_CHROMA = ("GATEWAY_", "AWS_")
 
 
 def chroma_version() -> str:
@@ -46,5 +48,6 @@ def run_chroma(data_dir: Path, port: int) -> NoReturn:
     os.execve(  # noqa: S606  # no shell is wanted
         command,
         [command, "run", "--path", str(data_dir), "--host", HOST, "--port", str(port)],
-        {**os.environ, "ANONYMIZED_TELEMETRY": "False"},
+        {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHROMA)}
+        | {"ANONYMIZED_TELEMETRY": "False"},
     )

@@ -5,8 +5,9 @@
        └── a body of up to HELD_BYTES is received whole before anything else happens
 
 So a slow client holds neither a ticket nor a slot, and a read that met a dead connection can be sent again.
-Longer bodies stream. Whatever the client does, a write that Chroma was given whole keeps its ticket until
-Chroma's answer ended; what Chroma was not given whole is broken off, so that it never takes a part for all.
+Longer bodies stream; where Chroma acts on the whole body only, all but the last piece goes up without a ticket,
+so that a slow client still holds none. Whatever the client does, a write that Chroma was given whole keeps its
+ticket until Chroma answers; what Chroma was not given whole is broken off, so that it never takes a part for all.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.errors import BadUpstream, GatewayError, Overloaded, UpstreamTimeout
+from gateway.errors import BadUpstream, GatewayError, Overloaded, Unavailable, UpstreamTimeout
 from gateway.proxy.answers import error_answer
 from gateway.proxy.framing import LAST_CHUNK, Body, Chunked, UntilClose, chunk
 from gateway.proxy.gate import Gate, Ticket
@@ -58,6 +59,8 @@ class Exchange:
     over = False
     has_slot = False
     _begun = _retried = _chunks = _last = False
+    _awaits_end = False  # streams up without a ticket, all but its last piece
+    _can_repeat = False  # all of it is in `_held`, and Chroma may be asked twice
     _held_bytes = _status = 0
     _ticket: Ticket | None = None  # admitted as a write; or else as a read
     _epoch: int | None = None  # of the gate, when it admitted this
@@ -69,6 +72,7 @@ class Exchange:
         self._client, self.head, self._request_id = client, head, request_id
         self._gate, self._pool = gate, pool
         self._held: list[bytes] = []
+        self._back = b""  # the piece that is held back
 
     # ------------------------------------------------------------------ the client's side
 
@@ -76,7 +80,11 @@ class Exchange:
         """The next piece of the request's body, framed for Chroma; or nothing, and `complete`."""
         self.received = complete
         if self._upstream is not None:
+            if self._awaits_end:
+                data = self._hold_back(data)
             self._upstream.send(data)
+            if complete and self._awaits_end:
+                self._admit_the_end()
             return
         if data:
             self._held.append(data)
@@ -90,8 +98,7 @@ class Exchange:
         """The client hung up."""
         if self.over:
             return
-        if self._admission is not None:
-            self._admission.cancel()
+        self._stop_waiting()
         if self._upstream is None:
             self._end()
         elif self._ticket is None or not self.received:
@@ -135,6 +142,9 @@ class Exchange:
         try:
             if gate.lets_pass(head.route):
                 gate.begin_read()
+            elif head.route.acts_on_whole_body and not self.received:
+                gate.begin_read()
+                self._awaits_end = True
             else:
                 self._ticket = gate.enter_now(head.what, head.route.collection_id)
                 if self._ticket is None:
@@ -155,9 +165,50 @@ class Exchange:
             self._admission = None
         self._admitted()
 
+    def _hold_back(self, data: bytes) -> bytes:
+        """Keep `data`, return what was kept before: Chroma must not have all of it yet."""
+        if not data:
+            return b""
+        earlier, self._back = self._back, data
+        return earlier
+
+    def _admit_the_end(self) -> None:
+        """All is here, all but the last piece is with Chroma: that one goes up under a ticket."""
+        ticket = self._gate.enter_now(self.head.what, self.head.route.collection_id)
+        if ticket is None:
+            self._pool.leave(self)  # reads must find a slot, however many writes wait here
+            self._admission = asyncio.create_task(self._wait_to_send_the_end())
+        else:
+            self._send_the_end(ticket)
+
+    async def _wait_to_send_the_end(self) -> None:
+        try:
+            ticket = await self._gate.enter(self.head.what, self.head.route.collection_id)
+        except GatewayError as error:
+            if self._upstream is not None:
+                self._upstream.drop()
+            self.fail(error)
+            return
+        finally:
+            self._admission = None
+        self._send_the_end(ticket)
+
+    def _send_the_end(self, ticket: Ticket) -> None:
+        if self._upstream is None or self.over:
+            self._gate.leave(ticket)
+            return
+        self._awaits_end, self._ticket = False, ticket
+        self._gate.end_read()
+        self._upstream.send(self._back)
+        self._back = b""
+
     def _admitted(self) -> None:
         self._epoch = self._gate.epoch
         self._pool.ask(self)
+
+    def _stop_waiting(self) -> None:
+        if self._admission is not None:
+            self._admission.cancel()
 
     def _leave_the_gate(self) -> None:
         if self._epoch is None:
@@ -166,7 +217,7 @@ class Exchange:
         if self._ticket is None:
             self._gate.end_read()
         else:
-            self._gate.leave(self._ticket, done=self._status == 200)
+            self._gate.leave(self._ticket)
             self._ticket = None
 
     # ------------------------------------------------------------------ Chroma's side
@@ -178,6 +229,7 @@ class Exchange:
             self._pool.keep(upstream)
             self._pool.leave(self)
             self._leave_the_gate()
+            self._awaits_end = False
             self._begin()
             return
         self._upstream = upstream
@@ -187,14 +239,24 @@ class Exchange:
         if head.forwarded_for is not None:
             address = head.forwarded_for + b", " + address
         lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n\r\n" % (head.upstream, address, self._request_id)
+        if self._awaits_end:
+            self._back = self._held.pop()
         upstream.begin(self, b"".join((lines, *self._held)) if self._held else lines)
-        if not (head.idempotent and self.received):
+        self._can_repeat = head.idempotent and self.received and not self._awaits_end
+        if not self._can_repeat:
             self._held, self._held_bytes = [], 0
+        if self._awaits_end and self.received:
+            self._admit_the_end()
 
     def answer_begins(self, head: ResponseHead, body: Body, payload: bytes) -> None:
         """Pass the head on, and what is here of the body."""
         client = self._client
         self.answering, self._status = True, head.status
+        if self._ticket is not None:
+            # Chroma's handlers return whole JSON values (`rust/frontend/src/server.rs`): once an answer begins
+            # the work is done, and a client that reads it slowly holds nobody up.
+            self._gate.answered(self._ticket, done=head.status == 200)
+            self._ticket = None
         old, unframed = self.head.old, isinstance(body, UntilClose)
         lines, end = head.client, b"\r\n"
         if isinstance(body, Chunked):
@@ -225,7 +287,11 @@ class Exchange:
     def upstream_lost(self, upstream: Upstream, cause: str) -> None:
         """The connection broke. Nobody knows how much of the request Chroma has seen."""
         self._upstream = None
-        again = self.head.idempotent and self.received and upstream.reused and not upstream.heard
+        if self._awaits_end and not self.answering:
+            self._stop_waiting()
+            self.fail(Unavailable("Chroma stopped before it had the whole request", "nothing happened; send it again"))
+            return
+        again = self._can_repeat and upstream.reused and not upstream.heard
         if again and not self._retried:
             self._retried = True
             self._pool.ask_anew(self)

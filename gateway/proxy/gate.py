@@ -102,6 +102,11 @@ class Gate:
         if not self._tickets:
             self._notify()
 
+    def answered(self, ticket: Ticket, *, done: bool) -> None:
+        """Give a ticket back whose answer has begun, and count the rest of it like a read; `end_read` must follow."""
+        self.requests += 1
+        self.leave(ticket, done=done)
+
     @asynccontextmanager
     async def ticket(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
         """A ticket for a read of the gateway's own, which `refuse` does not turn away.

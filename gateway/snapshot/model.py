@@ -34,7 +34,7 @@ _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 # Far above what this gateway writes, far below what would hurt: a manifest may come from anywhere.
 _MAX_BLOCK_BYTES = 64 << 20
-_MAX_PACK_BYTES = 256 << 20
+_MAX_PACK_BYTES = 64 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -48,7 +48,7 @@ class Block(_Record):
     """A piece of a file: `size_bytes` of it, stored as `stored_bytes` at `offset` of pack number `pack`."""
 
     sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=0, le=_MAX_BLOCK_BYTES)]
+    size_bytes: Annotated[int, Field(ge=1, le=_MAX_BLOCK_BYTES)]
     pack: Count
     offset: Count
     stored_bytes: Count
@@ -138,6 +138,8 @@ class Manifest(_Record):
             for block in file.blocks:
                 if block.pack >= len(self.packs):
                     raise ValueError(f"{file.path} names a pack that is not listed")
+                if block.stored_bytes > block.size_bytes:
+                    raise ValueError(f"{file.path} names a block that is larger stored than it is")
                 if block.offset + block.stored_bytes > self.packs[block.pack].size_bytes:
                     raise ValueError(f"{file.path} names bytes past the end of pack {self.packs[block.pack].sha256}")
         return self

@@ -16,6 +16,9 @@ _SNAPSHOTS = "snapshots/"
 _MANIFEST = "manifest.json"
 _DATA = "data/"
 _READS_AT_ONCE = 8
+# Bounds for what is parsed as JSON, whoever wrote it. A manifest takes about 200 bytes for 1 MiB of data.
+_MAX_REPOSITORY_BYTES = 64 << 10
+_MAX_MANIFEST_BYTES = 64 << 20
 
 
 class Repository:
@@ -34,12 +37,12 @@ class Repository:
     async def check_format(self) -> bool:
         """Say whether there is a repository. Raises IncompatibleSnapshot if it is newer than we know."""
         try:
-            document = await self._store.get(_REPOSITORY)
+            document = await self._store.get_range(_REPOSITORY, 0, _MAX_REPOSITORY_BYTES)
         except ObjectMissing:
             return False
         try:
             version = json.loads(document)["format"]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CorruptSnapshot(f"{self.url}{_REPOSITORY} cannot be read: {error}") from error
         check_format(version, f"the repository {self.url}")
         return True
@@ -93,7 +96,7 @@ class Repository:
     async def manifest(self, snapshot_id: str) -> Manifest:
         """Raises NotFound, CorruptSnapshot or IncompatibleSnapshot."""
         try:
-            data = await self._store.get(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+            data = await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}", 0, _MAX_MANIFEST_BYTES)
         except ObjectMissing:
             raise NotFound(f"there is no snapshot {snapshot_id}", "GET /admin/snapshot lists them") from None
         manifest = await asyncio.to_thread(Manifest.parse, data, snapshot_id)

@@ -4,13 +4,13 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 
-from gateway.proxy.forward import Forward
+from gateway.proxy.data_path import DataPath as Connections
 from gateway.proxy.gate import Gate
-from gateway.proxy.transport import RawTargetTransport
+from gateway.proxy.limits import Limits
 
 DEADLINE_S = 20
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -112,10 +112,10 @@ async def says_ok(peer: Peer) -> None:
 
 
 class DataPath:
-    """`Forward` behind uvicorn, and the listener that stands in for Chroma's."""
+    """The data path in uvicorn, and the listener that stands in for Chroma's."""
 
-    def __init__(self, port: int, upstream: asyncio.Server, gate: Gate, forward: Forward) -> None:
-        self.port, self.upstream, self.gate, self.forward = port, upstream, gate, forward
+    def __init__(self, port: int, upstream: asyncio.Server, gate: Gate, connections: Connections) -> None:
+        self.port, self.upstream, self.gate, self.connections = port, upstream, gate, connections
         self.chroma_port: int = upstream.sockets[0].getsockname()[1]
         self._open: list[Peer] = []
 
@@ -137,7 +137,11 @@ class DataPath:
 
 @asynccontextmanager
 async def data_path(
-    chroma: Chroma = says_ok, *, read_timeout_s: float = DEADLINE_S, gate_timeout_s: float = DEADLINE_S
+    chroma: Chroma = says_ok,
+    *,
+    read_timeout_s: float = DEADLINE_S,
+    gate_timeout_s: float = DEADLINE_S,
+    client_timeout_s: float = DEADLINE_S,
 ) -> AsyncIterator[DataPath]:
     """A gateway's data path; `chroma` serves each connection that it opens to Chroma's port."""
     serving: set[asyncio.Task[None]] = set()
@@ -160,13 +164,21 @@ async def data_path(
 
     upstream = await asyncio.start_server(serve, "127.0.0.1", 0)
     chroma_port = upstream.sockets[0].getsockname()[1]
-    gate, transport = Gate(gate_timeout_s), RawTargetTransport()
-    forward = Forward(gate, transport, f"http://127.0.0.1:{chroma_port}", read_timeout_s)
+    gate = Gate(gate_timeout_s)
+    limits = Limits(
+        client_timeout_s=client_timeout_s,
+        queue_timeout_s=DEADLINE_S,
+        read_timeout_s=read_timeout_s,
+        max_body_bytes=1 << 30,
+        max_in_flight=1000,
+        max_queued=1000,
+    )
+    connections = Connections(gate, "127.0.0.1", chroma_port, limits)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     config = uvicorn.Config(
-        forward,
-        http="httptools",
+        _no_application,
+        http=connections,  # type: ignore[arg-type]
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -174,8 +186,9 @@ async def data_path(
         date_header=False,
     )
     server = uvicorn.Server(config)
+    clock = asyncio.create_task(connections.watch_the_clock())
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    path = DataPath(listener.getsockname()[1], upstream, gate, forward)
+    path = DataPath(listener.getsockname()[1], upstream, gate, connections)
     try:
         yield path
     finally:
@@ -186,13 +199,18 @@ async def data_path(
         server.should_exit = True
         async with asyncio.timeout(DEADLINE_S):
             await running
-        await transport.aclose()
+        clock.cancel()
+        connections.close()
         async with asyncio.timeout(DEADLINE_S):
             await upstream.wait_closed()
             while serving:
                 await asyncio.sleep(0)
         listener.close()
     assert not errors, errors
+
+
+async def _no_application(scope: Any, receive: Any, send: Any) -> None:
+    raise AssertionError(f"{scope['raw_path']} is not for Chroma")
 
 
 async def until(condition: Callable[[], bool]) -> None:
