@@ -5,10 +5,14 @@ import itertools
 import os
 from typing import Any
 
+import structlog
+
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.proxy.upstream import Pool
+
+log = structlog.get_logger()
 
 
 class DataPath:
@@ -38,7 +42,10 @@ class DataPath:
             await asyncio.sleep(min(1.0, shortest_s / 4))
             now_s = loop.time()
             for client in self.clients.copy():
-                client.check(now_s)
+                try:
+                    client.check(now_s)
+                except Exception:  # one client's trouble must not stop the clock for all
+                    log.exception("a connection could not be checked")
 
     def close(self) -> None:
         """Break off whatever is left, on both sides."""

@@ -13,6 +13,7 @@ from gateway.proxy.framing import BadFraming, Body, UntilClose
 from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES, RequestHead, ResponseHead, response_head
 
 _CONNECT_TIMEOUT_S = 5
+_MAX_IDLE = 256  # probes come on top of what may be in flight, and could leave any number behind
 _SWITCHING_PROTOCOLS = 101
 _FIRST_FINAL_STATUS = 200
 
@@ -225,8 +226,11 @@ class Pool:
         self._all.add(upstream)
 
     def keep(self, upstream: Upstream) -> None:
-        """An idle connection is there for the next."""
-        self._idle.append(upstream)
+        """An idle connection is there for the next, unless there are plenty."""
+        if len(self._idle) < _MAX_IDLE:
+            self._idle.append(upstream)
+        else:
+            upstream.drop()
 
     def forget(self, upstream: Upstream) -> None:
         """A connection is gone."""
