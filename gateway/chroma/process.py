@@ -45,9 +45,10 @@ def run_chroma(data_dir: Path, port: int) -> NoReturn:
         )
     sys.stdout.flush()
     sys.stderr.flush()
+    inherited = {**os.environ}
     os.execve(  # noqa: S606  # no shell is wanted
         command,
         [command, "run", "--path", str(data_dir), "--host", HOST, "--port", str(port)],
-        {name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_CHROMA)}
+        {name: value for name, value in inherited.items() if not name.startswith(_NOT_FOR_CHROMA)}
         | {"ANONYMIZED_TELEMETRY": "False"},
     )

@@ -178,7 +178,7 @@ def size_no_number(body: dict[str, Any]) -> None:
         (pack_negative, r"files\.0\.blocks\.0\.pack"),
         (offset_past_the_end, "names bytes past the end of pack"),
         (offset_negative, r"files\.0\.blocks\.0\.offset"),
-        (stored_past_the_end, "names bytes past the end of pack"),
+        (stored_past_the_end, "larger stored than it is"),
         (file_twice, "named twice"),
         (pack_name_no_digest, r"packs\.0\.sha256"),
         (codec_unknown, "codec"),

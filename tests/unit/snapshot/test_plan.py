@@ -18,8 +18,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     for number in range(draw(st.integers(0, 4))):
         blocks = []
         for _ in range(draw(st.integers(0, 5))):
-            offset = draw(st.integers(0, PACK_BYTES))
-            size_bytes = draw(st.integers(0, PACK_BYTES - offset))
+            offset = draw(st.integers(0, PACK_BYTES - 1))
+            size_bytes = draw(st.integers(1, PACK_BYTES - offset))
             which = draw(st.integers(0, len(packs) - 1))
             digest = sha(f"{which}/{offset}/{size_bytes}".encode())
             blocks.append(
