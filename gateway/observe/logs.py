@@ -39,10 +39,8 @@ def configure(*, as_json: bool, level: str, program: str) -> None:
     root.setLevel(level.upper())
     for chatty in ("httpx", "httpcore", "botocore", "aiobotocore", "boto3", "aioboto3", "urllib3", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    # "ASGI callable returned without completing response" is how a broken-off answer is passed on.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: "without completing response" not in record.getMessage()
-    )
+    # What a route raised unexpectedly is logged where it is answered.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "Exception in ASGI" not in record.getMessage())
 
 
 def _named(program: str) -> structlog.types.Processor:
