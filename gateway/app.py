@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
@@ -144,7 +145,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        house.admin,
+        _bounded(house.admin),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",
@@ -240,6 +241,20 @@ class ErrorBody(BaseModel):
     error: str = Field(description="what kind; the name chromadb raises by where it has one")
     message: str = Field(description="what failed, and why")
     hint: str | None = Field(None, description="the way out, where we know it")
+
+
+def _bounded(app: ASGIApp) -> ASGIApp:
+    """`app`, with a declared body that is too long refused in the shape of all errors, before it is read."""
+
+    async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
+        if declared.isdigit() and int(declared) > _MAX_ADMIN_BODY_BYTES:
+            refusal = BodyTooLarge(f"the body of {scope['path']} may have {_MAX_ADMIN_BODY_BYTES} bytes")
+            await _answer(refusal)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return bounded
 
 
 def _answer(error: GatewayError) -> JSONResponse:

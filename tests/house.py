@@ -107,8 +107,16 @@ class House:
         """A client that goes round the gateway."""
         return chromadb.HttpClient(host="127.0.0.1", port=self.chroma_port)
 
-    def admin(self, method: str, path: str, token: str | None = ADMIN_TOKEN, **kwargs: Any) -> httpx.Response:
+    def admin(
+        self,
+        method: str,
+        path: str,
+        token: str | None = ADMIN_TOKEN,
+        extra: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= extra or {}
         return httpx.request(method, f"{self.url}/admin{path}", headers=headers, timeout=120, **kwargs)
 
     def snapshot(self, label: str | None = None) -> dict[str, Any]:

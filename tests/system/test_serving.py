@@ -159,6 +159,30 @@ def logged(built: House, records: int) -> bool:
         return database.execute("select count(*) from embeddings_queue").fetchone()[0] >= records
 
 
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"x" * 100_000, 413),
+        (b"[" * 5000, 400),
+        (b'{"label": 1}', 400),
+        (b'{"lable": "x"}', 400),
+        (b'{"label": "%s"}' % (b"x" * 201), 400),
+        (b"\xff", 400),
+    ],
+)
+def test_a_bad_request_to_the_gateway_itself_is_refused_in_the_error_shape(
+    shared: House, body: bytes, expected: int
+) -> None:
+    """Too long, too deep, of a wrong type, misspelt or no JSON: what and why, and no snapshot is taken."""
+    before = shared.admin("GET", "/snapshot").json()
+    answer = shared.admin("POST", "/snapshot", content=body, extra={"Content-Type": "application/json"})
+    assert answer.status_code == expected
+    assert answer.json()["error"] in ("InvalidArgumentError", "ChromaError")
+    assert answer.json()["message"]
+    assert shared.admin("GET", "/snapshot").json() == before
+    assert "Traceback" not in shared.output()
+
+
 # ---------------------------------------------------------------------- while a snapshot is restored
 
 
