@@ -57,8 +57,7 @@ class ChromaWatch:
                         await ended()
                     finally:
                         warming.cancel()
-                        with contextlib.suppress(asyncio.CancelledError):
-                            await warming
+                        await asyncio.gather(warming, return_exceptions=True)
                         self.up = self.warmed = False
                         self.unreadable = {}
                         self._on_gone()
@@ -93,7 +92,7 @@ class ChromaWatch:
     async def require_same_run(self, run: int) -> None:
         """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
         alive = False
-        with contextlib.suppress(httpx.HTTPError):
+        with contextlib.suppress(Exception):
             async with httpx.AsyncClient(base_url=base_url(self._port), timeout=_HEARTBEAT_TIMEOUT_S) as client:
                 alive = (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
         if not alive or not self.up or self.starts != run:
@@ -113,14 +112,16 @@ class ChromaWatch:
                 response = await client.get("/api/v2/heartbeat", timeout=_HEARTBEAT_TIMEOUT_S)
                 if response.status_code == httpx.codes.OK and not reader.at_eof():
                     break
-            except (OSError, httpx.HTTPError):
-                pass
+            except Exception as error:
+                # Whatever a dying Chroma makes of a connection (an AttributeError of uvloop's closed transport
+                # was seen): the watch must outlive it, since everything waits for what it says.
+                log.debug("chroma does not answer yet", cause=repr(error))
             if writer is not None:
                 writer.close()
             await asyncio.sleep(_POLL_S)
 
         async def ended() -> None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(Exception):
                 await reader.read()
 
         try:
