@@ -93,9 +93,15 @@ class House:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
-        await asyncio.to_thread(self.directory.drop_scratch)
-        work = (self.watch.run(), self.data_path.watch_the_clock(), self.operations.begin(), *self._schedule())
-        watching, timing, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        snapshotter = self.operations.snapshotter
+        work = (
+            self.watch.run(),
+            self.data_path.watch_the_clock(),
+            self.operations.begin(),
+            snapshotter.keep_bounded(),
+            *self._schedule(),
+        )
+        watching, timing, beginning, bounding, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -104,7 +110,8 @@ class House:
         finally:
             await _end(*scheduling)
             await self._last_snapshot()
-            await _end(watching, timing, beginning)
+            await _end(watching, timing, beginning, bounding)
+            await snapshotter.close()
             self.data_path.close()
             await self.repository.close()
 

@@ -1,8 +1,10 @@
 """One gateway's repository in the store: manifests, packs and the format they are of."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
@@ -119,20 +121,24 @@ class Repository:
         while any other manifest cannot be read, since it might name them.
         """
         try:
-            packs: tuple[Pack, ...] = (await self.manifest(snapshot_id)).packs
+            packs = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
             packs = ()  # it cannot say what it holds; removing the manifest is all there is to do
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
         self._read.pop(snapshot_id, None)
-        if not packs:
-            return
-        try:
-            others = [await self.manifest(other) for other in await self.ids()]
-        except SnapshotError:
-            return
-        async with Crew(_READS_AT_ONCE) as crew:
-            for pack in unreferenced(packs, others):
-                await crew.start(self.delete_pack, pack.sha256)
+        with contextlib.suppress(SnapshotError):
+            await self.drop_unreferenced([pack.sha256 for pack in packs])
+
+    async def drop_unreferenced(self, names: Iterable[str]) -> None:
+        """Remove those packs of `names` that no manifest names.
+
+        Raises SnapshotError, having removed nothing, while a manifest cannot be read: it might name them.
+        """
+        if names := list(names):
+            dropped = unreferenced(names, [await self.manifest(snapshot_id) for snapshot_id in await self.ids()])
+            async with Crew(_READS_AT_ONCE) as crew:
+                for name in dropped:
+                    await crew.start(self.delete_pack, name)
 
     # ------------------------------------------------------------------ packs
 
@@ -140,6 +146,11 @@ class Repository:
         """Size in bytes by name of every pack in the store, less those that were seen to be rotten."""
         named = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
         return {name: size_bytes for name, size_bytes in named.items() if name not in self._rotten}
+
+    @property
+    def rotten(self) -> frozenset[str]:
+        """Names of packs that were seen not to be what they are named by, or not to be there."""
+        return frozenset(self._rotten)
 
     async def put_pack(self, name: str, data: bytes) -> None:
         """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""
@@ -152,6 +163,7 @@ class Repository:
             # One byte more than there should be: enough to see that it is another, without reading all of it.
             data = await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
+            self._rotten.add(pack.sha256)
             raise CorruptSnapshot(
                 f"pack data/{pack.sha256} is missing in {self.url}",
                 "restore another snapshot, see GET /admin/snapshot",
