@@ -24,7 +24,7 @@ from pathlib import Path
 from gateway.chroma import wal
 from gateway.chroma.database import Pinned, open_database, write_lock
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.wal import WalHead
+from gateway.chroma.wal import Files, WalHead
 from gateway.errors import GatewayError
 
 _READ_BYTES = 4 << 20
@@ -33,20 +33,15 @@ _READ_BYTES = 4 << 20
 class DatabaseCut(Pinned):
     """One state of the database: what it says, and its pages, for as long as this is open."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, files: Files) -> None:
         super().__init__(data_dir)
+        self._files = files
         self.page_bytes = self._number("pragma page_size")
         self.pages = self._number("pragma page_count")
         self.changed: set[int] | None = None
         """Numbers (from 1) of the pages that may differ from those of the last kept cut; None: any may."""
-        self._frames: dict[int, int] = {}
-        self._database = os.open(data_dir / DATABASE, os.O_RDONLY)
-        self._log = -1
-
-    def _read_through(self, log: Path, frames: dict[int, int]) -> None:
-        """`frames` of the log are newer than the pages of the database."""
-        if frames:
-            self._frames, self._log = frames, os.open(log, os.O_RDONLY)
+        self.frames: dict[int, int] = {}
+        """Frames of the log that are newer than the pages of the database, by page."""
 
     @property
     def size_bytes(self) -> int:
@@ -55,35 +50,28 @@ class DatabaseCut(Pinned):
     def read(self, numbers: Iterable[int]) -> Iterator[bytes]:
         """The pages with these numbers."""
         for number in numbers:
-            if frame := self._frames.get(number):
-                page = wal.read_frame(self._log, frame, self.page_bytes)
+            if frame := self.frames.get(number):
+                page = wal.read_frame(self._files.log, frame, self.page_bytes)
             else:
-                page = os.pread(self._database, self.page_bytes, (number - 1) * self.page_bytes)
+                page = os.pread(self._files.database, self.page_bytes, (number - 1) * self.page_bytes)
             yield self._whole(page, self.page_bytes)
 
     def read_all(self) -> Iterator[bytes]:
         """All pages in order, in pieces of `4 MiB`."""
         at_once = _READ_BYTES // self.page_bytes
-        newer = sorted(self._frames)
+        newer = sorted(self.frames)
         position = 0
         for first in range(1, self.pages + 1, at_once):
             count = min(at_once, self.pages + 1 - first)
-            piece = bytearray(os.pread(self._database, count * self.page_bytes, (first - 1) * self.page_bytes))
+            piece = bytearray(os.pread(self._files.database, count * self.page_bytes, (first - 1) * self.page_bytes))
             # Pages at the end may be in the log alone.
             piece.extend(bytes(count * self.page_bytes - len(piece)))
             while position < len(newer) and newer[position] < first + count:
                 number, position = newer[position], position + 1
                 offset = (number - first) * self.page_bytes
-                page = wal.read_frame(self._log, self._frames[number], self.page_bytes)
+                page = wal.read_frame(self._files.log, self.frames[number], self.page_bytes)
                 piece[offset : offset + self.page_bytes] = self._whole(page, self.page_bytes)
             yield bytes(piece)
-
-    def close(self) -> None:
-        super().close()
-        for descriptor in (self._database, self._log):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._database = self._log = -1
 
     def _number(self, pragma: str) -> int:
         return int(self._connection.execute(pragma).fetchone()[0])
@@ -104,7 +92,7 @@ class PageTracker:
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._path = data_dir / DATABASE
-        self._log_path = self._path.with_name(f"{DATABASE}-wal")
+        self._files = Files(self._path)
         self._lock = threading.Lock()
         self._reader: Pinned | None = None
         self._seen = WalHead(b"", 0, 0)
@@ -134,7 +122,7 @@ class PageTracker:
 
     def log_bytes(self) -> int:
         """How much of the log is in use, about."""
-        head = wal.head_of(self._path)
+        head = self._files.head()
         return head.frames * self._page_bytes() if head else 0
 
     @property
@@ -152,9 +140,10 @@ class PageTracker:
                 self._cut(lambda _: None, checkpoint=connection).close()
 
     def forget(self) -> None:
-        """The database was, or will be, exchanged: nothing is known of it."""
+        """The database was, or will be, exchanged: nothing is known of it. No cut may be open."""
         with self._lock:
             self._let_go()
+            self._files.close()
 
     # ------------------------------------------------------------------ inside
 
@@ -167,13 +156,13 @@ class PageTracker:
                 if checkpoint is not None and self._reader is not None:
                     self._reader.close()
                     checkpoint.execute("pragma wal_checkpoint(passive)").fetchone()
-                reader, cut = Pinned(self._data_dir), DatabaseCut(self._data_dir)
+                reader, cut = Pinned(self._data_dir), DatabaseCut(self._data_dir, self._files)
                 if self._reader is not None:
                     self._reader.close()
                 self._reader = reader
-                after = wal.head_of(self._path)
+                after = self._files.head()
                 if after is not None and after.backfilled < after.frames:
-                    cut._read_through(self._log_path, dict(self._frames))
+                    cut.frames = dict(self._frames)
                 self._seen = head or WalHead(b"", 0, 0)
                 and_then(cut)
                 if head is None:
@@ -185,7 +174,7 @@ class PageTracker:
 
     def _catch_up(self) -> WalHead | None:
         """Learn what was committed since the last look. Under the write lock."""
-        head = wal.head_of(self._path)
+        head = self._files.head()
         if head is None:
             self._frames = {}
             return None
@@ -197,19 +186,14 @@ class PageTracker:
             self._frames, first = {}, 1
         if first <= head.frames:
             page_bytes = self._page_bytes()
-            log = os.open(self._log_path, os.O_RDONLY)
-            try:
-                new = wal.pages_in(log, first, head.frames, page_bytes)
-            finally:
-                os.close(log)
+            new = wal.pages_in(self._files.log, first, head.frames, page_bytes)
             self._frames |= new
             if self._passed is not None:
                 self._passed.update(new)
         return head
 
     def _page_bytes(self) -> int:
-        with self._path.open("rb") as file:
-            size = int.from_bytes(file.read(18)[16:18], "big")
+        size = int.from_bytes(os.pread(self._files.database, 2, 16), "big")
         return 65536 if size == 1 else size
 
     def _let_go(self) -> None:
