@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
+from gateway import jobs_api
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
@@ -28,6 +29,7 @@ from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
 from gateway.proxy.data_path import DataPath
@@ -85,6 +87,7 @@ class House:
             hold=lambda: self.gate.hold(settings.drain_timeout_s),
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
         )
+        self.jobs = Jobs()
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
@@ -204,6 +207,8 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
     protected = [Depends(AdminToken(admin_token))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
+    app.state.jobs = house.jobs
+    app.include_router(jobs_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
