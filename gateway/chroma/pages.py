@@ -165,8 +165,10 @@ class PageTracker:
                     cut.frames = dict(self._frames)
                 self._seen = head or WalHead(b"", 0, 0)
                 and_then(cut)
-                if head is None:
-                    self._passed = None  # no log, nothing to learn from
+                if not cut.keeps_writers_going:
+                    # No log, nothing to learn from; and without one a reader would hold writers back for ever.
+                    reader.close()
+                    self._reader = self._passed = None
                 return cut
             except BaseException:
                 self._let_go()

@@ -287,9 +287,7 @@ class Walk:
         async def refuse(_: str) -> AsyncIterator[None]:
             yield
 
-        await restore_live(
-            self.repository, self.directory, self.chroma, refuse, snapshot_id, lambda done, total: None
-        )
+        await restore_live(self.repository, self.directory, self.chroma, refuse, snapshot_id, lambda done, total: None)
         self.model = copy.deepcopy(self.snapshots[snapshot_id])
         self.compare(self.chroma.client, self.model)
 

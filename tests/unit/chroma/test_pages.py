@@ -1,0 +1,336 @@
+"""An image of the database, kept up to date with nothing but changed pages, is the database at every cut."""
+
+import os
+import random
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gateway.chroma import database
+from gateway.chroma.database import prepare
+from gateway.chroma.disk import DATABASE
+from gateway.chroma.pages import DatabaseCut, PageTracker
+from gateway.errors import QuiesceTimeout
+
+# Fields of the header that `backup` writes anew: the modes, and the counters of changes.
+_HEADER_OF_ITS_OWN = ((18, 20), (24, 28), (40, 44), (92, 100))
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path / DATABASE, isolation_level=None, check_same_thread=False, timeout=10)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    prepare(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tracker(data_dir: Path) -> Iterator[PageTracker]:
+    made = PageTracker(data_dir)
+    yield made
+    made.forget()
+
+
+@pytest.fixture
+def writer(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect(data_dir)) as connection:
+        connection.execute("create table t(id integer primary key, data blob)")
+        yield connection
+
+
+class Image:
+    """What a store would have: the bytes of the last kept cut, told of changed pages alone."""
+
+    def __init__(self) -> None:
+        self.data: bytearray | None = None
+        self.scans = 0
+
+    def keep(self, cut: DatabaseCut) -> None:
+        whole = b"".join(cut.read_all())
+        assert len(whole) == cut.size_bytes
+        if cut.changed is None or self.data is None:
+            self.data, self.scans = bytearray(whole), self.scans + 1
+        else:
+            numbers = sorted(number for number in cut.changed if number <= cut.pages)
+            kept = self.data[: cut.size_bytes]
+            kept += bytes(cut.size_bytes - len(kept))
+            for number, page in zip(numbers, cut.read(numbers), strict=True):
+                kept[(number - 1) * cut.page_bytes : number * cut.page_bytes] = page
+            self.data = kept
+            assert bytes(kept) == whole, "a page changed that was not listed"
+
+
+def by_sqlite(cut: DatabaseCut) -> bytes:
+    """The pages of the cut's moment as SQLite's own backup reads them."""
+    with closing(sqlite3.connect(":memory:")) as copy:
+        cut._connection.backup(copy)
+        return blank(copy.serialize())
+
+
+def blank(data: bytes) -> bytes:
+    header = bytearray(data[:100])
+    for start, end in _HEADER_OF_ITS_OWN:
+        header[start:end] = bytes(end - start)
+    return bytes(header) + data[100:]
+
+
+def write(connection: sqlite3.Connection, chance: random.Random) -> None:
+    connection.execute("begin immediate")
+    for _ in range(chance.randint(1, 60)):
+        row = chance.randint(1, 1500)
+        if chance.random() < 0.7:
+            data = chance.randbytes(chance.randint(10, 6000))
+            connection.execute("insert or replace into t values (?, ?)", (row, data))
+        else:
+            connection.execute("delete from t where id = ?", (row,))
+    connection.execute(chance.choice(("commit", "commit", "rollback")))
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("PAGES_SEEDS", "4"))))
+def test_changed_pages_are_all_that_changed(
+    data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection, seed: int
+) -> None:
+    """Under two writers, rollbacks, vacuum, checkpoints of all kinds, bounded logs and cuts that came to nothing."""
+    chance, image = random.Random(seed), Image()
+    with closing(connect(data_dir)) as other:
+        other.execute("pragma busy_timeout=0")
+        for _ in range(120):
+            for _ in range(chance.randint(0, 5)):
+                write(chance.choice((writer, other)), chance)
+            if chance.random() < 0.05:
+                writer.execute("vacuum")
+            if chance.random() < 0.2:
+                kind = chance.choice(("passive", "passive", "full", "restart", "truncate"))
+                other.execute(f"pragma wal_checkpoint({kind})")
+            if chance.random() < 0.4:
+                tracker.bound()
+            if chance.random() < 0.5:
+                cut = tracker.cut()
+                if chance.random() < 0.5:
+                    write(writer, chance)  # the cut stays what it is
+                    other.execute("pragma wal_checkpoint(passive)")
+                assert blank(b"".join(cut.read_all())) == by_sqlite(cut)
+                if chance.random() < 0.2:
+                    tracker.undo(cut)
+                else:
+                    image.keep(cut)
+                cut.close()
+    assert image.scans <= 3, "the log was hardly of use"
+
+
+def test_writers_of_other_threads_go_on_while_pages_are_told(
+    data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection
+) -> None:
+    """Cuts and bounds beside two threads that write all the time: nothing is missed."""
+    writer.execute("insert into t values (1, x'01')")
+    stop, image, failures = threading.Event(), Image(), []
+
+    def write_on(seed: int) -> None:
+        try:
+            chance = random.Random(seed)
+            with closing(connect(data_dir)) as connection:
+                # SQLite's lock is not given in turn: writers without a pause would never let go of it.
+                while not stop.wait(0.01):
+                    write(connection, chance)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write_on, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for turn in range(40):
+            if turn % 3 == 0:
+                tracker.bound()
+            cut = tracker.cut()
+            image.keep(cut)
+            cut.close()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert image.scans == 1
+
+
+def test_the_first_cut_knows_nothing_and_the_second_knows_what_was_written(
+    tracker: PageTracker, writer: sqlite3.Connection
+) -> None:
+    """One row in a large table makes a handful of changed pages; nothing written makes none."""
+    writer.executemany("insert into t values (?, ?)", ((n, bytes(2000)) for n in range(1000)))
+    changed = []
+    for statement in ("select 1", "update t set data = x'01' where id = 500", "select 1"):
+        writer.execute(statement)
+        cut = tracker.cut()
+        changed.append(cut.changed)
+        cut.close()
+    assert changed[0] is None
+    assert changed[1] is not None
+    assert 1 <= len(changed[1]) <= 4
+    assert changed[2] == set()
+
+
+def test_undo_tells_again_what_changed(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """What a cut that came to nothing knew is in the next one, along with what came since."""
+    tracker.cut().close()
+    writer.execute("insert into t values (1, x'01')")
+    lost = tracker.cut()
+    lost.close()
+    tracker.undo(lost)
+    writer.execute("create table u(n)")
+    cut = tracker.cut()
+    cut.close()
+    assert lost.changed
+    assert cut.changed
+    assert lost.changed < cut.changed
+
+
+def test_undo_of_a_cut_that_knew_nothing_leaves_nothing_known(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """Any page may differ from what the store has."""
+    cut = tracker.cut()
+    cut.close()
+    tracker.undo(cut)
+    writer.execute("insert into t values (1, x'01')")
+    cut = tracker.cut()
+    cut.close()
+    assert cut.changed is None
+
+
+def test_after_forget_nothing_is_known(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """The database may be another one."""
+    tracker.cut().close()
+    tracker.forget()
+    assert not tracker.is_tracking
+    cut = tracker.cut()
+    cut.close()
+    assert cut.changed is None
+
+
+def test_a_bounded_log_does_not_grow(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """However much is written after a cut; and all that was written is told."""
+    image = Image()
+    cut = tracker.cut()
+    image.keep(cut)
+    cut.close()
+    chance, log, largest = random.Random(0), data_dir / f"{DATABASE}-wal", 0
+    for _ in range(100):
+        write(writer, chance)
+        if tracker.log_bytes() > 1 << 20:
+            tracker.bound()
+        largest = max(largest, log.stat().st_size)
+    assert largest < 4 << 20
+    cut = tracker.cut()
+    image.keep(cut)
+    cut.close()
+    assert image.scans == 1
+
+
+def test_a_log_that_nobody_bounds_grows(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """What the test before rests on: the reader between two cuts keeps the log from beginning anew."""
+    writer.execute("insert into t values (1, x'01')")
+    tracker.cut().close()
+    chance = random.Random(0)
+    for _ in range(100):
+        write(writer, chance)
+    assert (data_dir / f"{DATABASE}-wal").stat().st_size > 4 << 20
+
+
+def test_bound_before_the_first_cut_does_nothing(tracker: PageTracker) -> None:
+    """There is no reader that could make the log grow."""
+    tracker.bound()
+    assert not tracker.is_tracking
+
+
+def test_a_bound_that_must_wait_too_long_loses_nothing(
+    data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else has the write lock: it says so or gives up, and what changed is told by the next cut."""
+    monkeypatch.setattr(database, "_LOCK_TIMEOUT_S", 0.05)
+    image = Image()
+    cut = tracker.cut()
+    image.keep(cut)
+    cut.close()
+    writer.execute("insert into t values (1, x'01')")
+    writer.execute("begin immediate")
+    with pytest.raises(QuiesceTimeout):
+        tracker.bound()
+    with pytest.raises(QuiesceTimeout):
+        tracker.cut()
+    writer.execute("commit")
+    cut = tracker.cut()
+    image.keep(cut)
+    cut.close()
+
+
+def test_an_error_under_the_lock_lets_go_of_everything(
+    data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection
+) -> None:
+    """Writers go on, nothing is held, and the next cut takes nothing for known."""
+    tracker.cut().close()
+
+    def fail(_: DatabaseCut) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tracker.cut(fail)
+    writer.execute("insert into t values (1, x'01')")
+    assert not tracker.is_tracking
+    cut = tracker.cut()
+    cut.close()
+    assert cut.changed is None
+
+
+@pytest.mark.parametrize("page_bytes", [512, 1024, 65536])
+def test_pages_of_any_size(tmp_path: Path, page_bytes: int) -> None:
+    """SQLite writes 65536 as 1 in its header."""
+    with closing(connect(tmp_path)) as connection:
+        connection.execute(f"pragma page_size={page_bytes}")
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("create table t(id integer primary key, data blob)")
+        tracker, image, chance = PageTracker(tmp_path), Image(), random.Random(0)
+        for _ in range(6):
+            cut = tracker.cut()
+            assert cut.page_bytes == page_bytes
+            image.keep(cut)
+            assert blank(b"".join(cut.read_all())) == by_sqlite(cut)
+            cut.close()
+            write(connection, chance)
+        tracker.forget()
+    assert image.scans == 1
+
+
+def test_without_wal_every_page_may_have_changed_and_is_right(tmp_path: Path) -> None:
+    """Where there is no log there is nothing to learn from."""
+    with closing(connect(tmp_path)) as connection:
+        connection.execute("create table t(id integer primary key, data blob)")
+        tracker, chance = PageTracker(tmp_path), random.Random(0)
+        for _ in range(4):
+            write(connection, chance)
+            cut = tracker.cut()
+            assert cut.changed is None
+            assert not cut.keeps_writers_going
+            assert b"".join(cut.read_all()) == (tmp_path / DATABASE).read_bytes()
+            cut.close()
+        tracker.forget()
+
+
+def test_without_wal_writers_go_on_after_the_cut_is_closed(tmp_path: Path) -> None:
+    """No reader is left behind that would hold them back until the next snapshot."""
+    with closing(connect(tmp_path)) as connection:
+        connection.execute("create table t(id integer primary key, data blob)")
+        connection.execute("pragma busy_timeout=200")
+        tracker = PageTracker(tmp_path)
+        for number in range(3):
+            cut = tracker.cut()
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                connection.execute("insert into t values (?, x'01')", (number,))
+            cut.close()
+            connection.execute("insert into t values (?, x'01')", (number,))
+            tracker.bound()
+        tracker.forget()
