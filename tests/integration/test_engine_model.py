@@ -379,3 +379,38 @@ def test_every_snapshot_is_what_the_model_says(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             asyncio.run(Walk(path, seed, patch).run(STEPS))
         shutil.rmtree(path)
+
+
+async def test_rows_given_up_are_not_missed_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log was cut past what the store's index has, and the gateway ended: the next snapshot reads the index."""
+    walk = Walk(tmp_path, 0, monkeypatch)
+    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e12)
+    monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
+    walk.chroma.begin()
+    try:
+        hnsw = {"sync_threshold": 10, "batch_size": 5}
+        collection = walk.chroma.client.create_collection(
+            "col", embedding_function=None, configuration={"hnsw": hnsw}
+        )
+        mine = walk.model["col"] = Collection(3)
+
+        def add(start: int) -> None:
+            ids = [str(number) for number in range(start, start + 12)]
+            vectors = [walk._vector(3) for _ in ids]
+            collection.upsert(ids=ids, embeddings=vectors, documents=ids, metadatas=[{"n": 1} for _ in ids])
+            collection.count()
+            mine.records |= {each: (vector, each, {"n": 1}) for each, vector in zip(ids, vectors, strict=True)}
+
+        add(0)
+        await walk.snapshot()
+        for start in (12, 24):
+            add(start)
+        await walk.bound_logs()
+        await walk.snapshotter.close()
+        walk.snapshotter = walk._snapshotter()
+        await walk.snapshot()
+        for snapshot_id in walk.snapshots:
+            await walk.open(snapshot_id)
+    finally:
+        await walk.snapshotter.close()
+        walk.chroma.end()
