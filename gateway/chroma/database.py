@@ -163,6 +163,13 @@ class Pinned:
         ).fetchone()[0]
         return int(count)
 
+    def has_log_row(self, topic: str, seq_id: int) -> bool:
+        """Whether the log has the row of `topic` with this sequence id."""
+        row = self._connection.execute(
+            "select 1 from embeddings_queue where seq_id = ? and topic = ?", (seq_id, topic)
+        ).fetchone()
+        return row is not None
+
     @property
     def keeps_log(self) -> bool:
         """Whether Chroma was told not to delete rows of its log."""

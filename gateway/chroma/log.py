@@ -63,6 +63,16 @@ def rows_after(cut: Pinned, positions: Mapping[str, int]) -> dict[str, int]:
     return counts
 
 
+def whole_after(cut: Pinned, positions: Mapping[str, int]) -> set[str]:
+    """The vector segments of which the log has every row after their position.
+
+    Rows go in order, and the one at a position is kept (`_delete`; Chroma's `purge_logs` does as well): while it is
+    there, no later one is gone.
+    """
+    topics = {segment_id: _topic(collection_id) for segment_id, collection_id in cut.segment_collections().items()}
+    return {each for each, seq_id in positions.items() if each in topics and cut.has_log_row(topics[each], seq_id)}
+
+
 def trim_log(data_dir: Path, positions: Mapping[str, int]) -> int:
     """Delete what no index at `positions` (seq_id by vector segment) or newer can need; return how many rows.
 

@@ -84,11 +84,13 @@ def choose(cut: Cut, baseline: Baseline, kept_from: Mapping[str, int]) -> Choice
     """Decide which indexes of the cut to read. `kept_from`: by segment, since when the log is whole. Blocks."""
     choice = Choice([], [], {})
     behind: dict[str, int] = {}
+    # Asked of the log itself: what is remembered of it may be older than its last trim.
+    whole = log.whole_after(cut.database, baseline.positions) if cut.database.keeps_log else set()
     for segment_id, seq_id in cut.segments.items():
         have = baseline.positions.get(segment_id)
         if have == seq_id or not seq_id:
             choice.positions[segment_id] = seq_id
-        elif have is None or have > seq_id or have < kept_from.get(segment_id, 0) or not cut.database.keeps_log:
+        elif have is None or have > seq_id or have < kept_from.get(segment_id, 0) or segment_id not in whole:
             choice.must.append(segment_id)
         else:
             choice.positions[segment_id] = behind[segment_id] = have
