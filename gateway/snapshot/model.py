@@ -40,6 +40,7 @@ _MAX_PACK_BYTES = 64 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+BlockBytes = Annotated[int, Field(ge=4, le=_MAX_PIECE_BYTES, multiple_of=4)]
 
 
 class _Record(BaseModel):
@@ -67,7 +68,7 @@ class File(_Record):
     size_bytes: Count
     sha256: Sha256
     page_bytes: Annotated[int, Field(ge=512, le=65536)] | None = None
-    layout: Annotated[tuple[Annotated[int, Field(ge=1, le=_MAX_PIECE_BYTES)], ...], Field(min_length=1, max_length=8)]
+    layout: Annotated[tuple[BlockBytes, ...], Field(min_length=1, max_length=8)]
     base: tuple[Piece, ...]
     patches: Annotated[tuple[tuple[Piece, ...], ...], Field(max_length=_MAX_PATCHES)] = ()
 
@@ -158,6 +159,8 @@ class Manifest(_Record):
         for segment_id, position in self.positions.items():
             if not 0 <= position <= self.segments[segment_id]:
                 raise ValueError(f"the index of segment {segment_id} is ahead of the database")
+            if position and not any(path.startswith(f"{segment_id}/") for path in paths):
+                raise ValueError(f"the index of segment {segment_id} has no files")
         for file in self.files:
             for piece in file.pieces:
                 if piece.pack >= len(self.packs):

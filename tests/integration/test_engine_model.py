@@ -389,9 +389,7 @@ async def test_rows_given_up_are_not_missed_after_a_restart(tmp_path: Path, monk
     walk.chroma.begin()
     try:
         hnsw = {"sync_threshold": 10, "batch_size": 5}
-        collection = walk.chroma.client.create_collection(
-            "col", embedding_function=None, configuration={"hnsw": hnsw}
-        )
+        collection = walk.chroma.client.create_collection("col", embedding_function=None, configuration={"hnsw": hnsw})
         mine = walk.model["col"] = Collection(3)
 
         def add(start: int) -> None:

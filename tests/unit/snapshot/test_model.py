@@ -121,32 +121,72 @@ def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
         Manifest.parse(forged(change), ID)
 
 
-def blocks_short(body: dict[str, Any]) -> None:
-    body["files"][0]["size_bytes"] += 1
-
-
-def blocks_none(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"] = []
-
-
 def pack_out_of_range(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["pack"] = len(body["packs"])
+    body["files"][0]["base"][0][1] = len(body["packs"])
+
+
+def pack_of_a_patch_out_of_range(body: dict[str, Any]) -> None:
+    body["files"][0]["patches"] = [[[8, 0, 0, 8, "raw"]], [[8, len(body["packs"]), 0, 8, "raw"]]]
 
 
 def pack_negative(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["pack"] = -1
+    body["files"][0]["base"][0][1] = -1
 
 
 def offset_past_the_end(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["offset"] = 1
+    body["files"][0]["base"][0][2] = 1
 
 
 def offset_negative(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["offset"] = -1
+    body["files"][0]["base"][0][2] = -1
 
 
 def stored_past_the_end(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["stored_bytes"] += 1
+    body["files"][0]["base"][0][3] += 1
+
+
+def patch_past_the_end(body: dict[str, Any]) -> None:
+    body["files"][0]["patches"] = [[[8, 0, 1, 8, "raw"]]]
+
+
+def piece_empty(body: dict[str, Any]) -> None:
+    body["files"][0]["base"][0][0] = 0
+
+
+def piece_huge(body: dict[str, Any]) -> None:
+    body["files"][0]["base"][0][0] = (64 << 20) + 1
+
+
+def pack_huge(body: dict[str, Any]) -> None:
+    body["packs"][0]["size_bytes"] = (64 << 20) + 1
+
+
+def piece_short(body: dict[str, Any]) -> None:
+    body["files"][0]["base"][0].pop()
+
+
+def patches_endless(body: dict[str, Any]) -> None:
+    body["files"][0]["patches"] = [[]] * 65
+
+
+def layout_empty(body: dict[str, Any]) -> None:
+    body["files"][0]["layout"] = []
+
+
+def layout_of_nothing(body: dict[str, Any]) -> None:
+    body["files"][0]["layout"] = [0]
+
+
+def layout_long(body: dict[str, Any]) -> None:
+    body["files"][0]["layout"] = [4] * 9
+
+
+def layout_odd(body: dict[str, Any]) -> None:
+    body["files"][0]["layout"] = [3]
+
+
+def page_tiny(body: dict[str, Any]) -> None:
+    body["files"][0]["page_bytes"] = 1
 
 
 def file_twice(body: dict[str, Any]) -> None:
@@ -158,7 +198,7 @@ def pack_name_no_digest(body: dict[str, Any]) -> None:
 
 
 def codec_unknown(body: dict[str, Any]) -> None:
-    body["files"][0]["blocks"][0]["codec"] = "lzma"
+    body["files"][0]["base"][0][4] = "lzma"
 
 
 def id_none(body: dict[str, Any]) -> None:
@@ -169,21 +209,56 @@ def size_no_number(body: dict[str, Any]) -> None:
     body["files"][0]["size_bytes"] = "many"
 
 
+def index_ahead(body: dict[str, Any]) -> None:
+    body["positions"][SEGMENT] = body["segments"][SEGMENT] + 1
+
+
+def index_negative(body: dict[str, Any]) -> None:
+    body["positions"][SEGMENT] = -1
+
+
+def index_of_no_segment(body: dict[str, Any]) -> None:
+    body["positions"][SEGMENT.replace("8", "9")] = 0
+
+
+def index_without_position(body: dict[str, Any]) -> None:
+    body["positions"] = {}
+
+
+def index_without_files(body: dict[str, Any]) -> None:
+    del body["files"][1:]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (blocks_short, "blocks of chroma.sqlite3 are not its 9 bytes"),
-        (blocks_none, "blocks of chroma.sqlite3 are not its 8 bytes"),
         (pack_out_of_range, "names a pack that is not listed"),
-        (pack_negative, r"files\.0\.blocks\.0\.pack"),
+        (pack_of_a_patch_out_of_range, "names a pack that is not listed"),
+        (pack_negative, r"files\.0\.base\.0\.1"),
         (offset_past_the_end, "names bytes past the end of pack"),
-        (offset_negative, r"files\.0\.blocks\.0\.offset"),
+        (offset_negative, r"files\.0\.base\.0\.2"),
         (stored_past_the_end, "larger stored than it is"),
+        (patch_past_the_end, "names bytes past the end of pack"),
+        (piece_empty, r"files\.0\.base\.0\.0"),
+        (piece_huge, r"files\.0\.base\.0\.0"),
+        (piece_short, r"files\.0\.base\.0"),
+        (pack_huge, r"packs\.0\.size_bytes"),
+        (patches_endless, r"files\.0\.patches"),
+        (layout_empty, r"files\.0\.layout"),
+        (layout_of_nothing, r"files\.0\.layout\.0"),
+        (layout_long, r"files\.0\.layout"),
+        (layout_odd, r"files\.0\.layout\.0"),
+        (page_tiny, r"files\.0\.page_bytes"),
         (file_twice, "named twice"),
         (pack_name_no_digest, r"packs\.0\.sha256"),
-        (codec_unknown, "codec"),
+        (codec_unknown, "raw"),
         (id_none, "is no snapshot id"),
         (size_no_number, r"files\.0\.size_bytes"),
+        (index_ahead, "is ahead of the database"),
+        (index_negative, "is ahead of the database"),
+        (index_of_no_segment, "other segments than the database's"),
+        (index_without_position, "other segments than the database's"),
+        (index_without_files, "has no files"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -3,78 +3,151 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.snapshot.model import Block, File, Manifest, Pack
-from gateway.snapshot.plan import moved, plan_restore, unreferenced
+from gateway.snapshot.model import File, Manifest, Pack, Piece
+from gateway.snapshot.plan import MAX_PATCHES, FilePlan, How, plan_file, plan_restore, unreferenced
 from tests.unit.snapshot.manifests import NEWER, OLDER, manifest, sha
 
 PACK_BYTES = 100
 
+# ---------------------------------------------------------------------- how to store a file
+
+
+def applied(patches: list[int], plan: FilePlan, changed_bytes: int) -> list[int]:
+    """The patches there are afterwards, where all that changed was other bytes than before."""
+    if plan.how is How.REBASE:
+        return []
+    if plan.how is How.KEEP:
+        return patches
+    kept = patches[: len(patches) - plan.replaced]
+    return [*kept, changed_bytes + sum(patches[len(kept) :])]
+
+
+@given(
+    size_bytes=st.integers(1, 1 << 30),
+    patches=st.lists(st.integers(1, 1 << 28), max_size=MAX_PATCHES),
+    changed_bytes=st.integers(0, 1 << 30),
+    resized=st.booleans(),
+)
+def test_a_plan_never_makes_more_patches_or_larger_ones_than_it_may(
+    size_bytes: int, patches: list[int], changed_bytes: int, resized: bool
+) -> None:
+    """Together at most half the file's bytes; and a patch replaces only what there is."""
+    plan = plan_file(size_bytes, patches, changed_bytes, resized=resized)
+    assert 0 <= plan.replaced <= len(patches)
+    after = applied(patches, plan, changed_bytes)
+    assert len(after) <= MAX_PATCHES
+    if plan.how is How.PATCH:
+        assert changed_bytes
+        assert sum(after) <= size_bytes / 2
+    else:
+        assert plan.replaced == 0
+    if changed_bytes or resized:
+        assert sum(after) <= size_bytes / 2
+    if changed_bytes:
+        assert plan.how is not How.KEEP
+    elif not resized:
+        assert plan == (How.KEEP, 0)
+
+
+@given(sizes=st.lists(st.integers(1, 1 << 16), min_size=50, max_size=300))
+def test_what_changes_again_and_again_is_stored_a_few_times_and_not_every_time(sizes: list[int]) -> None:
+    """Over many generations of a large file each changed byte goes to the store a small number of times."""
+    patches: list[int] = []
+    stored = 0
+    for changed_bytes in sizes:
+        plan = plan_file(1 << 40, patches, changed_bytes, resized=False)
+        assert plan.how is How.PATCH
+        before, patches = patches, applied(patches, plan, changed_bytes)
+        stored += patches[-1]
+        assert len(patches) <= MAX_PATCHES
+        assert sum(patches) == sum(before) + changed_bytes
+    assert stored <= 8 * sum(sizes)
+
+
+def test_what_did_not_change_is_kept_and_what_changed_altogether_is_stored_anew() -> None:
+    """And a file that was only cut keeps its pieces, unless little of it is left."""
+    assert plan_file(1000, [10], 0, resized=False) == (How.KEEP, 0)
+    assert plan_file(1000, [], 501, resized=False) == (How.REBASE, 0)
+    assert plan_file(1000, [], 500, resized=False) == (How.PATCH, 0)
+    assert plan_file(1000, [400], 101, resized=False) == (How.REBASE, 0)
+    assert plan_file(1000, [400], 0, resized=True) == (How.KEEP, 0)
+    assert plan_file(100, [400], 0, resized=True) == (How.REBASE, 0)
+    assert plan_file(0, [], 0, resized=True) == (How.KEEP, 0)
+
+
+def test_small_patches_are_merged_and_large_ones_are_left() -> None:
+    """When there are as many as there may be, the last ones go into the new one."""
+    patches = [10_000] * (MAX_PATCHES // 2) + [1] * (MAX_PATCHES // 2)
+    assert plan_file(1 << 30, patches, 1, resized=False) == (How.PATCH, MAX_PATCHES // 2)
+    assert plan_file(1 << 30, patches[1:], 1, resized=False) == (How.PATCH, 0)
+
+
+# ---------------------------------------------------------------------- what to fetch
+
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """Any files whose blocks lie anywhere in up to four packs."""
+    """Any files whose pieces lie anywhere in up to four packs."""
     packs = tuple(Pack(sha256=sha(bytes([number])), size_bytes=PACK_BYTES) for number in range(draw(st.integers(1, 4))))
-    files = []
-    for number in range(draw(st.integers(0, 4))):
-        blocks = []
-        for _ in range(draw(st.integers(0, 5))):
+
+    def pieces() -> tuple[Piece, ...]:
+        found = []
+        for _ in range(draw(st.integers(0, 4))):
             offset = draw(st.integers(0, PACK_BYTES - 1))
             size_bytes = draw(st.integers(1, PACK_BYTES - offset))
-            which = draw(st.integers(0, len(packs) - 1))
-            digest = sha(f"{which}/{offset}/{size_bytes}".encode())
-            blocks.append(
-                Block(
-                    sha256=digest,
-                    size_bytes=size_bytes,
-                    pack=which,
-                    offset=offset,
-                    stored_bytes=size_bytes,
-                    codec="raw",
-                )
-            )
-        size_bytes = sum(block.size_bytes for block in blocks)
-        files.append(File(path=f"f{number}", size_bytes=size_bytes, sha256=sha(b""), blocks=tuple(blocks)))
+            found.append(Piece(size_bytes, draw(st.integers(0, len(packs) - 1)), offset, size_bytes, "raw"))
+        return tuple(found)
+
+    files = []
+    for number in range(draw(st.integers(0, 4))):
+        base = pieces()
+        patches = tuple(pieces() for _ in range(draw(st.integers(0, 4))))
+        size_bytes = sum(piece.size_bytes for piece in base)
+        files.append(
+            File(path=f"f{number}", size_bytes=size_bytes, sha256=sha(b""), layout=(4096,), base=base, patches=patches)
+        )
     return manifest().model_copy(update={"packs": packs, "files": tuple(files)})
 
 
 @given(manifests())
-def test_a_plan_fetches_every_needed_pack_once_and_places_every_block(made: Manifest) -> None:
-    """No pack twice, none for nothing, its blocks in its own order, and every byte of every file written once."""
-    plan = plan_restore(made)
-    fetched = [fetch.pack.sha256 for fetch in plan]
-    assert len(set(fetched)) == len(fetched)
-    assert set(fetched) == {made.packs[block.pack].sha256 for file in made.files for block in file.blocks}
-    for fetch in plan:
-        offsets = [placement.block.offset for placement in fetch.placements]
-        assert offsets == sorted(offsets)
-        assert all(made.packs[placement.block.pack] == fetch.pack for placement in fetch.placements)
+def test_a_plan_places_every_piece_once_patches_after_what_they_lie_on(made: Manifest) -> None:
+    """The bases whole and in order in the first stage, the nth patch of every file in stage n, no pack twice in one."""
+    stages = plan_restore(made)
+    for stage in stages:
+        fetched = [fetch.pack.sha256 for fetch in stage]
+        assert len(set(fetched)) == len(fetched)
+        assert all(made.packs[piece.pack] == fetch.pack for fetch in stage for _, piece, _ in fetch.pieces)
     for file in made.files:
-        placed = [placement for fetch in plan for placement in fetch.placements if placement.path == file.path]
-        placed.sort(key=lambda placement: (placement.offset, placement.block.size_bytes))
+        by_stage = [
+            [(piece, offset) for fetch in stage for which, piece, offset in fetch.pieces if which.path == file.path]
+            for stage in stages
+        ]
+        based = sorted((offset, piece) for piece, offset in (by_stage[0] if by_stage else []) if offset is not None)
+        assert [piece for _, piece in based] == list(file.base)
         position = 0
-        for placement in placed:
-            assert placement.offset == position
-            position += placement.block.size_bytes
+        for offset, piece in based:
+            assert offset == position
+            position += piece.size_bytes
         assert position == file.size_bytes
-        assert len(placed) == len(file.blocks)
+        patched = by_stage[1:]
+        assert all(offset is None for stage in patched for _, offset in stage)
+        expected = [sorted(patch) for patch in file.patches] + [[]] * (len(patched) - len(file.patches))
+        assert [sorted(piece for piece, _ in stage) for stage in patched] == expected[: len(patched)]
+        assert not any(expected[len(patched) :])
 
 
 def test_a_pack_that_holds_nothing_is_not_fetched() -> None:
-    """A listed pack that no block is in costs nothing."""
+    """A listed pack that no piece is in costs nothing."""
     made = manifest()
-    assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == plan_restore(made)[:1]
-
-
-def test_moved_names_what_is_new_or_changed_and_not_what_is_gone() -> None:
-    """Only what has to be read again, in order."""
-    assert moved({"same": 1, "changed": 1, "gone": 1}, {"same": 1, "new": 0, "changed": 2}) == ["changed", "new"]
-    assert moved({}, {}) == []
+    (stage,) = plan_restore(made)
+    assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == [stage[:1]]
 
 
 def test_unreferenced_are_the_packs_no_other_manifest_names() -> None:
     """A pack that one other snapshot shares stays."""
     mine = manifest(OLDER, (b"mine", b"shared"))
     other = manifest(NEWER, (b"shared", b"other"))
-    assert unreferenced(mine.packs, [other]) == [mine.packs[0]]
-    assert unreferenced(mine.packs, []) == list(mine.packs)
-    assert unreferenced(mine.packs, [other, mine]) == []
+    names = [pack.sha256 for pack in mine.packs]
+    assert unreferenced(names, [other]) == names[:1]
+    assert unreferenced(names, []) == names
+    assert unreferenced(names, [other, mine]) == []
