@@ -24,6 +24,8 @@ Fingerprints = npt.NDArray[np.uint64]
 
 _WORD_BYTES = 4
 _COUNT_BYTES = 4
+# Past the end of every file, and what is computed of it fits into 64 bits.
+_FAR = 1 << 62
 
 
 class Layout(NamedTuple):
@@ -154,8 +156,10 @@ def parse_patch(patch: bytes, layout: Layout, size_bytes: int) -> tuple[Numbers,
     if len(patch) < first:
         raise CorruptSnapshot("a patch is cut off")
     numbers = np.cumsum(np.frombuffer(patch[_COUNT_BYTES:first], "<u4").astype(np.int64))
+    if count and int(numbers[-1]) * layout.period_bytes >= _FAR:
+        raise CorruptSnapshot("a patch names blocks of no file")
     # What was stored of each: all of it, save for a last block that was cut short by the file's end then.
-    offsets, lengths = layout.spans(numbers, 1 << 62)
+    offsets, lengths = layout.spans(numbers, _FAR)
     if count:
         lengths[-1] += len(patch) - first - int(lengths.sum())
         if lengths[-1] <= 0 or lengths[-1] > max(layout.parts):
