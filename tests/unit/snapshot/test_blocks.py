@@ -239,7 +239,7 @@ def test_random_patches_of_a_large_layout_round_trip() -> None:
     layout, chance = Layout((132, 1544)), random.Random(0)
     now = chance.randbytes(layout.period_bytes * 500 + 700)
     count = layout.count(len(now))
-    numbers = sorted(chance.sample(range(count), 300) + [count - 1])
+    numbers = sorted([*chance.sample(range(count), 300), count - 1])
     data = bytearray(len(now))
     blocks = [(number, now[slice(*_bounds(layout, number, len(now)))]) for number in dict.fromkeys(numbers)]
     for patch in patches(blocks, 20_000):

@@ -5,13 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import DiskFull, GatewayError, SnapshotError, Unavailable
 from gateway.snapshot import restore
+from gateway.snapshot.baseline import saved_snapshot
+from gateway.snapshot.model import Manifest
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import restore_live
+from gateway.snapshot.restore import Staged, restore_live
 from tests.unit.snapshot.manifests import ID, manifest
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -66,8 +69,13 @@ class Restore:
 
 @pytest.fixture
 def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
-    async def stage(repository: object, directory: DataDirectory, manifest: object, progress: object) -> None:
+    async def stage(repository: object, directory: DataDirectory, manifest: Manifest, progress: object) -> Staged:
         (directory.incoming() / "chroma.sqlite3").write_text("new")
+        staged = Staged(manifest)
+        for file in manifest.files:
+            staged.fingerprints[file.path] = np.zeros((1, 2), np.uint64)
+            staged.origins[file.path] = np.zeros(1, np.uint8)
+        return staged
 
     monkeypatch.setattr(restore, "stage", stage)
     return Restore(tmp_path)
@@ -79,6 +87,30 @@ async def test_a_good_snapshot_is_served_and_settled(restoring: Restore) -> None
     assert restoring.chroma.serves == "new"
     assert not restoring.directory.is_exchanging()
     assert not restoring.refused
+
+
+async def test_what_was_restored_is_what_the_next_snapshot_is_measured_against(restoring: Restore) -> None:
+    """It is noted down, in the place of what was known of the old state."""
+    restoring.directory.baseline.write_bytes(b"of the old state")
+    await restoring.run()
+    assert saved_snapshot(restoring.directory.baseline) == ID
+
+
+async def test_what_cannot_be_noted_down_does_not_keep_a_snapshot_from_being_served(restoring: Restore) -> None:
+    """The next snapshot stores everything, nothing else."""
+    restoring.directory.baseline.with_suffix(".new").mkdir()
+    await restoring.run()
+    assert restoring.chroma.serves == "new"
+    assert saved_snapshot(restoring.directory.baseline) is None
+
+
+async def test_after_a_roll_back_nothing_is_believed_of_the_old_state(restoring: Restore) -> None:
+    """What was noted down of it is gone for good: it was exchanged since."""
+    restoring.directory.baseline.write_bytes(b"of the old state")
+    restoring.chroma.cannot_read = "new"
+    with pytest.raises(SnapshotError):
+        await restoring.run()
+    assert not restoring.directory.baseline.exists() or saved_snapshot(restoring.directory.baseline) == ID
 
 
 async def test_a_snapshot_that_cannot_be_read_is_rolled_back(restoring: Restore) -> None:
