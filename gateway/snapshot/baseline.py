@@ -7,7 +7,6 @@ the next one holds what changed since that one. Without it everything is stored 
 """
 
 import secrets
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -173,9 +172,9 @@ def save(path: Path, baseline: Baseline) -> None:
 def saved_snapshot(path: Path) -> str | None:
     """The id of the snapshot that the file at `path` is of; None if there is none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return str(arrays[_SNAPSHOT])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises whatever its readers stumble over
         return None
 
 
@@ -188,7 +187,7 @@ def load(
     no position; none has one if the database is another file.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if str(arrays[_SNAPSHOT]) != manifest.snapshot.id:
                 return None
             baseline = Baseline(manifest.snapshot.id, int(arrays[_SEED]))
@@ -208,7 +207,7 @@ def load(
                     or all(is_same(file.path) for file in baseline.of_index(segment_id))
                 }
             return baseline
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises whatever its readers stumble over
         return None
 
 
