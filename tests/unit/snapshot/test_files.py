@@ -1,0 +1,231 @@
+"""A file that changes from snapshot to snapshot comes back as it was in each of them."""
+
+import asyncio
+import hashlib
+import random
+import secrets
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.errors import CorruptSnapshot
+from gateway.snapshot import capture, packing, restore
+from gateway.snapshot.baseline import Baseline, Stored, listing, stored
+from gateway.snapshot.blocks import Layout
+from gateway.snapshot.capture import _FileSource, _store
+from gateway.snapshot.model import File, Manifest
+from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.plan import MAX_PATCHES
+from gateway.snapshot.progress import Silent
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import Staged, _check_file, _fetch, _make_files
+from gateway.store import FileStore
+from tests.unit.snapshot.manifests import manifest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small() -> Iterator[None]:
+    """Pieces, packs and reads so small that a file of a few kilobytes has many."""
+    with (
+        patch.multiple(capture, PIECE_BYTES=500, _READ_BYTES=700),
+        patch.multiple(packing, PACK_BYTES=2000),
+        patch.multiple(restore, _READ_BYTES=600),
+        patch.multiple(restore, _HEADROOM_BYTES=0),
+    ):
+        yield
+
+
+def edit(data: bytearray, chance: random.Random) -> None:
+    """What may happen to a file between two snapshots."""
+    kind = chance.random()
+    if kind < 0.75:
+        for _ in range(chance.choice((1, 1, 1, 5))):
+            if data:
+                position = chance.randrange(len(data))
+                some = chance.randbytes(chance.randint(1, 20))
+                data[position : position + len(some)] = some[: len(data) - position]
+    elif kind < 0.85:
+        data += chance.randbytes(chance.randint(1, 100))
+    elif kind < 0.92:
+        del data[
+            chance.randint(0, len(data)) if chance.random() < 0.2 else max(0, len(data) - chance.randint(1, 300)) :
+        ]
+    elif kind < 0.94:
+        data[:] = chance.randbytes(chance.randint(0, 9000))
+    elif kind < 0.96:
+        data += bytes(chance.randint(1, 300))
+
+
+class Generations:
+    """Files in a directory, and snapshots of them in a store."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path, self.layout = path, layout
+        self.repository = Repository(FileStore(path / "store"))
+        self.baseline = Baseline("", secrets.randbits(64))
+        self.reached: Counter[str] = Counter()
+
+    async def snapshot(self, contents: dict[str, bytes]) -> Manifest:
+        files: list[Stored] = []
+        async with PackWriter(self.repository, {}, Silent()) as writer:
+            for name, data in contents.items():
+                (self.path / name).write_bytes(data)
+                source = _FileSource(self.path / name, self.layout, self.baseline)
+                have = self.baseline.files.get(name)
+                now = await _store(name, source, self.layout, have, writer)
+                self._note(have, now)
+                files.append(now)
+        self.baseline = Baseline("", self.baseline.seed, {file.path: file for file in files})
+        packs, listed = listing(files)
+        return manifest().model_copy(update={"packs": packs, "files": listed})
+
+    def _note(self, have: Stored | None, now: Stored) -> None:
+        if have is None:
+            return
+        if now.base != have.base:
+            self.reached["rebased"] += 1
+        elif len(now.patches) > len(have.patches):
+            self.reached["patched"] += 1
+        elif now.patches == have.patches:
+            self.reached["kept"] += 1
+        else:
+            self.reached["merged"] += 1
+
+    async def restore(self, made: Manifest) -> tuple[dict[str, bytes], Staged]:
+        with tempfile.TemporaryDirectory(dir=self.path) as directory:
+            target, staged = Path(directory), Staged(made)
+            _make_files(target, made.files)
+            for file in made.files:
+                staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
+            await _fetch(self.repository, staged, target, lambda done, total: None)
+            for file in made.files:
+                _check_file(target, file, staged)
+            return {file.path: (target / file.path).read_bytes() for file in made.files}, staged
+
+
+LAYOUTS = (Layout((64,)), Layout((12, 52)), Layout((132, 40, 4)), Layout((4,)))
+
+
+async def live_through(path: Path, layout: Layout, seed: int, generations: int, check_every: int) -> Counter[str]:
+    chance, kept = random.Random(seed), []
+    files = {name: bytearray(chance.randbytes(chance.randint(0, 9000))) for name in "abc"}
+    made = Generations(path, layout)
+    for number in range(generations):
+        for data in files.values():
+            if chance.random() < 0.8:
+                edit(data, chance)
+        contents = {name: bytes(data) for name, data in files.items()}
+        kept.append((await made.snapshot(contents), contents))
+        if number % check_every == 0:
+            snapshot, expected = chance.choice(kept)
+            assert (await made.restore(snapshot))[0] == expected
+        if chance.random() < 0.1:
+            # A gateway that starts again, or one that restored: it goes on from what was fetched.
+            snapshot, expected = chance.choice(kept)
+            found, staged = await made.restore(snapshot)
+            assert found == expected
+            files = {name: bytearray(data) for name, data in expected.items()}
+            made.baseline = Baseline(
+                "",
+                staged.sketch.seed,
+                {
+                    file.path: stored(file, snapshot.packs, staged.fingerprints[file.path], staged.origins[file.path])
+                    for file in snapshot.files
+                },
+            )
+        assert all(len(file.patches) <= MAX_PATCHES for file in made.baseline.files.values())
+    for snapshot, expected in kept[-10:]:
+        assert (await made.restore(snapshot))[0] == expected
+    return made.reached
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+async def test_every_generation_comes_back_as_it_was(tmp_path: Path, layout: Layout) -> None:
+    """Edited, grown, cut and exchanged; kept, patched, merged and stored anew; restored and gone on from."""
+    reached: Counter[str] = Counter()
+    for seed in range(3):
+        (tmp_path / str(seed)).mkdir()
+        reached += await live_through(tmp_path / str(seed), layout, seed, generations=60, check_every=4)
+    assert all(reached[how] >= 5 for how in ("kept", "patched", "merged", "rebased")), reached
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    generations=st.lists(st.one_of(st.binary(max_size=600), st.integers(0, 600)), min_size=1, max_size=8),
+)
+def test_any_generations_come_back(layout: Layout, generations: list[bytes | int]) -> None:
+    """A number is how long the file before is made, by cutting or with zeros; bytes are put over its beginning."""
+
+    async def check(path: Path) -> None:
+        made, data, kept = Generations(path, layout), b"", []
+        for each in generations:
+            data = data[:each] + bytes(max(0, each - len(data))) if isinstance(each, int) else each + data[len(each) :]
+            kept.append((await made.snapshot({"a": data}), {"a": data}))
+        for snapshot, expected in kept:
+            assert (await made.restore(snapshot))[0] == expected
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(check(Path(directory)))
+
+
+async def test_what_changed_little_costs_little(tmp_path: Path) -> None:
+    """One byte of a file of 100 kB: one block of it and nothing more is stored."""
+    made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(100_000))
+    first = await made.snapshot({"a": bytes(data)})
+    data[50_000] ^= 1
+    second = await made.snapshot({"a": bytes(data)})
+    new = {pack.sha256: pack.size_bytes for pack in second.packs if pack not in first.packs}
+    assert sum(new.values()) < 100
+    third = await made.snapshot({"a": bytes(data)})
+    assert third.packs == second.packs
+
+
+async def test_a_restored_file_has_the_fingerprints_and_origins_it_had(tmp_path: Path) -> None:
+    """So that the next snapshot after a restore stores what changed since, and nothing else."""
+    made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(20_000))
+    for position in (0, 5000, 19_999):
+        data[position] ^= 1
+        snapshot = await made.snapshot({"a": bytes(data)})
+    _, staged = await made.restore(snapshot)
+    assert np.array_equal(staged.origins["a"], made.baseline.files["a"].origins)
+    source = _FileSource(tmp_path / "a", Layout((64,)), Baseline("", staged.sketch.seed))
+    assert np.array_equal(staged.fingerprints["a"], source.look(None).fingerprints)
+    assert set(staged.origins["a"].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("which", ["base", "patch"])
+async def test_a_file_that_is_not_what_was_stored_is_refused(tmp_path: Path, which: str) -> None:
+    """Every pack is what it is named by, and yet the file is another: its own digest tells."""
+    made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(3000))
+    await made.snapshot({"a": bytes(data)})
+    data[100] ^= 1
+    snapshot = await made.snapshot({"a": bytes(data)})
+    (file,) = snapshot.files
+    change = {"base": file.base[1:]} if which == "base" else {"patches": ()}
+    forged = snapshot.model_copy(update={"files": (file.model_copy(update=change),)})
+    with pytest.raises(CorruptSnapshot, match="a does not have the digest"):
+        await made.restore(forged)
+
+
+async def test_a_base_that_is_longer_than_its_file_does_not_write_past_its_end(tmp_path: Path) -> None:
+    """A file that was cut keeps its pieces; a hostile one gets no more room than it says."""
+    made, data = Generations(tmp_path, Layout((64,))), random.Random(0).randbytes(3000)
+    await made.snapshot({"a": data})
+    snapshot = await made.snapshot({"a": data[:2900]})
+    (file,) = snapshot.files
+    assert sum(piece.size_bytes for piece in file.base) == 3000
+    assert (await made.restore(snapshot))[0] == {"a": data[:2900]}
+    forged = snapshot.model_copy(
+        update={
+            "files": (File(**{**file.model_dump(), "size_bytes": 10, "sha256": hashlib.sha256(data[:10]).hexdigest()}),)
+        }
+    )
+    assert (await made.restore(forged))[0] == {"a": data[:10]}
