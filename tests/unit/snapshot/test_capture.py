@@ -1,153 +1,265 @@
-"""What moved since it was read ahead is found, whatever moved; the rest is not read again."""
+"""What moved since the baseline is found and read, whatever moved; the rest is not read again."""
 
 import os
 import shutil
 import sqlite3
-import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from gateway.chroma import log
 from gateway.chroma.database import prepare
-from gateway.snapshot.capture import Ahead, Cut, TooMuchMoved, describe, freeze, look, pack_cut, read_ahead
+from gateway.chroma.disk import DATABASE, INDEX_FILES, index_signatures
+from gateway.chroma.pages import PageTracker
+from gateway.snapshot import capture
+from gateway.snapshot.baseline import Baseline, Stored, nothing
+from gateway.snapshot.capture import Choice, Cut, choose, freeze, read_database, read_index
 from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
-from gateway.store import FileStore
 from tests.bare_chroma import bare_chroma
+from tests.unit.snapshot.stores import MemoryStore
 
 SYNCED = {"hnsw": {"sync_threshold": 20, "batch_size": 10}}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that Chroma wrote: two synced indexes, and one of a deleted collection."""
+    """A data directory that Chroma wrote, its log kept: two synced indexes, one of a deleted collection."""
     path = tmp_path_factory.mktemp("made")
     prepare(path)
     with bare_chroma(path) as chroma:
+        log.keep_log(path)
         for name in ("one", "two", "gone"):
             collection = chroma.client().create_collection(name, embedding_function=None, configuration=SYNCED)
-            collection.add(ids=[str(i) for i in range(40)], embeddings=[[float(i), 1.0] for i in range(40)])
+            for start in (0, 20):
+                ids = [str(number) for number in range(start, start + 20)]
+                collection.add(ids=ids, embeddings=[[float(number), 1.0] for number in range(start, start + 20)])
+                collection.count()
         chroma.client().delete_collection("gone")
     return path
 
 
 @pytest.fixture
 def data_dir(made: Path, tmp_path: Path) -> Path:
-    """A copy whose files were last changed long ago."""
     shutil.copytree(made, tmp_path / "data")
-    for path in (tmp_path / "data").rglob("*"):
-        os.utime(path, (1_000_000_000, 1_000_000_000))
-    # ctime cannot be set: let it settle.
-    time.sleep(0.12)
     return tmp_path / "data"
 
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> Path:
-    (tmp_path / "scratch").mkdir()
-    return tmp_path / "scratch"
+def tracker(data_dir: Path) -> Iterator[PageTracker]:
+    tracker = PageTracker(data_dir)
+    yield tracker
+    tracker.forget()
 
 
 @pytest.fixture
-def writer(tmp_path: Path) -> PackWriter:
-    return PackWriter(Repository(FileStore(tmp_path / "store")), {})
+def writer() -> PackWriter:
+    return PackWriter(Repository(MemoryStore()), {}, Silent())
 
 
-async def test_nothing_is_read_again_when_nothing_moved(data_dir: Path, scratch: Path, writer: PackWriter) -> None:
-    """The freeze copies no index file; the cut has those of the live segments and none of the deleted one's."""
-    ahead = Ahead()
-    async with writer:
-        await read_ahead(data_dir, ahead, writer)
-        cut = freeze(data_dir, ahead, scratch, 0)
-        assert isinstance(cut, Cut)
-        assert cut.copied == []
-        segments, _ = look(data_dir)
-        assert len(segments) == 2
-        assert {path.partition("/")[0] for path in cut.paths} == set(segments)
-        assert len([path for path in data_dir.iterdir() if path.is_dir()]) == 3
-        contents = describe(cut, scratch)
-        cut.close()
-        assert [(each.name, each.records) for each in contents.collections] == [("one", 40), ("two", 40)]
-        packed = await pack_cut(cut, ahead, scratch, writer)
-    assert {file.path for file in packed} == {*cut.paths, "chroma.sqlite3"}
+def execute(data_dir: Path, statement: str, *values: object) -> None:
+    with closing(sqlite3.connect(data_dir / DATABASE)) as database, database:
+        database.execute(statement, values)
 
 
-async def test_a_file_changed_in_place_is_copied_in_the_freeze(
-    data_dir: Path, scratch: Path, writer: PackWriter
+def known(cut: Cut, files: list[Stored], seed: int, **positions: int) -> Baseline:
+    """What the store has after a snapshot of `cut`."""
+    return Baseline("", seed, {file.path: file for file in files}, {**cut.segments, **positions})
+
+
+async def read_all(data_dir: Path, cut: Cut, baseline: Baseline, writer: PackWriter) -> list[Stored]:
+    files = []
+    for segment_id in cut.segments:
+        found = await read_index(data_dir, cut, segment_id, baseline, writer)
+        assert found is not None
+        files += found
+    return [*files, await read_database(cut.database, baseline, writer)]
+
+
+async def test_with_nothing_known_all_that_lives_is_read(
+    data_dir: Path, tracker: PageTracker, writer: PackWriter
 ) -> None:
-    """Same size, other bytes: it and nothing else is read again, as it is now."""
-    ahead = Ahead()
+    """The indexes of live segments whole, none of the deleted one's; and the database as SQLite has it."""
+    baseline = nothing()
+    cut = freeze(data_dir, tracker, baseline)
+    assert len(cut.segments) == 2
+    assert len([path for path in data_dir.iterdir() if path.is_dir()]) == 3
+    choice = choose(cut, baseline, {})
+    assert (sorted(choice.must), choice.may, choice.positions) == (sorted(cut.segments), [], {})
     async with writer:
-        await read_ahead(data_dir, ahead, writer)
-        path = next(path for path in ahead.packed if path.endswith("data_level0.bin"))
-        with (data_dir / path).open("r+b") as file:
+        files = await read_all(data_dir, cut, baseline, writer)
+    contents = cut.database.contents()
+    cut.close()
+    assert {file.path for file in files} == {
+        DATABASE,
+        *(f"{segment}/{name}" for segment in cut.segments for name in INDEX_FILES),
+    }
+    assert all(file.size_bytes == (data_dir / file.path).stat().st_size for file in files if file.path != DATABASE)
+    assert [(each.name, each.records) for each in contents.collections] == [("one", 40), ("two", 40)]
+
+
+async def test_nothing_is_read_or_stored_again_when_nothing_moved(
+    data_dir: Path, tracker: PageTracker, writer: PackWriter
+) -> None:
+    """The next cut does not even look at the indexes' files, and no byte goes to the store for the database."""
+    baseline = nothing()
+    async with writer:
+        cut = freeze(data_dir, tracker, baseline)
+        before = await read_all(data_dir, cut, baseline, writer)
+        cut.close()
+        baseline = known(cut, before, baseline.seed)
+        sent = set(writer.sent)
+        cut = freeze(data_dir, tracker, baseline)
+        assert cut.signatures == {}
+        assert choose(cut, baseline, {}) == Choice([], [], cut.segments)
+        again = await read_database(cut.database, baseline, writer)
+        cut.close()
+    assert (again.base, again.patches, again.sha256) == (before[-1].base, before[-1].patches, before[-1].sha256)
+    assert set(writer.sent) == sent
+
+
+async def test_an_index_that_moves_while_it_is_read_is_not_believed(
+    data_dir: Path, tracker: PageTracker, writer: PackWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed in place, grown, cut, gone or exchanged, at any time between the cut and the end of reading."""
+    baseline = nothing()
+    cut = freeze(data_dir, tracker, baseline)
+    segment = min(cut.segments)
+    path = data_dir / segment / "data_level0.bin"
+    whole = path.read_bytes()
+
+    def change_in_place() -> None:
+        with path.open("r+b") as file:
             file.write(b"\xff")
-        cut = freeze(data_dir, ahead, scratch, None)
-        assert isinstance(cut, Cut)
-        cut.close()
-        assert cut.copied == [path]
-        assert (scratch / path).read_bytes() == (data_dir / path).read_bytes()
 
+    def touch_other() -> None:
+        (data_dir / segment / "length.bin").touch()
 
-async def test_a_segment_synced_since_is_copied_whole(data_dir: Path, scratch: Path, writer: PackWriter) -> None:
-    """`max_seq_id` moved: no file of that segment is believed, even if none seems to have changed."""
-    ahead = Ahead()
+    moves = {
+        "changed": change_in_place,
+        "touched": touch_other,
+        "grown": lambda: path.write_bytes(whole + b"more"),
+        "cut": lambda: path.write_bytes(whole[:-4]),
+        "emptied": lambda: path.write_bytes(b""),
+        "gone": path.unlink,
+    }
+    store = capture._store
     async with writer:
-        await read_ahead(data_dir, ahead, writer)
-        segment = min(ahead.segments)
-        with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:
-            database.execute("update max_seq_id set seq_id = seq_id + 1 where segment_id = ?", (segment,))
-        cut = freeze(data_dir, ahead, scratch, None)
-        assert isinstance(cut, Cut)
-        cut.close()
-        assert cut.copied == sorted(path for path in ahead.packed if path.startswith(segment))
+        for how, move in moves.items():
+            for when in ("before", "between", "after"):
+                path.write_bytes(whole)
+                for each in path.parent.iterdir():
+                    os.utime(each, (1_000_000_000, 1_000_000_000))
+                cut.signatures.update(index_signatures(data_dir, cut.segments))
+
+                async def storing(name: str, *args: object, when: str = when, move: object = move) -> Stored:
+                    try:
+                        if name.endswith("data_level0.bin") and when == "before":
+                            move()  # type: ignore[operator]
+                        return await store(name, *args)  # type: ignore[arg-type]
+                    finally:
+                        if name.endswith({"between": "data_level0.bin", "after": "link_lists.bin"}.get(when, "-")):
+                            move()  # type: ignore[operator]
+
+                monkeypatch.setattr(capture, "_store", storing)
+                assert await read_index(data_dir, cut, segment, baseline, writer) is None, (how, when)
+    cut.close()
 
 
-async def test_a_file_changed_just_before_it_was_read_is_read_again(
-    data_dir: Path, scratch: Path, writer: PackWriter
+async def test_an_index_without_files_is_not_read(data_dir: Path, tracker: PageTracker, writer: PackWriter) -> None:
+    """There is nothing that could be stored of it."""
+    baseline = nothing()
+    cut = freeze(data_dir, tracker, baseline)
+    segment = min(cut.segments)
+    cut.close()
+    shutil.rmtree(data_dir / segment)
+    cut = freeze(data_dir, tracker, baseline)
+    async with writer:
+        assert await read_index(data_dir, cut, segment, baseline, writer) is None
+    cut.close()
+
+
+# ---------------------------------------------------------------------- which indexes are read
+
+
+@pytest.fixture
+def cut(data_dir: Path, tracker: PageTracker) -> Iterator[Cut]:
+    """Of a database whose log goes back to the first record."""
+    made = freeze(data_dir, tracker, nothing())
+    yield made
+    made.close()
+
+
+def chosen(cut: Cut, positions: dict[str, int], kept_from: dict[str, int] | None = None) -> Choice:
+    return choose(cut, Baseline("", 0, {}, positions), kept_from or {})
+
+
+def first_row(data_dir: Path, segment: str) -> int:
+    with closing(sqlite3.connect(data_dir / DATABASE)) as database:
+        query = (
+            "select min(q.seq_id) from embeddings_queue q join segments s"
+            " on q.topic = 'persistent://default/default/' || s.collection where s.id = ?"
+        )
+        return int(database.execute(query, (segment,)).fetchone()[0])
+
+
+def test_an_older_index_serves_while_the_log_has_the_rest(
+    data_dir: Path, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within one tick of the clock a second change leaves no trace, so what is that fresh is not believed."""
-    path = next(path for path in look(data_dir)[1] if path.endswith("length.bin"))
-    (data_dir / path).touch()
-    ahead = Ahead()
-    async with writer:
-        await read_ahead(data_dir, ahead, writer)
-        cut = freeze(data_dir, ahead, scratch, None)
-        assert isinstance(cut, Cut)
-        cut.close()
-        assert cut.copied == [path]
+    """What is cheaper to replay than to read is not read; what is dearer may be, if it does not move."""
+    older = {segment: first_row(data_dir, segment) for segment in cut.segments}
+    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e12)
+    assert chosen(cut, older) == Choice([], [], older)
+    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e-6)
+    assert chosen(cut, older) == Choice([], list(cut.segments), older)
 
 
-async def test_a_freeze_that_would_take_too_long_is_given_up(data_dir: Path, scratch: Path, writer: PackWriter) -> None:
-    """More moved than may be copied: nothing is, nothing stays locked, and a second read ahead catches up."""
-    async with writer:
-        given_up = freeze(data_dir, Ahead(), scratch, 1000)
-        assert isinstance(given_up, TooMuchMoved)
-        assert list(scratch.iterdir()) == []
-        with closing(sqlite3.connect(data_dir / "chroma.sqlite3", timeout=0)) as database:
-            database.execute("begin immediate")
-            database.rollback()
-        ahead = Ahead()
-        await read_ahead(data_dir, ahead, writer)
-        caught_up = freeze(data_dir, ahead, scratch, 1000)
-        assert isinstance(caught_up, Cut)
-        caught_up.close()
+def test_an_index_must_be_read_where_the_log_cannot_make_up_for_it(data_dir: Path, cut: Cut) -> None:
+    """The store has none, or one from the future, or one from before the log begins."""
+    segment, other = sorted(cut.segments)
+    synced = cut.segments[segment]
+    same = {other: cut.segments[other]}
+    for positions, kept_from in (
+        ({}, {}),
+        ({segment: synced + 1}, {}),
+        ({segment: first_row(data_dir, segment)}, {segment: synced}),
+        ({segment: first_row(data_dir, segment) - 1}, {}),
+    ):
+        assert chosen(cut, {**same, **positions}, kept_from) == Choice([segment], [], same)
 
 
-async def test_without_wal_the_database_is_copied_in_the_freeze(
-    data_dir: Path, scratch: Path, writer: PackWriter
+def test_where_chroma_deletes_its_log_every_index_that_moved_must_be_read(data_dir: Path, tracker: PageTracker) -> None:
+    """It may do so at any time."""
+    execute(data_dir, "delete from embeddings_queue_config")
+    cut = freeze(data_dir, tracker, nothing())
+    older = {segment: first_row(data_dir, segment) for segment in cut.segments}
+    assert chosen(cut, older) == Choice(list(cut.segments), [], {})
+    assert chosen(cut, cut.segments) == Choice([], [], cut.segments)
+    cut.close()
+
+
+def test_an_index_that_was_never_synced_is_built_from_the_log(data_dir: Path, tracker: PageTracker) -> None:
+    """It has no files, and its position is 0."""
+    execute(data_dir, "delete from max_seq_id")
+    cut = freeze(data_dir, tracker, nothing())
+    assert cut.signatures == {}
+    assert chosen(cut, {}) == Choice([], [], dict.fromkeys(cut.segments, 0))
+    cut.close()
+
+
+async def test_without_wal_the_database_is_read_while_writers_wait(
+    data_dir: Path, tracker: PageTracker, writer: PackWriter
 ) -> None:
-    """Where WAL cannot be had a reader would block writers, so the copy is made before the lock is let go."""
-    with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database:
+    """Where WAL cannot be had the cut is no less exact, and says that it holds writers back."""
+    with closing(sqlite3.connect(data_dir / DATABASE)) as database:
         assert database.execute("pragma journal_mode=delete").fetchone()[0] == "delete"
-    ahead = Ahead()
+    cut = freeze(data_dir, tracker, nothing())
+    assert not cut.database.keeps_writers_going
     async with writer:
-        await read_ahead(data_dir, ahead, writer)
-        cut = freeze(data_dir, ahead, scratch, None)
-        assert isinstance(cut, Cut)
-        assert (scratch / "chroma.sqlite3").exists()
-        contents = describe(cut, scratch)
-        cut.close()
-    with closing(sqlite3.connect(scratch / "chroma.sqlite3")) as database:
-        assert database.execute("select count(*) from collections").fetchone()[0] == len(contents.collections) == 2
+        stored = await read_database(cut.database, nothing(), writer)
+    cut.close()
+    assert stored.size_bytes == (data_dir / DATABASE).stat().st_size
+    execute(data_dir, "create table t(n)")
