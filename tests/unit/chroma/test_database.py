@@ -31,6 +31,12 @@ def execute(data_dir: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
+def copy_to(pinned: Pinned, target: Path) -> None:
+    """Write the state that `pinned` holds into a database of its own, in WAL mode as it is."""
+    with closing(sqlite3.connect(target)) as copy:
+        pinned._connection.backup(copy)
+
+
 def mode_of(data_dir: Path) -> str:
     with closing(connect(data_dir)) as connection:
         return str(connection.execute("pragma journal_mode").fetchone()[0])
@@ -221,7 +227,7 @@ def test_pinned_sees_its_moment_and_nothing_since(wal: Path, tmp_path: Path) -> 
     assert pinned.keeps_writers_going
     execute(wal, "insert into t values (2)", "create table u(n)", "delete from t where n = 1")
     target = tmp_path / "copy.sqlite3"
-    pinned.copy_to(target)
+    copy_to(pinned, target)
     pinned.close()
     with closing(sqlite3.connect(target)) as copy:
         assert copy.execute("select n from t").fetchall() == [(1,)]
@@ -247,7 +253,7 @@ def test_pinned_under_the_lock_is_the_locked_moment(wal: Path) -> None:
         pinned = Pinned(wal)
     execute(wal, "insert into t values (2)")
     with closing(sqlite3.connect(wal / "copy")) as copy:
-        pinned.copy_to(wal / "copy")
+        copy_to(pinned, wal / "copy")
         assert copy.execute("select n from t").fetchall() == [(1,)]
     pinned.close()
 
@@ -280,7 +286,7 @@ def restored(data_dir: Path, tmp_path: Path) -> Path:
     pinned = Pinned(data_dir)
     target = tmp_path / "restored"
     target.mkdir()
-    pinned.copy_to(target / DATABASE)
+    copy_to(pinned, target / DATABASE)
     pinned.close()
     return target
 
@@ -328,7 +334,7 @@ def test_a_database_whose_rows_contradict_its_tables_is_found(restored: Path) ->
         "pragma writable_schema = on",
         "update sqlite_master set sql = 'create table t(n not null)' where name = 't'",
     )
-    with pytest.raises(CorruptSnapshot, match=r"integrity check of chroma\.sqlite3 says: NULL value in t\.n"):
+    with pytest.raises(CorruptSnapshot, match=r"SQLite's check of chroma\.sqlite3 says: NULL value in t\.n"):
         check(restored)
 
 
