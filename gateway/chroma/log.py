@@ -25,23 +25,23 @@ _KIND = "EmbeddingsQueueConfigurationInternal"
 _ROWS_AT_ONCE = 500
 
 
-def keep_log(data_dir: Path) -> dict[str, int] | None:
-    """See to it that Chroma keeps its log; None if it does already.
-
-    Else the `max_seq_id` of each vector segment from which on it is kept now.
-    """
+def keep_log(data_dir: Path) -> None:
+    """See to it that Chroma keeps its log from now on."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
-        if is_log_kept(connection):
-            return None
-        with write_lock_on(connection, commit=True):
-            set_purging(connection, automatically=False)
-            return _synced(connection)
+        if not is_log_kept(connection):
+            with write_lock_on(connection, commit=True):
+                set_purging(connection, automatically=False)
 
 
 def synced_to(data_dir: Path) -> dict[str, int]:
     """`max_seq_id` of each vector segment that has one."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
-        return _synced(connection)
+        return dict(
+            connection.execute(
+                "select s.id, m.seq_id from segments s join max_seq_id m on m.segment_id = s.id"
+                " where s.scope = 'VECTOR'"
+            )
+        )
 
 
 def count_log(data_dir: Path) -> int:
@@ -87,14 +87,6 @@ def trim_log(data_dir: Path, positions: Mapping[str, int]) -> int:
             while count := _delete(connection, topic, seq_id):
                 deleted += count
     return deleted
-
-
-def _synced(connection: sqlite3.Connection) -> dict[str, int]:
-    return dict(
-        connection.execute(
-            "select s.id, m.seq_id from segments s join max_seq_id m on m.segment_id = s.id where s.scope = 'VECTOR'"
-        )
-    )
 
 
 def _bounds(connection: sqlite3.Connection, positions: Mapping[str, int]) -> dict[str, int]:

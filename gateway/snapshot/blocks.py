@@ -82,8 +82,9 @@ class Sketch:
             count = layout.count(len(data))
             _, last = layout.span(count - 1, len(data))
             fingerprints = self.of(bytes(data) + bytes(period - rest), layout)[:count]
-            # A block that is cut short is not the one that goes on with zeros.
-            fingerprints[-1] ^= np.uint64(last)
+            if last < layout.parts[(count - 1) % len(layout.parts)]:
+                # A block that is cut short is not the one that goes on with zeros.
+                fingerprints[-1] ^= np.uint64(last)
             return fingerprints
         words = np.frombuffer(data, "<u4").reshape(whole, period // _WORD_BYTES).astype(np.uint64)
         result = np.empty((whole, len(layout.parts), 2), np.uint64)

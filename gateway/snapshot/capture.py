@@ -9,7 +9,7 @@ one that the store has already serves. Nothing here opens or closes the gate: `c
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -80,8 +80,8 @@ class Choice(NamedTuple):
     positions: dict[str, int]
 
 
-def choose(cut: Cut, baseline: Baseline, kept_from: Mapping[str, int]) -> Choice:
-    """Decide which indexes of the cut to read. `kept_from`: by segment, since when the log is whole. Blocks."""
+def choose(cut: Cut, baseline: Baseline) -> Choice:
+    """Decide which indexes of the cut to read. Blocks."""
     choice = Choice([], [], {})
     behind: dict[str, int] = {}
     # Asked of the log itself: what is remembered of it may be older than its last trim.
@@ -90,7 +90,7 @@ def choose(cut: Cut, baseline: Baseline, kept_from: Mapping[str, int]) -> Choice
         have = baseline.positions.get(segment_id)
         if have == seq_id or not seq_id:
             choice.positions[segment_id] = seq_id
-        elif have is None or have > seq_id or have < kept_from.get(segment_id, 0) or segment_id not in whole:
+        elif have is None or have > seq_id or segment_id not in whole:
             choice.must.append(segment_id)
         else:
             choice.positions[segment_id] = behind[segment_id] = have
@@ -126,7 +126,9 @@ async def read_index(
         return None
     await packs.seal()
     now = await asyncio.to_thread(index_signatures, data_dir, [segment_id])
-    return files if now == before and mine else None
+    # Times alone do not tell what happened within a tick of the kernel's clock.
+    synced = await to_its_end(log.synced_to, data_dir)
+    return files if mine and now == before and synced.get(segment_id) == cut.segments[segment_id] else None
 
 
 async def read_database(cut: DatabaseCut, baseline: Baseline, packs: PackWriter) -> Stored:

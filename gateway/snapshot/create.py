@@ -78,7 +78,6 @@ class Snapshotter:
         self._repository, self._directory, self._chroma, self._hold = repository, directory, chroma, hold
         self._tracker = PageTracker(directory.path)
         self._baseline: Baseline | None = None
-        self._kept_from: dict[str, int] = {}
         self._saved_at = float("-inf")
         self._saved_id: str | None = None
 
@@ -95,7 +94,8 @@ class Snapshotter:
         await self._repository.make()
         ids = await self._repository.ids()
         baseline = await self._known(ids)
-        await self._keep_log()
+        # From now on, if it did not before.
+        await to_its_end(keep_log, self._directory.path)
         # What the store has is only asked for where much is to be sent.
         existing = {} if baseline.snapshot_id else await self._repository.packs()
         writer = PackWriter(self._repository, existing, progress)
@@ -158,7 +158,11 @@ class Snapshotter:
                     raise
                 self._tracker.undo(cut.database)
                 log.info("indexes moved while they were read, reading them again")
-        raise AssertionError("while writes wait nothing moves")
+        raise GatewayError(
+            "an index could not be read although nothing wrote to it: files of it are missing, or something other than"
+            " Chroma changes them",
+            "see GET /readyz; restore the latest snapshot, or delete the collection",
+        )
 
     def _let_go(self, cut: Cut) -> None:
         self._tracker.undo(cut.database)
@@ -176,7 +180,7 @@ class Snapshotter:
         """Put what is new into packs; False if an index moved that is needed. `read`: indexes of earlier tries."""
         taken.contents = await to_its_end(cut.database.contents)
         taken.segments = cut.segments
-        choice = await to_its_end(choose, cut, baseline, self._kept_from)
+        choice = await to_its_end(choose, cut, baseline)
         size_bytes = sum(cut.signatures[path].size_bytes for path in cut.signatures) + cut.database.size_bytes
         progress.phase("storing", size_bytes)
         for segment_id in (*choice.must, *choice.may):
@@ -252,12 +256,6 @@ class Snapshotter:
         signatures = signatures_of(self._directory.path, manifest.segments)
         return baselines.load(self._directory.baseline, manifest, synced_to(self._directory.path), signatures)
 
-    async def _keep_log(self) -> None:
-        """Have Chroma keep its log from now on, or as it does already."""
-        kept_from = await to_its_end(keep_log, self._directory.path)
-        if kept_from is not None:
-            self._kept_from = kept_from
-
     async def _remember(self, before: Baseline, manifest: Manifest, taken: _Taken, writer: PackWriter) -> None:
         """The snapshot is stored; from now on it is what the next one is measured against."""
         self._baseline = Baseline(
@@ -291,7 +289,7 @@ class Snapshotter:
     def forget(self) -> None:
         """The data was, or will be, exchanged: what is on disk says what is known of it."""
         self._tracker.forget()
-        self._baseline, self._saved_id, self._kept_from = None, None, {}
+        self._baseline, self._saved_id = None, None
 
     # ------------------------------------------------------------------ meanwhile
 
@@ -320,9 +318,7 @@ class Snapshotter:
         """When indexes in the store lag too far behind, give the rows up: the next snapshot reads those anew."""
         if self._baseline is None or count_log(self._directory.path) <= _MAX_LOG_ROWS:
             return
-        synced = synced_to(self._directory.path)
-        self._kept_from = synced
-        trim_log(self._directory.path, synced)
+        trim_log(self._directory.path, synced_to(self._directory.path))
 
     async def close(self) -> None:
         """Save what is known; nothing is held any more."""

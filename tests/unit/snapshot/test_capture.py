@@ -87,7 +87,7 @@ async def test_with_nothing_known_all_that_lives_is_read(
     cut = freeze(data_dir, tracker, baseline)
     assert len(cut.segments) == 2
     assert len([path for path in data_dir.iterdir() if path.is_dir()]) == 3
-    choice = choose(cut, baseline, {})
+    choice = choose(cut, baseline)
     assert (sorted(choice.must), choice.may, choice.positions) == (sorted(cut.segments), [], {})
     async with writer:
         files = await read_all(data_dir, cut, baseline, writer)
@@ -114,7 +114,7 @@ async def test_nothing_is_read_or_stored_again_when_nothing_moved(
         sent = set(writer.sent)
         cut = freeze(data_dir, tracker, baseline)
         assert cut.signatures == {}
-        assert choose(cut, baseline, {}) == Choice([], [], cut.segments)
+        assert choose(cut, baseline) == Choice([], [], cut.segments)
         again = await read_database(cut.database, baseline, writer)
         cut.close()
     assert (again.base, again.patches, again.sha256) == (before[-1].base, before[-1].patches, before[-1].sha256)
@@ -193,8 +193,8 @@ def cut(data_dir: Path, tracker: PageTracker) -> Iterator[Cut]:
     made.close()
 
 
-def chosen(cut: Cut, positions: dict[str, int], kept_from: dict[str, int] | None = None) -> Choice:
-    return choose(cut, Baseline("", 0, {}, positions), kept_from or {})
+def chosen(cut: Cut, positions: dict[str, int]) -> Choice:
+    return choose(cut, Baseline("", 0, {}, positions))
 
 
 def first_row(data_dir: Path, segment: str) -> int:
@@ -222,13 +222,8 @@ def test_an_index_must_be_read_where_the_log_cannot_make_up_for_it(data_dir: Pat
     segment, other = sorted(cut.segments)
     synced = cut.segments[segment]
     same = {other: cut.segments[other]}
-    for positions, kept_from in (
-        ({}, {}),
-        ({segment: synced + 1}, {}),
-        ({segment: first_row(data_dir, segment)}, {segment: synced}),
-        ({segment: first_row(data_dir, segment) - 1}, {}),
-    ):
-        assert chosen(cut, {**same, **positions}, kept_from) == Choice([segment], [], same)
+    for positions in ({}, {segment: synced + 1}, {segment: first_row(data_dir, segment) - 1}):
+        assert chosen(cut, {**same, **positions}) == Choice([segment], [], same)
 
 
 def test_where_chroma_deletes_its_log_every_index_that_moved_must_be_read(data_dir: Path, tracker: PageTracker) -> None:
