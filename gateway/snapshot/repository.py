@@ -3,9 +3,12 @@
 import asyncio
 import hashlib
 import json
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
+from typing import Protocol
 
 from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
+from gateway.snapshot.lease import read_tenure
 from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
 from gateway.snapshot.parallel import Crew
 from gateway.snapshot.plan import unreferenced
@@ -21,11 +24,26 @@ _MAX_REPOSITORY_BYTES = 64 << 10
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
-class Repository:
-    """Snapshots in `store`, which is this gateway's own prefix. Errors of the store pass through."""
+class Fence(Protocol):
+    """What keeps a gateway that is not the writer any more from changing the repository."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    async def require(self) -> None:
+        """Raise LeaseLost where another gateway is the writer."""
+        ...
+
+    def publishing(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
+        """Around the writing of a manifest, which counts once this has ended. Raises LeaseLost."""
+        ...
+
+
+class Repository:
+    """Snapshots in `store`, which is this gateway's own prefix. Errors of the store pass through.
+
+    Without a `fence` it is for reading, or for the only writer there is.
+    """
+
+    def __init__(self, store: Store, fence: Fence | None = None) -> None:
+        self._store, self._fence = store, fence
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
         self._rotten: set[str] = set()
@@ -48,7 +66,9 @@ class Repository:
         return True
 
     async def make(self) -> None:
-        """Write the format's version where there is none. Safe to retry."""
+        """Write the format's version where there is none. Safe to retry. Raises LeaseLost."""
+        if self._fence:
+            await self._fence.require()
         if not await self.check_format():
             document = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             await self._store.put_if_absent(_REPOSITORY, json.dumps(document).encode())
@@ -62,7 +82,9 @@ class Repository:
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
             if name == _MANIFEST and is_snapshot_id(snapshot_id):
                 found.append(snapshot_id)
-        return sorted(found, reverse=True)
+        # After the list, never before: see `gateway.snapshot.tenure`.
+        tenure = await read_tenure(self._store) if found else None
+        return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True)
 
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
@@ -91,6 +113,9 @@ class Repository:
             return ids[0]
         if not is_snapshot_id(name):
             raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
+        tenure = await read_tenure(self._store)
+        if tenure is not None and not tenure.counts(name):
+            raise NotFound(f"snapshot {name} was never published", "GET /admin/snapshot lists those that were")
         return name
 
     async def manifest(self, snapshot_id: str) -> Manifest:
@@ -109,7 +134,8 @@ class Repository:
         After an error it may exist or not, since the answer can be lost; if so it is whole.
         """
         data = await asyncio.to_thread(manifest.to_bytes)
-        await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
+        async with self._fence.publishing(manifest.snapshot.id) if self._fence else nullcontext():
+            await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
         self._read[manifest.snapshot.id] = manifest.snapshot
 
     async def delete(self, snapshot_id: str) -> None:
@@ -118,6 +144,8 @@ class Repository:
         After an error, call again or leave it: what is left over is named by nothing. Packs are kept
         while any other manifest cannot be read, since it might name them.
         """
+        if self._fence:
+            await self._fence.require()
         try:
             packs: tuple[Pack, ...] = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
