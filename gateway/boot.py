@@ -91,9 +91,7 @@ async def _take_lease(store: Store, settings: Settings, directory: DataDirectory
         directory.note_boot(phase="succeeding", holder=tenure.where)
     # Plain writes here would undo what conditional ones promise, so there are none: where the store refuses
     # conditions, the `gateway` program, which has tried that out, takes the lease for us.
-    lease = Lease(
-        store, home.name(), this_process(), conditional=True, takeover_timeout_s=settings.takeover_timeout_s
-    )
+    lease = Lease(store, home.name(), this_process(), conditional=True, takeover_timeout_s=settings.takeover_timeout_s)
     try:
         await lease.take(any_of_ours=True)
     except StoreDenied as error:

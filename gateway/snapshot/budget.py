@@ -71,4 +71,6 @@ class Record:
         if changed_bytes is None or fixed_s is None or (bandwidth is None and changed_bytes >= _TELLING_BYTES):
             return Estimate(changed_bytes, bandwidth, None, budget_s, None)
         estimate_s = round(fixed_s + (changed_bytes / bandwidth if bandwidth else 0), 3)
-        return Estimate(changed_bytes, round(bandwidth) if bandwidth else None, estimate_s, budget_s, estimate_s <= budget_s)
+        return Estimate(
+            changed_bytes, round(bandwidth) if bandwidth else None, estimate_s, budget_s, estimate_s <= budget_s
+        )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 
 class Changes:
-    """Follows a count of writes that only ever grows. What was written before this gateway's start counts as changed."""
+    """Follows a count of writes that only ever grows. What was there when this gateway started counts as changed."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         """`count` tells how many writes were let through so far."""
@@ -26,7 +26,7 @@ class Changes:
 
     @property
     def any(self) -> bool:
-        """Whether there may be something that the newest snapshot lacks. Exact for all that came through the gateway."""
+        """Whether the newest snapshot may lack something. Exact for all that came through the gateway."""
         return self._saved is None or self._count() != self._saved
 
     @property

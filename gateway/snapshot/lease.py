@@ -183,6 +183,10 @@ class Lease:
         yield
         await self._change(lambda tenure: tenure.confirming(snapshot_id))
 
+    async def settle(self) -> None:
+        """Make void what was announced and is not known to be published: nothing of it can arrive any more."""
+        await self._change(lambda tenure: _held(tenure).settling())
+
     async def condemn(self, packs: Iterable[str]) -> None:
         """Before packs are deleted: whoever takes over knows of it. Raises LeaseLost, and they must stay."""
         names = tuple(packs)
@@ -294,4 +298,3 @@ async def _bounded(store: Store) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise StoreUnavailable(f"{store.url}{LEASE}: no answer within {_CALL_TIMEOUT_S:g} s") from None
-

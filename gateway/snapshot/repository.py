@@ -3,21 +3,27 @@
 import asyncio
 import hashlib
 import json
+import re
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
-from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
+from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StoreUnavailable
 from gateway.snapshot.lease import read_tenure
 from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
 from gateway.snapshot.parallel import Crew
 from gateway.snapshot.plan import unreferenced
-from gateway.store import Store
+from gateway.snapshot.tenure import CONDEMNED_AT_ONCE
+from gateway.store import ObjectInfo, Store
 
 _REPOSITORY = "repository.json"
 _SNAPSHOTS = "snapshots/"
 _MANIFEST = "manifest.json"
 _DATA = "data/"
+_CLOCK = "gc.clock"
+_PACK = re.compile(r"[0-9a-f]{64}")
 _READS_AT_ONCE = 8
 # Bounds for what is parsed as JSON, whoever wrote it. A manifest takes about 200 bytes for 1 MiB of data.
 _MAX_REPOSITORY_BYTES = 64 << 10
@@ -33,6 +39,19 @@ class Fence(Protocol):
 
     def publishing(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
         """Around the writing of a manifest, which counts once this has ended. Raises LeaseLost."""
+        ...
+
+    @property
+    def condemned(self) -> frozenset[str]:
+        """Names of packs that may be deleted at any moment, so that no snapshot may need them."""
+        ...
+
+    async def condemn(self, packs: list[str]) -> None:
+        """To be called before packs are deleted. Raises LeaseLost, and they must stay then."""
+        ...
+
+    async def acquit(self, packs: list[str]) -> None:
+        """To be called when their deletion was answered."""
         ...
 
 
@@ -158,16 +177,61 @@ class Repository:
             others = [await self.manifest(other) for other in await self.ids()]
         except SnapshotError:
             return
-        async with Crew(_READS_AT_ONCE) as crew:
-            for pack in unreferenced(packs, others):
-                await crew.start(self.delete_pack, pack.sha256)
+        await self.delete_packs([pack.sha256 for pack in unreferenced(packs, others)])
+
+    async def drop(self, snapshot_id: str) -> None:
+        """Remove a snapshot's manifest alone; a garbage collection finds the rest."""
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        self._read.pop(snapshot_id, None)
+
+    async def unpublished(self) -> list[str]:
+        """Ids of manifests in the store that will never count: of gateways that lost the lease over them."""
+        tenure = await read_tenure(self._store)
+        found = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
+        return [each for each in found if tenure and each in tenure.void]
 
     # ------------------------------------------------------------------ packs
 
     async def packs(self) -> dict[str, int]:
         """Size in bytes by name of every pack in the store, less those that were seen to be rotten."""
         named = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
-        return {name: size_bytes for name, size_bytes in named.items() if name not in self._rotten}
+        return {
+            name: size_bytes
+            for name, size_bytes in named.items()
+            if name not in self._rotten and not self.is_condemned(name)
+        }
+
+    def is_condemned(self, name: str) -> bool:
+        """Whether a pack of this name may be deleted at any moment: a new snapshot must not name it."""
+        return self._fence is not None and name in self._fence.condemned
+
+    async def pack_objects(self) -> AsyncIterator[ObjectInfo]:
+        """Every pack in the store with its size and age, by its name as `key`."""
+        async for info in self._store.list(_DATA):
+            name = info.key.removeprefix(_DATA)
+            if _PACK.fullmatch(name):
+                yield replace(info, key=name)
+
+    async def tell_time(self) -> datetime:
+        """The present moment in UTC by the store's own clock, which is the one that objects' ages are of."""
+        await self._store.put(_CLOCK, b"the time of this object is that of the last garbage collection\n")
+        async for info in self._store.list(_CLOCK):
+            return info.modified_at.astimezone(UTC)
+        raise StoreUnavailable(f"{self.url}{_CLOCK} was written and is not listed", "try again")
+
+    async def delete_packs(self, names: list[str]) -> None:
+        """Delete packs, which no snapshot that counts may need. Raises LeaseLost; safe to retry."""
+        for start in range(0, len(names), CONDEMNED_AT_ONCE):
+            some = names[start : start + CONDEMNED_AT_ONCE]
+            # Those that an earlier holder condemned stay so: its deletes may still be on their way.
+            own = [name for name in some if not self.is_condemned(name)]
+            if self._fence:
+                await self._fence.condemn(some)
+            async with Crew(_READS_AT_ONCE) as crew:
+                for name in some:
+                    await crew.start(self.delete_pack, name)
+            if self._fence:
+                await self._fence.acquit(own)
 
     async def put_pack(self, name: str, data: bytes) -> None:
         """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""

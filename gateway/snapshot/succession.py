@@ -106,6 +106,11 @@ class Succession:
             yield
         self._on_published()
 
+    async def settle(self) -> None:
+        """See `Lease.settle`."""
+        await self.require()
+        await self._held().settle()
+
     async def condemn(self, packs: list[str]) -> None:
         """See `Lease.condemn`."""
         await self._held().condemn(packs)
@@ -119,6 +124,11 @@ class Succession:
         """Names of packs that may be deleted at any moment, by whoever decided so: no snapshot may need them."""
         known = self._lease.known if self._lease else None
         return frozenset(known.condemned) if known else frozenset()
+
+    @property
+    def may_write(self) -> bool:
+        """Whether writes are ours to save: not once another gateway is, or was asked to be, the writer."""
+        return self.role in (Role.STARTING, Role.WRITER, Role.LEAVING)
 
     # ------------------------------------------------------------------ life
 
@@ -174,6 +184,10 @@ class Succession:
         if self.role is Role.BEHIND and self._lease:
             await asyncio.to_thread(self._home.see, self._lease.known)
             self._become_writer()
+
+    def changed(self) -> None:
+        """The newest snapshot may have been deleted: what it held is no longer saved."""
+        self._on_change()
 
     async def end(self) -> None:
         """Give the lease back at the end of this process, after its last snapshot. Never raises for the store."""
@@ -285,7 +299,9 @@ class Succession:
             async with asyncio.timeout(self._takeover_timeout_s):
                 await self._save_what_there_is()
         except TimeoutError:
-            log.error("the last snapshot was not done in time: what was written since the one before is not in the store")
+            log.error(
+                "the last snapshot was not done in time: what was written since the one before is not in the store"
+            )
         finally:
             moving.cancel()
             await asyncio.gather(moving, return_exceptions=True)
@@ -304,7 +320,9 @@ class Succession:
                 raise
             except GatewayError as error:
                 if not error.retryable:
-                    log.error("the last snapshot failed, what was written since the one before is lost", cause=str(error))
+                    log.error(
+                        "the last snapshot failed, what was written since the one before is lost", cause=str(error)
+                    )
                     return
                 log.warning("the last snapshot failed, trying again", cause=str(error))
                 await asyncio.sleep(_FINAL_AGAIN_S)

@@ -145,6 +145,10 @@ class Tenure(BaseModel):
             raise LeaseLost(f"snapshot {snapshot_id} was given up before it was published", "take another")
         return self
 
+    def settling(self) -> Self:
+        """What was announced and never confirmed is void, and a confirmation that is on its way is refused."""
+        return self._next(announced=None, void=self._void()) if self.announced else self
+
     def condemning(self, packs: Iterable[str]) -> Self:
         """Packs that are about to be deleted, beside those that were condemned before."""
         names = tuple(dict.fromkeys((*self.condemned, *packs)))
