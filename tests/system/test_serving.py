@@ -356,7 +356,7 @@ def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> 
     """The data is on disk, but the platform must not take this for a clean stop."""
     with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         fill(built.start().client(), "notes")
-        built.store_dir.parent.mkdir(exist_ok=True)
+        shutil.rmtree(built.store_dir)
         built.store_dir.write_text("not a directory")
         assert built.stop() == 3
         assert "needs a directory" in built.output()
