@@ -116,6 +116,13 @@ class Lease:
             if found is not None:
                 now = found.tenure
                 if now.holder == self.holder or (any_of_ours and now.home == self.home):
+                    if forced and before:
+                        log.warning(
+                            "took the lease over by force: what was accepted since the last snapshot is not here",
+                            holder=before.where,
+                            epoch=now.epoch,
+                            last_snapshot=before.published,
+                        )
                     return Taken(before, forced)
                 if waiting is None or waiting.holder != now.holder:
                     waiting = _Waiting(now.holder, self._clock(), self._answer_timeout_s, self._takeover_timeout_s)

@@ -251,12 +251,6 @@ class Succession:
                 self._refuse(why)
                 log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
                 return
-            if taken.forced and taken.before:
-                log.warning(
-                    "took the lease over by force: what its holder accepted since its last snapshot is not here",
-                    holder=taken.before.where,
-                    last_snapshot=taken.before.published,
-                )
             self._lease = lease
             await asyncio.to_thread(self._home.see, lease.known)
             self._become_writer()
