@@ -256,9 +256,9 @@ class Succession:
             self._become_writer()
 
     def _why_behind(self, tenure: Tenure | None) -> str | None:
-        if tenure is None or tenure.home == self._home.name() or self._home.begins_anew():
+        if tenure is None or self._home.begins_anew():
             return None
-        if tenure.state != "released":
+        if tenure.home != self._home.name() and tenure.state != "released":
             return f"another gateway ({tenure.where}) writes to this store, and these data may lack what it wrote"
         if snapshot := self._home.is_behind(tenure):
             return f"another gateway published snapshot {snapshot} since, and these data lack what it wrote"
