@@ -93,6 +93,7 @@ class House:
             save=self._save,
             on_published=self.changes.saved,
             on_change=self.changes.exchanged,
+            on_empty_start=self._restored_at_boot,
             takeover_timeout_s=settings.takeover_timeout_s,
             may_delete=not settings.store_never_delete,
         )
@@ -162,6 +163,12 @@ class House:
         async with self.gate.hold(self.settings.drain_timeout_s) as drain_ms:
             self.changes.cut()
             yield drain_ms
+
+    def _restored_at_boot(self) -> None:
+        # The newest snapshot is what is there, or is about to be, and nothing was written to it yet.
+        if self.settings.restore == "latest" and not self.gate.admitted_writes:
+            self.changes.cut()
+            self.changes.saved()
 
     async def _save(self, label: str) -> None:
         """Take a last snapshot for whoever comes next, unless the newest one has everything."""

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 from gateway.chroma.directory import PRIVATE
+from gateway.chroma.disk import write_error
 from gateway.snapshot.tenure import Tenure
 
 _NAME = "home.json"
@@ -21,7 +22,7 @@ _ANY = "*"
 
 
 class Home:
-    """The memory of the data directory at `path`. Methods block."""
+    """The memory of the data directory at `path`. Methods block; they raise DiskFull where there is no room."""
 
     def __init__(self, path: Path) -> None:
         self._path = path / PRIVATE / _NAME
@@ -33,9 +34,13 @@ class Home:
         # Two programs of one house may come here at once: the first one's name it is.
         new = self._path.with_suffix(f".{uuid.uuid4().hex}")
         _write(new, {"home": uuid.uuid4().hex, "seen": None})
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(new, self._path)
-        new.unlink()
+        except FileExistsError:
+            pass
+        except OSError:
+            new.replace(self._path)  # a file system without links
+        new.unlink(missing_ok=True)
         return str(self._read()["home"])
 
     def see(self, tenure: Tenure | None) -> None:
@@ -68,7 +73,11 @@ class Home:
 
 
 def _write(path: Path, document: dict[str, str | None]) -> None:
-    with path.open("w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise write_error(f"writing {path} failed", error) from error

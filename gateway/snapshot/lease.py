@@ -124,8 +124,8 @@ class Lease:
                             last_snapshot=before.published,
                         )
                     return Taken(before, forced)
-                if waiting is None or waiting.holder != now.holder:
-                    waiting = _Waiting(now.holder, self._clock(), self._answer_timeout_s, self._takeover_timeout_s)
+                if waiting is None or waiting.epoch != now.epoch:
+                    waiting = _Waiting(now.epoch, self._clock(), self._answer_timeout_s, self._takeover_timeout_s)
                 overdue = waiting.is_over(now, self._clock())
                 if now.state == "released" or now.home == self.home or overdue:
                     before, forced = now, now.state != "released" and now.home != self.home
@@ -249,7 +249,10 @@ class Lease:
         except ObjectMissing:
             return None
         found = _Found(Tenure.parse(versioned.data, self._store.url), versioned.version)
-        self.known = found.tenure
+        known = self.known
+        # Reads may overtake each other; of one holder's states the newer one is known already then.
+        if known is None or known.holder != found.tenure.holder or known.serial <= found.tenure.serial:
+            self.known = found.tenure
         return found
 
     async def _put(self, tenure: Tenure, version: str | None) -> bool:
@@ -278,8 +281,8 @@ class Lease:
 class _Waiting:
     """For a holder to leave, by the clock of who waits."""
 
-    def __init__(self, holder: str, now: float, answer_timeout_s: float, takeover_timeout_s: float) -> None:
-        self.holder, self.asked = holder, False
+    def __init__(self, epoch: int, now: float, answer_timeout_s: float, takeover_timeout_s: float) -> None:
+        self.epoch, self.asked = epoch, False
         self._moved_at = self._since = now
         self._serial = 0
         self._answer_timeout_s, self._takeover_timeout_s = answer_timeout_s, takeover_timeout_s

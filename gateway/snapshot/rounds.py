@@ -55,7 +55,7 @@ async def make_round(
     try:
         await snapshot("scheduled")
     except LeaseLost as error:
-        log.info("no snapshot is taken", cause=error.message)
+        log.debug("no snapshot is taken", cause=error.message)
         return
     except GatewayError as error:
         log.error("the scheduled snapshot failed", cause=str(error))

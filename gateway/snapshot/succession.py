@@ -68,15 +68,17 @@ class Succession:
         save: Callable[[str], Awaitable[None]],
         on_published: Callable[[], None] = lambda: None,
         on_change: Callable[[], None] = lambda: None,
+        on_empty_start: Callable[[], None] = lambda: None,
         takeover_timeout_s: float = 30,
         may_delete: bool = True,
         poll_s: float = POLL_S,
     ) -> None:
         """`has_data` says whether there is anything on our disk (it may block); `save(label)` takes a last snapshot.
 
-        `on_published` is called when a snapshot counts, `on_change` when the data were exchanged.
+        `on_published` is called when a snapshot counts, `on_change` when the data were exchanged, and
+        `on_empty_start` when the lease is ours and there were no data at our start: what will be there is restored.
         """
-        self._on_published, self._on_change = on_published, on_change
+        self._on_published, self._on_change, self._on_empty_start = on_published, on_change, on_empty_start
         self._store, self._home, self._where, self._writes = store, home, where, writes
         self._has_data, self._save = has_data, save
         self._takeover_timeout_s, self._may_delete, self._poll_s = takeover_timeout_s, may_delete, poll_s
@@ -253,6 +255,8 @@ class Succession:
                 return
             self._lease = lease
             await asyncio.to_thread(self._home.see, lease.known)
+            if not self._had_data:
+                self._on_empty_start()
             self._become_writer()
 
     def _why_behind(self, tenure: Tenure | None) -> str | None:

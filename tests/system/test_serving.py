@@ -366,12 +366,13 @@ def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> 
 
 
 def test_scheduled_snapshots_are_taken() -> None:
-    """GATEWAY_SNAPSHOT_INTERVAL_S: they come by themselves, newest first, and in order within a second."""
+    """GATEWAY_SNAPSHOT_INTERVAL_S: they come while something is written, newest first, in order within a second."""
     with house(GATEWAY_SNAPSHOT_INTERVAL_S="0.3") as built:
-        fill(built.start().client(), "notes")
+        notes = fill(built.start().client(), "notes")
         taken: list[dict] = []
 
         def three() -> bool:
+            notes.update(ids=["0"], documents=["changed"])
             taken[:] = built.admin("GET", "/snapshot").json()["snapshots"]
             return len(taken) >= 3
 
