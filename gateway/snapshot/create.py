@@ -60,7 +60,7 @@ async def create_snapshot(
     """
     started, run = time.monotonic(), chroma.require_served()
     await repository.make()
-    newest = next(iter(await repository.ids()), None)
+    newest = await repository.newest_id()
     scratch = await asyncio.to_thread(directory.scratch)
     try:
         async with PackWriter(repository, await repository.packs()) as writer:

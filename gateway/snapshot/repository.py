@@ -105,6 +105,14 @@ class Repository:
         tenure = await read_tenure(self._store) if found else None
         return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True)
 
+    async def newest_id(self) -> str | None:
+        """The newest id that was ever given, also to a snapshot that never counted: a new one comes after it."""
+        ids = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
+        tenure = await read_tenure(self._store)
+        if tenure is not None:
+            ids += [*tenure.void, *([tenure.announced] if tenure.announced else [])]
+        return max(filter(is_snapshot_id, ids), default=None)
+
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
         shown: dict[str, Snapshot] = {}
