@@ -45,7 +45,7 @@ from gateway.proxy.data_path import DataPath
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
-from gateway.snapshot.budget import Estimate, Record
+from gateway.snapshot.budget import ChangedBytes, Estimate, Record
 from gateway.snapshot.changes import Changes
 from gateway.snapshot.collect import Collected
 from gateway.snapshot.home import Home
@@ -99,6 +99,8 @@ class House:
         )
         self.repository = Repository(store, self.place)
         self.record = Record()
+        # How many bytes changed is not known where anything did.
+        self.changed_bytes: ChangedBytes = lambda: None if self.changes.any else 0
         self.switch = DeadMansSwitch(
             settings.snapshot_ping_url.get_secret_value() if settings.snapshot_ping_url else None
         )
@@ -214,8 +216,7 @@ class House:
         return await self.operations.collect(keep, settings.gc_grace_s, may_delete=not settings.store_never_delete)
 
     def _final_snapshot(self) -> Estimate:
-        # What changed in bytes is not known yet where anything did.
-        return self.record.estimate(None if self.changes.any else 0, self.settings.exit_budget_s)
+        return self.record.estimate(self.changed_bytes(), self.settings.exit_budget_s)
 
     async def _give_the_lease_back(self) -> None:
         with contextlib.suppress(TimeoutError):

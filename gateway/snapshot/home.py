@@ -29,17 +29,17 @@ class Home:
 
     def name(self) -> str:
         """The directory's own name; given to it by the first call."""
-        with contextlib.suppress(FileNotFoundError):
-            return str(self._read()["home"])
+        if name := self._read().get("home"):
+            return name
         # Two programs of one house may come here at once: the first one's name it is.
         new = self._path.with_suffix(f".{uuid.uuid4().hex}")
         _write(new, {"home": uuid.uuid4().hex, "seen": None})
         try:
             os.link(new, self._path)
-        except FileExistsError:
-            pass
         except OSError:
-            new.replace(self._path)  # a file system without links
+            # The other program was faster; or what is there is damaged, or the file system has no links.
+            if "home" not in self._read():
+                new.replace(self._path)
         new.unlink(missing_ok=True)
         return str(self._read()["home"])
 
@@ -68,8 +68,11 @@ class Home:
         new.replace(self._path)
 
     def _read(self) -> dict[str, str]:
-        document: dict[str, str] = json.loads(self._path.read_text())
-        return document
+        """What is there; nothing where there is none, or where it is damaged: then the data are a stranger's."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            document = json.loads(self._path.read_text())
+            return document if isinstance(document, dict) else {}
+        return {}
 
 
 def _write(path: Path, document: dict[str, str | None]) -> None:

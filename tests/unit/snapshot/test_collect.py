@@ -262,6 +262,33 @@ async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
     assert packs_in(store) == set()
 
 
+async def test_a_confirmation_that_arrives_after_a_collection_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot's packs are gone by then, so it may not begin to count."""
+    monkeypatch.setattr("gateway.snapshot.lease._FIRST_PAUSE_S", 0)
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await repository.put_pack(sha(b"late"), b"late")
+    put_if_match, late = store.put_if_match, list[tuple[str, bytes, str]]()
+
+    async def lose(key: str, data: bytes, version: str) -> bool:
+        if b'"announced": null' in data:
+            late.append((key, data, version))
+            raise StoreUnavailable("on its way")
+        return await put_if_match(key, data, version)
+
+    store.put_if_match = lose  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await repository.publish(scheduled(ID, (b"late",)))
+    store.put_if_match = put_if_match  # type: ignore[method-assign]
+    store.now += timedelta(days=2)
+    await collect(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == set()
+    assert late
+    assert not any([await put_if_match(*each) for each in late])
+    assert await repository.ids() == []
+
+
 async def test_with_never_delete_nothing_is_deleted(tmp_path: Path) -> None:
     """Not by a collection, not by hand, not after a probe."""
     store = AgingStore()
