@@ -25,7 +25,7 @@ import structlog
 
 from gateway.errors import GatewayError, LeaseLost, StoreError
 from gateway.snapshot.home import Home
-from gateway.snapshot.lease import POLL_S, Lease, read_tenure
+from gateway.snapshot.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_tenure
 from gateway.snapshot.probe import Conditions, probe
 from gateway.snapshot.tenure import Tenure
 from gateway.store import Store
@@ -72,6 +72,7 @@ class Succession:
         takeover_timeout_s: float = 30,
         may_delete: bool = True,
         poll_s: float = POLL_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         """`has_data` says whether there is anything on our disk (it may block); `save(label)` takes a last snapshot.
 
@@ -81,7 +82,8 @@ class Succession:
         self._on_published, self._on_change, self._on_empty_start = on_published, on_change, on_empty_start
         self._store, self._home, self._where, self._writes = store, home, where, writes
         self._has_data, self._save = has_data, save
-        self._takeover_timeout_s, self._may_delete, self._poll_s = takeover_timeout_s, may_delete, poll_s
+        self._takeover_timeout_s, self._answer_timeout_s = takeover_timeout_s, answer_timeout_s
+        self._may_delete, self._poll_s = may_delete, poll_s
         self._taking = asyncio.Lock()
         self._had_data = False
         self._lease: Lease | None = None
@@ -285,6 +287,7 @@ class Succession:
             self._where,
             conditional=self.conditions is Conditions.KEPT,
             takeover_timeout_s=self._takeover_timeout_s,
+            answer_timeout_s=self._answer_timeout_s,
         )
 
     async def _make_room(self, tenure: Tenure) -> None:

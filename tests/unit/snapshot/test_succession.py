@@ -21,7 +21,15 @@ POLL_S = 0.02
 class Gateway:
     """One process with a data directory, its place, and what became of its clients' writes."""
 
-    def __init__(self, store: MemoryStore, path: Path, *, has_data: bool = False, patience_s: float = 0) -> None:
+    def __init__(
+        self,
+        store: MemoryStore,
+        path: Path,
+        *,
+        has_data: bool = False,
+        patience_s: float = 0,
+        answer_timeout_s: float = 60,
+    ) -> None:
         (path / ".gateway").mkdir(parents=True, exist_ok=True)
         self.path, self.refusal, self.saved = path, "", list[str]()
         self.heard: asyncio.Event = asyncio.Event()
@@ -35,6 +43,7 @@ class Gateway:
             save=self.save,
             takeover_timeout_s=patience_s,
             poll_s=POLL_S,
+            answer_timeout_s=answer_timeout_s,
         )
         self._task: asyncio.Task[None] | None = None
 
@@ -119,6 +128,29 @@ async def test_a_save_that_fails_for_now_is_tried_again(made: Callable[..., Gate
     tenure = await read_tenure(store)
     assert tenure is not None
     assert tenure.published == ID
+
+
+async def test_a_long_save_is_waited_for(made: Callable[..., Gateway]) -> None:
+    """Far beyond the time in which an answer is due: who moves is alive."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=60).start().until_role(Role.WRITER)
+    may_end, save = asyncio.Event(), old.save
+
+    async def slowly(label: str) -> None:
+        await may_end.wait()
+        await save(label)
+
+    old.place._save = slowly
+    new = made(store, "new", patience_s=60, answer_timeout_s=0.3).start()
+    await old.until_role(Role.LEAVING)
+    await asyncio.sleep(1)
+    assert (old.place.role, new.place.role) == (Role.LEAVING, Role.STARTING)
+    may_end.set()
+    await new.until_role(Role.WRITER)
+    assert old.saved == ["handover"]
+    tenure = await read_tenure(store)
+    assert tenure is not None
+    assert (tenure.published, tenure.void) == (ID, ())
 
 
 async def test_a_lease_that_nobody_takes_comes_back(
