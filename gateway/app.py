@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
+from gateway import jobs_api
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
@@ -39,6 +40,7 @@ from gateway.errors import (
     NotFound,
     StoreUnavailable,
 )
+from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
 from gateway.proxy.data_path import DataPath
@@ -130,6 +132,7 @@ class House:
         self.health = Health(
             settings, self.directory, self.watch, self.gate, self.operations, self.place, self._final_snapshot
         )
+        self.jobs = Jobs()
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
         self.admin = _admin_application(self, admin_token)
@@ -137,15 +140,18 @@ class House:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
-        await asyncio.to_thread(self.directory.drop_scratch)
+        snapshotter = self.operations.snapshotter
         work = (
             self.watch.run(),
             self.data_path.watch_the_clock(),
             self.operations.begin(),
             self.place.run(),
+            snapshotter.keep_bounded(),
             *self._schedule(),
         )
-        watching, timing, beginning, placing, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        watching, timing, beginning, placing, bounding, *scheduling = (
+            asyncio.create_task(_logged(each)) for each in work
+        )
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -155,8 +161,9 @@ class House:
             await _end(*scheduling, placing)
             await self._last_snapshot()
             await self._give_the_lease_back()
-            await _end(watching, timing, beginning)
+            await _end(watching, timing, beginning, bounding)
             await self.switch.close()
+            await snapshotter.close()
             self.data_path.close()
             await self.repository.close()
 
@@ -351,6 +358,8 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
     protected = [Depends(AdminToken(admin_token))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
+    app.state.jobs = house.jobs
+    app.include_router(jobs_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:

@@ -1,10 +1,11 @@
 """One gateway's repository in the store: manifests, packs and the format they are of."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -39,6 +40,10 @@ class Fence(Protocol):
 
     def publishing(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
         """Around the writing of a manifest, which counts once this has ended. Raises LeaseLost."""
+        ...
+
+    async def settle(self) -> None:
+        """Make void what was announced and is not known to be published. Raises LeaseLost."""
         ...
 
     @property
@@ -174,18 +179,25 @@ class Repository:
         if self._fence:
             await self._fence.require()
         try:
-            packs: tuple[Pack, ...] = (await self.manifest(snapshot_id)).packs
+            packs = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
             packs = ()  # it cannot say what it holds; removing the manifest is all there is to do
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
         self._read.pop(snapshot_id, None)
-        if not packs:
-            return
-        try:
-            others = [await self.manifest(other) for other in await self.ids()]
-        except SnapshotError:
-            return
-        await self.delete_packs([pack.sha256 for pack in unreferenced(packs, others)])
+        with contextlib.suppress(SnapshotError):
+            await self.drop_unreferenced([pack.sha256 for pack in packs])
+
+    async def drop_unreferenced(self, names: Iterable[str]) -> None:
+        """Remove those packs of `names` that no snapshot that counts names. Raises LeaseLost, StoreError.
+
+        Raises SnapshotError, having removed nothing, while a manifest cannot be read: it might name them.
+        """
+        if names := list(names):
+            if self._fence:
+                # What was announced and may or may not be published yet is neither from here on but void.
+                await self._fence.settle()
+            dropped = unreferenced(names, [await self.manifest(snapshot_id) for snapshot_id in await self.ids()])
+            await self.delete_packs(dropped)
 
     async def drop(self, snapshot_id: str) -> None:
         """Remove a snapshot's manifest alone; a garbage collection finds the rest."""
@@ -241,6 +253,11 @@ class Repository:
             if self._fence:
                 await self._fence.acquit(own)
 
+    @property
+    def rotten(self) -> frozenset[str]:
+        """Names of packs that were seen not to be what they are named by, or not to be there."""
+        return frozenset(self._rotten)
+
     async def put_pack(self, name: str, data: bytes) -> None:
         """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""
         await self._store.put(f"{_DATA}{name}", data)
@@ -252,6 +269,7 @@ class Repository:
             # One byte more than there should be: enough to see that it is another, without reading all of it.
             data = await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
+            self._rotten.add(pack.sha256)
             raise CorruptSnapshot(
                 f"pack data/{pack.sha256} is missing in {self.url}",
                 "restore another snapshot, see GET /admin/snapshot",

@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.snapshot.model import Block, File, Manifest, MigrationRow, Pack, Snapshot, SnapshotCollection
+from gateway.snapshot.model import FORMAT, File, Manifest, MigrationRow, Pack, Piece, Snapshot, SnapshotCollection
 
 ID = "20261120T210455Z-3f9a1c"
 OLDER = "20261119T000000Z-000000"
@@ -25,11 +25,8 @@ def manifest(snapshot_id: str = ID, packs: tuple[bytes, ...] = (b"database", b"i
             path=name,
             size_bytes=len(data),
             sha256=sha(data),
-            blocks=(
-                Block(
-                    sha256=sha(data), size_bytes=len(data), pack=number, offset=0, stored_bytes=len(data), codec="raw"
-                ),
-            ),
+            layout=(len(data),),
+            base=(Piece(size_bytes=len(data), stored_bytes=len(data), offset=0, pack=number, codec="raw"),),
         )
         for number, (name, data) in enumerate(zip(names, packs, strict=False))
     ]
@@ -47,6 +44,7 @@ def manifest(snapshot_id: str = ID, packs: tuple[bytes, ...] = (b"database", b"i
         ),
         migrations=(MigrationRow(dir="sysdb", version=1, filename="00001-collections.sqlite.sql"),),
         segments={SEGMENT: 3},
+        positions={SEGMENT: 3},
         packs=tuple(Pack(sha256=sha(data), size_bytes=len(data)) for data in packs),
         files=tuple(files),
     )
@@ -57,4 +55,4 @@ def forged(change: Any, snapshot_id: str = ID) -> bytes:
     body = json.loads(manifest(snapshot_id).to_bytes())["manifest"]
     change(body)
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
-    return json.dumps({"format": 1, "digest": sha(canonical), "manifest": body}).encode()
+    return json.dumps({"format": FORMAT, "digest": sha(canonical), "manifest": body}).encode()

@@ -18,6 +18,7 @@ from gateway.snapshot.home import Home
 from gateway.snapshot.lease import read_tenure
 from gateway.snapshot.model import Manifest
 from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
 from gateway.snapshot.succession import Role, Succession
@@ -38,7 +39,7 @@ class AgingStore(MemoryStore):
         self.deleted: list[str] = []
         self.calls = 0
         self.fail_at: int | None = None
-        self.before_delete = lambda _key: None
+        self.unreachable_for_deletes = False
 
     def _reach(self) -> None:
         self.calls += 1
@@ -57,7 +58,8 @@ class AgingStore(MemoryStore):
                 yield ObjectInfo(key, len(self.objects[key]), self.modified.get(key, self.now))
 
     async def delete(self, key: str) -> None:
-        self.before_delete(key)
+        if self.unreachable_for_deletes:
+            raise StoreUnavailable("not now")
         await super().delete(key)
         self.deleted.append(key)
 
@@ -202,11 +204,8 @@ async def test_who_lost_the_lease_deletes_nothing(tmp_path: Path) -> None:
 async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> None:
     """Its delete is on its way while the winner makes the very same bytes: they get another name, and survive."""
     repository, _ = await writer(store := AgingStore(), tmp_path / "old")
-    source = tmp_path / "file"
-    source.write_bytes(b"the same bytes")
-    async with PackWriter(repository, {}) as packer:
-        await packer.add("chroma.sqlite3", source)
-        await packer.seal()
+    async with PackWriter(repository, {}, Silent()) as packer:
+        await packer.add([b"the same bytes"])
     (name,) = [key.removeprefix("data/") for key in store.objects if key.startswith("data/")]
     on_its_way, may_arrive = asyncio.Event(), asyncio.Event()
     delete = store.delete
@@ -224,16 +223,32 @@ async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> 
     assert name in place.condemned
     existing = await winner.packs()
     assert name not in existing
-    async with PackWriter(winner, existing) as packer:
-        packed = await packer.add("chroma.sqlite3", source)
-        await packer.seal()
-    packs, _ = packer.finish([packed])
+    async with PackWriter(winner, existing, Silent()) as packer:
+        (packed,) = await packer.add([b"the same bytes"])
+    pack = packed.pack
     may_arrive.set()
     with pytest.raises(LeaseLost):
         await deleting
     assert f"data/{name}" not in store.objects
-    assert packs[0].sha256 != name
-    assert (await winner.get_pack(packs[0])).startswith(b"the same bytes")
+    assert pack.sha256 != name
+    assert (await winner.get_pack(pack)).startswith(b"the same bytes")
+
+
+async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None:
+    """Also once it was deleted again: the first delete may still be on its way."""
+    old, _ = await writer(store := AgingStore(), tmp_path / "old")
+    name, own = sha(b"condemned"), sha(b"garbage")
+    await old.put_pack(name, b"condemned")
+    store.unreachable_for_deletes = True
+    with pytest.raises(StoreUnavailable):
+        await old.delete_packs([name])
+    store.unreachable_for_deletes = False
+    repository, place = await writer(store, tmp_path / "new", may_delete=False)
+    await repository.put_pack(own, b"garbage")
+    store.now += timedelta(days=2)
+    await collect(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == set()
+    assert place.condemned == {name}
 
 
 async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
