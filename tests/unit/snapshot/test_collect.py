@@ -38,7 +38,7 @@ class AgingStore(MemoryStore):
         self.deleted: list[str] = []
         self.calls = 0
         self.fail_at: int | None = None
-        self.before_delete = lambda _key: None
+        self.unreachable_for_deletes = False
 
     def _reach(self) -> None:
         self.calls += 1
@@ -57,7 +57,8 @@ class AgingStore(MemoryStore):
                 yield ObjectInfo(key, len(self.objects[key]), self.modified.get(key, self.now))
 
     async def delete(self, key: str) -> None:
-        self.before_delete(key)
+        if self.unreachable_for_deletes:
+            raise StoreUnavailable("not now")
         await super().delete(key)
         self.deleted.append(key)
 
@@ -234,6 +235,23 @@ async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> 
     assert f"data/{name}" not in store.objects
     assert packs[0].sha256 != name
     assert (await winner.get_pack(packs[0])).startswith(b"the same bytes")
+
+
+async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None:
+    """Also once it was deleted again: the first delete may still be on its way."""
+    old, _ = await writer(store := AgingStore(), tmp_path / "old")
+    name, own = sha(b"condemned"), sha(b"garbage")
+    await old.put_pack(name, b"condemned")
+    store.unreachable_for_deletes = True
+    with pytest.raises(StoreUnavailable):
+        await old.delete_packs([name])
+    store.unreachable_for_deletes = False
+    repository, place = await writer(store, tmp_path / "new", may_delete=False)
+    await repository.put_pack(own, b"garbage")
+    store.now += timedelta(days=2)
+    await collect(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == set()
+    assert place.condemned == {name}
 
 
 async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
