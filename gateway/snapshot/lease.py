@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import structlog
 
-from gateway.errors import LeaseLost, ObjectMissing, StoreUnavailable
+from gateway.errors import CorruptSnapshot, LeaseLost, ObjectMissing, StoreUnavailable
 from gateway.snapshot.tenure import LEASE, MAX_LEASE_BYTES, Tenure
 from gateway.store import Store
 
@@ -39,6 +39,8 @@ ANSWER_TIMEOUT_S = 8.0
 _WAIT_S = 0.25
 _CALL_TIMEOUT_S = 15.0
 _TRIES = 6
+# Bytes may be damaged on their way.
+_READS = 3
 _MOST_REFUSALS = 50
 _FIRST_PAUSE_S = 0.05
 
@@ -63,11 +65,16 @@ def this_process() -> str:
 
 
 async def read_tenure(store: Store) -> Tenure | None:
-    """The present state of the lease; None where there never was one."""
-    try:
-        return Tenure.parse(await store.get_range(LEASE, 0, MAX_LEASE_BYTES), store.url)
-    except ObjectMissing:
-        return None
+    """The present state of the lease; None where there never was one. Raises CorruptSnapshot, StoreError."""
+    for tries_left in reversed(range(_READS)):
+        try:
+            return Tenure.parse(await store.get_range(LEASE, 0, MAX_LEASE_BYTES), store.url)
+        except ObjectMissing:
+            return None
+        except CorruptSnapshot:
+            if not tries_left:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 class Lease:
@@ -243,12 +250,19 @@ class Lease:
         return found
 
     async def _read(self) -> _Found | None:
-        try:
-            async with _bounded(self._store):
-                versioned = await self._store.get_versioned(LEASE)
-        except ObjectMissing:
-            return None
-        found = _Found(Tenure.parse(versioned.data, self._store.url), versioned.version)
+        found = None
+        for tries_left in reversed(range(_READS)):
+            try:
+                async with _bounded(self._store):
+                    versioned = await self._store.get_versioned(LEASE)
+                found = _Found(Tenure.parse(versioned.data, self._store.url), versioned.version)
+                break
+            except ObjectMissing:
+                return None
+            except CorruptSnapshot:
+                if not tries_left:
+                    raise
+        assert found
         known = self.known
         # Reads may overtake each other; of one holder's states the newer one is known already then.
         if known is None or known.holder != found.tenure.holder or known.serial <= found.tenure.serial:

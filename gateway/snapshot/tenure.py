@@ -30,6 +30,7 @@ of one's own deletes that were all answered are acquitted.
 On a store that ignores conditions the same steps are taken, and hold as long as no two of them race.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
@@ -76,7 +77,10 @@ class Tenure(BaseModel):
     # ------------------------------------------------------------------ as bytes
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"format": _FORMAT, **self.model_dump(mode="json")}, indent=1).encode()
+        """As it is stored; `digest` is the SHA-256 of the canonical form of `lease`: a flipped bit must not pass
+        for another holder."""
+        body = self.model_dump(mode="json")
+        return json.dumps({"format": _FORMAT, "digest": _digest(body), "lease": body}, indent=1).encode()
 
     @classmethod
     def parse(cls, data: bytes, url: str) -> Self:
@@ -89,10 +93,12 @@ class Tenure(BaseModel):
                     f"{url}{LEASE} is of format {version}, this gateway knows up to {_FORMAT}",
                     "use the gateway that wrote it, or a newer one",
                 )
-            return cls.model_validate_json(data)
+            if document["digest"] != _digest(document["lease"]):
+                raise ValueError("it does not have the digest it names")
+            return cls.model_validate_json(json.dumps(document["lease"]))
         except (ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
             raise CorruptSnapshot(
-                f"{url}{LEASE} cannot be read: it is cut off or no lease",
+                f"{url}{LEASE} cannot be read: it is cut off, damaged or no lease",
                 "stop every gateway on this store, then delete it: snapshots that never counted may show up",
             ) from error
 
@@ -167,3 +173,7 @@ class Tenure(BaseModel):
 
     def _next(self, **changes: Any) -> Self:
         return self.model_copy(update={**changes, "serial": self.serial + 1})
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ async def through(
     """A store on ministack behind `proxy`."""
     for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
         monkeypatch.setenv(name, value)
-    store = S3Store(BUCKET, uuid.uuid4().hex, attempts=1)
+    store = S3Store(BUCKET, uuid.uuid4().hex, attempts=2)
     yield store
     proxy.rules = []
     await store.close()
@@ -217,6 +218,21 @@ async def test_trouble_at_every_write_is_not_taken_for_somebody_elses(
     assert tenure is not None
     assert (tenure.published, tenure.state, tenure.condemned) == (ID, "released", ("p" * 64,))
     assert tenure.counts(ID)
+
+
+@pytest.mark.parametrize("rule", [Rule("flip", at_byte=150, count=2), Rule("truncate", at_byte=9, count=1)])
+async def test_damage_on_the_way_is_not_taken_for_another_holder(
+    through: S3Store, proxy: FaultProxy, rule: Rule
+) -> None:
+    """It is read again, by who holds it and by who lists."""
+    holder = lease(through)
+    await holder.take()
+    for read in (holder.look, lambda: read_tenure(through)):
+        proxy.rules = [replace(rule, method="GET", contains=LEASE)]
+        tenure = await read()
+        assert tenure is not None
+        assert tenure.holder == holder.holder
+        proxy.rules = []
 
 
 async def test_a_publication_that_cannot_be_confirmed_is_void_with_the_next(

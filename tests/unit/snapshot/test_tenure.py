@@ -83,6 +83,18 @@ def test_what_is_no_lease_is_not_taken_for_one(data: bytes) -> None:
         Tenure.parse(data, "memory://")
 
 
+def test_a_flipped_bit_is_not_another_holder() -> None:
+    """Wherever it is: what can still be read is what was written."""
+    data = HELD.announcing("x").to_bytes()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1
+        try:
+            assert Tenure.parse(bytes(flipped), "memory://") == HELD.announcing("x")
+        except (CorruptSnapshot, IncompatibleSnapshot):
+            pass
+
+
 def test_a_newer_lease_is_left_to_the_newer_gateway() -> None:
     """It may mean what this one does not know."""
     with pytest.raises(IncompatibleSnapshot, match="format 2"):
