@@ -251,23 +251,6 @@ async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None
     assert place.condemned == {name}
 
 
-async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None:
-    """Also once it was deleted again: the first delete may still be on its way."""
-    old, _ = await writer(store := AgingStore(), tmp_path / "old")
-    name, own = sha(b"condemned"), sha(b"garbage")
-    await old.put_pack(name, b"condemned")
-    store.unreachable_for_deletes = True
-    with pytest.raises(StoreUnavailable):
-        await old.delete_packs([name])
-    store.unreachable_for_deletes = False
-    repository, place = await writer(store, tmp_path / "new", may_delete=False)
-    await repository.put_pack(own, b"garbage")
-    store.now += timedelta(days=2)
-    await collect(repository, place, Keep(), DAY_S)
-    assert packs_in(store) == set()
-    assert place.condemned == {name}
-
-
 async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
     """The manifest of a gateway that lost the lease over it, and its packs; nobody ever saw them."""
     repository, _ = await writer(store := AgingStore(), tmp_path / "old")
