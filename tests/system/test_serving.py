@@ -372,7 +372,7 @@ def test_scheduled_snapshots_are_taken() -> None:
         taken: list[dict] = []
 
         def three() -> bool:
-            notes.update(ids=["0"], documents=["changed"])
+            notes.update(ids=["0"], embeddings=[[0.0, 1.0, 2.0]])
             taken[:] = built.admin("GET", "/snapshot").json()["snapshots"]
             return len(taken) >= 3
 
