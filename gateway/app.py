@@ -34,6 +34,7 @@ from gateway.config import Settings
 from gateway.errors import (
     BodyTooLarge,
     ConfigError,
+    Conflict,
     GatewayError,
     InvalidRequest,
     NotAllowed,
@@ -67,6 +68,7 @@ log = structlog.get_logger()
 # Chroma's own stop.
 _GRACE_S = 4
 _LEAST_FOR_THE_LEASE_S = 0.5
+_AGAIN_S = 0.02
 # What has not ended then breaks off: everybody else is turned away meanwhile.
 _REFUSAL_GRACE_S = 5.0
 _MAX_ADMIN_BODY_BYTES = 64 << 10
@@ -180,9 +182,22 @@ class House:
             self.changes.saved()
 
     async def _save(self, label: str) -> None:
-        """Take a last snapshot for whoever comes next, unless the newest one has everything."""
-        await self.operations.resume()
-        await self.operations.until_idle()
+        """Take a last snapshot for whoever comes next, unless the newest one has everything.
+
+        Waits for other operations, as long as there are any: the caller bounds it.
+        """
+        while True:
+            await self.operations.resume()
+            await self.operations.until_idle()
+            try:
+                await self._save_now(label)
+            except Conflict as error:  # something else was quicker, a round's garbage collection for one
+                log.debug("the last snapshot waits", cause=error.message)
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+
+    async def _save_now(self, label: str) -> None:
         if not self.changes.any or (not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)):
             log.info("nothing changed since the latest snapshot, so it is the last one")
             return
