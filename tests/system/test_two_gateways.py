@@ -125,8 +125,8 @@ def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
             old, new = one, other
             while time.monotonic() < fight_until:
                 turns += 1
-                before = set(writers[old].acknowledged)
                 new.start()
+                before = set(writers[old].acknowledged)  # all of them: it refuses writes by now
                 writers[new] = Writer(new, f"turn-{turns}")
                 writers[new].__enter__()
                 for each in (old, new):
