@@ -5,12 +5,15 @@
 
 import asyncio
 import contextlib
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+import tenacity
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +31,16 @@ from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
-from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.errors import (
+    BodyTooLarge,
+    ConfigError,
+    Conflict,
+    GatewayError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+    StoreUnavailable,
+)
 from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
@@ -36,16 +48,27 @@ from gateway.proxy.data_path import DataPath
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
-from gateway.snapshot.operations import Operations, snapshot_regularly
+from gateway.snapshot.budget import ChangedBytes, Estimate, Record
+from gateway.snapshot.changes import Changes
+from gateway.snapshot.collect import Collected
+from gateway.snapshot.home import Home
+from gateway.snapshot.lease import this_process
+from gateway.snapshot.operations import Operations
+from gateway.snapshot.probe import Conditions, probe
 from gateway.snapshot.repository import Repository
-from gateway.store import Prefixed, open_store
+from gateway.snapshot.retention import Keep
+from gateway.snapshot.rounds import DeadMansSwitch, make_rounds
+from gateway.snapshot.schedule import Cron, Every, Jittered, Schedule
+from gateway.snapshot.succession import Succession
+from gateway.store import Prefixed, Store, Undeletable, open_store
 
 log = structlog.get_logger()
 
 # Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then
 # Chroma's own stop.
 _GRACE_S = 4
-_LAST_BUDGET_S = 8.0
+_LEAST_FOR_THE_LEASE_S = 0.5
+_AGAIN_S = 0.02
 # What has not ended then breaks off: everybody else is turned away meanwhile.
 _REFUSAL_GRACE_S = 5.0
 _MAX_ADMIN_BODY_BYTES = 64 << 10
@@ -62,10 +85,29 @@ class House:
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
         self.directory = DataDirectory(settings.data_dir)
-        self.repository = Repository(
-            Prefixed(open_store(settings.store, addressing=settings.s3_addressing), settings.repository_prefix)
-        )
+        store = _own_store(settings)
         self.gate = Gate(settings.gate_timeout_s)
+        self.changes = Changes(lambda: self.gate.admitted_writes)
+        self.place = Succession(
+            store,
+            Home(settings.data_dir),
+            this_process(),
+            self.gate,
+            has_data=lambda: not self.directory.is_empty(),
+            save=self._save,
+            on_published=self.changes.saved,
+            on_change=self.changes.exchanged,
+            on_empty_start=self._restored_at_boot,
+            takeover_timeout_s=settings.takeover_timeout_s,
+            may_delete=not settings.store_never_delete,
+        )
+        self.repository = Repository(store, self.place)
+        self.record = Record()
+        # How many bytes changed is not known where anything did.
+        self.changed_bytes: ChangedBytes = lambda: None if self.changes.any else 0
+        self.switch = DeadMansSwitch(
+            settings.snapshot_ping_url.get_secret_value() if settings.snapshot_ping_url else None
+        )
         limits = Limits(
             client_timeout_s=settings.client_timeout_s,
             queue_timeout_s=settings.gate_timeout_s,
@@ -84,11 +126,15 @@ class House:
             self.directory,
             self.watch,
             self.chroma,
-            hold=lambda: self.gate.hold(settings.drain_timeout_s),
+            hold=self._hold,
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
+            on_taken=lambda snapshot: self.record.add(snapshot.uploaded_bytes, snapshot.duration_s),
+            place=self.place,
+        )
+        self.health = Health(
+            settings, self.directory, self.watch, self.gate, self.operations, self.place, self._final_snapshot
         )
         self.jobs = Jobs()
-        self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
         self.admin = _admin_application(self, admin_token)
@@ -101,36 +147,117 @@ class House:
             self.watch.run(),
             self.data_path.watch_the_clock(),
             self.operations.begin(),
+            self.place.run(),
             snapshotter.keep_bounded(),
             *self._schedule(),
         )
-        watching, timing, beginning, bounding, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        watching, timing, beginning, placing, bounding, *scheduling = (
+            asyncio.create_task(_logged(each)) for each in work
+        )
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
         try:
             yield
         finally:
-            await _end(*scheduling)
+            await _end(*scheduling, placing)
             await self._last_snapshot()
+            await self._give_the_lease_back()
             await _end(watching, timing, beginning, bounding)
+            await self.switch.close()
             await snapshotter.close()
             self.data_path.close()
             await self.repository.close()
 
+    @contextlib.asynccontextmanager
+    async def _hold(self) -> AsyncIterator[float]:
+        async with self.gate.hold(self.settings.drain_timeout_s) as drain_ms:
+            self.changes.cut()
+            yield drain_ms
+
+    def _restored_at_boot(self) -> None:
+        # The newest snapshot is what is there, or is about to be, and nothing was written to it yet.
+        if self.settings.restore == "latest" and not self.gate.admitted_writes:
+            self.changes.cut()
+            self.changes.saved()
+
+    async def _save(self, label: str) -> None:
+        """Take a last snapshot for whoever comes next, unless the newest one has everything.
+
+        Waits for other operations, as long as there are any: the caller bounds it.
+        """
+        while True:
+            await self.operations.resume()
+            await self.operations.until_idle()
+            try:
+                await self._save_now(label)
+            except Conflict as error:  # something else was quicker, a round's garbage collection for one
+                log.debug("the last snapshot waits", cause=error.message)
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                return
+
+    async def _save_now(self, label: str) -> None:
+        if not self.changes.any or (not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)):
+            log.info("nothing changed since the latest snapshot, so it is the last one")
+            return
+        writes = self.changes.writes
+        snapshot = await self.operations.snapshot(label)
+        log.info("everything that was acknowledged is in the last snapshot", snapshot=snapshot.id, writes=writes)
+
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
-        interval_s = self.settings.snapshot_interval_s
-        return [snapshot_regularly(self.operations, interval_s)] if interval_s else []
+        settings, schedules = self.settings, list[Schedule]()
+        if settings.snapshot_interval_s:
+            schedules.append(Every(datetime.now(UTC), settings.snapshot_interval_s))
+        if settings.snapshot_cron:
+            schedules.append(Cron(settings.snapshot_cron))
+        jitter = random.Random().random  # noqa: S311  # not a secret
+        return [
+            make_rounds(
+                Jittered(schedule, settings.snapshot_jitter_s, jitter),
+                self.changes,
+                self.operations.snapshot,
+                self.tidy,
+                self.switch.ping,
+                now=_now_here,
+            )
+            for schedule in schedules
+        ]
+
+    async def tidy(self) -> Collected:
+        """Apply the retention, collect the garbage."""
+        settings = self.settings
+        keep = Keep(
+            last=settings.keep_last,
+            hourly=settings.keep_hourly,
+            daily=settings.keep_daily,
+            weekly=settings.keep_weekly,
+            monthly=settings.keep_monthly,
+            yearly=settings.keep_yearly,
+        )
+        return await self.operations.collect(keep, settings.gc_grace_s, may_delete=not settings.store_never_delete)
+
+    def _final_snapshot(self) -> Estimate:
+        return self.record.estimate(self.changed_bytes(), self.settings.exit_budget_s)
+
+    async def _give_the_lease_back(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(_LEAST_FOR_THE_LEASE_S, self._left_s())):
+                await self.place.end()
+
+    def _left_s(self) -> float:
+        return (self.stop_by or time.monotonic() + self.settings.exit_budget_s) - time.monotonic()
 
     async def _last_snapshot(self) -> None:
         """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
         await self.operations.resume()
-        left_s = (self.stop_by or time.monotonic() + _LAST_BUDGET_S) - time.monotonic()
+        left_s, writes = self._left_s(), self.changes.writes
+        wanted = self.settings.takes_final_snapshot and self.watch.starts and self.place.may_write
         try:
             async with asyncio.timeout(left_s):
                 await self.operations.until_idle()
-                if self.settings.takes_final_snapshot and self.watch.starts:
-                    await self.operations.snapshot("final")
+                if wanted:
+                    await self._save("final")
                 else:
                     async with self.gate.hold(left_s):
                         pass
@@ -138,6 +265,12 @@ class House:
             self.last_failure = GatewayError(f"the final snapshot did not fit into the {left_s:.1f} s that were left")
         except GatewayError as error:
             self.last_failure = error
+        if self.last_failure is not None:
+            log.error(
+                "what was written since the latest snapshot is not in the store",
+                writes="unknown" if writes is None else writes,
+                cause=str(self.last_failure),
+            )
 
 
 def serve(settings: Settings) -> None:
@@ -152,6 +285,8 @@ def serve(settings: Settings) -> None:
     if token is None:
         token = read_or_make(TOKEN_FILE)
         log.info("the admin token is in a file", path=str(TOKEN_FILE.absolute()))
+    if settings.require_fencing:
+        asyncio.run(_require_fencing(settings))
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
@@ -164,11 +299,42 @@ def serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=max(1, min(_GRACE_S, int(settings.exit_budget_s / 2))),
     )
     _Server(config, house).run(sockets=[listener])
     if house.last_failure is not None:
         raise house.last_failure
+
+
+def _own_store(settings: Settings) -> Store:
+    store = open_store(settings.store, addressing=settings.s3_addressing)
+    return Prefixed(Undeletable(store) if settings.store_never_delete else store, settings.repository_prefix)
+
+
+async def _require_fencing(settings: Settings) -> None:
+    """Raise ConfigError unless the store keeps what conditional writes promise, StoreError if it does not say."""
+    store = _own_store(settings)
+    try:
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(StoreUnavailable),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+            stop=tenacity.stop_after_delay(settings.restore_retry_s),
+            reraise=True,
+        ):
+            with attempt:
+                conditions = await probe(store, may_delete=not settings.store_never_delete)
+    finally:
+        await store.close()
+    if conditions is not Conditions.KEPT:
+        raise ConfigError(
+            f"GATEWAY_REQUIRE_FENCING is set, and conditional writes on {store.url} are {conditions.value}",
+            "use a store that keeps them, or unset it and never let two gateways use this one at once",
+        )
+
+
+def _now_here() -> datetime:
+    """Now, in the time zone of this machine, which is what lines of cron are in."""
+    return datetime.now(UTC).astimezone()
 
 
 class _Server(uvicorn.Server):
@@ -179,7 +345,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         # The budget runs from the signal, not from whenever requests have ended. uvicorn's own handler
         # would raise the signal again at the end, and a clean stop would look like a death.
-        self._house.stop_by = self._house.stop_by or time.monotonic() + _LAST_BUDGET_S
+        self._house.stop_by = self._house.stop_by or time.monotonic() + self._house.settings.exit_budget_s
         self.should_exit = True
 
 
@@ -202,7 +368,7 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
         max_body_size=_MAX_ADMIN_BODY_BYTES,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
-    app.state.operations, app.state.health = house.operations, house.health
+    app.state.operations, app.state.health, app.state.tidy = house.operations, house.health, house.tidy
     app.include_router(observe_api.public)
     protected = [Depends(AdminToken(admin_token))]
     app.include_router(observe_api.admin, dependencies=protected)

@@ -3,7 +3,8 @@
 supervisord orders starts but does not wait for one to finish, so the order lies here, in one process:
 
 1. be the only one here; finish an exchange that a crash cut short
-2. nothing here yet? restore what `GATEWAY_RESTORE` says
+2. nothing here yet? take the lease, so that a gateway before us publishes its last snapshot and no other
+   after it; then restore what `GATEWAY_RESTORE` says
 3. put the database in WAL mode
 4. exec `chroma run`
 
@@ -23,10 +24,12 @@ from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.process import require_free_port, run_chroma
 from gateway.config import Settings
-from gateway.errors import NotFound, NothingToRestore, StoreUnavailable
+from gateway.errors import NotFound, NothingToRestore, StoreDenied, StoreUnavailable
+from gateway.snapshot.home import Home
+from gateway.snapshot.lease import Lease, read_tenure, this_process
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
-from gateway.store import Prefixed, open_store
+from gateway.store import Prefixed, Store, open_store
 
 log = structlog.get_logger()
 
@@ -48,6 +51,7 @@ def boot(settings: Settings) -> NoReturn:
         log.info("the data directory holds data and is left alone", path=str(settings.data_dir))
     elif settings.restore == "none":
         log.info("nothing is restored, as GATEWAY_RESTORE says")
+        Home(settings.data_dir).begin_anew()
     else:
         asyncio.run(_restore(settings, directory))
     mode = database.prepare(settings.data_dir)
@@ -59,7 +63,8 @@ def boot(settings: Settings) -> NoReturn:
 
 async def _restore(settings: Settings, directory: DataDirectory) -> None:
     store = open_store(settings.store, addressing=settings.s3_addressing)
-    repository = Repository(Prefixed(store, settings.repository_prefix))
+    own = Prefixed(store, settings.repository_prefix)
+    repository = Repository(own)
     try:
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailable),
@@ -69,9 +74,30 @@ async def _restore(settings: Settings, directory: DataDirectory) -> None:
             reraise=True,
         ):
             with attempt:
+                await _take_lease(own, settings, directory)
                 await _restore_once(settings.restore, repository, directory)
     finally:
         await repository.close()
+
+
+async def _take_lease(store: Store, settings: Settings, directory: DataDirectory) -> None:
+    """Make our house the holder of the lease, whichever of its two programs it is, before anything is restored.
+
+    Where that is not allowed the restore goes on without, as it must with credentials that only read.
+    """
+    home = Home(settings.data_dir)
+    tenure = await read_tenure(store)
+    if tenure and tenure.home != home.name() and tenure.state != "released":
+        directory.note_boot(phase="succeeding", holder=tenure.where)
+    # Plain writes here would undo what conditional ones promise, so there are none: where the store refuses
+    # conditions, the `gateway` program, which has tried that out, takes the lease for us.
+    lease = Lease(store, home.name(), this_process(), conditional=True, takeover_timeout_s=settings.takeover_timeout_s)
+    try:
+        await lease.take(any_of_ours=True)
+    except StoreDenied as error:
+        log.warning("the lease cannot be taken by this program", cause=str(error))
+        await lease.wait_for_ours(settings.takeover_timeout_s)
+    home.see(lease.known)
 
 
 def _note_waiting(directory: DataDirectory, state: tenacity.RetryCallState) -> None:
@@ -88,6 +114,8 @@ async def _restore_once(wanted: str, repository: Repository, directory: DataDire
             log.info("the store holds no snapshot, starting empty", store=repository.url)
             return
         wanted = ids[0]
+    else:
+        wanted = await _published(repository, wanted)
     noted_at = 0.0
 
     def note(done: int, total: int) -> None:
@@ -100,7 +128,18 @@ async def _restore_once(wanted: str, repository: Repository, directory: DataDire
     try:
         await restore_at_boot(repository, directory, wanted, note)
     except NotFound as error:
-        raise NothingToRestore(
-            f"GATEWAY_RESTORE demands snapshot {wanted}, which is not in {repository.url}",
-            "set it to a snapshot that is, to 'latest' or to 'none'",
-        ) from error
+        raise _nothing(repository, wanted) from error
+
+
+async def _published(repository: Repository, wanted: str) -> str:
+    try:
+        return await repository.resolve(wanted)
+    except NotFound as error:
+        raise _nothing(repository, wanted) from error
+
+
+def _nothing(repository: Repository, wanted: str) -> NothingToRestore:
+    return NothingToRestore(
+        f"GATEWAY_RESTORE demands snapshot {wanted}, which is not in {repository.url}",
+        "set it to a snapshot that is, to 'latest' or to 'none'",
+    )

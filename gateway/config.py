@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.errors import ConfigError
+from gateway.snapshot.schedule import check_cron
 
 # One path segment of the bucket layout, as plain as file systems, URLs and S3 all like it.
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -39,7 +40,21 @@ class Settings(BaseSettings):
     admin_token: Annotated[SecretStr | None, Optional] = None
     restore: str = "latest"
     snapshot_interval_s: Seconds = Field(0, ge=0)
+    snapshot_cron: Annotated[str | None, Optional] = None
+    snapshot_jitter_s: Seconds = Field(0, ge=0)
+    snapshot_ping_url: Annotated[SecretStr | None, Optional] = None
     snapshot_on_exit: bool | None = None
+    exit_budget_s: Seconds = Field(8, gt=0)
+    keep_last: int = Field(0, ge=0)
+    keep_hourly: int = Field(0, ge=0)
+    keep_daily: int = Field(0, ge=0)
+    keep_weekly: int = Field(0, ge=0)
+    keep_monthly: int = Field(0, ge=0)
+    keep_yearly: int = Field(0, ge=0)
+    gc_grace_s: Seconds = Field(24 * 3600, ge=0)
+    store_never_delete: bool = False
+    require_fencing: bool = False
+    takeover_timeout_s: Seconds = Field(30, ge=0)
     gate_timeout_s: Seconds = Field(30, gt=0)
     drain_timeout_s: Seconds = Field(30, gt=0)
     read_timeout_s: Seconds = Field(300, gt=0)
@@ -85,6 +100,20 @@ class Settings(BaseSettings):
     def _restorable(cls, value: str) -> str:
         if not re.fullmatch(r"latest|none|\d{8}T\d{6}Z-[0-9a-f]{6}", value):
             raise ValueError("must be 'latest', 'none' or a snapshot's id such as 20261120T210455Z-3f9a1c")
+        return value
+
+    @field_validator("snapshot_cron")
+    @classmethod
+    def _cron(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_cron(value)
+        return value
+
+    @field_validator("snapshot_ping_url")
+    @classmethod
+    def _http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must be an http:// or https:// URL")
         return value
 
     @property

@@ -13,7 +13,8 @@
     ├── Unavailable                   503  retry           the data is not being served just now
     │   ├── Overloaded                503  retry           Chroma has as much to do as it may have
     │   ├── GateTimeout               503  retry           a write waited too long for the gate
-    │   └── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
+    │   ├── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
+    │   └── LeaseLost                 503  retry           another gateway is the one writer of this store
     ├── BadUpstream                   502                  Chroma broke off, or answered nonsense
     ├── UpstreamTimeout               504                  Chroma did not answer a read in time
     ├── DiskFull                      507
@@ -124,6 +125,10 @@ class GateTimeout(Unavailable):
 
 
 class QuiesceTimeout(Unavailable):
+    retry_after_s = 5
+
+
+class LeaseLost(Unavailable):
     retry_after_s = 5
 
 

@@ -15,6 +15,7 @@ class Alive(BaseModel):
 
 class Ready(BaseModel):
     status: str = Field(description="`ready`: Chroma is up, restored, and every collection was read")
+    warnings: list[str] = Field(description="what an operator should know although everything works")
 
 
 def _health(request: Request) -> Health:
@@ -36,7 +37,7 @@ async def readyz(request: Request) -> Ready:
     """503 with the reason as long as it is not."""
     if reason := _health(request).why_not_ready():
         raise Unavailable(reason)
-    return Ready(status="ready")
+    return Ready(status="ready", warnings=_health(request).warnings)
 
 
 @admin.get("/status", summary="What an operator asks first")

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +15,9 @@ from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import GatewayError
 from gateway.proxy.gate import Gate
+from gateway.snapshot.budget import Estimate
 from gateway.snapshot.operations import Operations
+from gateway.snapshot.succession import Succession
 
 _STORE_TIMEOUT_S = 5.0
 
@@ -29,9 +32,12 @@ class Health:
         watch: ChromaWatch,
         gate: Gate,
         operations: Operations,
+        place: Succession,
+        final_snapshot: Callable[[], Estimate],
     ) -> None:
         self._settings, self._directory, self._watch = settings, directory, watch
         self._gate, self._operations = gate, operations
+        self._place, self._final_snapshot = place, final_snapshot
         self._started = time.monotonic()
 
     def why_not_ready(self) -> str | None:
@@ -45,12 +51,19 @@ class Health:
             return "; ".join(f"{name} cannot be read: {why}" for name, why in sorted(watch.unreadable.items()))
         if not watch.warmed:
             return f"reading every collection: {watch.done_warming} of {watch.to_warm}"
-        return None
+        return f"writes are refused: {self._place.reason}" if self._place.reason else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although everything works."""
+        return self._place.warnings
 
     def _why_chroma_is_down(self) -> str:
         note = self._directory.boot_note()
         if note.get("phase") == "restoring":
             return f"restoring snapshot {note['snapshot']}: {note['bytes_done']} of {note['bytes_total']} bytes"
+        if note.get("phase") == "succeeding":
+            return f"waiting for another gateway ({note['holder']}) to hand over"
         if note.get("phase") == "waiting":
             return f"waiting for the store: {note['cause']}"
         return "Chroma is starting"
@@ -84,6 +97,8 @@ class Health:
                 "size_bytes": await asyncio.to_thread(size_bytes, self._directory.path),
                 "free_bytes": usage.free,
             },
+            "lease": self._place.status(),
+            "final_snapshot": self._final_snapshot()._asdict(),
             "store": await self._store(),
             "last_error": self._operations.last_error,
         }

@@ -3,7 +3,8 @@
     OPEN ──hold()──► CLOSING ──last ticket given back──► CLOSED ──end of hold()──► OPEN
 
 Writes that arrive while it is not open wait, at most `timeout_s`, and then are told to come back. Reads
-of warm collections pass in every state. For a restore `refuse()` turns everything away at once.
+of warm collections pass in every state. For a restore `refuse()` turns everything away at once; where
+another gateway is the writer `refuse_writes()` turns writes away, and every read goes on.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 
-from gateway.errors import Conflict, GateTimeout, QuiesceTimeout, Unavailable
+from gateway.errors import Conflict, GateTimeout, LeaseLost, QuiesceTimeout, Unavailable
 from gateway.proxy.classify import Kind, Route
 
 # Ids of deleted collections stay behind in the warm set. Forgetting all of them costs each living
@@ -43,6 +44,9 @@ class Gate:
         self._timeout_s = timeout_s
         self.state = State.OPEN
         self.refusal: str | None = None
+        self.write_refusal: str | None = None
+        self.admitted_writes = 0
+        """How many writes were ever let through; first reads are none."""
         self.waiting = 0
         self.requests = 0
         self._epoch = 0
@@ -78,18 +82,18 @@ class Gate:
 
     def enter_now(self, what: str, collection_id: str | None = None) -> Ticket | None:
         """As `enter`, but None where that would wait."""
-        if self.state is not State.OPEN or self.refusal is not None:
+        if self.state is not State.OPEN or self.refusal is not None or self._refuses(collection_id):
             return None
         return self._issue(what, collection_id)
 
     async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
         """Take a ticket for one write, or for a first read of `collection_id`; wait while not open.
 
-        Raises GateTimeout after `timeout_s`, Unavailable when everything is refused.
+        Raises GateTimeout after `timeout_s`, Unavailable when everything is refused, LeaseLost when writes are.
         """
         if ticket := self.enter_now(what, collection_id):
             return ticket
-        await self._wait_until_open()
+        await self._wait_until_open(write=collection_id is None)
         return self._issue(what, collection_id)
 
     def leave(self, ticket: Ticket, *, done: bool = False) -> None:
@@ -161,6 +165,15 @@ class Gate:
             self.refusal = None
             self._notify()
 
+    def refuse_writes(self, reason: str) -> None:
+        """Turn writes away with `reason` until `accept_writes`, also those that wait. Those under way go on."""
+        self.write_refusal = reason
+        self._notify()
+
+    def accept_writes(self) -> None:
+        """End `refuse_writes`. Safe to call at any time."""
+        self.write_refusal = None
+
     def chroma_gone(self) -> None:
         """Chroma's process ended: nothing is warm any more.
 
@@ -185,14 +198,22 @@ class Gate:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
 
+    def _refuses(self, collection_id: str | None) -> bool:
+        """Whether what wants a ticket is a write, and those are turned away."""
+        return self.write_refusal is not None and collection_id is None
+
     def _issue(self, what: str, collection_id: str | None) -> Ticket:
+        self.admitted_writes += collection_id is None
         ticket = Ticket(what, collection_id, self._epoch)
         self._tickets.add(ticket)
         return ticket
 
-    async def _wait_until_open(self, *, own: bool = False) -> None:
+    async def _wait_until_open(self, *, own: bool = False, write: bool = False) -> None:
+        def refused() -> bool:
+            return (self.refusal is not None and not own) or (write and self.write_refusal is not None)
+
         def decided() -> bool:
-            return self.state is State.OPEN or (self.refusal is not None and not own)
+            return self.state is State.OPEN or refused()
 
         self.waiting += 1
         try:
@@ -201,6 +222,8 @@ class Gate:
             self.waiting -= 1
         if not own:
             self._require_admission()
+        if write and self.write_refusal is not None:
+            raise LeaseLost(self.write_refusal)
         if not came:
             raise GateTimeout(f"writes are held back and this one waited {self._timeout_s:g} s", "send it again")
 

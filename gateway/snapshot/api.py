@@ -1,11 +1,13 @@
 """`/admin/snapshot*`, `/admin/quiesce`, `/admin/resume`."""
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.errors import InvalidRequest
+from gateway.snapshot.collect import Collected
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations
 
@@ -98,6 +100,13 @@ async def restore_snapshot(request: Request, snapshot_id: SnapshotId, wait: Wait
     """
     _require_wait(wait)
     return await _operations(request).restore(snapshot_id)
+
+
+@router.post("/gc", summary="Apply the retention and collect garbage")
+async def collect_garbage(request: Request) -> Collected:
+    """Drops snapshots that no `GATEWAY_KEEP_…` keeps, then packs that none needs and that are past the grace age."""
+    tidy: Callable[[], Awaitable[Collected]] = request.app.state.tidy
+    return await tidy()
 
 
 @router.post("/quiesce", summary="Hold writes back, for a disk snapshot from outside")

@@ -17,7 +17,7 @@ from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
 from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
-from gateway.errors import GatewayError, SnapshotError, StoreError
+from gateway.errors import GatewayError, LeaseLost, SnapshotError, StoreError
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, Stored
 from gateway.snapshot.capture import Cut, choose, freeze, read_database, read_index
@@ -104,7 +104,7 @@ class Snapshotter:
             async with writer, self._reading(run, baseline, writer, progress) as (cut, taken):
                 pass
             # The writer has waited: every pack is stored before the manifest names it.
-            manifest = self._manifest(taken, label, next(iter(ids), None), started, writer.uploaded_bytes)
+            manifest = self._manifest(taken, label, await self._repository.newest_id(), started, writer.uploaded_bytes)
             progress.phase("publishing", None)
             await self._repository.publish(manifest)
         except BaseException:
@@ -233,7 +233,7 @@ class Snapshotter:
 
     async def _drop(self, sent: Iterable[str]) -> None:
         """Leave nothing behind of a snapshot that came to nothing; what cannot be dropped waits for the next gc."""
-        with contextlib.suppress(StoreError, SnapshotError):
+        with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
             await self._repository.drop_unreferenced(sent)
 
     # ------------------------------------------------------------------ what is remembered
@@ -265,7 +265,7 @@ class Snapshotter:
             dict(taken.positions),
             before.signatures | taken.signatures,
         )
-        with contextlib.suppress(StoreError, SnapshotError):
+        with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
             named = {pack.sha256 for pack in manifest.packs}
             await self._repository.drop_unreferenced([name for name in writer.sent if name not in named])
         try:

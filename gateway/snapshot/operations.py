@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -13,10 +12,13 @@ import structlog
 from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError
+from gateway.snapshot.collect import Collected, collect
 from gateway.snapshot.create import Hold, Snapshotter, Source
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import Chroma, restore_live, try_out
+from gateway.snapshot.retention import Keep
+from gateway.snapshot.succession import Succession
 
 log = structlog.get_logger()
 
@@ -34,10 +36,14 @@ class Operations:
         chroma: Chroma,
         hold: Hold,
         refuse: Refuse,
+        on_taken: Callable[[Snapshot], None] = lambda _: None,
+        place: Succession | None = None,
     ) -> None:
+        """`on_taken` hears of every snapshot taken; `place` is this gateway's among those on the same store."""
         self.repository = repository
         self._directory, self._source, self._chroma = directory, source, chroma
         self._hold, self._refuse = hold, refuse
+        self._on_taken, self._place = on_taken, place
         self.snapshotter = Snapshotter(repository, directory, source, hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
@@ -74,15 +80,18 @@ class Operations:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 raise
             self.last_error = None
+            self._on_taken(snapshot)
             return snapshot
 
     async def restore(self, name: str) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
+            if self._place:
+                await self._place.adopt()
             snapshot_id = await self.repository.resolve(name)
             self.snapshotter.forget()
             try:
-                return await restore_live(
+                restored = await restore_live(
                     self.repository,
                     self._directory,
                     self._chroma,
@@ -90,6 +99,9 @@ class Operations:
                     snapshot_id,
                     self._note_restored,
                 )
+                if self._place:
+                    await self._place.adopted()
+                return restored
             finally:
                 self.restored_bytes = None
 
@@ -112,7 +124,17 @@ class Operations:
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
         with self._claim(f"the deletion of snapshot {name}"):
-            await self.repository.delete(await self.repository.resolve(name))
+            snapshot_id = await self.repository.resolve(name)
+            if self._place:
+                self._place.changed()
+            await self.repository.delete(snapshot_id)
+
+    async def collect(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> Collected:
+        """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.collect`."""
+        with self._claim("a garbage collection"):
+            if self._place is None:
+                raise Conflict("this gateway has no lease to collect garbage under")
+            return await collect(self.repository, self._place, keep, grace_s, may_delete=may_delete)
 
     # ------------------------------------------------------------------ for snapshots made by others
 
@@ -174,17 +196,3 @@ async def _in_thread(make: Callable[[], contextlib.AbstractContextManager[None]]
         yield
     finally:
         await asyncio.to_thread(manager.__exit__, None, None, None)
-
-
-async def snapshot_regularly(operations: Operations, interval_s: float) -> None:
-    """Take a snapshot every `interval_s`, until cancelled. A failure is logged; the next turn tries again."""
-    due = time.monotonic() + interval_s
-    while True:
-        await asyncio.sleep(max(0, due - time.monotonic()))
-        due += interval_s * max(1, (time.monotonic() - due) // interval_s + 1)
-        try:
-            await operations.snapshot("scheduled")
-        except GatewayError as error:
-            log.error("the scheduled snapshot failed", cause=str(error))
-        except Exception:
-            log.exception("the scheduled snapshot failed")

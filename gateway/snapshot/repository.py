@@ -4,30 +4,70 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Protocol
 
-from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
+from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StoreUnavailable
+from gateway.snapshot.lease import read_tenure
 from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
 from gateway.snapshot.parallel import Crew
 from gateway.snapshot.plan import unreferenced
-from gateway.store import Store
+from gateway.snapshot.tenure import CONDEMNED_AT_ONCE
+from gateway.store import ObjectInfo, Store
 
 _REPOSITORY = "repository.json"
 _SNAPSHOTS = "snapshots/"
 _MANIFEST = "manifest.json"
 _DATA = "data/"
+_CLOCK = "gc.clock"
+_PACK = re.compile(r"[0-9a-f]{64}")
 _READS_AT_ONCE = 8
 # Bounds for what is parsed as JSON, whoever wrote it. A manifest takes about 200 bytes for 1 MiB of data.
 _MAX_REPOSITORY_BYTES = 64 << 10
 _MAX_MANIFEST_BYTES = 64 << 20
 
 
-class Repository:
-    """Snapshots in `store`, which is this gateway's own prefix. Errors of the store pass through."""
+class Fence(Protocol):
+    """What keeps a gateway that is not the writer any more from changing the repository."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    async def require(self) -> None:
+        """Raise LeaseLost where another gateway is the writer."""
+        ...
+
+    def publishing(self, snapshot_id: str) -> AbstractAsyncContextManager[None]:
+        """Around the writing of a manifest, which counts once this has ended. Raises LeaseLost."""
+        ...
+
+    async def settle(self) -> None:
+        """Make void what was announced and is not known to be published. Raises LeaseLost."""
+        ...
+
+    @property
+    def condemned(self) -> frozenset[str]:
+        """Names of packs that may be deleted at any moment, so that no snapshot may need them."""
+        ...
+
+    async def condemn(self, packs: list[str]) -> None:
+        """To be called before packs are deleted. Raises LeaseLost, and they must stay then."""
+        ...
+
+    async def acquit(self, packs: list[str]) -> None:
+        """To be called when their deletion was answered."""
+        ...
+
+
+class Repository:
+    """Snapshots in `store`, which is this gateway's own prefix. Errors of the store pass through.
+
+    Without a `fence` it is for reading, or for the only writer there is.
+    """
+
+    def __init__(self, store: Store, fence: Fence | None = None) -> None:
+        self._store, self._fence = store, fence
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
         self._rotten: set[str] = set()
@@ -50,7 +90,9 @@ class Repository:
         return True
 
     async def make(self) -> None:
-        """Write the format's version where there is none. Safe to retry."""
+        """Write the format's version where there is none. Safe to retry. Raises LeaseLost."""
+        if self._fence:
+            await self._fence.require()
         if not await self.check_format():
             document = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             await self._store.put_if_absent(_REPOSITORY, json.dumps(document).encode())
@@ -64,7 +106,17 @@ class Repository:
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
             if name == _MANIFEST and is_snapshot_id(snapshot_id):
                 found.append(snapshot_id)
-        return sorted(found, reverse=True)
+        # After the list, never before: see `gateway.snapshot.tenure`.
+        tenure = await read_tenure(self._store) if found else None
+        return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True)
+
+    async def newest_id(self) -> str | None:
+        """The newest id that was ever given, also to a snapshot that never counted: a new one comes after it."""
+        ids = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
+        tenure = await read_tenure(self._store)
+        if tenure is not None:
+            ids += [*tenure.void, *([tenure.announced] if tenure.announced else [])]
+        return max(filter(is_snapshot_id, ids), default=None)
 
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
@@ -93,6 +145,9 @@ class Repository:
             return ids[0]
         if not is_snapshot_id(name):
             raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
+        tenure = await read_tenure(self._store)
+        if tenure is not None and not tenure.counts(name):
+            raise NotFound(f"snapshot {name} was never published", "GET /admin/snapshot lists those that were")
         return name
 
     async def manifest(self, snapshot_id: str) -> Manifest:
@@ -111,7 +166,8 @@ class Repository:
         After an error it may exist or not, since the answer can be lost; if so it is whole.
         """
         data = await asyncio.to_thread(manifest.to_bytes)
-        await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
+        async with self._fence.publishing(manifest.snapshot.id) if self._fence else nullcontext():
+            await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
         self._read[manifest.snapshot.id] = manifest.snapshot
 
     async def delete(self, snapshot_id: str) -> None:
@@ -120,6 +176,8 @@ class Repository:
         After an error, call again or leave it: what is left over is named by nothing. Packs are kept
         while any other manifest cannot be read, since it might name them.
         """
+        if self._fence:
+            await self._fence.require()
         try:
             packs = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
@@ -130,22 +188,70 @@ class Repository:
             await self.drop_unreferenced([pack.sha256 for pack in packs])
 
     async def drop_unreferenced(self, names: Iterable[str]) -> None:
-        """Remove those packs of `names` that no manifest names.
+        """Remove those packs of `names` that no snapshot that counts names. Raises LeaseLost, StoreError.
 
         Raises SnapshotError, having removed nothing, while a manifest cannot be read: it might name them.
         """
         if names := list(names):
+            if self._fence:
+                # What was announced and may or may not be published yet is neither from here on but void.
+                await self._fence.settle()
             dropped = unreferenced(names, [await self.manifest(snapshot_id) for snapshot_id in await self.ids()])
-            async with Crew(_READS_AT_ONCE) as crew:
-                for name in dropped:
-                    await crew.start(self.delete_pack, name)
+            await self.delete_packs(dropped)
+
+    async def drop(self, snapshot_id: str) -> None:
+        """Remove a snapshot's manifest alone; a garbage collection finds the rest."""
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        self._read.pop(snapshot_id, None)
+
+    async def unpublished(self) -> list[str]:
+        """Ids of manifests in the store that will never count: of gateways that lost the lease over them."""
+        tenure = await read_tenure(self._store)
+        found = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
+        return [each for each in found if tenure and each in tenure.void]
 
     # ------------------------------------------------------------------ packs
 
     async def packs(self) -> dict[str, int]:
         """Size in bytes by name of every pack in the store, less those that were seen to be rotten."""
         named = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
-        return {name: size_bytes for name, size_bytes in named.items() if name not in self._rotten}
+        return {
+            name: size_bytes
+            for name, size_bytes in named.items()
+            if name not in self._rotten and not self.is_condemned(name)
+        }
+
+    def is_condemned(self, name: str) -> bool:
+        """Whether a pack of this name may be deleted at any moment: a new snapshot must not name it."""
+        return self._fence is not None and name in self._fence.condemned
+
+    async def pack_objects(self) -> AsyncIterator[ObjectInfo]:
+        """Every pack in the store with its size and age, by its name as `key`."""
+        async for info in self._store.list(_DATA):
+            name = info.key.removeprefix(_DATA)
+            if _PACK.fullmatch(name):
+                yield replace(info, key=name)
+
+    async def tell_time(self) -> datetime:
+        """The present moment in UTC by the store's own clock, which is the one that objects' ages are of."""
+        await self._store.put(_CLOCK, b"the time of this object is that of the last garbage collection\n")
+        async for info in self._store.list(_CLOCK):
+            return info.modified_at.astimezone(UTC)
+        raise StoreUnavailable(f"{self.url}{_CLOCK} was written and is not listed", "try again")
+
+    async def delete_packs(self, names: list[str]) -> None:
+        """Delete packs, which no snapshot that counts may need. Raises LeaseLost; safe to retry."""
+        for start in range(0, len(names), CONDEMNED_AT_ONCE):
+            some = names[start : start + CONDEMNED_AT_ONCE]
+            # Those that an earlier holder condemned stay so: its deletes may still be on their way.
+            own = [name for name in some if not self.is_condemned(name)]
+            if self._fence:
+                await self._fence.condemn(some)
+            async with Crew(_READS_AT_ONCE) as crew:
+                for name in some:
+                    await crew.start(self.delete_pack, name)
+            if self._fence:
+                await self._fence.acquit(own)
 
     @property
     def rotten(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ is the contract and `tests/contract` asks it of every implementation:
     FileStore    a directory: fsync and atomic rename       (`gateway.store.file`)
     S3Store      a bucket, at AWS or anything like it       (`gateway.store.s3`)
     Prefixed     one folder of either                       (`gateway.store.prefixed`)
+    Undeletable  either, and nothing is ever deleted        (`gateway.store.undeletable`)
 
 1. `open_store(GATEWAY_STORE)` makes one; nothing is touched yet.
 2. `Prefixed(store, "users/{user_id}/vectorstore/")` is what one gateway owns of it.
@@ -22,6 +23,7 @@ from gateway.store.file import FileStore
 from gateway.store.prefixed import Prefixed
 from gateway.store.protocol import ObjectInfo, Store, Versioned, check_key
 from gateway.store.s3 import S3Store
+from gateway.store.undeletable import Undeletable
 
 __all__ = [
     "FileStore",
@@ -29,6 +31,7 @@ __all__ = [
     "Prefixed",
     "S3Store",
     "Store",
+    "Undeletable",
     "Versioned",
     "check_key",
     "open_store",

@@ -42,6 +42,7 @@ from botocore.parsers import ResponseParserError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gateway.errors import InvalidRequest, ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+from gateway.store.generations import generation, has_generations, translate
 from gateway.store.protocol import ObjectInfo, Versioned, check_key, check_prefix
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class S3Store:
         data, answer = await self._read(key)
         if not answer.get("ETag"):
             raise StoreDenied(f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags")
-        return Versioned(data, answer["ETag"])
+        return Versioned(data, generation(answer["ResponseMetadata"]["HTTPHeaders"]) or answer["ETag"])
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         # A range cannot ask for nothing; whether the object exists still has to be asked.
@@ -281,6 +282,8 @@ class S3Store:
                 for config in (retrying, once)
             ]
             self._exit = stack.pop_all()
+        if has_generations(clients[1].meta.endpoint_url):
+            clients[1].meta.events.register("before-call.s3.PutObject", translate)
         return clients[0], clients[1]
 
     def _key(self, key: str) -> str:

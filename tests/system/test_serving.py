@@ -356,7 +356,7 @@ def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> 
     """The data is on disk, but the platform must not take this for a clean stop."""
     with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         fill(built.start().client(), "notes")
-        built.store_dir.parent.mkdir(exist_ok=True)
+        shutil.rmtree(built.store_dir)
         built.store_dir.write_text("not a directory")
         assert built.stop() == 3
         assert "needs a directory" in built.output()
@@ -366,12 +366,13 @@ def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> 
 
 
 def test_scheduled_snapshots_are_taken() -> None:
-    """GATEWAY_SNAPSHOT_INTERVAL_S: they come by themselves, newest first, and in order within a second."""
+    """GATEWAY_SNAPSHOT_INTERVAL_S: they come while something is written, newest first, in order within a second."""
     with house(GATEWAY_SNAPSHOT_INTERVAL_S="0.3") as built:
-        fill(built.start().client(), "notes")
+        notes = fill(built.start().client(), "notes")
         taken: list[dict] = []
 
         def three() -> bool:
+            notes.update(ids=["0"], embeddings=[[0.0, 1.0, 2.0]])
             taken[:] = built.admin("GET", "/snapshot").json()["snapshots"]
             return len(taken) >= 3
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from gateway.config import Settings, load_settings, variable_of
 from gateway.errors import ConfigError
@@ -51,14 +52,18 @@ def test_readme_shows_the_defaults() -> None:
     assert set(shown) - set(plain) == {
         "GATEWAY_ADMIN_TOKEN",
         "GATEWAY_LOG_FORMAT",
+        "GATEWAY_SNAPSHOT_CRON",
         "GATEWAY_SNAPSHOT_INTERVAL_S",
         "GATEWAY_SNAPSHOT_ON_EXIT",
+        "GATEWAY_SNAPSHOT_PING_URL",
     }
     settings = load_settings()
     for name, default in plain.items():
         (field,) = (field for field in Settings.model_fields if variable_of(field) == name)
         value = getattr(settings, field)
-        expected = Path(default).absolute() if isinstance(value, Path) else type(value)(default)
+        expected = (
+            Path(default).absolute() if isinstance(value, Path) else TypeAdapter(type(value)).validate_python(default)
+        )
         assert value == expected, name
 
 
@@ -154,7 +159,15 @@ WRONG = {
     "GATEWAY_USER_ID": ["..", ".hidden", "a/b", "a\\b", "a b", "ü", "a" * 129, "a\n"],
     "GATEWAY_RESTORE": ["newest", "LATEST", "../x", "20261120T210455Z", "20261120T210455Z-3F9A1C", "latest\n"],
     "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "1h", "nan", "inf"],
+    "GATEWAY_SNAPSHOT_CRON": ["hourly", "* * * *", "0 0 30 2 *"],
+    "GATEWAY_SNAPSHOT_JITTER_S": ["-1", "nan"],
+    "GATEWAY_SNAPSHOT_PING_URL": ["example.org/ping", "file:///etc/passwd"],
     "GATEWAY_SNAPSHOT_ON_EXIT": ["maybe", "2"],
+    "GATEWAY_EXIT_BUDGET_S": ["0", "inf"],
+    "GATEWAY_KEEP_DAILY": ["-1", "all"],
+    "GATEWAY_GC_GRACE_S": ["-1"],
+    "GATEWAY_TAKEOVER_TIMEOUT_S": ["-1"],
+    "GATEWAY_REQUIRE_FENCING": ["perhaps"],
     "GATEWAY_GATE_TIMEOUT_S": ["0", "-5", "soon", "nan"],
     "GATEWAY_DRAIN_TIMEOUT_S": ["0"],
     "GATEWAY_READ_TIMEOUT_S": ["0"],

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from gateway.errors import Conflict, GateTimeout, GatewayError, QuiesceTimeout, Unavailable
+from gateway.errors import Conflict, GateTimeout, GatewayError, LeaseLost, QuiesceTimeout, Unavailable
 from gateway.proxy.classify import Kind, Route
 from gateway.proxy.gate import Gate, State, Ticket
 
@@ -671,3 +671,55 @@ def test_no_write_is_under_way_while_closed_in_whatever_order_things_happen() ->
 def test_the_gates_errors_are_the_gateways() -> None:
     """Whatever the gate raises is answered in Chroma's shape."""
     assert all(issubclass(error, GatewayError) for error in (Conflict, GateTimeout, QuiesceTimeout, Unavailable))
+
+
+# ---------------------------------------------------------------------- where another gateway is the writer
+
+
+async def test_refused_writes_are_told_at_once_and_reads_go_on(gate: Gate) -> None:
+    """First reads of a collection too, which take a ticket as writes do."""
+    gate.refuse_writes("another gateway")
+    with pytest.raises(LeaseLost, match="another gateway"):
+        await gate.enter("a write")
+    assert gate.enter_now("a write") is None
+    ticket = await gate.enter("a first read", A)
+    gate.leave(ticket, done=True)
+    assert warm(gate, A)
+    with gate.passing():
+        pass
+    gate.accept_writes()
+    gate.leave(await gate.enter("a write"))
+
+
+async def test_a_write_that_waits_is_refused_too(gate: Gate) -> None:
+    """It must not slip through when the gate opens; a first read that waits goes on when it does."""
+    async with draining(gate):
+        write, read = await begin(gate.enter("a write")), await begin(gate.enter("a first read", A))
+        gate.refuse_writes("another gateway")
+        with pytest.raises(LeaseLost):
+            await asyncio.wait_for(write, 5)
+        assert not read.done()
+    gate.leave(await asyncio.wait_for(read, 5))
+
+
+async def test_a_write_under_way_is_waited_for_although_writes_are_refused(gate: Gate) -> None:
+    """So that the last snapshot has it."""
+    async with draining(gate) as (_, task, _):
+        gate.refuse_writes("another gateway")
+        await settled()
+        assert not task.done()
+        assert gate.state is State.CLOSING
+
+
+async def test_admitted_writes_are_counted(gate: Gate) -> None:
+    """Each one that was let through, and neither reads nor what was refused."""
+    gate.leave(await gate.enter("a write"))
+    ticket = gate.enter_now("a write")
+    assert ticket
+    gate.leave(ticket)
+    gate.leave(await gate.enter("a first read", A))
+    async with gate.ticket("our own read", B):
+        pass
+    gate.refuse_writes("another gateway")
+    assert gate.enter_now("a write") is None
+    assert gate.admitted_writes == 2

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from hashlib import sha256
 
 from gateway.errors import ObjectMissing, StoreUnavailable
 from gateway.store.protocol import ObjectInfo, Versioned
@@ -46,7 +47,10 @@ class MemoryStore:
         return True
 
     async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        raise NotImplementedError
+        if key not in self.objects or sha256(self.objects[key]).hexdigest() != version:
+            return False
+        await self.put(key, data)
+        return True
 
     async def get(self, key: str) -> bytes:
         self._reach()
@@ -55,7 +59,8 @@ class MemoryStore:
         return self.objects[key]
 
     async def get_versioned(self, key: str) -> Versioned:
-        raise NotImplementedError
+        data = await self.get(key)
+        return Versioned(data, sha256(data).hexdigest())
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
         return (await self.get(key))[start : start + length]

@@ -8,6 +8,7 @@ import pytest
 from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, StoreUnavailable
 from gateway.snapshot.model import FORMAT, Manifest
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.tenure import Tenure
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -252,3 +253,28 @@ async def test_a_rotten_pack_is_sent_again_by_the_next_snapshot() -> None:
     await repository.put_pack(name, good)
     assert name in await repository.packs()
     assert await repository.get_pack(made.packs[0]) == good
+
+
+async def test_a_new_id_comes_after_every_id_that_was_ever_given() -> None:
+    """Also after those that never counted: with a clock that was set back one of them would be given again."""
+    store = MemoryStore()
+    await stored(store, ID, (b"database",))
+    repository = Repository(store)
+    assert await repository.newest_id() == ID
+    lease = Tenure(holder="a", home="a").announcing(NEWER)
+    for state in (lease, lease.succeeded_by("b", "b", "")):
+        store.objects["lease.json"] = state.to_bytes()
+        assert await repository.newest_id() == NEWER
+        assert await repository.ids() == [ID]
+    assert await Repository(MemoryStore()).newest_id() is None
+
+
+async def test_what_was_never_published_cannot_be_asked_for() -> None:
+    """Not by its id either."""
+    store = MemoryStore()
+    await stored(store, ID, (b"database",))
+    store.objects["lease.json"] = Tenure(holder="a", home="a").announcing(ID).settling().to_bytes()
+    with pytest.raises(NotFound, match="never published"):
+        await Repository(store).resolve(ID)
+    with pytest.raises(NotFound):
+        await Repository(store).resolve("latest")

@@ -1,0 +1,74 @@
+"""Whether a store keeps what conditional writes promise: asked by racing, not only by trying.
+
+Some servers take the conditions and ignore them (rclone), some refuse one of them (OpenStack Swift:
+If-Match), some look first and write later, so that two racers both win (Swift: If-None-Match).
+"""
+
+import asyncio
+import uuid
+from enum import Enum
+
+import structlog
+
+from gateway.errors import ObjectMissing, StoreDenied
+from gateway.store import Store
+
+log = structlog.get_logger()
+
+_FOLDER = "probe/"
+_ROUNDS = 2
+_RACERS = 6
+
+
+class Conditions(Enum):
+    """What a store makes of conditional writes."""
+
+    KEPT = "kept"
+    REFUSED = "refused"
+    BROKEN = "broken"
+
+
+async def probe(store: Store, *, may_delete: bool = True) -> Conditions:
+    """Let writers race for one object of their own, first for its creation, then for each change of it.
+
+    Leaves nothing behind if it `may_delete`. Safe to retry. Raises StoreUnavailable, and StoreDenied where
+    not even a plain write is allowed.
+    """
+    verdict = Conditions.KEPT
+    for _ in range(_ROUNDS):
+        key = f"{_FOLDER}{uuid.uuid4().hex}"
+        try:
+            verdict = await _race(store, key)
+        except StoreDenied as error:
+            await store.put(key, b"whether a plain write is allowed")
+            log.debug("conditional writes are refused", cause=str(error))
+            verdict = Conditions.REFUSED
+        finally:
+            if may_delete:
+                await store.delete(key)
+        if verdict is not Conditions.KEPT:
+            break
+    return verdict
+
+
+async def _race(store: Store, key: str) -> Conditions:
+    racers = [f"racer {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
+    won = await asyncio.gather(*(store.put_if_absent(key, data) for data in racers))
+    if not await _one_won(store, key, racers, won):
+        return Conditions.BROKEN
+    start = await store.get_versioned(key)
+    racers = [f"second {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
+    won = await asyncio.gather(*(store.put_if_match(key, data, start.version) for data in racers))
+    if not await _one_won(store, key, racers, won):
+        return Conditions.BROKEN
+    # Who comes late, and whoever finds nothing there, is refused without any race.
+    late = await store.put_if_match(key, b"late", start.version) or await store.put_if_absent(key, b"late")
+    return Conditions.BROKEN if late else Conditions.KEPT
+
+
+async def _one_won(store: Store, key: str, racers: list[bytes], won: list[bool]) -> bool:
+    try:
+        data = await store.get(key)
+    except ObjectMissing:
+        return False
+    return sum(won) == 1 and data == racers[won.index(True)]

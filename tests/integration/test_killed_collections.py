@@ -1,0 +1,90 @@
+"""kill -9 of a process that takes snapshots and collects garbage, at random moments, on a real disk."""
+
+import asyncio
+import multiprocessing
+import random
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from gateway.snapshot.collect import collect
+from gateway.snapshot.home import Home
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.retention import Keep
+from gateway.snapshot.succession import Succession
+from gateway.store import FileStore
+from tests.unit.snapshot.manifests import manifest, sha
+
+KILLS = 50
+SEED = 20261121
+
+
+class _Writes:
+    def refuse_writes(self, reason: str) -> None: ...
+
+    def accept_writes(self) -> None: ...
+
+
+async def _nothing(_label: str) -> None: ...
+
+
+async def _live(root: Path, seed: int, begun: Event) -> None:
+    """Take snapshots of few different things, so that packs are shared, dropped and made again; collect always."""
+    chance, store = random.Random(seed), FileStore(root / "store")
+    place = Succession(
+        store, Home(root / "data"), "a test", _Writes(), has_data=lambda: False, save=_nothing, takeover_timeout_s=0
+    )
+    await place.require()
+    repository = Repository(store, place)
+    await repository.make()
+    begun.set()
+    while True:
+        newest = await repository.newest_id() or "20261120T000000Z-000000"
+        snapshot_id = f"{newest[:17]}{int(newest[17:], 16) + 1:06x}"
+        existing, packs = await repository.packs(), []
+        for number in chance.sample(range(8), 4):
+            data = f"pack {number}".encode() * 100
+            while repository.is_condemned(sha(data)):
+                data += b"!"
+            packs.append(data)
+            if sha(data) not in existing:
+                await repository.put_pack(sha(data), data)
+        made = manifest(snapshot_id, tuple(packs))
+        unlabelled = made.snapshot.model_copy(update={"label": None})
+        await repository.publish(made.model_copy(update={"snapshot": unlabelled}))
+        await collect(repository, place, Keep(last=3), 0)
+
+
+def live(root: Path, seed: int, begun: Event) -> None:
+    asyncio.run(_live(root, seed, begun))
+
+
+async def _check(root: Path) -> list[str]:
+    """Read every byte of every snapshot that is listed; return their ids."""
+    repository = Repository(FileStore(root / "store"))
+    ids = await repository.ids()
+    for snapshot_id in ids:
+        for pack in (await repository.manifest(snapshot_id)).packs:
+            await repository.get_pack(pack)
+    return ids
+
+
+def test_whatever_is_listed_is_whole_after_any_kill(tmp_path: Path) -> None:
+    """Fifty times: nothing that is listed lacks a byte, nothing that was published and is to be kept is gone."""
+    (tmp_path / "data/.gateway").mkdir(parents=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.integration.test_killed_collections"])
+    chance, newest = random.Random(SEED), ""
+    for turn in range(KILLS):
+        begun = context.Event()
+        process = context.Process(target=live, args=(tmp_path, turn, begun), daemon=True)
+        process.start()
+        assert begun.wait(60), "it did not begin"
+        time.sleep(chance.uniform(0, 0.25))
+        process.kill()
+        process.join(20)
+        assert process.exitcode == -9, "it ended by itself"
+        ids = asyncio.run(_check(tmp_path))
+        assert not newest or ids[0] >= newest, "a newer snapshot was gone"
+        newest = ids[0] if ids else newest
+    assert int(newest[17:], 16) > KILLS, "hardly anything happened"

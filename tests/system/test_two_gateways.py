@@ -1,0 +1,242 @@
+"""Two gateways on one store: one writer at a time, and nothing acknowledged is lost between them."""
+
+import itertools
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.house import House, house
+from tests.servers import ministack, rclone
+
+FIGHT_S = 60
+RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+
+class Writer:
+    """Adds records through one house as fast as they are acknowledged, and remembers those that were."""
+
+    def __init__(self, built: House, name: str) -> None:
+        self.built, self.name = built, name
+        self.acknowledged: list[str] = []
+        self.refusals: set[str] = set()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def _write(self) -> None:
+        with httpx.Client(base_url=self.built.url, timeout=60) as http:
+            collection = None
+            for number in itertools.count():
+                if self._done.is_set():
+                    return
+                try:
+                    if collection is None:
+                        collection = http.get(f"{RECORDS}/notes").raise_for_status().json()["id"]
+                    one = f"{self.name}-{number}"
+                    answer = http.post(
+                        f"{RECORDS}/{collection}/add", json={"ids": [one], "embeddings": [[float(number), 1.0]]}
+                    )
+                except httpx.HTTPError:
+                    time.sleep(0.05)  # it is starting, or stopping
+                    continue
+                if answer.is_success:
+                    self.acknowledged.append(one)
+                else:
+                    self.refusals.add(answer.json()["message"])
+                    time.sleep(0.05)
+
+
+def ids(built: House) -> set[str]:
+    return set(built.client().get_collection("notes", embedding_function=None).get(include=[])["ids"])
+
+
+def lease(built: House) -> dict[str, Any]:
+    answer: dict[str, Any] = built.admin("GET", "/status").json()["lease"]
+    return answer
+
+
+@pytest.fixture(params=["file", "s3"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The settings that make houses share a store."""
+    with ExitStack() as stack:
+        if request.param == "file":
+            yield {"GATEWAY_STORE": f"file://{tmp_path}/store"}
+        else:
+            server = stack.enter_context(ministack())
+            server.make_bucket("shared")
+            yield {"GATEWAY_STORE": "s3://shared/both", **server.env}
+
+
+def begin(built: House) -> None:
+    built.start().client().create_collection("notes", embedding_function=None)
+
+
+def test_a_new_gateway_takes_over_with_everything_acknowledged(shared: dict[str, str]) -> None:
+    """The old one refuses writes, saying why, goes on reading, and can publish nothing; the new one has it all."""
+    with house(**shared) as old, house(**shared) as new:
+        begin(old)
+        with Writer(old, "old") as writer:
+            old.until(lambda: len(writer.acknowledged) > 20, "some are written")
+            new.start()
+            old.until(lambda: bool(writer.refusals), "the old one refuses")
+        assert ids(new) >= set(writer.acknowledged)
+        assert any("another gateway" in refusal for refusal in writer.refusals)
+        # Reads go on, and nothing it has differs.
+        assert ids(old) == ids(new)
+        assert old.admin("POST", "/snapshot").status_code == 503
+        assert "another gateway" in old.readyz().json()["message"]
+        assert (lease(old)["role"], lease(new)["role"]) == ("reader", "writer")
+        # The new one is in no way hindered.
+        new.client().get_collection("notes", embedding_function=None).add(ids=["new"], embeddings=[[0.0, 1.0]])
+        taken = new.snapshot()
+        assert new.admin("GET", "/snapshot").json()["snapshots"][0]["id"] == taken["id"]
+        assert old.stop() == 0
+        assert new.admin("GET", "/snapshot/latest").json()["id"] == taken["id"]
+
+
+@pytest.mark.timeout(300)
+def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
+    """Each in turn is replaced by the other, writers on both: history is one line, no acknowledged write is lost."""
+    shared |= {"GATEWAY_SNAPSHOT_INTERVAL_S": "1", "GATEWAY_SNAPSHOT_ON_EXIT": "true"}
+    acknowledged: set[str] = set()
+    turns = 0
+    with house(**shared) as one, house(**shared) as other, house(**shared) as last:
+        begin(one)
+        fight_until = time.monotonic() + FIGHT_S
+        with ExitStack() as writing:
+            writers = {one: writing.enter_context(Writer(one, "one-0"))}
+            old, new = one, other
+            while time.monotonic() < fight_until:
+                turns += 1
+                new.start()
+                before = set(writers[old].acknowledged)  # all of them: it refuses writes by now
+                writers[new] = Writer(new, f"turn-{turns}")
+                writers[new].__enter__()
+                for each in (old, new):
+                    assert "by force" not in each.output(), "this machine is too slow to tell"
+                    assert "the last snapshot failed" not in each.output()
+                missing = before - ids(new)
+                assert not missing, f"turn {turns} lost {sorted(missing)[:5]}\n{new.output()[-3000:]}"
+                new.until(lambda: len(writers[new].acknowledged) > 10, "the new one is written to")  # noqa: B023
+                writers[old].__exit__()
+                acknowledged |= set(writers[old].acknowledged)
+                assert old.stop() == 0
+                shutil.rmtree(old.data_dir)
+                old, new = new, old
+            writers[old].__exit__()
+            acknowledged |= set(writers[old].acknowledged)
+            assert old.stop() == 0
+        last.start()
+        assert ids(last) >= acknowledged
+        snapshots = last.admin("GET", "/snapshot").json()["snapshots"]
+        assert {each["state"] for each in snapshots} == {"complete"}
+        held = [each["collections"][0]["records"] if each["collections"] else 0 for each in reversed(snapshots)]
+        assert held == sorted(held), "a snapshot has less than the one before it: history forked"
+        assert turns >= 3
+        assert len(acknowledged) > 100
+
+
+def test_a_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
+    """Nobody hands over, so its silence must do; what it had published is there."""
+    with house(**shared) as old, house(**shared) as new:
+        begin(old)
+        old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
+        old.snapshot()
+        old.kill()
+        began = time.monotonic()
+        new.start()
+        assert time.monotonic() - began < 25
+        assert ids(new) == {"kept"}
+        assert lease(new)["role"] == "writer"
+        assert "by force" in new.output()
+
+
+def test_a_holder_that_hangs_is_fenced_out(shared: dict[str, str]) -> None:
+    """Stopped, succeeded by force, and continued: it finds out, accepts no write and publishes nothing."""
+    with house(**shared) as old, house(GATEWAY_TAKEOVER_TIMEOUT_S="3", **shared) as new:
+        begin(old)
+        old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
+        old.snapshot()
+        pid = old.pid("gateway")
+        assert pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            new.start()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        before = [each["id"] for each in new.admin("GET", "/snapshot").json()["snapshots"]]
+        assert old.admin("POST", "/snapshot").status_code == 503
+        old.until(lambda: lease(old)["role"] == "reader", "it found out")
+        assert old.admin("POST", "/snapshot").status_code == 503
+        assert [each["id"] for each in new.admin("GET", "/snapshot").json()["snapshots"]] == before
+
+
+def test_data_that_are_behind_do_not_become_the_history(shared: dict[str, str]) -> None:
+    """An old disk comes back after another gateway went on: no writes until the latest snapshot is restored."""
+    with house(**shared) as old, house(**shared, GATEWAY_SNAPSHOT_ON_EXIT="true") as new:
+        begin(old)
+        old.client().get_collection("notes", embedding_function=None).add(ids=["old"], embeddings=[[0.0, 1.0]])
+        new.start()
+        new.client().get_collection("notes", embedding_function=None).add(ids=["new"], embeddings=[[0.0, 1.0]])
+        assert old.stop() == 0
+        assert new.stop() == 0
+        old.start(ready=False)
+        old.until(lambda: "lack what it wrote" in old.readyz().text, "it says what is wrong")
+        assert ids(old) == {"old"}
+        assert old.admin("POST", "/snapshot").status_code == 503
+        assert old.admin("POST", "/snapshot/latest/restore").status_code == 200
+        old.wait_until_ready()
+        assert ids(old) == {"old", "new"}
+        old.client().get_collection("notes", embedding_function=None).add(ids=["on"], embeddings=[[0.0, 1.0]])
+        old.snapshot()
+
+
+def test_a_gateway_that_is_restarted_goes_on(shared: dict[str, str]) -> None:
+    """kill -9 of everything, and the same disk: nobody is waited for, nothing is refused for long."""
+    with house(**shared) as built:
+        begin(built)
+        built.snapshot()
+        built.kill()
+        began = time.monotonic()
+        built.start()
+        built.client().get_collection("notes", embedding_function=None).add(ids=["on"], embeddings=[[0.0, 1.0]])
+        assert time.monotonic() - began < 15
+        built.snapshot()
+
+
+def test_a_store_without_conditions_is_said_so(tmp_path: Path) -> None:
+    """/readyz warns, the log too; with GATEWAY_REQUIRE_FENCING there is no start, and the status is 2."""
+    with rclone() as server:
+        server.make_bucket("shared")
+        settings = {"GATEWAY_STORE": "s3://shared/both", **server.env}
+        with house(**settings) as built:
+            built.start()
+            assert "no fencing" in built.readyz().json()["warnings"][0]
+            assert "are not fenced" in built.output()
+            begin_again = built.client().create_collection("notes", embedding_function=None)
+            begin_again.add(ids=["a"], embeddings=[[0.0, 1.0]])
+            built.snapshot()
+            with house(**settings) as new:
+                new.start()
+                assert ids(new) == {"a"}
+        with house(GATEWAY_REQUIRE_FENCING="true", **settings) as built:
+            built.start(ready=False)
+            assert built.wait() == 2
+            assert "GATEWAY_REQUIRE_FENCING" in built.output()
