@@ -270,8 +270,7 @@ def freeze(mb: int) -> None:
             calm, started = len(writers.latencies_ms), time.monotonic()
             time.sleep(10)
             without, calm = writers.latencies_ms[calm:], len(writers.latencies_ms)
-            for _ in range(FREEZES):
-                taken.append(each.house.snapshot())
+            taken += [each.house.snapshot() for _ in range(FREEZES)]
             passed = time.monotonic() - started
             during = writers.latencies_ms[calm:]
         wal = (each.house.data_dir / "chroma.sqlite3-wal").stat().st_size
