@@ -20,9 +20,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
-from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
+from gateway.auth.addresses import networks
+from gateway.auth.admin_token import TOKEN_FILE, read_or_make
+from gateway.auth.api_keys import KeyHolder
+from gateway.auth.audit import Audit
+from gateway.auth.audited import audited
+from gateway.auth.keyring import Keyring
+from gateway.auth.keys import parse_keys
+from gateway.auth.quota import Limits as VisitorLimits
+from gateway.auth.scope import Role
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.names import CollectionNames
 from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
@@ -31,6 +40,7 @@ from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidReque
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
 from gateway.proxy.data_path import DataPath
+from gateway.proxy.door import Door
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
@@ -72,8 +82,32 @@ class House:
             max_in_flight=settings.max_in_flight,
             max_queued=settings.max_queued,
         )
-        self.data_path = DataPath(self.gate, HOST, settings.chroma_port, limits)
         self.watch = ChromaWatch(settings.data_dir, settings.chroma_port, self.gate.ticket, self.gate.chroma_gone)
+        given = settings.keys.get_secret_value() if settings.keys else None
+        self.keyring = Keyring(admin_token, parse_keys(given, "GATEWAY_KEYS") if given else (), settings.keys_file)
+        self.audit = Audit(settings.audit_file)
+        self.door = Door(
+            self.keyring,
+            anonymous=not settings.is_closed,
+            allow_reset=settings.allow_reset,
+            max_body_bytes=settings.max_body_bytes,
+            limits=VisitorLimits(
+                requests_per_s=settings.limit_requests_per_s,
+                in_flight=settings.limit_in_flight,
+                records=settings.limit_records,
+            ),
+            origins=settings.origins,
+        )
+        self.data_path = DataPath(
+            self.gate,
+            HOST,
+            settings.chroma_port,
+            limits,
+            self.door,
+            CollectionNames(settings.data_dir, lambda: self.watch.starts),
+            self.audit,
+            networks(settings.trusted_proxies),
+        )
         self.chroma = ManagedChroma(
             Supervisor(settings.supervisor_url) if settings.supervisor_url else None, self.watch
         )
@@ -88,7 +122,7 @@ class House:
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
-        self.admin = _admin_application(self, admin_token)
+        self.admin = _admin_application(self)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -96,6 +130,7 @@ class House:
         await asyncio.to_thread(self.directory.drop_scratch)
         work = (self.watch.run(), self.data_path.watch_the_clock(), self.operations.begin(), *self._schedule())
         watching, timing, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        looking = asyncio.create_task(_logged(self.keyring.run()))
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -104,8 +139,9 @@ class House:
         finally:
             await _end(*scheduling)
             await self._last_snapshot()
-            await _end(watching, timing, beginning)
+            await _end(watching, timing, beginning, looking)
             self.data_path.close()
+            await asyncio.to_thread(self.audit.close)
             await self.repository.close()
 
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
@@ -145,7 +181,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        _bounded(house.admin),
+        audited(_bounded(house.admin), house.audit, networks(settings.trusted_proxies)),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",
@@ -183,7 +219,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _admin_application(house: House, admin_token: str) -> FastAPI:
+def _admin_application(house: House) -> FastAPI:
     app = FastAPI(
         title="Chroma Gateway",
         version=gateway.__version__,
@@ -194,7 +230,7 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
     )
     app.state.operations, app.state.health = house.operations, house.health
     app.include_router(observe_api.public)
-    protected = [Depends(AdminToken(admin_token))]
+    protected = [Depends(KeyHolder(house.keyring, Role.ADMIN))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
 

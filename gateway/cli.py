@@ -8,6 +8,7 @@ import structlog
 import typer
 
 import gateway
+from gateway.auth import cli as keys_cli
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_cli.app, name="key")
 
 
 def _show_version(wanted: bool) -> None:

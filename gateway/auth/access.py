@@ -10,9 +10,8 @@ import json
 from enum import Enum
 from typing import Any, NamedTuple
 
-from gateway.auth.keys import Role
 from gateway.auth.routes import BY_ID, READS, Action, Addressed, collection_id
-from gateway.auth.scope import Names, Scope
+from gateway.auth.scope import Names, Role, Scope
 from gateway.errors import Forbidden, GatewayError
 
 
@@ -56,10 +55,9 @@ GO_ON = Plan()
 
 def require_role(role: Role, action: Action) -> None:
     """Raise Forbidden if `role` is not enough for `action`."""
+    needed = Role.READER if action in READS else Role.WRITER
     if action in (Action.UNKNOWN, Action.RESET):
         needed = Role.ADMIN
-    else:
-        needed = Role.READER if action in READS else Role.WRITER
     if role < needed:
         raise Forbidden(
             f"this key is a {role.name.lower()}'s, and this wants {'an' if needed is Role.ADMIN else 'a'} "

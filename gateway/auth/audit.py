@@ -32,10 +32,14 @@ class Audit:
         """Raises ConfigError when the file cannot be appended to."""
         try:
             self._fd = (
-                os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600) if file else os.dup(sys.__stdout__.fileno())  # type: ignore[union-attr]
+                os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                if file
+                else os.dup(sys.__stdout__.fileno())  # type: ignore[union-attr]
             )
         except OSError as error:
-            raise ConfigError(f"the audit cannot be written to {file}: {error.strerror}", "see GATEWAY_AUDIT_FILE") from error
+            raise ConfigError(
+                f"the audit cannot be written to {file}: {error.strerror}", "see GATEWAY_AUDIT_FILE"
+            ) from error
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.lost = 0
         """Lines that could not be written."""

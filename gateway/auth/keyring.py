@@ -8,7 +8,8 @@ from pathlib import Path
 
 import structlog
 
-from gateway.auth.keys import ADMIN_NAME, Key, Role, parse_keys
+from gateway.auth.keys import ADMIN_NAME, Key, parse_keys
+from gateway.auth.scope import Role
 from gateway.auth.tokens import digest_of, id_of
 from gateway.errors import ConfigError, Unauthorized
 

@@ -20,13 +20,12 @@ import json
 import re
 import tomllib
 from datetime import UTC, datetime
-from enum import IntEnum
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gateway.auth.quota import Limits
-from gateway.auth.scope import EVERYTHING, Names, Scope
+from gateway.auth.scope import EVERYTHING, Names, Role, Scope
 from gateway.auth.tokens import is_digest
 from gateway.errors import ConfigError
 
@@ -36,14 +35,6 @@ MAX_KEYS = 10_000
 ADMIN_NAME = "admin"
 """Of the key that GATEWAY_ADMIN_TOKEN is."""
 ANONYMOUS_NAME = "anonymous"
-
-
-class Role(IntEnum):
-    """Each may do what those before may."""
-
-    READER = 1
-    WRITER = 2
-    ADMIN = 3
 
 
 class Key(NamedTuple):
@@ -155,12 +146,16 @@ def parse_keys(text: str, source: str) -> list[Key]:
             f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False, include_input=False, include_context=False)[:5]
         )
-        raise ConfigError(f"{source} is not a list of keys: {problems}", "README.md, 'Securing it', shows one") from None
+        raise ConfigError(
+            f"{source} is not a list of keys: {problems}", "README.md, 'Securing it', shows one"
+        ) from None
     except (ValueError, RecursionError, OverflowError) as error:
         where = str(error) if isinstance(error, tomllib.TOMLDecodeError | _Twice) else "it cannot be read"
         if isinstance(error, json.JSONDecodeError):
             where = f"{error.msg} at line {error.lineno}"
-        raise ConfigError(f"{source} is neither TOML nor JSON: {where}", "README.md, 'Securing it', shows one") from None
+        raise ConfigError(
+            f"{source} is neither TOML nor JSON: {where}", "README.md, 'Securing it', shows one"
+        ) from None
     for what in ("name", "id"):
         values = [getattr(key, what) for key in keys]
         if len(set(values)) < len(values):
@@ -176,4 +171,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
         raise _Twice("a name stands twice in one object")
     return dict(pairs)
-

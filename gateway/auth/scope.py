@@ -1,4 +1,4 @@
-"""Scopes: which tenants, databases and collections a key may see. Pure.
+"""Roles and scopes: what a key may do, and with what. Pure.
 
 Patterns know `*` (anything, also nothing) and `?` (one character); all else means itself, and case matters. Of a
 tenant, a database and a collection each must match one pattern. None stands for no restriction.
@@ -6,10 +6,21 @@ tenant, a database and a collection each must match one pattern. None stands for
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import NamedTuple
 
 
-class Names(NamedTuple):
+class Role(IntEnum):
+    """Each may do what those before may."""
+
+    READER = 1
+    WRITER = 2
+    ADMIN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
     """A choice of names."""
 
     patterns: tuple[str, ...] | None = None

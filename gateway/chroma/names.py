@@ -20,9 +20,7 @@ _REMEMBERED_S = 10.0
 _MAX_REMEMBERED = 10_000
 _TIMEOUT_S = 5.0
 _LOOK_UPS_AT_ONCE = 4
-_QUERY = (
-    "select d.tenant_id, d.name, c.name from collections c join databases d on d.id = c.database_id where c.id = ?"
-)
+_QUERY = "select d.tenant_id, d.name, c.name from collections c join databases d on d.id = c.database_id where c.id = ?"
 
 
 class Named(NamedTuple):

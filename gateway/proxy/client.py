@@ -15,10 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BodyTooLarge, ClientTooSlow, GatewayError, HeadTooLarge, InvalidRequest
 from gateway.proxy.answers import CONTINUE, error_answer
+from gateway.proxy.door import Door, Entry
 from gateway.proxy.exchange import HELD_BYTES, Exchange
 from gateway.proxy.framing import LAST_CHUNK, BadFraming, Body, Chunked, chunk
 from gateway.proxy.gate import Gate
-from gateway.proxy.door import Door, Entry
 from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES
 from gateway.proxy.limits import Limits
 from gateway.proxy.reply import Reply

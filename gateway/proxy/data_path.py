@@ -101,9 +101,7 @@ class DataPath:
     ) -> Reply:
         if note is not None:
             note(error.status)
-        return self._reply(
-            client, entry, error.status, partial(error_answer, error, request_id, extra=entry.extra)
-        )
+        return self._reply(client, entry, error.status, partial(error_answer, error, request_id, extra=entry.extra))
 
     def _answer(
         self, client: ClientConnection, entry: Entry, request_id: bytes, answer: Answer, note: Note | None
@@ -143,7 +141,12 @@ class DataPath:
     def _note(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Note | None:
         audit, head = self._audit, entry.head
         # Who has no key at all destroys nothing, and could fill the disk.
-        if audit is None or head.to.action not in DESTRUCTIVE or entry.visitor is None or head.route.kind.value != "write":
+        if (
+            audit is None
+            or head.to.action not in DESTRUCTIVE
+            or entry.visitor is None
+            or head.route.kind.value != "write"
+        ):
             return None
         visitor = entry.visitor
 

@@ -10,10 +10,10 @@ from collections.abc import Collection
 
 from gateway.auth.access import GO_ON, Answer, Plan, identity, plan, require_role
 from gateway.auth.keyring import Keyring
-from gateway.auth.keys import ANONYMOUS_NAME, Key, Role
+from gateway.auth.keys import ANONYMOUS_NAME, Key
 from gateway.auth.quota import Limits, Quota
 from gateway.auth.routes import DESTRUCTIVE, RECORD_WRITES, RENAMES, Action
-from gateway.auth.scope import EVERYTHING, Scope
+from gateway.auth.scope import EVERYTHING, Role, Scope
 from gateway.auth.tokens import token_in
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.proxy.answers import allow_origin, preflight
@@ -200,4 +200,3 @@ class _ResetDisabled(Forbidden):
 
 
 RESET_DISABLED = _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")
-

@@ -28,8 +28,6 @@ _MAX_NAMING_BODY_BYTES = 1 << 20
 _RENAMED = "the collection's name may have changed meanwhile"
 
 
-
-
 class CollectionNames(Protocol):
     """Knows which name a UUID has; see `gateway.chroma.names`."""
 
@@ -177,9 +175,7 @@ class ScopedExchange(Exchange):
 class FilteredExchange(Exchange):
     """Of a list, of which the visitor sees a part."""
 
-    def __init__(
-        self, client: Client, entry: Entry, request_id: bytes, gate: Gate, pool: Pool
-    ) -> None:
+    def __init__(self, client: Client, entry: Entry, request_id: bytes, gate: Gate, pool: Pool) -> None:
         self._bare = entry.head.method == b"HEAD"
         self._plan = entry.plan
         head, self._offset, self._limit = _of_all(entry.head, entry.plan.lists)
@@ -206,9 +202,7 @@ class FilteredExchange(Exchange):
         last = self._client.closing or not self.head.keep_alive or not self.received
         self._status = status
         self._end()
-        words = own_answer(
-            Answer(status, body), self._request_id, close=last, bare=self._bare, extra=self.extra
-        )
+        words = own_answer(Answer(status, body), self._request_id, close=last, bare=self._bare, extra=self.extra)
         self._client.write(words)
         self._client.answer_ended(last=last)
 
@@ -266,7 +260,9 @@ def _records(body: bytes) -> int:
     try:
         return len(msgspec.json.decode(body, type=_Written).ids or ())
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidRequest("this key may write so many records at once, and those of this body cannot be counted") from None
+        raise InvalidRequest(
+            "this key may write so many records at once, and those of this body cannot be counted"
+        ) from None
 
 
 def _unframed(pieces: list[bytes], *, chunked: bool) -> bytes:
@@ -297,5 +293,3 @@ class Note(Protocol):
     """Writes down how it ended."""
 
     def __call__(self, status: int) -> None: ...
-
-
