@@ -114,6 +114,7 @@ class BodyTooLarge(GatewayError):
 class RateLimited(GatewayError):
     status = 429
     retryable = True
+    retry_after_s = 1
 
     def __init__(self, message: str, hint: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message, hint)
