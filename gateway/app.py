@@ -38,22 +38,25 @@ from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
 from gateway.observe import api as observe_api
-from gateway.observe.health import Health
+from gateway.observe.collect import Collection
+from gateway.observe.health import FINAL_BUDGET_S, Health
+from gateway.observe.metrics import Metrics
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.door import Door
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
+from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations, snapshot_regularly
 from gateway.snapshot.repository import Repository
 from gateway.store import Prefixed, open_store
+from gateway.store.observed import Observed
 
 log = structlog.get_logger()
 
 # Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then
 # Chroma's own stop.
 _GRACE_S = 4
-_LAST_BUDGET_S = 8.0
 # What has not ended then breaks off: everybody else is turned away meanwhile.
 _REFUSAL_GRACE_S = 5.0
 _MAX_ADMIN_BODY_BYTES = 64 << 10
@@ -70,9 +73,9 @@ class House:
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
         self.directory = DataDirectory(settings.data_dir)
-        self.repository = Repository(
-            Prefixed(open_store(settings.store, addressing=settings.s3_addressing), settings.repository_prefix)
-        )
+        self.metrics = Metrics()
+        store = Observed(open_store(settings.store, addressing=settings.s3_addressing), self.metrics)
+        self.repository = Repository(Prefixed(store, settings.repository_prefix))
         self.gate = Gate(settings.gate_timeout_s)
         limits = Limits(
             client_timeout_s=settings.client_timeout_s,
@@ -119,7 +122,17 @@ class House:
             hold=lambda: self.gate.hold(settings.drain_timeout_s),
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
         )
-        self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
+        self.operations.on_outcome = self._count_snapshot
+        self.collection = Collection(
+            self.metrics,
+            self.door.tallies,
+            self.gate,
+            self.data_path.pool,
+            self.watch,
+            lambda: len(self.data_path.clients),
+            settings.data_dir,
+        )
+        self.health = Health(settings, self.directory, self.watch, self.gate, self.operations, self.collection)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
         self.admin = _admin_application(self)
@@ -130,7 +143,9 @@ class House:
         await asyncio.to_thread(self.directory.drop_scratch)
         work = (self.watch.run(), self.data_path.watch_the_clock(), self.operations.begin(), *self._schedule())
         watching, timing, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
-        looking = asyncio.create_task(_logged(self.keyring.run()))
+        looking = [
+            asyncio.create_task(_logged(each)) for each in (self.keyring.run(), self._look_for_the_last_snapshot())
+        ]
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -139,10 +154,32 @@ class House:
         finally:
             await _end(*scheduling)
             await self._last_snapshot()
-            await _end(watching, timing, beginning, looking)
+            await _end(watching, timing, beginning, *looking)
             self.data_path.close()
             await asyncio.to_thread(self.audit.close)
             await self.repository.close()
+
+    def _count_snapshot(self, snapshot: Snapshot | None) -> None:
+        if snapshot is None:
+            self.metrics.snapshot_failed()
+        else:
+            self.metrics.snapshot_taken(
+                at_s=snapshot.created_at.timestamp(),
+                duration_s=snapshot.duration_s,
+                drain_s=snapshot.drain_ms / 1e3,
+                freeze_s=snapshot.freeze_ms / 1e3,
+            )
+
+    async def _look_for_the_last_snapshot(self) -> None:
+        """Tell the metrics how old the latest good snapshot is, which an earlier process took."""
+        try:
+            snapshots = await self.repository.snapshots()
+        except GatewayError as error:
+            log.warning("the store's snapshots cannot be listed", cause=str(error))
+            return
+        good = [each for each in snapshots if each.state == "complete"]
+        if good and self.metrics.last_good_s is None:
+            self.metrics.last_good_snapshot(good[0].created_at.timestamp())
 
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
         interval_s = self.settings.snapshot_interval_s
@@ -151,7 +188,7 @@ class House:
     async def _last_snapshot(self) -> None:
         """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
         await self.operations.resume()
-        left_s = (self.stop_by or time.monotonic() + _LAST_BUDGET_S) - time.monotonic()
+        left_s = (self.stop_by or time.monotonic() + FINAL_BUDGET_S) - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
                 await self.operations.until_idle()
@@ -205,7 +242,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         # The budget runs from the signal, not from whenever requests have ended. uvicorn's own handler
         # would raise the signal again at the end, and a clean stop would look like a death.
-        self._house.stop_by = self._house.stop_by or time.monotonic() + _LAST_BUDGET_S
+        self._house.stop_by = self._house.stop_by or time.monotonic() + FINAL_BUDGET_S
         self.should_exit = True
 
 
@@ -229,7 +266,12 @@ def _admin_application(house: House) -> FastAPI:
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     app.state.operations, app.state.health = house.operations, house.health
+    app.state.collection = house.collection
     app.include_router(observe_api.public)
+    anybody = not house.settings.is_closed
+    app.include_router(
+        observe_api.scraped, dependencies=[Depends(KeyHolder(house.keyring, Role.READER, anonymous=anybody))]
+    )
     protected = [Depends(KeyHolder(house.keyring, Role.ADMIN))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)

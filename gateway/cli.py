@@ -12,6 +12,7 @@ from gateway.auth import cli as keys_cli
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
+from gateway.observe import cli as observe_cli
 from gateway.observe import logs
 from gateway.snapshot.model import FORMAT
 
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_cli.app, name="key")
+app.command("status")(observe_cli.status)
 
 
 def _show_version(wanted: bool) -> None:

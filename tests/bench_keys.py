@@ -20,6 +20,7 @@ from tests.bench_proxy import BASE, Case, Result, embeddings, fill, wrk
 from tests.house import House, house
 from tests.keys import Keys
 
+
 def asked(port: int, case: Case, token: str | None, connections: int, seconds: float, directory: Path) -> Result:
     """`wrk` with a token."""
     from tests import bench_proxy

@@ -1,11 +1,13 @@
-"""`/healthz`, `/readyz` and `/admin/status`."""
+"""`/healthz`, `/readyz`, `/metrics` and `/admin/status`."""
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from gateway.errors import Unavailable
+from gateway.observe.collect import CONTENT_TYPE, Collection
 from gateway.observe.health import Health
 
 
@@ -17,12 +19,26 @@ class Ready(BaseModel):
     status: str = Field(description="`ready`: Chroma is up, restored, and every collection was read")
 
 
+class NotReady(BaseModel):
+    error: str = Field(description="`Unavailable`")
+    message: str = Field(description="why, in one sentence")
+    phase: str = Field(
+        description="`refusing`, `preparing`, `restoring`, `waiting` (for the store), `starting`, `reading`, `unreadable`"
+    )
+    bytes_done: int | None = Field(None, description="of a restore: how much is fetched and verified")
+    bytes_total: int | None = Field(None, description="of a restore: how much there is")
+    collections_done: int | None = Field(None, description="while every collection is read once: how many were")
+    collections_total: int | None = Field(None, description="while every collection is read once: how many there are")
+    unreadable: dict[str, str] | None = Field(None, description="what cannot be read, and why")
+
+
 def _health(request: Request) -> Health:
     health: Health = request.app.state.health
     return health
 
 
 public = APIRouter(tags=["health"])
+scraped = APIRouter(tags=["metrics"])
 admin = APIRouter(prefix="/admin", tags=["status"])
 
 
@@ -31,12 +47,30 @@ async def healthz() -> Alive:
     return Alive(status="ok")
 
 
-@public.get("/readyz", summary="Is all data being served?")
-async def readyz(request: Request) -> Ready:
-    """503 with the reason as long as it is not."""
-    if reason := _health(request).why_not_ready():
-        raise Unavailable(reason)
-    return Ready(status="ready")
+@public.get(
+    "/readyz",
+    summary="Is all data being served?",
+    responses={503: {"model": NotReady, "description": "not yet, or not all of it"}},
+)
+async def readyz(request: Request) -> Response:
+    """503 with the reason as long as it is not, and how far a start has come."""
+    health = _health(request)
+    if (reason := health.why_not_ready()) is None:
+        return JSONResponse(Ready(status="ready").model_dump())
+    error = Unavailable(reason)
+    return JSONResponse({**error.body(), **health.progress()}, error.status, {"Retry-After": str(error.retry_after_s)})
+
+
+@scraped.get(
+    "/metrics",
+    summary="What Prometheus asks for",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
+)
+async def metrics(request: Request) -> Response:
+    """Where the data path wants keys, so does this: one of any role that sees everything."""
+    collection: Collection = request.app.state.collection
+    return Response(await collection.render(), media_type=CONTENT_TYPE)
 
 
 @admin.get("/status", summary="What an operator asks first")

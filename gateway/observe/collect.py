@@ -5,7 +5,6 @@ remembered for `_REMEMBERED_S`, since a scrape a second must not cost a walk thr
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from prometheus_client.core import (
 
 import gateway
 from gateway.chroma.survey import Survey, survey
+from gateway.observe.memory import resident_bytes
 from gateway.observe.metrics import PREFIX, Metrics
 from gateway.proxy.gate import Gate, State
 from gateway.proxy.tally import BOUNDS_S, BROKEN, CLIENT_GONE, Histogram, Tallies
@@ -100,9 +100,7 @@ class Collection:
         )
         for label, tally in list(self._tallies.by_label.items()):
             for status, number in list(tally.statuses.items()):
-                requests.add_metric(
-                    [label.route, label.method, _STATUSES.get(status, str(status)), label.key], number
-                )
+                requests.add_metric([label.route, label.method, _STATUSES.get(status, str(status)), label.key], number)
         yield requests
         for name, help_, histograms in (
             ("request", "From a request's head to the end of its answer, as the gateway saw it.", self._tallies.whole),
@@ -175,12 +173,3 @@ def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
         total += count
         buckets.append((bound, float(total)))
     return buckets
-
-
-def resident_bytes() -> int | None:
-    """The memory of this process; None where that cannot be told."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, IndexError, ValueError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

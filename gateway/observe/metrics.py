@@ -27,7 +27,9 @@ class Metrics:
         def name(of: str) -> str:
             return f"{PREFIX}_{of}"
 
-        self._snapshots = Counter(name("snapshots"), "Snapshots that ended, by outcome.", ["outcome"], registry=registry)
+        self._snapshots = Counter(
+            name("snapshots"), "Snapshots that ended, by outcome.", ["outcome"], registry=registry
+        )
         self._snapshot_s = Histogram(
             name("snapshot_duration_seconds"), "How long snapshots took.", buckets=_LONG_SECONDS, registry=registry
         )
@@ -60,12 +62,14 @@ class Metrics:
         self._errors = Counter(
             name("store_errors"), "What the store refused, by error.", ["operation", "error"], registry=registry
         )
-        self._jobs = Counter(name("jobs"), "Jobs that ended, by kind and outcome.", ["kind", "outcome"], registry=registry)
+        self._jobs = Counter(
+            name("jobs"), "Jobs that ended, by kind and outcome.", ["kind", "outcome"], registry=registry
+        )
         self._lease_held = Gauge(
             name("lease_held"), "Whether this gateway holds the lease of its store prefix.", registry=registry
         )
         self._lease_epoch = Gauge(name("lease_epoch"), "The lease's epoch, 0 if there is none.", registry=registry)
-        self._last_good_s: float | None = None
+        self.last_good_s: float | None = None
         for outcome in SNAPSHOT_OUTCOMES:
             self._snapshots.labels(outcome)
         for direction in ("up", "down"):
@@ -86,12 +90,12 @@ class Metrics:
 
     def last_good_snapshot(self, at_s: float | None) -> None:
         """The store's latest good snapshot is of `at_s`; None if it has none."""
-        self._last_good_s = at_s
+        self.last_good_s = at_s
         self._last_good.set(at_s or 0)
 
     def refresh(self) -> None:
         """Before a scrape: what grows by itself."""
-        known = self._last_good_s
+        known = self.last_good_s
         self._age.set(math.inf if known is None else max(0.0, time.time() - known))
 
     # ------------------------------------------------------------------ store

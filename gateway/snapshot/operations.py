@@ -44,6 +44,8 @@ class Operations:
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
         self.last_error: dict[str, Any] | None = None
+        self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
+        """Told of every snapshot that ended; None is one that failed."""
 
     @contextlib.contextmanager
     def _claim(self, what: str) -> Iterator[None]:
@@ -71,8 +73,10 @@ class Operations:
                 snapshot = await create_snapshot(self.repository, self._directory, self._source, self._hold, label)
             except GatewayError as error:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
+                self.on_outcome(None)
                 raise
             self.last_error = None
+            self.on_outcome(snapshot)
             return snapshot
 
     async def restore(self, name: str) -> Snapshot:

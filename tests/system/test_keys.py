@@ -160,9 +160,7 @@ def test_every_route_in_scope(served: Served, method: str, template: str, role: 
         assert answer.headers["www-authenticate"] == "Bearer"
     elif template in ADMINS:
         assert answer.status_code == 403
-    elif "reader" in role and not READS.fullmatch(f"{method} {template}"):
-        assert (answer.status_code, answer.json()["error"]) == (403, "AuthError")
-    elif role == "scoped-writer" and (method, template) in WHOLE:
+    elif ("reader" in role and not READS.fullmatch(f"{method} {template}")) or (role == "scoped-writer" and (method, template) in WHOLE):
         assert (answer.status_code, answer.json()["error"]) == (403, "AuthError")
     elif "{crn}" in template:
         assert answer.status_code == 404
@@ -221,7 +219,10 @@ def test_every_route_out_of_scope(served: Served, method: str, template: str, ro
     assert shape(same) == shape(answer)
     # … which is what Chroma says of what is not there, save where Chroma does not look.
     chromas = served.bare.request(method, path, json=body)
-    if (method, template) in (("PATCH", "/api/v2/tenants/{tenant_name}"), ("POST", "/api/v2/tenants/{tenant}/databases")):
+    if (method, template) in (
+        ("PATCH", "/api/v2/tenants/{tenant_name}"),
+        ("POST", "/api/v2/tenants/{tenant}/databases"),
+    ):
         assert answer.status_code == 404
     elif chromas.status_code != 501:
         assert shape(chromas) == shape(answer)
@@ -268,7 +269,12 @@ def test_lists_show_what_is_in_scope(served: Served) -> None:
     seen = served.ask("scoped-reader", "GET", base).json()
     assert [each["name"] for each in seen] == [name for name in everything if name.startswith("pages-")]
     assert all(each == everything[each["name"]] for each in seen)
-    for query, part in (("limit=2", seen[:2]), ("offset=1", seen[1:]), ("limit=1&offset=1", seen[1:2]), ("limit=0", [])):
+    for query, part in (
+        ("limit=2", seen[:2]),
+        ("offset=1", seen[1:]),
+        ("limit=1&offset=1", seen[1:2]),
+        ("limit=0", []),
+    ):
         assert served.ask("scoped-reader", "GET", f"{base}?{query}").json() == part
     assert served.ask("scoped-reader", "GET", f"{base}_count").text == "3"
     assert served.ask("scoped-reader", "GET", f"{base}?limit=-1").status_code == 400
