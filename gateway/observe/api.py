@@ -23,7 +23,9 @@ class NotReady(BaseModel):
     error: str = Field(description="`Unavailable`")
     message: str = Field(description="why, in one sentence")
     phase: str = Field(
-        description="`refusing`, `preparing`, `restoring`, `waiting` (for the store), `starting`, `reading`, `unreadable`"
+        description=(
+            "`refusing`, `preparing`, `restoring`, `waiting` (for the store), `starting`, `reading`, `unreadable`"
+        )
     )
     bytes_done: int | None = Field(None, description="of a restore: how much is fetched and verified")
     bytes_total: int | None = Field(None, description="of a restore: how much there is")

@@ -160,7 +160,9 @@ def test_every_route_in_scope(served: Served, method: str, template: str, role: 
         assert answer.headers["www-authenticate"] == "Bearer"
     elif template in ADMINS:
         assert answer.status_code == 403
-    elif ("reader" in role and not READS.fullmatch(f"{method} {template}")) or (role == "scoped-writer" and (method, template) in WHOLE):
+    elif ("reader" in role and not READS.fullmatch(f"{method} {template}")) or (
+        role == "scoped-writer" and (method, template) in WHOLE
+    ):
         assert (answer.status_code, answer.json()["error"]) == (403, "AuthError")
     elif "{crn}" in template:
         assert answer.status_code == 404
@@ -337,7 +339,7 @@ def test_nothing_is_named_out_of_scope(served: Served, body: bytes) -> None:
 
 
 def test_a_long_body_is_not_judged_by_an_old_name(served: Served) -> None:
-    """A request that began while its collection was in scope is not carried out after a rename that was acknowledged."""
+    """A request that began while its collection was in scope is not carried out once a rename was acknowledged."""
     place = served.make("acme", "web", f"pages-{next(_numbers)}")
     base = "/api/v2/tenants/acme/databases/web/collections"
     body = b'{"ids": ["1"], "embeddings": [[1, 2, 3]], "documents": ["' + b"x" * 200_000 + b'"]}'

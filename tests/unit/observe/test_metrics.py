@@ -11,11 +11,11 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.app import House
+from gateway.chroma.database import Collection as Row
+from gateway.chroma.survey import Survey, Surveyed
 from gateway.config import Settings
 from gateway.observe.collect import MAX_COLLECTIONS, _sizes
 from gateway.observe.metrics import Metrics
-from gateway.chroma.database import Collection as Row
-from gateway.chroma.survey import Survey, Surveyed
 from gateway.proxy.tally import BOUNDS_S, Histogram, Label
 from tests.bare_chroma import bare_chroma
 
@@ -136,6 +136,7 @@ def test_an_unknown_error_is_no_new_label() -> None:
     """What the store says cannot make up label values."""
     metrics = Metrics()
     metrics.store_refused("get", "SomethingThatAServerMadeUp")
-    assert metrics.registry.get_sample_value(
-        "chroma_gateway_store_errors_total", {"operation": "get", "error": "other"}
-    ) == 1
+    assert (
+        metrics.registry.get_sample_value("chroma_gateway_store_errors_total", {"operation": "get", "error": "other"})
+        == 1
+    )
