@@ -41,6 +41,7 @@ from gateway.observe import api as observe_api
 from gateway.observe.collect import Collection
 from gateway.observe.health import FINAL_BUDGET_S, Health
 from gateway.observe.metrics import Metrics
+from gateway.observe.requests import numbered
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.door import Door
 from gateway.proxy.gate import Gate
@@ -218,7 +219,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        audited(_bounded(house.admin), house.audit, networks(settings.trusted_proxies)),
+        numbered(audited(_bounded(house.admin), house.audit, networks(settings.trusted_proxies))),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",

@@ -70,7 +70,12 @@ def run_gateway() -> None:
 
 def _settings(program: str) -> Settings:
     settings = load_settings()
-    logs.configure(as_json=settings.logs_as_json, level=settings.log_level, program=program)
+    logs.configure(
+        as_json=settings.logs_as_json,
+        level=settings.log_level,
+        program=program,
+        google_project=settings.google_project,
+    )
     return settings
 
 

@@ -9,7 +9,6 @@ from gateway.auth.addresses import Network, client_address
 from gateway.auth.audit import Audit
 
 _READS = ("GET", "HEAD", "OPTIONS")
-_MAX_ID_CHARACTERS = 200
 
 
 def audited(app: ASGIApp, audit: Audit, trusted: Iterable[Network]) -> ASGIApp:
@@ -33,7 +32,6 @@ def audited(app: ASGIApp, audit: Audit, trusted: Iterable[Network]) -> ASGIApp:
             await app(scope, receive, watched)
         finally:
             if (key := state.get("key")) is not None:
-                headers = dict(scope["headers"])
                 forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
                 peer = scope["client"][0] if scope.get("client") else "unknown"
                 audit.note(
@@ -44,7 +42,7 @@ def audited(app: ASGIApp, audit: Audit, trusted: Iterable[Network]) -> ASGIApp:
                     path=scope["raw_path"].decode("latin-1"),
                     action="admin",
                     status=status,
-                    request_id=headers.get(b"x-request-id", b"").decode("latin-1")[:_MAX_ID_CHARACTERS],
+                    request_id=state.get("request_id", ""),
                 )
 
     return wrapped

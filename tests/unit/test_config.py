@@ -60,6 +60,7 @@ def test_readme_shows_the_defaults() -> None:
         "GATEWAY_SNAPSHOT_INTERVAL_S",
         "GATEWAY_SNAPSHOT_ON_EXIT",
         "GATEWAY_TRUSTED_PROXIES",
+        "GOOGLE_CLOUD_PROJECT",
     }
     settings = load_settings()
     for name, default in plain.items():
