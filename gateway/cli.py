@@ -12,7 +12,6 @@ from gateway.auth import cli as keys_cli
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
-from gateway.observe import cli as observe_cli
 from gateway.observe import logs
 from gateway.snapshot.model import FORMAT
 
@@ -23,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys_cli.app, name="key")
-app.command("status")(observe_cli.status)
 
 
 def _show_version(wanted: bool) -> None:
@@ -50,6 +48,14 @@ def serve(
 
     _settings("serve")  # a wrong setting is told once, here, and not by every program
     run(config)
+
+
+@app.command()
+def status() -> None:
+    """Show what the running gateway says of itself: health, sizes, snapshots, collections."""
+    from gateway.observe.cli import show_status  # noqa: PLC0415
+
+    show_status(_settings("status"))
 
 
 @app.command("chroma", hidden=True)
@@ -81,6 +87,8 @@ def _settings(program: str) -> Settings:
 
 def main() -> NoReturn:
     """The entry point: errors become one line on stderr and an exit code."""
+    # Until the settings are read, which may be what fails.
+    logs.configure(as_json=not sys.stderr.isatty(), level="info", program="chroma-gateway")
     try:
         app(standalone_mode=True)
     except GatewayError as error:

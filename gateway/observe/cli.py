@@ -6,16 +6,15 @@ import httpx
 import typer
 
 from gateway.auth.admin_token import TOKEN_FILE
-from gateway.config import load_settings
+from gateway.config import Settings
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 
 _TIMEOUT_S = 30.0
 _MAX_COLLECTIONS = 15
 
 
-def status() -> None:
-    """Show what the running gateway says of itself: readiness, store, snapshots, collections, sizes."""
-    settings = load_settings()
+def show_status(settings: Settings) -> None:
+    """Print what the running gateway says of itself. Raises GatewayError where none answers."""
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104  # only looked for
     url = f"http://{host if ':' not in host or host.startswith('[') else f'[{host}]'}:{settings.port}/admin/status"
     if settings.admin_token:
