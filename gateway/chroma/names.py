@@ -60,17 +60,20 @@ class CollectionNames:
         return named if generation == self.generation and time.monotonic() < until_s else None
 
     async def find(self, collection_id: str) -> Named | None:
-        """The name, None if there is no such collection. Raises Unavailable."""
+        """The name, None if there is no such collection; as of this call's end. Raises Unavailable."""
         if named := self.known(collection_id):
             return named
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                async with self._places:
+            async with asyncio.timeout(_TIMEOUT_S), self._places:
+                while True:
                     generation = self.generation
                     found = await asyncio.to_thread(self._read, collection_id)
+                    if generation == self.generation:
+                        break
+                    # It may have been read before a change that is known by now.
         except (sqlite3.Error, TimeoutError) as error:
             raise Unavailable("the collection's name cannot be read just now", "send it again") from error
-        if found is not None and generation == self.generation:
+        if found is not None:
             if len(self._known) >= _MAX_REMEMBERED:
                 self._known.clear()
             self._known[collection_id] = (found, generation, time.monotonic() + _REMEMBERED_S)

@@ -122,7 +122,7 @@ class Door:
                 return self._nobody
             raise
         visitor = self._visitors.get(key.name)
-        if visitor is None or visitor.key is not key:
+        if visitor is None or visitor.key != key:
             visitor = Visitor(key, key.role, key.scope, key.limits or self._limits, time.monotonic())
             self._visitors[key.name] = visitor
         return visitor

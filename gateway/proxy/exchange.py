@@ -354,7 +354,12 @@ class Exchange:
         if not self.answering:
             self.fail(error)
             return
-        log.warning("an answer broke off in the middle", what=self.head.what, cause=error.message)
+        log.warning(
+            "an answer broke off in the middle",
+            what=self.head.what,
+            cause=error.message,
+            request_id=self._request_id.decode("latin-1"),
+        )
         self._status = BROKEN
         self._end()
         self._client.break_off()
