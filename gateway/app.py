@@ -42,6 +42,7 @@ from gateway.observe.collect import Collection
 from gateway.observe.health import FINAL_BUDGET_S, Health
 from gateway.observe.metrics import Metrics
 from gateway.observe.requests import numbered
+from gateway.observe.tracing import open_tracing
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.door import Door
 from gateway.proxy.gate import Gate
@@ -101,7 +102,9 @@ class House:
                 records=settings.limit_records,
             ),
             origins=settings.origins,
+            traced=settings.traces,
         )
+        self.tracing = open_tracing() if settings.traces else None
         self.data_path = DataPath(
             self.gate,
             HOST,
@@ -111,6 +114,7 @@ class House:
             CollectionNames(settings.data_dir, lambda: self.watch.starts),
             self.audit,
             networks(settings.trusted_proxies),
+            self.tracing,
         )
         self.chroma = ManagedChroma(
             Supervisor(settings.supervisor_url) if settings.supervisor_url else None, self.watch
@@ -158,6 +162,8 @@ class House:
             await _end(watching, timing, beginning, *looking)
             self.data_path.close()
             await asyncio.to_thread(self.audit.close)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
             await self.repository.close()
 
     def _count_snapshot(self, snapshot: Snapshot | None) -> None:

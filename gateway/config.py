@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"
     log_format: Literal["text", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    traces: bool = False
     google_project: str | None = Field(None, validation_alias="GOOGLE_CLOUD_PROJECT")
     # Put there by supervisord for the programs it runs; absent when the gateway runs by itself.
     supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")

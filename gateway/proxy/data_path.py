@@ -5,7 +5,7 @@ import itertools
 import os
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -31,6 +31,13 @@ log = structlog.get_logger()
 _MAX_ADDRESSES = 10_000
 
 
+class Tracing(Protocol):
+    """Follows requests; see `gateway.observe.tracing`."""
+
+    def begin(self, route: str, what: str, traceparent: bytes | None, request_id: bytes) -> tuple[bytes, Note]:
+        """A span begins: the header line that tells Chroma of it, and what to call at its end."""
+
+
 class DataPath:
     """The way of `/api/` requests. `uvicorn.Config(http=…)` takes it for a protocol class."""
 
@@ -44,7 +51,9 @@ class DataPath:
         names: CollectionNames | None = None,
         audit: Audit | None = None,
         trusted_proxies: Iterable[Network] = (),
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self.gate, self.limits = gate, limits
         self.door = door or Door(max_body_bytes=limits.max_body_bytes)
         self.pool = Pool(host, port, limits.max_in_flight, limits.max_queued)
@@ -80,8 +89,15 @@ class DataPath:
         exchange = self._exchange(client, entry, request_id)
         exchange.extra = entry.extra
         names = self._names if entry.head.to.action in RENAMES else None
-        if quota is not None or names is not None or note is not None:
-            exchange.companion = Watcher(quota, names, note)
+        notes = [] if note is None else [note]
+        if self._tracing is not None:
+            head = entry.head
+            exchange.asked_with, end = self._tracing.begin(
+                head.to.action.value, head.what, head.traceparent, request_id
+            )
+            notes.append(end)
+        if quota is not None or names is not None or notes:
+            exchange.companion = Watcher(quota, names, notes)
         return exchange
 
     def _exchange(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Exchange:

@@ -5,6 +5,7 @@ whose head was seen before costs one look-up, with keys or without. Heads hold t
 are remembered, at most `_REMEMBERED`, and all are forgotten whenever the keys change. Strangers cannot push them out.
 """
 
+import re
 import time
 from collections.abc import Collection
 
@@ -24,6 +25,7 @@ from gateway.proxy.tally import Label, Tallies, Tally
 # Longer ones are rare, and would fill the memory.
 _REMEMBERED_BYTES = 2048
 _REMEMBERED = 2048
+_TRACEPARENT = re.compile(rb"\r\ntraceparent:[^\r\n]*\r\n", re.IGNORECASE)
 _HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>'"
 NOBODY = "none"
 """In metrics, the key of those that were turned away for having no valid one."""
@@ -72,11 +74,13 @@ class Door:
         limits: Limits | None = None,
         origins: Collection[str] = (),
         tallies: Tallies | None = None,
+        traced: bool = False,
     ) -> None:
         self._keyring, self._anonymous, self._allow_reset = keyring, anonymous, allow_reset
         self._max_body_bytes, self._limits = max_body_bytes, limits or Limits()
         self._origins = frozenset(each.encode() for each in origins)
         self.tallies = tallies or Tallies()
+        self.traced = traced
         self._known: dict[bytes, Entry] = {}
         now_s = time.monotonic()
         self._nobody = Visitor(None, Role.ADMIN, EVERYTHING, self._limits, now_s)
@@ -153,6 +157,8 @@ class Door:
         tally = self.tallies.of(Label(action.value, method, name), kind)
         limits = visitor.limits if visitor else self._limits
         most = min(self._max_body_bytes, limits.body_bytes or self._max_body_bytes)
+        if self.traced:  # the span in between is ours
+            head = head._replace(upstream=_TRACEPARENT.sub(b"\r\n", head.upstream))
         entry = Entry(head, tally, visitor, most)
         entry.refusal = refusal
         if head.origin is not None and head.origin in self._origins:
@@ -172,6 +178,7 @@ class Door:
             and action not in RENAMES
             and action not in DESTRUCTIVE
             and not entry.extra
+            and not self.traced
         )
         if visitor is not None and visitor.key is not None:
             entry.expires_at_s = visitor.key.expires_at_s

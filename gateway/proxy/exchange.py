@@ -80,6 +80,8 @@ class Exchange:
     companion: Companion | None = None
     extra = b""
     """Header lines that the answer gets besides its own."""
+    asked_with = b""
+    """Header lines that Chroma is given besides the client's."""
     _ticket: Ticket | None = None  # admitted as a write; or else as a read
     _epoch: int | None = None  # of the gate, when it admitted this
     _admission: asyncio.Task[None] | None = None
@@ -265,7 +267,12 @@ class Exchange:
         address = client.forwarded_for
         if head.forwarded_for is not None:
             address = head.forwarded_for + b", " + address
-        lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n\r\n" % (head.upstream, address, self._request_id)
+        lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n%b\r\n" % (
+            head.upstream,
+            address,
+            self._request_id,
+            self.asked_with,
+        )
         if self._awaits_end:
             self._back = self._held.pop()
         upstream.begin(self, b"".join((lines, *self._held)) if self._held else lines)

@@ -60,6 +60,7 @@ class RequestHead(NamedTuple):
     query: bytes
     credentials: tuple[tuple[bytes, bytes], ...]
     """The headers that may hold a token, with names in lower case. The next hop does not get them."""
+    traceparent: bytes | None
     origin: bytes | None
     asks_method: bool
     """Whether it may be a browser's question before the request that matters."""
@@ -155,6 +156,7 @@ def parse_request(raw: bytes) -> RequestHead:
         path=path,
         query=query,
         credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
+        traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
         asks_method=any(name == b"access-control-request-method" for name, _ in headers),
     )

@@ -7,6 +7,7 @@ and shows what is in scope. A `Companion` is told how it ends.
 
 import asyncio
 import re
+from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import parse_qsl
 
@@ -273,8 +274,8 @@ def _unframed(pieces: list[bytes], *, chunked: bool) -> bytes:
 class Watcher:
     """The companion of an exchange that is counted, that may rename, or that the audit wants to know of."""
 
-    def __init__(self, quota: Quota | None, names: CollectionNames | None, note: "Note | None") -> None:
-        self._quota, self._names, self._note = quota, names, note
+    def __init__(self, quota: Quota | None, names: CollectionNames | None, notes: "Sequence[Note]") -> None:
+        self._quota, self._names, self._notes = quota, names, notes
 
     def answered(self) -> None:
         if self._names is not None:
@@ -285,8 +286,8 @@ class Watcher:
             self._quota.end()
         if self._names is not None:
             self._names.changed()
-        if self._note is not None:
-            self._note(status)
+        for note in self._notes:
+            note(status)
 
 
 class Note(Protocol):

@@ -557,12 +557,17 @@ def test_admins_alone_administer(served: Served) -> None:
 
 def test_no_key_reaches_a_log_or_chroma(served: Served) -> None:
     """What was said of requests names keys, never tokens."""
+    place = served.make("acme", "web", f"pages-{next(_numbers)}")
+    path = f"/api/v2/tenants/acme/databases/web/collections/{place.name}"
+    assert served.ask("scoped-reader", "DELETE", path).status_code == 403
+    assert served.ask("scoped-writer", "DELETE", path).status_code == 200
+    assert served.ask("wrong", "DELETE", path).status_code == 401
     output = served.house.output()
     for token in (*served.keys.tokens.values(), ADMIN_TOKEN):
         assert token not in output
         assert token.rpartition("_")[2] not in output
     notes = [json.loads(line) for line in output.splitlines() if '"stream": "audit"' in line]
-    assert {"scoped-writer", "writer"} <= {note["who"] for note in notes}
+    assert {"scoped-writer", "scoped-reader"} <= {note["who"] for note in notes}
     deleted = next(note for note in notes if note["action"] == "delete_collection" and note["status"] == 200)
     assert deleted["address"] == "127.0.0.1"
     assert deleted["path"].startswith("/api/v2/tenants/acme/")

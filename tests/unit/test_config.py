@@ -59,6 +59,7 @@ def test_readme_shows_the_defaults() -> None:
         "GATEWAY_LOG_FORMAT",
         "GATEWAY_SNAPSHOT_INTERVAL_S",
         "GATEWAY_SNAPSHOT_ON_EXIT",
+        "GATEWAY_TRACES",
         "GATEWAY_TRUSTED_PROXIES",
         "GOOGLE_CLOUD_PROJECT",
     }
