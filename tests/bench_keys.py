@@ -5,8 +5,11 @@ No test: nothing here fails for being slow.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
+import os
+import random
 import socket
 import statistics
 import tempfile
@@ -16,6 +19,8 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from gateway.auth.keyring import Keyring
+from gateway.errors import Unauthorized
 from tests.bench_proxy import BASE, Case, Result, embeddings, fill, wrk
 from tests.house import House, house
 from tests.keys import Keys
@@ -58,6 +63,35 @@ def flood(port: int, rate: int, stop: Event, sent: "Synchronized[int]") -> None:
             time.sleep(ahead)
 
 
+def cpu_s(pid: int | None) -> float:
+    """What a process has used of the processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def timing(token: str, file: Path) -> None:
+    """Print how long the right key and several wrong ones take to be told apart; the order changes each time."""
+    ring = Keyring("an-admin-token", file=file)
+    id_, secret = token[4:16], token[17:]
+    asked = {
+        "right": token,
+        "unknown id": f"cgw_{'0' * 12}_{secret}",
+        "right id, wrong from the first": f"cgw_{id_}_{'x' * 43}",
+        "right id, wrong at the last": token[:-1] + ("A" if token[-1] != "A" else "B"),
+        "no token of ours": "x" * len(token),
+    }
+    took: dict[str, list[int]] = {name: [] for name in asked}
+    for _ in range(40_000):
+        for name, each in random.sample(list(asked.items()), len(asked)):
+            began = time.perf_counter_ns()
+            with contextlib.suppress(Unauthorized):
+                ring.find(each)
+            took[name].append(time.perf_counter_ns() - began)
+    for name, values in took.items():
+        quarters = statistics.quantiles(values, n=4)
+        print(f"{name}: median {quarters[1]:,.0f} ns, quartiles {quarters[0]:,.0f} to {quarters[2]:,.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=3)
@@ -82,20 +116,30 @@ def main() -> None:
         ids = {name: fill(built.chroma_port) for name, built in houses.items()}
         for name in ("heartbeat", "query"):
             got: dict[str, list[Result]] = {who: [] for who in tokens}
+            used: dict[str, list[float]] = {who: [] for who in tokens}
             for turn in range(options.rounds):
                 for who in list(tokens) if turn % 2 == 0 else list(tokens)[::-1]:
                     where = "closed" if tokens[who] else "open"
                     case = Case("heartbeat", "GET", "/api/v2/heartbeat")
                     if name == "query":
                         case = Case("query", "POST", f"{BASE}/{ids[where]}/query", query)
+                    pid = houses[where].pid("gateway")
+                    before_s = cpu_s(pid)
                     got[who].append(
                         asked(houses[where].port, case, tokens[who], options.connections, options.seconds, directory)
                     )
+                    requests = got[who][-1].per_second * options.seconds
+                    used[who].append((cpu_s(pid) - before_s) / requests * 1e6)
             base = statistics.median(each.per_second for each in got["no keys"])
             for who, results in got.items():
                 rate = statistics.median(each.per_second for each in results)
                 p50 = statistics.median(each.p50_ms for each in results)
-                print(f"| {name} | {who} | {rate:,.0f} req/s | {rate / base:.3f} | p50 {p50:.2f} ms |", flush=True)
+                print(
+                    f"| {name} | {who} | {rate:,.0f} req/s | {rate / base:.3f} | p50 {p50:.2f} ms "
+                    f"| {statistics.median(used[who]):.1f} µs of the gateway's processor |",
+                    flush=True,
+                )
+        timing(tokens["a key"] or "", keys.path)
         port = houses["closed"].port
         case = Case("query", "POST", f"{BASE}/{ids['closed']}/query", query)
         for rate in (0, options.flood):

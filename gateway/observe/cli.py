@@ -64,6 +64,8 @@ def screen(found: dict[str, Any]) -> str:
     fits = {True: ", which fits", False: ", which does NOT FIT", None: ""}[found["final_snapshot_fits"]]
     final = f"a final one within {schedule['final_budget_s']:g} s{fits}" if schedule["final"] else "no final one"
     lines.append(f"snapshots {every}, {final}")
+    if lease := found.get("lease"):
+        lines.append("lease " + ", ".join(f"{name} {value}" for name, value in lease.items()))
     if found["last_error"]:
         lines.append(f"LAST ERROR at {found['last_error']['at']}: {found['last_error']['message']}")
     collections = found["collections"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -42,6 +43,8 @@ class Health:
         sizes: Sizes,
     ) -> None:
         self._sizes = sizes
+        self.sections: dict[str, Callable[[], Any]] = {}
+        """More for `status`, by name: who has something to tell puts a function here that returns it as JSON."""
         self._settings, self._directory, self._watch = settings, directory, watch
         self._gate, self._operations = gate, operations
         self._started = time.monotonic()
@@ -125,6 +128,7 @@ class Health:
             "store": (store := await self._store()),
             "final_snapshot_fits": self._final_fits(store),
             "last_error": self._operations.last_error,
+            **{name: tell() for name, tell in self.sections.items()},
         }
 
     def _final_fits(self, store: dict[str, Any]) -> bool | None:
