@@ -275,10 +275,9 @@ def _admin_application(house: House) -> FastAPI:
     app.state.operations, app.state.health = house.operations, house.health
     app.state.collection = house.collection
     app.include_router(observe_api.public)
-    anybody = not house.settings.is_closed
-    app.include_router(
-        observe_api.scraped, dependencies=[Depends(KeyHolder(house.keyring, Role.READER, anonymous=anybody))]
-    )
+    scraper = KeyHolder(house.keyring, Role.READER, anonymous=not house.settings.is_closed)
+    app.state.tells_names = scraper.lets_pass
+    app.include_router(observe_api.scraped, dependencies=[Depends(scraper)])
     protected = [Depends(KeyHolder(house.keyring, Role.ADMIN))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)

@@ -1,5 +1,6 @@
 """`/healthz`, `/readyz`, `/metrics` and `/admin/status`."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -34,6 +35,17 @@ class NotReady(BaseModel):
     unreadable: dict[str, str] | None = Field(None, description="what cannot be read, and why")
 
 
+_IN_GENERAL = {
+    "refusing": "requests are refused for a moment, as during a restore",
+    "preparing": "Chroma is starting",
+    "restoring": "a snapshot is being restored",
+    "waiting": "the store does not answer yet",
+    "starting": "Chroma is starting",
+    "reading": "every collection is being read once",
+    "unreadable": "{} collection(s) cannot be read; ask with a key to see which",
+}
+
+
 def _health(request: Request) -> Health:
     health: Health = request.app.state.health
     return health
@@ -59,8 +71,14 @@ async def readyz(request: Request) -> Response:
     health = _health(request)
     if (reason := health.why_not_ready()) is None:
         return JSONResponse(Ready(status="ready").model_dump())
+    progress = health.progress()
+    tells: Callable[[Request], bool] = request.app.state.tells_names
+    if not tells(request):
+        # Names of collections and of the store are for those who have a key that sees everything.
+        reason, unreadable = _IN_GENERAL.get(progress["phase"], "Chroma is starting"), progress.pop("unreadable", {})
+        reason = reason.format(len(unreadable))
     error = Unavailable(reason)
-    return JSONResponse({**error.body(), **health.progress()}, error.status, {"Retry-After": str(error.retry_after_s)})
+    return JSONResponse({**error.body(), **progress}, error.status, {"Retry-After": str(error.retry_after_s)})
 
 
 @scraped.get(

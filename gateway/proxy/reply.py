@@ -43,7 +43,7 @@ class Reply:
         if complete or self._taken_bytes > _READ_OUT_BYTES:
             last = self._client.closing or not self.head.keep_alive or not complete
             self.over = True
-            self._tally.add(self._status, 0.0)
+            self._tally.statuses[self._status] += 1  # its time says nothing of the way to Chroma
             self._client.write(self._words(close=last, bare=self.head.method == b"HEAD"))
             self._client.answer_ended(last=last)
 

@@ -389,6 +389,16 @@ def test_each_request_of_a_connection_is_its_own(served: Served) -> None:
         assert raw(served, *(with_key[who] for who in order)) == [status[who] for who in order]
 
 
+@pytest.mark.parametrize("role", ["none", "wrong", "reader", "scoped-writer"])
+@pytest.mark.parametrize("size_bytes", [10, 100_000, 5_000_000])
+def test_a_refusal_is_heard_whatever_is_being_sent(served: Served, role: str, size_bytes: int) -> None:
+    """A client that is sending a long body reads why it was refused, not that the connection broke."""
+    place = served.make("other", "web", "pages-theirs")
+    path = f"/api/v2/tenants/other/databases/web/collections/{place.id}/add"
+    answer = served.ask(role, "POST", path, content=b"x" * size_bytes)
+    assert answer.status_code == {"reader": 403, "scoped-writer": 404}.get(role, 401)
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [
