@@ -36,7 +36,7 @@ from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
-from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound, SnapshotError
 from gateway.observe import api as observe_api
 from gateway.observe.collect import Collection
 from gateway.observe.health import FINAL_BUDGET_S, Health
@@ -180,13 +180,14 @@ class House:
     async def _look_for_the_last_snapshot(self) -> None:
         """Tell the metrics how old the latest good snapshot is, which an earlier process took."""
         try:
-            snapshots = await self.repository.snapshots()
+            for snapshot_id in await self.repository.ids():
+                with contextlib.suppress(SnapshotError, NotFound):  # damaged, or deleted since
+                    latest = (await self.repository.manifest(snapshot_id)).snapshot
+                    if self.metrics.last_good_s is None:
+                        self.metrics.last_good_snapshot(latest.created_at.timestamp())
+                    return
         except GatewayError as error:
             log.warning("the store's snapshots cannot be listed", cause=str(error))
-            return
-        good = [each for each in snapshots if each.state == "complete"]
-        if good and self.metrics.last_good_s is None:
-            self.metrics.last_good_snapshot(good[0].created_at.timestamp())
 
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
         interval_s = self.settings.snapshot_interval_s

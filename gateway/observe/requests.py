@@ -24,7 +24,7 @@ def trace_of(traceparent: str) -> dict[str, str]:
 
 
 def numbered(app: ASGIApp) -> ASGIApp:
-    """`app`, with an id for each request, in its answer and in every event on the way; those to `/admin/` end with one."""
+    """`app`, with an id for each request, in its answer and its events; those to `/admin/` end with an event."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
