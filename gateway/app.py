@@ -24,9 +24,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
 from gateway import jobs_api
-from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
+from gateway.auth.addresses import networks
+from gateway.auth.admin_token import TOKEN_FILE, read_or_make
+from gateway.auth.api_keys import KeyHolder
+from gateway.auth.audit import Audit
+from gateway.auth.audited import audited
+from gateway.auth.keyring import Keyring
+from gateway.auth.keys import parse_keys
+from gateway.auth.quota import Limits as VisitorLimits
+from gateway.auth.scope import Role
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.names import CollectionNames
 from gateway.chroma.process import HOST
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
@@ -39,12 +48,18 @@ from gateway.errors import (
     InvalidRequest,
     NotAllowed,
     NotFound,
+    SnapshotError,
     StoreUnavailable,
 )
 from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
+from gateway.observe.collect import Collection
 from gateway.observe.health import Health
+from gateway.observe.metrics import Metrics
+from gateway.observe.requests import numbered
+from gateway.observe.tracing import open_tracing
 from gateway.proxy.data_path import DataPath
+from gateway.proxy.door import Door
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.snapshot import api as snapshot_api
@@ -53,6 +68,7 @@ from gateway.snapshot.changes import Changes
 from gateway.snapshot.collect import Collected
 from gateway.snapshot.home import Home
 from gateway.snapshot.lease import this_process
+from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.probe import Conditions, probe
 from gateway.snapshot.repository import Repository
@@ -61,6 +77,7 @@ from gateway.snapshot.rounds import DeadMansSwitch, make_rounds
 from gateway.snapshot.schedule import Cron, Every, Jittered, Schedule
 from gateway.snapshot.succession import Succession
 from gateway.store import Prefixed, Store, Undeletable, open_store
+from gateway.store.observed import Observed
 
 log = structlog.get_logger()
 
@@ -85,7 +102,8 @@ class House:
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
         self.directory = DataDirectory(settings.data_dir)
-        store = _own_store(settings)
+        self.metrics = Metrics()
+        store = Observed(_own_store(settings), self.metrics)
         self.gate = Gate(settings.gate_timeout_s)
         self.changes = Changes(lambda: self.gate.admitted_writes)
         self.place = Succession(
@@ -103,8 +121,6 @@ class House:
         )
         self.repository = Repository(store, self.place)
         self.record = Record()
-        # How many bytes changed is not known where anything did.
-        self.changed_bytes: ChangedBytes = lambda: None if self.changes.any else 0
         self.switch = DeadMansSwitch(
             settings.snapshot_ping_url.get_secret_value() if settings.snapshot_ping_url else None
         )
@@ -116,8 +132,35 @@ class House:
             max_in_flight=settings.max_in_flight,
             max_queued=settings.max_queued,
         )
-        self.data_path = DataPath(self.gate, HOST, settings.chroma_port, limits)
         self.watch = ChromaWatch(settings.data_dir, settings.chroma_port, self.gate.ticket, self.gate.chroma_gone)
+        given = settings.keys.get_secret_value() if settings.keys else None
+        self.keyring = Keyring(admin_token, parse_keys(given, "GATEWAY_KEYS") if given else (), settings.keys_file)
+        self.audit = Audit(settings.audit_file)
+        self.door = Door(
+            self.keyring,
+            anonymous=not settings.is_closed,
+            allow_reset=settings.allow_reset,
+            max_body_bytes=settings.max_body_bytes,
+            limits=VisitorLimits(
+                requests_per_s=settings.limit_requests_per_s,
+                in_flight=settings.limit_in_flight,
+                records=settings.limit_records,
+            ),
+            origins=settings.origins,
+            traced=settings.traces,
+        )
+        self.tracing = open_tracing() if settings.traces else None
+        self.data_path = DataPath(
+            self.gate,
+            HOST,
+            settings.chroma_port,
+            limits,
+            self.door,
+            CollectionNames(settings.data_dir, lambda: self.watch.starts),
+            self.audit,
+            networks(settings.trusted_proxies),
+            self.tracing,
+        )
         self.chroma = ManagedChroma(
             Supervisor(settings.supervisor_url) if settings.supervisor_url else None, self.watch
         )
@@ -128,16 +171,35 @@ class House:
             self.chroma,
             hold=self._hold,
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
-            on_taken=lambda snapshot: self.record.add(snapshot.uploaded_bytes, snapshot.duration_s),
             place=self.place,
         )
+        self.operations.on_outcome = self._note_snapshot
+        self.collection = Collection(
+            self.metrics,
+            self.door.tallies,
+            self.gate,
+            self.data_path.pool,
+            self.watch,
+            lambda: len(self.data_path.clients),
+            settings.data_dir,
+        )
         self.health = Health(
-            settings, self.directory, self.watch, self.gate, self.operations, self.place, self._final_snapshot
+            settings,
+            self.directory,
+            self.watch,
+            self.gate,
+            self.operations,
+            self.place,
+            self._final_snapshot,
+            self.collection,
+        )
+        self.changed_bytes: ChangedBytes = lambda: (
+            self.operations.snapshotter.changed_bytes() if self.changes.any else 0
         )
         self.jobs = Jobs()
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
-        self.admin = _admin_application(self, admin_token)
+        self.admin = _admin_application(self)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -147,13 +209,12 @@ class House:
             self.watch.run(),
             self.data_path.watch_the_clock(),
             self.operations.begin(),
-            self.place.run(),
             snapshotter.keep_bounded(),
-            *self._schedule(),
+            self.keyring.run(),
+            self._look_for_the_last_snapshot(),
         )
-        watching, timing, beginning, placing, bounding, *scheduling = (
-            asyncio.create_task(_logged(each)) for each in work
-        )
+        lasting = [asyncio.create_task(_logged(each)) for each in work]
+        placing, *scheduling = (asyncio.create_task(_logged(each)) for each in (self.place.run(), *self._schedule()))
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -163,10 +224,13 @@ class House:
             await _end(*scheduling, placing)
             await self._last_snapshot()
             await self._give_the_lease_back()
-            await _end(watching, timing, beginning, bounding)
+            await _end(*lasting)
             await self.switch.close()
             await snapshotter.close()
             self.data_path.close()
+            await asyncio.to_thread(self.audit.close)
+            if self.tracing is not None:
+                await asyncio.to_thread(self.tracing.close)
             await self.repository.close()
 
     @contextlib.asynccontextmanager
@@ -204,6 +268,30 @@ class House:
         writes = self.changes.writes
         snapshot = await self.operations.snapshot(label)
         log.info("everything that was acknowledged is in the last snapshot", snapshot=snapshot.id, writes=writes)
+
+    def _note_snapshot(self, snapshot: Snapshot | None) -> None:
+        if snapshot is None:
+            self.metrics.snapshot_failed()
+        else:
+            self.record.add(snapshot.uploaded_bytes, snapshot.duration_s)
+            self.metrics.snapshot_taken(
+                at_s=snapshot.created_at.timestamp(),
+                duration_s=snapshot.duration_s,
+                drain_s=snapshot.drain_ms / 1e3,
+                freeze_s=snapshot.freeze_ms / 1e3,
+            )
+
+    async def _look_for_the_last_snapshot(self) -> None:
+        """Tell the metrics how old the latest good snapshot is, which an earlier process took."""
+        try:
+            for snapshot_id in await self.repository.ids():
+                with contextlib.suppress(SnapshotError, NotFound):  # damaged, or deleted since
+                    latest = (await self.repository.manifest(snapshot_id)).snapshot
+                    if self.metrics.last_good_s is None:
+                        self.metrics.last_good_snapshot(latest.created_at.timestamp())
+                    return
+        except GatewayError as error:
+            log.warning("the store's snapshots cannot be listed", cause=str(error))
 
     def _schedule(self) -> list[Coroutine[Any, Any, None]]:
         settings, schedules = self.settings, list[Schedule]()
@@ -290,7 +378,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        _bounded(house.admin),
+        numbered(audited(_bounded(house.admin), house.audit, networks(settings.trusted_proxies))),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",
@@ -359,7 +447,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _admin_application(house: House, admin_token: str) -> FastAPI:
+def _admin_application(house: House) -> FastAPI:
     app = FastAPI(
         title="Chroma Gateway",
         version=gateway.__version__,
@@ -369,8 +457,12 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     app.state.operations, app.state.health, app.state.tidy = house.operations, house.health, house.tidy
+    app.state.collection = house.collection
     app.include_router(observe_api.public)
-    protected = [Depends(AdminToken(admin_token))]
+    scraper = KeyHolder(house.keyring, Role.READER, anonymous=not house.settings.is_closed)
+    app.state.tells_names = scraper.lets_pass
+    app.include_router(observe_api.scraped, dependencies=[Depends(scraper)])
+    protected = [Depends(KeyHolder(house.keyring, Role.ADMIN))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
     app.state.jobs = house.jobs

@@ -58,7 +58,7 @@ def boot(settings: Settings) -> NoReturn:
     if mode != "wal":
         log.warning("this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode)
     directory.note_boot(phase="starting")
-    run_chroma(settings.data_dir, settings.chroma_port)
+    run_chroma(settings.data_dir, settings.chroma_port, allow_reset=settings.allow_reset)
 
 
 async def _restore(settings: Settings, directory: DataDirectory) -> None:

@@ -8,6 +8,7 @@ import structlog
 import typer
 
 import gateway
+from gateway.auth import cli as keys_cli
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
@@ -20,6 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys_cli.app, name="key")
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,6 +50,14 @@ def serve(
     run(config)
 
 
+@app.command()
+def status() -> None:
+    """Show what the running gateway says of itself: health, sizes, snapshots, collections."""
+    from gateway.observe.cli import show_status  # noqa: PLC0415
+
+    show_status(_settings("status"))
+
+
 @app.command("chroma", hidden=True)
 def run_chroma() -> None:
     """The program `chroma` of supervisord.conf: restore if there is nothing, then become Chroma."""
@@ -66,12 +76,19 @@ def run_gateway() -> None:
 
 def _settings(program: str) -> Settings:
     settings = load_settings()
-    logs.configure(as_json=settings.logs_as_json, level=settings.log_level, program=program)
+    logs.configure(
+        as_json=settings.logs_as_json,
+        level=settings.log_level,
+        program=program,
+        google_project=settings.google_project,
+    )
     return settings
 
 
 def main() -> NoReturn:
     """The entry point: errors become one line on stderr and an exit code."""
+    # Until the settings are read, which may be what fails.
+    logs.configure(as_json=not sys.stderr.isatty(), level="info", program="chroma-gateway")
     try:
         app(standalone_mode=True)
     except GatewayError as error:

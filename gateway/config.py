@@ -11,14 +11,22 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gateway.auth.addresses import is_loopback, networks
 from gateway.errors import ConfigError
 from gateway.snapshot.schedule import check_cron
 
 # One path segment of the bucket layout, as plain as file systems, URLs and S3 all like it.
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+OPEN_TO_ALL = (
+    "listens where others than this machine can reach it, and no key is configured: set GATEWAY_KEYS_FILE, "
+    "GATEWAY_KEYS or GATEWAY_ADMIN_TOKEN (`chroma-gateway key new` makes a key), or, if really anybody may read and "
+    "write, GATEWAY_ALLOW_ANONYMOUS=true"
+)
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
@@ -38,6 +46,16 @@ class Settings(BaseSettings):
     store: str = "file://./var/store"
     user_id: str = "default"
     admin_token: Annotated[SecretStr | None, Optional] = None
+    keys_file: Path | None = None
+    keys: Annotated[SecretStr | None, Optional] = None
+    allow_anonymous: bool = False
+    allow_reset: bool = False
+    limit_requests_per_s: float = Field(0, ge=0, le=1e6, allow_inf_nan=False)
+    limit_in_flight: int = Field(0, ge=0)
+    limit_records: int = Field(0, ge=0)
+    trusted_proxies: str = ""
+    cors_origins: str = ""
+    audit_file: Path | None = None
     restore: str = "latest"
     snapshot_interval_s: Seconds = Field(0, ge=0)
     snapshot_cron: Annotated[str | None, Optional] = None
@@ -66,13 +84,35 @@ class Settings(BaseSettings):
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"
     log_format: Literal["text", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    traces: bool = False
+    google_project: str | None = Field(None, validation_alias="GOOGLE_CLOUD_PROJECT")
     # Put there by supervisord for the programs it runs; absent when the gateway runs by itself.
     supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "keys_file", "audit_file")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: str) -> str:
+        networks(value)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in value.split(",") if value else ():
+            if not _ORIGIN.fullmatch(origin.strip()):
+                raise ValueError("must be exact origins such as https://app.example.com, with commas between; no '*'")
+        return value
+
+    @model_validator(mode="after")
+    def _closed_by_default(self) -> "Settings":
+        if not (self.is_closed or self.allow_anonymous or is_loopback(self.host)):
+            raise ValueError(OPEN_TO_ALL)
+        return self
 
     @field_validator("user_id")
     @classmethod
@@ -117,6 +157,22 @@ class Settings(BaseSettings):
         return value
 
     @property
+    def is_closed(self) -> bool:
+        """Whether requests to `/api/` need a key.
+
+        An admin token alone closes what others than this machine can reach; on loopback it is for `/admin/*`.
+        """
+        if self.allow_anonymous:
+            return False
+        has_keys = self.keys_file is not None or self.keys is not None
+        return has_keys or (self.admin_token is not None and not is_loopback(self.host))
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of `GATEWAY_CORS_ORIGINS`."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
     def takes_final_snapshot(self) -> bool:
         """`GATEWAY_SNAPSHOT_ON_EXIT`, by default true where the store outlives the container."""
         return self.store.startswith("s3://") if self.snapshot_on_exit is None else self.snapshot_on_exit
@@ -158,7 +214,8 @@ def load_settings() -> Settings:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            field = str(problem["loc"][0])
+            # What concerns more than one setting has no place; the only such thing is where we listen.
+            field = str(problem["loc"][0]) if problem["loc"] else "host"
             name = variable_of(field) if field in Settings.model_fields else field
             problems.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigError("; ".join(problems), hint) from None

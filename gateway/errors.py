@@ -3,12 +3,14 @@
     GatewayError                      500         exit 1
     ├── ConfigError                   500         exit 2   a wrong setting, a taken port, a second gateway
     ├── InvalidRequest                400
-    ├── Unauthorized                  401
+    ├── Unauthorized                  401                  no key, or one that is not known
+    ├── Forbidden                     403                  a known key, which may not do that
     ├── NotFound                      404
     ├── NotAllowed                    405                  the route knows other methods
     ├── ClientTooSlow                 408                  a request did not arrive in time
     ├── Conflict                      409                  another operation is under way
     ├── BodyTooLarge                  413                  Chroma would refuse it too
+    ├── RateLimited                   429  retry           this visitor asks for more than it may
     ├── HeadTooLarge                  431
     ├── Unavailable                   503  retry           the data is not being served just now
     │   ├── Overloaded                503  retry           Chroma has as much to do as it may have
@@ -86,6 +88,10 @@ class Unauthorized(GatewayError):
     status = 401
 
 
+class Forbidden(GatewayError):
+    status = 403
+
+
 class NotFound(GatewayError):
     status = 404
 
@@ -104,6 +110,16 @@ class Conflict(GatewayError):
 
 class BodyTooLarge(GatewayError):
     status = 413
+
+
+class RateLimited(GatewayError):
+    status = 429
+    retryable = True
+    retry_after_s = 1
+
+    def __init__(self, message: str, hint: str | None = None, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
 
 
 class HeadTooLarge(GatewayError):

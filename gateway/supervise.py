@@ -28,6 +28,8 @@ from typing import Any
 from supervisor import events
 from supervisor.states import SupervisorStates, getProcessStateDescription
 
+from gateway.observe.chroma_lines import ChromaLines
+
 PERMANENT = {
     2: "a wrong setting",
     3: "the store cannot be reached or denies access",
@@ -113,12 +115,18 @@ class _Plugin:
         self._waitpid, self._close_logger = options.waitpid, options.close_logger
         options.waitpid = self._remember_status
         options.close_logger = self._exit
-        options.make_pipes = _inherit_output
+        options.make_pipes = _inherit_output if os.isatty(2) else _pipe_chroma
+        self._lines: dict[int, ChromaLines] = {}
         options.setpgrp = _leave_group
         for handler in options.logger.handlers:
             handler.handleError = _lose_line
         events.subscribe(events.ProcessStateEvent, self._on_process)
         events.subscribe(events.SupervisorStoppingEvent, self._on_stopping)
+        events.subscribe(events.ProcessLogStdoutEvent, self._on_output)
+
+    def _on_output(self, event: Any) -> None:
+        lines = self._lines.setdefault(event.pid, ChromaLines())
+        _write(lines.take(event.data))
 
     def _remember_status(self) -> tuple[int | None, int | None]:
         # A state event carries no exit status, and BACKOFF forgets it (supervisor/process.py, `finish`).
@@ -138,6 +146,8 @@ class _Plugin:
             status if pid and process.pid == pid else None,
             stopping,
         )
+        if status is not None and (lines := self._lines.pop(pid, None)) is not None:
+            _write(lines.end())
         if end and not self._end:
             self._end = end
             self._options.logger.error(f"{end.reason}; all programs stop, exit status {end.status}")
@@ -211,6 +221,29 @@ class _Waker:
         pass
 
 
+def _write(data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError:
+        pass  # nobody reads any more, and ending for that would help nobody
+
+
+def _pipe_chroma(stderr: bool = True) -> dict[str, int | None]:
+    """As `_inherit_output`, but what a program with `redirect_stderr` says comes to `_on_output`.
+
+    supervisord outlives its programs, and reads what a pipe holds when one ends: there is no process more that
+    could die, and no line is lost but with supervisord itself.
+    """
+    pipes = _inherit_output(stderr)
+    if not stderr:
+        os.close(pipes["child_stdout"] or -1)
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        pipes["stdout"], pipes["child_stdout"] = ours, theirs
+    return pipes
+
+
 def _inherit_output(stderr: bool = True) -> dict[str, int | None]:
     """Descriptors for a program that shares supervisord's stdout and stderr and reads nothing.
 
@@ -223,6 +256,6 @@ def _inherit_output(stderr: bool = True) -> dict[str, int | None]:
         "stdout": None,
         "stderr": None,
         "child_stdin": os.open(os.devnull, os.O_RDONLY),
-        "child_stdout": os.dup(1),
+        "child_stdout": os.dup(1 if stderr else 2),
         "child_stderr": os.dup(2) if stderr else None,
     }

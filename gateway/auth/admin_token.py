@@ -1,15 +1,10 @@
 """The admin token: given by `GATEWAY_ADMIN_TOKEN`, or made once and kept in a file only we can read."""
 
-import hmac
 import os
 import secrets
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import Depends
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-
-from gateway.errors import ConfigError, Unauthorized
+from gateway.errors import ConfigError
 
 TOKEN_FILE = Path("var/admin-token")
 
@@ -36,23 +31,3 @@ def read_or_make(path: Path) -> str:
     if len(token) < 16:
         raise ConfigError(f"{path} holds no usable token", f"remove {path}, or set GATEWAY_ADMIN_TOKEN")
     return token
-
-
-class AdminToken:
-    """A FastAPI dependency that lets a request with the right bearer token pass."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token.encode()
-
-    def __call__(
-        self,
-        given: Annotated[
-            HTTPAuthorizationCredentials | None,
-            Depends(HTTPBearer(auto_error=False, description="the admin token, see GATEWAY_ADMIN_TOKEN")),
-        ],
-    ) -> None:
-        """Raises Unauthorized. Compares in constant time."""
-        if given is None:
-            raise Unauthorized("no admin token was given", "send the header 'Authorization: Bearer <admin token>'")
-        if not hmac.compare_digest(given.credentials.encode(), self._token):
-            raise Unauthorized("the admin token is wrong", "it is in GATEWAY_ADMIN_TOKEN or in ./var/admin-token")

@@ -125,6 +125,15 @@ class PageTracker:
         head = self._files.head()
         return head.frames * self._page_bytes() if head else 0
 
+    def changed_bytes(self) -> int | None:
+        """Bytes of the pages that changed since the last cut, rather too many than too few; None if unknown."""
+        passed, seen = self._passed, self._seen
+        head = self._files.head() if self._reader is not None else None
+        if passed is None or head is None:
+            return None
+        new = head.frames - seen.frames if head.salts == seen.salts else head.frames
+        return (len(passed) + max(0, new)) * self._page_bytes()
+
     @property
     def is_tracking(self) -> bool:
         return self._reader is not None

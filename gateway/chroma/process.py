@@ -1,6 +1,7 @@
 """How Chroma is started: `chroma run`, unmodified, on loopback, in place of the calling process."""
 
 import importlib.metadata
+import json
 import os
 import shutil
 import socket
@@ -35,8 +36,8 @@ def require_free_port(port: int) -> None:
         ) from error
 
 
-def run_chroma(data_dir: Path, port: int) -> NoReturn:
-    """Become `chroma run`. `allow_reset` stays off, its default (`rust/frontend/src/config.rs`)."""
+def run_chroma(data_dir: Path, port: int, *, allow_reset: bool = False) -> NoReturn:
+    """Become `chroma run`. `allow_reset` is off by default there too (`rust/frontend/src/config.rs`)."""
     command = shutil.which("chroma", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
     if command is None:
         raise ConfigError(
@@ -46,9 +47,19 @@ def run_chroma(data_dir: Path, port: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     inherited = {**os.environ}
+    asked = ["--path", str(data_dir), "--host", HOST, "--port", str(port)]
+    if allow_reset:  # there is no option for it
+        asked = [str(_config_file(data_dir, port))]
     os.execve(  # noqa: S606  # no shell is wanted
         command,
-        [command, "run", "--path", str(data_dir), "--host", HOST, "--port", str(port)],
+        [command, "run", *asked],
         {name: value for name, value in inherited.items() if not name.startswith(_NOT_FOR_CHROMA)}
         | {"ANONYMIZED_TELEMETRY": "False"},
     )
+
+
+def _config_file(data_dir: Path, port: int) -> Path:
+    config = {"persist_path": str(data_dir), "listen_address": HOST, "port": port, "allow_reset": True}
+    path = data_dir / ".gateway" / "chroma.yaml"
+    path.write_text(json.dumps(config))  # which is YAML too
+    return path

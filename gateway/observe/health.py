@@ -1,25 +1,33 @@
 """Is it alive, is it ready and, if not, why; and what an operator asks first."""
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 import gateway
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.disk import size_bytes
 from gateway.chroma.process import chroma_version
+from gateway.chroma.survey import Survey
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import GatewayError
+from gateway.observe.memory import resident_bytes
 from gateway.proxy.gate import Gate
 from gateway.snapshot.budget import Estimate
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.succession import Succession
 
 _STORE_TIMEOUT_S = 5.0
+_MAX_SHOWN = 100
+_SHOWN = {"id", "label", "created_at", "state", "size_bytes", "uploaded_bytes", "duration_s"}
+
+
+class Sizes(Protocol):
+    """Knows how much there is of everything."""
+
+    async def survey(self) -> Survey | None: ...
 
 
 class Health:
@@ -34,7 +42,11 @@ class Health:
         operations: Operations,
         place: Succession,
         final_snapshot: Callable[[], Estimate],
+        sizes: Sizes,
     ) -> None:
+        self._sizes = sizes
+        self.sections: dict[str, Callable[[], Any]] = {}
+        """More for `status`, by name: who has something to tell puts a function here that returns it as JSON."""
         self._settings, self._directory, self._watch = settings, directory, watch
         self._gate, self._operations = gate, operations
         self._place, self._final_snapshot = place, final_snapshot
@@ -58,6 +70,22 @@ class Health:
         """What an operator should know although everything works."""
         return self._place.warnings
 
+    def progress(self) -> dict[str, Any]:
+        """How far a start has come, for machines; see `NotReady` in `gateway.observe.api`."""
+        watch = self._watch
+        if self._gate.refusal is not None:
+            done, total = self._operations.restored_bytes or (None, None)
+            return {"phase": "refusing", "bytes_done": done, "bytes_total": total}
+        if not watch.up:
+            note = self._directory.boot_note()
+            found = {"phase": note.get("phase", "starting")}
+            return found | {name: note[name] for name in ("bytes_done", "bytes_total") if name in note}
+        if watch.unreadable:
+            return {"phase": "unreadable", "unreadable": dict(sorted(watch.unreadable.items())[:_MAX_SHOWN])}
+        if watch.warmed and self._place.reason:
+            return {"phase": "read-only"}
+        return {"phase": "reading", "collections_done": watch.done_warming, "collections_total": watch.to_warm}
+
     def _why_chroma_is_down(self) -> str:
         note = self._directory.boot_note()
         if note.get("phase") == "restoring":
@@ -70,7 +98,7 @@ class Health:
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks first. Reads the store once."""
-        usage = shutil.disk_usage(self._directory.path)
+        found = await self._sizes.survey()
         current = {"operation": self._operations.current}
         if self._operations.restored_bytes:
             current["bytes_done"], current["bytes_total"] = self._operations.restored_bytes  # type: ignore[assignment]
@@ -94,13 +122,26 @@ class Health:
             "current": current,
             "data_dir": {
                 "path": str(self._directory.path),
-                "size_bytes": await asyncio.to_thread(size_bytes, self._directory.path),
-                "free_bytes": usage.free,
+                "size_bytes": found.size_bytes if found else None,
+                "free_bytes": found.free_bytes if found else None,
+                "sqlite_bytes": found.sqlite_bytes if found else None,
+                "log_backlog_records": found.log_records if found else None,
+                "orphaned_directories": found.orphaned_directories if found else None,
+                "orphaned_bytes": found.orphaned_bytes if found else None,
+                "problem": found.problem if found else "it cannot be looked at",
             },
+            "collections": _collections(found) if found else [],
+            "memory": {"gateway_bytes": resident_bytes()},
             "lease": self._place.status(),
+            "snapshots": {
+                "interval_s": self._settings.snapshot_interval_s,
+                "cron": self._settings.snapshot_cron,
+                "final": self._settings.takes_final_snapshot,
+            },
             "final_snapshot": self._final_snapshot()._asdict(),
             "store": await self._store(),
             "last_error": self._operations.last_error,
+            **{name: tell() for name, tell in self.sections.items()},
         }
 
     async def _store(self) -> dict[str, Any]:
@@ -117,8 +158,12 @@ class Health:
             "url": repository.url,
             "reachable": True,
             "snapshots": len(snapshots),
-            "last_snapshot": last.model_dump(mode="json", include={"id", "label", "created_at", "state"})
-            if last
-            else None,
+            "last_snapshot": last.model_dump(mode="json", include=_SHOWN) if last else None,
+            "recent": [each.model_dump(mode="json", include=_SHOWN) for each in snapshots[:5]],
             "last_snapshot_age_s": round((datetime.now(UTC) - last.created_at).total_seconds(), 1) if last else None,
         }
+
+
+def _collections(found: Survey) -> list[dict[str, Any]]:
+    largest = sorted(found.collections, key=lambda each: -each.collection.records)[:_MAX_SHOWN]
+    return [{**each.collection._asdict(), "hnsw_bytes": each.hnsw_bytes} for each in largest]

@@ -1,12 +1,18 @@
-"""One line per event on stderr: readable on a terminal, JSON elsewhere. uvicorn's lines go the same way."""
+"""One line per event on stderr: readable on a terminal, JSON elsewhere. uvicorn's lines go the same way.
+
+JSON has our `event` and `level`, and for Google Cloud the same as `message` and `severity`; events of a request have
+its `request_id`, and of one that came with a `traceparent` its `trace_id`, again as Google Cloud names it too.
+"""
 
 import logging
 import sys
 
 import structlog
 
+from gateway.observe.chroma_lines import SEVERITIES
 
-def configure(*, as_json: bool, level: str, program: str) -> None:
+
+def configure(*, as_json: bool, level: str, program: str, google_project: str | None = None) -> None:
     """Set up logging for this process; every line names `program`."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -23,7 +29,7 @@ def configure(*, as_json: bool, level: str, program: str) -> None:
     bare = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
     plain = structlog.dev.plain_traceback
     render: list[structlog.types.Processor] = (
-        [bare, structlog.processors.JSONRenderer()]
+        [bare, _for_google(google_project), structlog.processors.JSONRenderer()]
         if as_json
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
     )
@@ -46,6 +52,19 @@ def configure(*, as_json: bool, level: str, program: str) -> None:
 def _named(program: str) -> structlog.types.Processor:
     def add(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
         event.setdefault("program", program)
+        return event
+
+    return add
+
+
+def _for_google(project: str | None) -> structlog.types.Processor:
+    def add(_logger: object, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        event["severity"] = SEVERITIES.get(str(event.get("level")), "DEFAULT")
+        event["message"] = event.get("event")
+        if trace_id := event.get("trace_id"):
+            event["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace_id}" if project else trace_id
+        if span_id := event.get("span_id"):
+            event["logging.googleapis.com/spanId"] = span_id
         return event
 
     return add

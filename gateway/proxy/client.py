@@ -15,11 +15,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BodyTooLarge, ClientTooSlow, GatewayError, HeadTooLarge, InvalidRequest
 from gateway.proxy.answers import CONTINUE, error_answer
+from gateway.proxy.door import Door, Entry
 from gateway.proxy.exchange import HELD_BYTES, Exchange
 from gateway.proxy.framing import LAST_CHUNK, BadFraming, Body, Chunked, chunk
 from gateway.proxy.gate import Gate
-from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES, RequestHead, request_head
+from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES
 from gateway.proxy.limits import Limits
+from gateway.proxy.reply import Reply
 from gateway.proxy.upstream import Pool
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -34,10 +36,14 @@ class Path(Protocol):
     gate: Gate
     pool: Pool
     limits: Limits
+    door: Door
     clients: "set[ClientConnection]"
 
     def new_id(self) -> bytes:
         """A request id that no other request has."""
+
+    def begin(self, client: "ClientConnection", entry: Entry, request_id: bytes) -> "Exchange | Reply":
+        """What is to become of a request that is not simply passed on."""
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -48,12 +54,12 @@ class ClientConnection(HttpToolsProtocol):
         self._path = path
         self._rest = b""  # what came and was not looked at yet
         self._body: Body | None = None  # of the request that is being received
-        self._received_bytes = 0
-        self._exchange: Exchange | None = None
+        self._received_bytes = self._max_body_bytes = 0
+        self._exchange: Exchange | Reply | None = None
         self._in_application = False  # the ASGI application has the present request
         self._advancing = False
         self._lingers_until_s: float | None = None
-        self._moved_at_s = self.loop.time()  # when bytes last came, or an answer ended
+        self.moved_at_s = self.loop.time()  # when bytes last came, or an answer ended
         self._head_since_s: float | None = None  # when an unfinished head began
         self._slow_since_s: float | None = None
         self.forwarded_for = b"unknown"
@@ -75,7 +81,7 @@ class ClientConnection(HttpToolsProtocol):
             self._exchange.client_gone()
 
     def data_received(self, data: bytes) -> None:
-        self._moved_at_s = self.loop.time()
+        self.moved_at_s = self.loop.time()
         if self._lingers_until_s is not None:
             return
         self._rest = self._rest + data if self._rest else data
@@ -136,23 +142,31 @@ class ClientConnection(HttpToolsProtocol):
         self._head_since_s = None
         end += len(END_OF_HEAD)
         raw, self._rest = (rest, b"") if end == len(rest) else (rest[:end], rest[end:])
-        head = request_head(raw)
+        entry = self._path.door.enter(raw)
+        head = entry.head
         self._body, self._received_bytes = head.body(), 0
         if head.for_chroma:
-            self._begin_exchange(head)
+            self._begin_exchange(entry)
         else:
             self._in_application = True
             super().data_received(raw)
         return True
 
-    def _begin_exchange(self, head: RequestHead) -> None:
-        path = self._path
-        if head.length_bytes is not None and head.length_bytes > path.limits.max_body_bytes:
-            raise _too_large(path.limits.max_body_bytes)
-        self._exchange = exchange = Exchange(self, head, head.request_id or path.new_id(), path.gate, path.pool)
+    def _begin_exchange(self, entry: Entry) -> None:
+        path, head = self._path, entry.head
+        self._max_body_bytes = entry.max_body_bytes
+        if head.length_bytes is not None and head.length_bytes > entry.max_body_bytes and entry.refusal is None:
+            raise _too_large(entry.max_body_bytes)
+        request_id = head.request_id or path.new_id()
+        exchange: Exchange | Reply
+        if entry.plain:
+            exchange = Exchange(self, head, request_id, path.gate, path.pool, entry.tally)
+        else:
+            exchange = path.begin(self, entry, request_id)
+        self._exchange = exchange
         if self._body is None:
             exchange.receive(b"", complete=True)
-        elif head.expects_continue and not self._rest and not head.old:
+        elif head.expects_continue and not self._rest and not head.old and not exchange.over:
             self.transport.write(CONTINUE)
 
     def _take_body(self, body: Body) -> None:
@@ -164,8 +178,8 @@ class ClientConnection(HttpToolsProtocol):
             self._body = None
         exchange = self._exchange
         self._received_bytes += len(payload)
-        if exchange is not None and self._received_bytes > self._path.limits.max_body_bytes:
-            raise _too_large(self._path.limits.max_body_bytes)
+        if exchange is not None and self._received_bytes > self._max_body_bytes:
+            raise _too_large(self._max_body_bytes)
         if isinstance(body, Chunked):
             payload = chunk(payload) + LAST_CHUNK if body.complete else chunk(payload)
         if exchange is not None:
@@ -200,7 +214,7 @@ class ClientConnection(HttpToolsProtocol):
     def read_on(self) -> None:
         """Take from the client again."""
         if self.flow.read_paused and not self.transport.is_closing():
-            self._moved_at_s = self.loop.time()
+            self.moved_at_s = self.loop.time()
             self.flow.resume_reading()
 
     def answer_ended(self, *, last: bool) -> None:
@@ -237,7 +251,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def _message_ended(self) -> None:
         self.server_state.total_requests += 1
-        self._moved_at_s = self.loop.time()
+        self.moved_at_s = self.loop.time()
 
     # ------------------------------------------------------------------ what uvicorn asks
 
@@ -261,7 +275,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def check(self, now_s: float) -> None:
         """End what waited too long. Called now and then."""
-        limits, moved_s = self._path.limits, now_s - self._moved_at_s
+        limits, moved_s = self._path.limits, now_s - self.moved_at_s
         if self._slow_since_s is not None and now_s - self._slow_since_s > limits.client_timeout_s:
             self._reset()
         elif self._lingers_until_s is not None:

@@ -1,27 +1,65 @@
-"""What all connections share: the gate, the pool, the limits, and the clock that ends what waits too long."""
+"""What all connections share: the door, the gate, the pool, the limits, and the clock that ends what waits too long."""
 
 import asyncio
 import itertools
 import os
-from typing import Any
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Protocol
 
 import structlog
 
+from gateway.auth.access import Answer
+from gateway.auth.addresses import Network, client_address
+from gateway.auth.audit import Audit
+from gateway.auth.quota import Quota
+from gateway.auth.routes import DESTRUCTIVE, RECORD_WRITES, RENAMES
+from gateway.errors import GatewayError
+from gateway.proxy.answers import ended_head, error_answer, own_answer
 from gateway.proxy.client import ClientConnection
+from gateway.proxy.door import NOBODY, Door, Entry
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
+from gateway.proxy.reply import Reply, Words
 from gateway.proxy.upstream import Pool
+from gateway.proxy.visits import CollectionNames, FilteredExchange, Note, ScopedExchange, Watcher
 
 log = structlog.get_logger()
+
+# Strangers come and go; each of them is forgotten once that changes nothing.
+_MAX_ADDRESSES = 10_000
+
+
+class Tracing(Protocol):
+    """Follows requests; see `gateway.observe.tracing`."""
+
+    def begin(self, route: str, what: str, traceparent: bytes | None, request_id: bytes) -> tuple[bytes, Note]:
+        """A span begins: the header line that tells Chroma of it, and what to call at its end."""
 
 
 class DataPath:
     """The way of `/api/` requests. `uvicorn.Config(http=…)` takes it for a protocol class."""
 
-    def __init__(self, gate: Gate, host: str, port: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        host: str,
+        port: int,
+        limits: Limits,
+        door: Door | None = None,
+        names: CollectionNames | None = None,
+        audit: Audit | None = None,
+        trusted_proxies: Iterable[Network] = (),
+        tracing: Tracing | None = None,
+    ) -> None:
+        self._tracing = tracing
         self.gate, self.limits = gate, limits
+        self.door = door or Door(max_body_bytes=limits.max_body_bytes)
         self.pool = Pool(host, port, limits.max_in_flight, limits.max_queued)
         self.clients: set[ClientConnection] = set()
+        self._names, self._audit, self._trusted = names, audit, tuple(trusted_proxies)
+        self._addresses: dict[str, Quota] = {}
         self._run = os.urandom(4).hex().encode()
         self._numbers = itertools.count(1)
 
@@ -32,6 +70,117 @@ class DataPath:
     def new_id(self) -> bytes:
         """A request id that no other request of any run has."""
         return b"%b-%x" % (self._run, next(self._numbers))
+
+    # ------------------------------------------------------------------ what is not simply passed on
+
+    def begin(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Exchange | Reply:
+        """What is to become of a request that the door wants more for than to be passed on."""
+        note = self._note(client, entry, request_id)
+        if entry.refusal is not None:
+            return self._refuse(client, entry, request_id, entry.refusal, note)
+        if isinstance(entry.answer, bytes):
+            return Reply(client, entry.head, 204, partial(ended_head, entry.answer, request_id), entry.tally)
+        if entry.answer is not None:
+            return self._answer(client, entry, request_id, entry.answer, note)
+        try:
+            quota = self._quota(client, entry)
+        except GatewayError as error:
+            return self._refuse(client, entry, request_id, error, note)
+        exchange = self._exchange(client, entry, request_id)
+        exchange.extra = entry.extra
+        names = self._names if entry.head.to.action in RENAMES else None
+        notes = [] if note is None else [note]
+        if self._tracing is not None:
+            head = entry.head
+            exchange.asked_with, end = self._tracing.begin(
+                head.to.action.value, head.what, head.traceparent, request_id
+            )
+            notes.append(end)
+        if quota is not None or names is not None or notes:
+            exchange.companion = Watcher(quota, names, notes)
+        return exchange
+
+    def _exchange(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Exchange:
+        plan = entry.plan
+        if plan.lists is not None:
+            return FilteredExchange(client, entry, request_id, self.gate, self.pool)
+        visitor, action = entry.visitor, entry.head.to.action
+        records = visitor.limits.records if visitor and action in RECORD_WRITES else 0
+        if plan.collection_id is None and plan.name_field is None and not records:
+            return Exchange(client, entry.head, request_id, self.gate, self.pool, entry.tally)
+        if self._names is None:
+            raise AssertionError("a scope wants to know names")
+        return ScopedExchange(client, entry, request_id, self.gate, self.pool, self._names, records)
+
+    def _refuse(
+        self, client: ClientConnection, entry: Entry, request_id: bytes, error: GatewayError, note: Note | None
+    ) -> Reply:
+        if note is not None:
+            note(error.status)
+        return self._reply(client, entry, error.status, partial(error_answer, error, request_id, extra=entry.extra))
+
+    def _answer(
+        self, client: ClientConnection, entry: Entry, request_id: bytes, answer: Answer, note: Note | None
+    ) -> Reply:
+        if note is not None:
+            note(answer.status)
+        return self._reply(client, entry, answer.status, partial(own_answer, answer, request_id, extra=entry.extra))
+
+    def _reply(self, client: ClientConnection, entry: Entry, status: int, words: Words) -> Reply:
+        return Reply(client, entry.head, status, words, entry.tally)
+
+    def _quota(self, client: ClientConnection, entry: Entry) -> Quota | None:
+        visitor = entry.visitor
+        if visitor is None or not (visitor.limits.requests_per_s or visitor.limits.in_flight):
+            return None
+        now_s = client.moved_at_s
+        quota = visitor.quota
+        if quota is None:
+            address = self.address(client, entry)
+            quota = self._addresses.get(address)
+            if quota is None:
+                if len(self._addresses) >= _MAX_ADDRESSES:
+                    self._forget_idle(now_s)
+                quota = self._addresses[address] = Quota(visitor.limits, now_s)
+        quota.begin(now_s)
+        return quota
+
+    def _forget_idle(self, now_s: float) -> None:
+        self._addresses = {address: quota for address, quota in self._addresses.items() if not quota.idle(now_s)}
+        while len(self._addresses) >= _MAX_ADDRESSES:
+            del self._addresses[next(iter(self._addresses))]
+
+    def address(self, client: ClientConnection, entry: Entry) -> str:
+        """Where a request comes from, as far as can be believed."""
+        return client_address(client.forwarded_for.decode("latin-1"), entry.head.forwarded_for, self._trusted)
+
+    def _note(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Note | None:
+        audit, head = self._audit, entry.head
+        # Who has no key at all destroys nothing, and could fill the disk.
+        if (
+            audit is None
+            or head.to.action not in DESTRUCTIVE
+            or entry.visitor is None
+            or head.route.kind.value != "write"
+        ):
+            return None
+        visitor = entry.visitor
+
+        def note(status: int) -> None:
+            audit.note(
+                who=visitor.name,
+                role=visitor.role.name.lower() if visitor.key else NOBODY,
+                address=self.address(client, entry),
+                method=head.method.decode("ascii"),
+                path=head.path.decode("latin-1"),
+                action=head.to.action.value,
+                status=status,
+                request_id=request_id.decode("latin-1"),
+            )
+
+        return note
+
+    # ------------------------------------------------------------------ time
 
     async def watch_the_clock(self) -> None:
         """End what waits too long, until cancelled. One clock for all: a timer per request would cost every request."""

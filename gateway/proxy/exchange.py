@@ -20,6 +20,7 @@ from gateway.proxy.answers import error_answer
 from gateway.proxy.framing import LAST_CHUNK, Body, Chunked, UntilClose, chunk
 from gateway.proxy.gate import Gate, Ticket
 from gateway.proxy.heads import RequestHead, ResponseHead
+from gateway.proxy.tally import BROKEN, CLIENT_GONE, Tally
 from gateway.proxy.upstream import Pool, Upstream
 
 log = structlog.get_logger()
@@ -32,6 +33,8 @@ class Client(Protocol):
 
     forwarded_for: bytes
     """The address to name in `X-Forwarded-For`."""
+    moved_at_s: float
+    """When the client last sent something."""
     closing: bool
     """Whether the present answer is the last in any case."""
     slow: bool
@@ -49,6 +52,16 @@ class Client(Protocol):
         """End the connection so that the client cannot take what it got for all of the answer."""
 
 
+class Companion(Protocol):
+    """Wants to know how an exchange goes on."""
+
+    def answered(self) -> None:
+        """Chroma's answer begins, and the client knows nothing of it yet."""
+
+    def ended(self, status: int) -> None:
+        """It is over, with this status or one of `tally`'s stand-ins."""
+
+
 class Exchange:
     """Used from the event loop's thread only."""
 
@@ -61,16 +74,32 @@ class Exchange:
     _begun = _retried = _chunks = _last = False
     _awaits_end = False  # streams up without a ticket, all but its last piece
     _can_repeat = False  # all of it is in `_held`, and Chroma may be asked twice
-    _held_bytes = _status = 0
+    _held_bytes = 0
+    _status = CLIENT_GONE
+    _asked_at_s = 0.0  # when Chroma was given the request
+    companion: Companion | None = None
+    extra = b""
+    """Header lines that the answer gets besides its own."""
+    asked_with = b""
+    """Header lines that Chroma is given besides the client's."""
     _ticket: Ticket | None = None  # admitted as a write; or else as a read
     _epoch: int | None = None  # of the gate, when it admitted this
     _admission: asyncio.Task[None] | None = None
     _upstream: Upstream | None = None
     _waits_since_s: float | None = None
 
-    def __init__(self, client: Client, head: RequestHead, request_id: bytes, gate: Gate, pool: Pool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        head: RequestHead,
+        request_id: bytes,
+        gate: Gate,
+        pool: Pool,
+        tally: Tally,
+    ) -> None:
         self._client, self.head, self._request_id = client, head, request_id
-        self._gate, self._pool = gate, pool
+        self._gate, self._pool, self._tally = gate, pool, tally
+        self._began_at_s = client.moved_at_s
         self._held: list[bytes] = []
         self._back = b""  # the piece that is held back
 
@@ -238,10 +267,16 @@ class Exchange:
         address = client.forwarded_for
         if head.forwarded_for is not None:
             address = head.forwarded_for + b", " + address
-        lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n\r\n" % (head.upstream, address, self._request_id)
+        lines = b"%bx-forwarded-for: %b\r\nx-request-id: %b\r\n%b\r\n" % (
+            head.upstream,
+            address,
+            self._request_id,
+            self.asked_with,
+        )
         if self._awaits_end:
             self._back = self._held.pop()
         upstream.begin(self, b"".join((lines, *self._held)) if self._held else lines)
+        self._asked_at_s = upstream.heard_at_s
         self._can_repeat = head.idempotent and self.received and not self._awaits_end
         if not self._can_repeat:
             self._held, self._held_bytes = [], 0
@@ -252,6 +287,10 @@ class Exchange:
         """Pass the head on, and what is here of the body."""
         client = self._client
         self.answering, self._status = True, head.status
+        if self._upstream is not None:
+            self._tally.upstream.add(self._upstream.heard_at_s - self._asked_at_s)
+        if self.companion is not None:
+            self.companion.answered()
         if self._ticket is not None:
             # Chroma's handlers return whole JSON values (`rust/frontend/src/server.rs`): once an answer begins
             # the work is done, and a client that reads it slowly holds nobody up.
@@ -271,7 +310,7 @@ class Exchange:
         if self._chunks:
             end = b"transfer-encoding: chunked\r\n" + end
             payload = chunk(payload) + LAST_CHUNK if body.complete else chunk(payload)
-        client.write(b"%bx-request-id: %b\r\n%b%b" % (lines, self._request_id, end, payload))
+        client.write(b"%bx-request-id: %b\r\n%b%b%b" % (lines, self._request_id, self.extra, end, payload))
 
     def answer_goes_on(self, body: Body, payload: bytes) -> None:
         """Pass on what came of the body."""
@@ -313,21 +352,32 @@ class Exchange:
             return
         last = self._client.closing or not self.head.keep_alive or not self.received
         bare = self.head.method == b"HEAD"
+        self._status = error.status
         self._end()
-        self._client.write(error_answer(error, self._request_id, close=last, bare=bare))
+        self._client.write(error_answer(error, self._request_id, close=last, bare=bare, extra=self.extra))
         self._client.answer_ended(last=last)
 
     def _broken(self, error: GatewayError) -> None:
         if not self.answering:
             self.fail(error)
             return
-        log.warning("an answer broke off in the middle", what=self.head.what, cause=error.message)
-        self._status = 0
+        log.warning(
+            "an answer broke off in the middle",
+            what=self.head.what,
+            cause=error.message,
+            request_id=self._request_id.decode("latin-1"),
+        )
+        self._status = BROKEN
         self._end()
         self._client.break_off()
 
     def _end(self) -> None:
         self.over = True
+        upstream = self._upstream
+        ended_at_s = asyncio.get_running_loop().time() if upstream is None else upstream.heard_at_s
+        self._tally.add(self._status, ended_at_s - self._began_at_s)
+        if self.companion is not None:
+            self.companion.ended(self._status)
         self._upstream = None
         self._leave_the_gate()
         if not self.head.probe:

@@ -1,16 +1,17 @@
 """Message heads: parsed strictly, made ready for the next hop, and remembered.
 
 A head is everything up to the empty line. Clients and Chroma repeat themselves, so what follows from a
-head is worked out once for each distinct one: `request_head` and `response_head` are functions of the
-bytes alone, and keep their latest results.
+head is worked out once for each distinct one: `parse_request` is a function of the bytes alone, and the
+door keeps its results with what follows from the keys; `response_head` keeps its own latest results.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import httptools
 
+from gateway.auth.routes import Addressed, addressed
+from gateway.auth.tokens import CREDENTIALS
 from gateway.errors import InvalidRequest
 from gateway.proxy.classify import Kind, Route, classify
 from gateway.proxy.framing import BadFraming, Body, Chunked, Counted, UntilClose
@@ -54,6 +55,15 @@ class RequestHead(NamedTuple):
     probe: bool
     """Asks whether Chroma lives: never queues behind data."""
     idempotent: bool
+    to: Addressed
+    path: bytes
+    query: bytes
+    credentials: tuple[tuple[bytes, bytes], ...]
+    """The headers that may hold a token, with names in lower case. The next hop does not get them."""
+    traceparent: bytes | None
+    origin: bytes | None
+    asks_method: bool
+    """Whether it may be a browser's question before the request that matters."""
 
     def body(self) -> Body | None:
         """The body to come, None if there is none."""
@@ -81,18 +91,6 @@ class ResponseHead(NamedTuple):
         return UntilClose() if self.length_bytes is None else Counted(self.length_bytes)
 
 
-_Head = TypeVar("_Head", RequestHead, ResponseHead)
-
-
-def _remembering(parse: Callable[[bytes], _Head]) -> Callable[[bytes], _Head]:
-    remembered = lru_cache(_REMEMBERED)(parse)
-
-    def head(raw: bytes) -> _Head:
-        return remembered(raw) if len(raw) <= _REMEMBERED_BYTES else parse(raw)
-
-    return head
-
-
 class _Parts:
     """What httptools finds in a head."""
 
@@ -116,7 +114,8 @@ class _Parts:
         self.complete, self.keep_alive = True, self.parser.should_keep_alive()
 
 
-def _parse_request(raw: bytes) -> RequestHead:
+def parse_request(raw: bytes) -> RequestHead:
+    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest."""
     parts = _Parts()
     parser = parts.parser = httptools.HttpRequestParser(parts)
     try:
@@ -132,7 +131,7 @@ def _parse_request(raw: bytes) -> RequestHead:
         raise InvalidRequest(f"HTTP/{version} is not spoken here")
     method: bytes = parser.get_method()
     target = _origin_form(parts.target)
-    path = target.partition(b"?")[0]
+    path, _, query = target.partition(b"?")
     headers = [(name.lower(), value) for name, value in parts.headers]
     length_bytes, chunked = _framing(headers)
     if chunked and version == "1.0":
@@ -153,6 +152,13 @@ def _parse_request(raw: bytes) -> RequestHead:
         request_id=next((value for name, value in headers if name == b"x-request-id"), None),
         probe=method in (b"GET", b"HEAD") and path in _PROBES,
         idempotent=route.kind in _RETRIED,
+        to=addressed(method.decode("ascii"), path),
+        path=path,
+        query=query,
+        credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
+        traceparent=next((value for name, value in headers if name == b"traceparent"), None),
+        origin=next((value for name, value in headers if name == b"origin"), None),
+        asks_method=any(name == b"access-control-request-method" for name, _ in headers),
     )
 
 
@@ -180,8 +186,8 @@ def _framing(headers: Headers) -> tuple[int | None, bool]:
     return int(lengths[0]), False
 
 
-# Of these the gateway sends its own, per connection and request.
-_OURS = frozenset((b"x-forwarded-for", b"x-request-id"))
+# Of these the gateway sends its own, per connection and request; and keys are for the gateway alone.
+_OURS = frozenset((b"x-forwarded-for", b"x-request-id")) | CREDENTIALS
 
 
 def _request_lines(method: bytes, target: bytes, headers: Headers, *, chunked: bool) -> bytes:
@@ -225,15 +231,11 @@ def _parse_response(raw: bytes) -> ResponseHead:
     return ResponseHead(status, b"".join(lines), length_bytes, chunked, parts.keep_alive)
 
 
-_remembered_request = _remembering(_parse_request)
-_remembered_response = _remembering(_parse_response)
-
-
-def request_head(raw: bytes) -> RequestHead:
-    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest."""
-    return _remembered_request(raw)
+@lru_cache(_REMEMBERED)
+def _remembered_response(raw: bytes) -> ResponseHead:
+    return _parse_response(raw)
 
 
 def response_head(raw: bytes) -> ResponseHead:
     """Parse Chroma's head, with the empty line that ends it. Raises BadFraming."""
-    return _remembered_response(raw)
+    return _remembered_response(raw) if len(raw) <= _REMEMBERED_BYTES else _parse_response(raw)

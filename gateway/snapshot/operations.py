@@ -36,14 +36,13 @@ class Operations:
         chroma: Chroma,
         hold: Hold,
         refuse: Refuse,
-        on_taken: Callable[[Snapshot], None] = lambda _: None,
         place: Succession | None = None,
     ) -> None:
-        """`on_taken` hears of every snapshot taken; `place` is this gateway's among those on the same store."""
+        """`place` is this gateway's among those on the same store."""
         self.repository = repository
         self._directory, self._source, self._chroma = directory, source, chroma
         self._hold, self._refuse = hold, refuse
-        self._on_taken, self._place = on_taken, place
+        self._place = place
         self.snapshotter = Snapshotter(repository, directory, source, hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
@@ -51,6 +50,8 @@ class Operations:
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
         self.last_error: dict[str, Any] | None = None
+        self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
+        """Told of every snapshot that ended; None is one that failed."""
 
     @contextlib.contextmanager
     def _claim(self, what: str) -> Iterator[None]:
@@ -78,9 +79,10 @@ class Operations:
                 snapshot = await self.snapshotter.take(label)
             except GatewayError as error:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
+                self.on_outcome(None)
                 raise
             self.last_error = None
-            self._on_taken(snapshot)
+            self.on_outcome(snapshot)
             return snapshot
 
     async def restore(self, name: str) -> Snapshot:

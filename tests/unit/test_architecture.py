@@ -15,16 +15,23 @@ PACKAGE = ROOT / "gateway"
 
 PURE_MODULES = [
     *("gateway.proxy.answers", "gateway.proxy.classify", "gateway.proxy.framing", "gateway.proxy.headers"),
-    *("gateway.proxy.limits", "gateway.snapshot.model", "gateway.snapshot.plan"),
+    *("gateway.proxy.limits", "gateway.proxy.tally", "gateway.snapshot.model", "gateway.snapshot.plan"),
     *("gateway.snapshot.budget", "gateway.snapshot.changes", "gateway.snapshot.retention"),
     *("gateway.snapshot.schedule", "gateway.snapshot.tenure"),
+    *(
+        "gateway.auth.access",
+        "gateway.auth.addresses",
+        "gateway.auth.quota",
+        "gateway.auth.routes",
+        "gateway.auth.scope",
+    ),
 ]
 
 # What a pure module may import from outside: nothing here touches a disk, a network or a process.
 PURE_LIBRARIES = {
     *("__future__", "abc", "base64", "binascii", "bisect", "collections", "collections.abc", "cronsim", "dataclasses"),
     *("datetime", "enum", "functools", "hashlib", "heapq", "http", "itertools", "json", "math", "operator", "pydantic"),
-    *("re", "string", "struct", "types", "typing", "urllib.parse", "zlib"),
+    *("bisect", "ipaddress", "re", "string", "struct", "types", "typing", "urllib.parse", "zlib"),
 }
 PURE_NAMES = {"pathlib.PurePath", "pathlib.PurePosixPath"}
 IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}

@@ -51,11 +51,20 @@ def test_readme_shows_the_defaults() -> None:
     plain = {name: default for name, default in shown.items() if " " not in default}
     assert set(shown) - set(plain) == {
         "GATEWAY_ADMIN_TOKEN",
+        "GATEWAY_ALLOW_ANONYMOUS",
+        "GATEWAY_ALLOW_RESET",
+        "GATEWAY_AUDIT_FILE",
+        "GATEWAY_CORS_ORIGINS",
+        "GATEWAY_KEYS",
+        "GATEWAY_KEYS_FILE",
         "GATEWAY_LOG_FORMAT",
         "GATEWAY_SNAPSHOT_CRON",
         "GATEWAY_SNAPSHOT_INTERVAL_S",
         "GATEWAY_SNAPSHOT_ON_EXIT",
         "GATEWAY_SNAPSHOT_PING_URL",
+        "GATEWAY_TRACES",
+        "GATEWAY_TRUSTED_PROXIES",
+        "GOOGLE_CLOUD_PROJECT",
     }
     settings = load_settings()
     for name, default in plain.items():
@@ -235,3 +244,51 @@ def test_nothing_but_settings_reads_the_environment() -> None:
     ]
     elsewhere = [reader for reader in readers if not reader.startswith("gateway/config.py")]
     assert [reader for reader in elsewhere if "GATEWAY" in reader or "getenv" in reader] == []
+
+
+# ---------------------------------------------------------------------- closed by default
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gateway.example.com"])
+def test_nothing_listens_to_all_without_a_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """The start is stopped with a message that says what to set; each of these is enough, and only then is it open."""
+    monkeypatch.setenv("HOST", host)
+    with pytest.raises(ConfigError, match=r"HOST: .*GATEWAY_KEYS_FILE.*GATEWAY_ALLOW_ANONYMOUS=true"):
+        load_settings()
+    for name, value in (
+        ("GATEWAY_KEYS_FILE", "keys.toml"),
+        ("GATEWAY_KEYS", '{"keys": []}'),
+        ("GATEWAY_ADMIN_TOKEN", "long-enough"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert load_settings().is_closed
+    monkeypatch.setenv("GATEWAY_ALLOW_ANONYMOUS", "true")
+    assert not load_settings().is_closed
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+def test_loopback_is_open_until_there_are_keys(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """As Chroma is; there the admin token is for /admin/* alone."""
+    monkeypatch.setenv("HOST", host)
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "long-enough")
+    assert not load_settings().is_closed
+    monkeypatch.setenv("GATEWAY_KEYS_FILE", "keys.toml")
+    assert load_settings().is_closed
+
+
+@pytest.mark.parametrize(
+    "origins", ["*", "https://*.example.com", "https://example.com/", "example.com", "null", "https://a b"]
+)
+def test_origins_are_exact(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
+    """Whoever wants all pages of the world to use the gateway must find another way."""
+    monkeypatch.setenv("GATEWAY_CORS_ORIGINS", origins)
+    with pytest.raises(ConfigError, match="GATEWAY_CORS_ORIGINS"):
+        load_settings()
+
+
+def test_a_wrong_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is believed because of a typing error."""
+    monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", "10.0.0.0/8,everyone")
+    with pytest.raises(ConfigError, match=r"GATEWAY_TRUSTED_PROXIES.*everyone"):
+        load_settings()

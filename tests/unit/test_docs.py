@@ -17,7 +17,7 @@ ROUTE = re.compile(r"^\| `(GET|POST|PUT|PATCH|DELETE) (/[^ `?]*)", re.MULTILINE)
 @pytest.fixture
 async def admin(tmp_path: Path) -> FastAPI:
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
-    return _admin_application(House(settings, "a-token"), "a-token")
+    return _admin_application(House(settings, "a-token"))
 
 
 async def test_every_route_is_in_the_readme(admin: FastAPI) -> None:

@@ -112,4 +112,4 @@ def test_exit_codes_are_those_of_the_contract(error: type[GatewayError]) -> None
 def test_retry_after_is_told_where_a_retry_may_help(error: type[GatewayError]) -> None:
     """And nowhere else."""
     assert (error.retry_after_s is not None) == error.retryable
-    assert error.retryable == (error.status == 503)
+    assert error.retryable == (error.status in (429, 503))

@@ -1,0 +1,54 @@
+"""From which address a request really comes. Pure.
+
+Anybody can write anything into `X-Forwarded-For`. What a proxy adds at its end is believed if the proxy is one of
+ours; from there it goes left, as long as the next one is ours too. The first that is not is the client.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """`10.0.0.0/8,::1`. Raises ValueError."""
+    return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
+
+
+def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Network]) -> str:
+    """The address of whoever sent what `peer` brought. `forwarded_for` is all such headers, joined by commas."""
+    trusted = tuple(trusted)
+    hops = [each.strip() for each in forwarded_for.decode("latin-1").split(",")] if forwarded_for else []
+    address = peer
+    while hops and _is_one_of(address, trusted):
+        believed = _plain(hops.pop())
+        if believed is None:
+            break
+        address = believed
+    return address
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_one_of(address: str, trusted: tuple[Network, ...]) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    return any((mapped or parsed) in network for network in trusted)
+
+
+def _plain(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError:
+        return None

@@ -1,0 +1,92 @@
+"""The audit: who did what, one JSON object a line, in a stream of its own.
+
+    {"time": "…Z", "who": "crawler", "role": "writer", "address": "10.0.0.7", "method": "DELETE",
+     "path": "/api/v2/…", "action": "delete_collection", "status": 200, "request_id": "…"}
+
+Of `/admin/*` and of what destroys or renames on the data path, refused or not. Never a token, a query or a body.
+A thread writes, so that a slow disk holds nobody up; `close` waits for it.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from gateway.errors import ConfigError
+
+log = structlog.get_logger()
+
+_CLOSE_TIMEOUT_S = 2.0
+_MAX_WAITING = 100_000
+
+
+class Audit:
+    """Appends to `file` (made with mode 0600), or to stdout where it is None."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Raises ConfigError when the file cannot be appended to."""
+        try:
+            self._fd = (
+                os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+                if file
+                else os.dup(sys.__stdout__.fileno())  # type: ignore[union-attr]
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"the audit cannot be written to {file}: {error.strerror}", "see GATEWAY_AUDIT_FILE"
+            ) from error
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.lost = 0
+        """Lines that could not be written."""
+        self._thread = threading.Thread(target=self._write, name="audit", daemon=True)
+        self._thread.start()
+
+    def note(
+        self,
+        *,
+        who: str,
+        role: str,
+        address: str,
+        method: str,
+        path: str,
+        action: str,
+        status: int,
+        request_id: str,
+    ) -> None:
+        """Write one line, soon."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "stream": "audit",
+            "who": who,
+            "role": role,
+            "address": address,
+            "method": method,
+            "path": path,
+            "action": action,
+            "status": status,
+            "request_id": request_id,
+        }
+        if self._lines.qsize() < _MAX_WAITING:
+            self._lines.put(json.dumps(line).encode() + b"\n")
+        else:
+            self.lost += 1
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._lines.put(None)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                while line:
+                    line = line[os.write(self._fd, line) :]
+            except OSError as error:
+                if not self.lost:
+                    log.error("the audit cannot be written", cause=str(error))
+                self.lost += 1

@@ -1,0 +1,87 @@
+"""Which name a collection's UUID has: asked of the database, and remembered for a moment.
+
+Requests find a collection by its UUID alone, whatever tenant and database their path says, while scopes speak of
+names. What was learned is forgotten after whatever may rename or remove a collection, with each new Chroma, and
+after `_REMEMBERED_S` in any case; an answer that was read before such a change is not remembered after it.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from gateway.chroma.disk import DATABASE
+from gateway.errors import Unavailable
+
+_REMEMBERED_S = 10.0
+_MAX_REMEMBERED = 10_000
+_TIMEOUT_S = 5.0
+_LOOK_UPS_AT_ONCE = 4
+_QUERY = "select d.tenant_id, d.name, c.name from collections c join databases d on d.id = c.database_id where c.id = ?"
+
+
+class Named(NamedTuple):
+    """Where a collection is."""
+
+    tenant: str
+    database: str
+    collection: str
+
+
+class CollectionNames:
+    """Used from the event loop; the database is read in threads."""
+
+    def __init__(self, data_dir: Path, run: Callable[[], int]) -> None:
+        """`run` says which of Chroma's runs this is."""
+        self._path, self._run = data_dir / DATABASE, run
+        self._changes = 0
+        self._known: dict[str, tuple[Named, tuple[int, int], float]] = {}
+        self._places = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
+
+    @property
+    def generation(self) -> tuple[int, int]:
+        """Differs after whatever may have given a UUID another name."""
+        return self._changes, self._run()
+
+    def changed(self) -> None:
+        """Some UUID may have another name now, or none."""
+        self._changes += 1
+        self._known.clear()
+
+    def known(self, collection_id: str) -> Named | None:
+        """The name, if it is known without asking."""
+        found = self._known.get(collection_id)
+        if found is None:
+            return None
+        named, generation, until_s = found
+        return named if generation == self.generation and time.monotonic() < until_s else None
+
+    async def find(self, collection_id: str) -> Named | None:
+        """The name, None if there is no such collection; as of this call's end. Raises Unavailable."""
+        if named := self.known(collection_id):
+            return named
+        try:
+            async with asyncio.timeout(_TIMEOUT_S), self._places:
+                while True:
+                    generation = self.generation
+                    found = await asyncio.to_thread(self._read, collection_id)
+                    if generation == self.generation:
+                        break
+                    # It may have been read before a change that is known by now.
+        except (sqlite3.Error, TimeoutError) as error:
+            raise Unavailable("the collection's name cannot be read just now", "send it again") from error
+        if found is not None:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[collection_id] = (found, generation, time.monotonic() + _REMEMBERED_S)
+        return found
+
+    def _read(self, collection_id: str) -> Named | None:
+        # Opened anew each time: a restore puts another file in its place.
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S / 2, isolation_level=None)) as connection:
+            row = connection.execute(_QUERY, (collection_id,)).fetchone()
+        return Named(*row) if row else None

@@ -1,0 +1,228 @@
+"""Keys files: what they say, what they must not say, and what no text can make of them."""
+
+import json
+import tomllib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from gateway.auth.keyring import Keyring
+from gateway.auth.keys import Key, parse_keys
+from gateway.auth.scope import Role
+from gateway.auth.tokens import digest_of, id_of, new_token
+from gateway.errors import ConfigError, Unauthorized
+from tests.keys import Keys, entry
+
+TOKEN = new_token()
+GOOD = {"name": "crawler", "id": id_of(TOKEN), "hash": digest_of(TOKEN), "role": "writer"}
+
+
+def parsed(**fields: Any) -> Key:
+    (key,) = parse_keys(json.dumps({"keys": [GOOD | fields]}), "keys.json")
+    return key
+
+
+def test_a_key_says_what_its_holder_may() -> None:
+    """Everything in the entry arrives."""
+    key = parsed(
+        tenants=["acme"],
+        databases=["web-*"],
+        collections=["pages-?", "links"],
+        expires="2027-01-31T00:00:00Z",
+        limits={"requests_per_s": 0.5, "in_flight": 2, "body_bytes": 10, "records": 3},
+    )
+    assert (key.name, key.role) == ("crawler", Role.WRITER)
+    assert key.expires_at_s == datetime(2027, 1, 31, tzinfo=UTC).timestamp()
+    assert key.limits is not None
+    assert (key.limits.requests_per_s, key.limits.in_flight, key.limits.body_bytes, key.limits.records) == (
+        0.5,
+        2,
+        10,
+        3,
+    )
+    assert key.scope.sees("acme", "web-1", "pages-1")
+    assert key.scope.sees("acme", "web-", "links")
+    for place in (
+        *(
+            ("acme ", "web-1", "links"),
+            ("Acme", "web-1", "links"),
+            ("acme", "web", "links"),
+            ("acme", "1web-1", "links"),
+        ),
+        *(
+            ("acme", "web-1", "pages-"),
+            ("acme", "web-1", "pages-12"),
+            ("acme", "web-1", "links\n"),
+            ("acme", "web-1", ""),
+        ),
+    ):
+        assert not key.scope.sees(*place), place
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": ""},
+        {"name": "admin"},
+        {"name": "anonymous"},
+        {"name": "a\nb"},
+        {"name": "x" * 65},
+        {"id": "short"},
+        {"hash": TOKEN},
+        {"hash": "sha256:" + "0" * 63},
+        {"hash": "md5:" + "0" * 64},
+        {"role": "root"},
+        {"role": ["admin"]},
+        {"tenants": []},
+        {"tenants": "acme"},
+        {"tenants": [""]},
+        {"collections": [1]},
+        {"colections": ["pages-*"]},
+        {"expires": "tomorrow"},
+        {"expires": "2027-01-31"},
+        {"expires": "2027-01-31T00:00:00"},
+        {"expires": 5},
+        {"limits": {"records": -1}},
+        {"limits": {"request_per_s": 1}},
+        {"role": "admin", "tenants": ["acme"]},
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_guessed(fields: dict[str, Any]) -> None:
+    """By field; never with the value, which may be a key that was put in the wrong place."""
+    with pytest.raises(ConfigError, match=r"keys\.json is not a list of keys: keys\.0") as raised:
+        parsed(**fields)
+    assert TOKEN not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys",
+        "{",
+        "[]",
+        "{}",
+        '{"keys": {}}',
+        '{"keys": [], "keys": []}',
+        '{"keys": [{"name": "a", "name": "b"}]}',
+        "[[keys]]\nname = 'a'\nname = 'b'",
+        "\0",
+        '{"keys": ' + "[" * 100_000,
+        "keys = " + "[" * 100_000,
+    ],
+)
+def test_what_is_no_keys_file_is_an_error(text: str) -> None:
+    """One of ours, whatever it is."""
+    with pytest.raises(ConfigError):
+        parse_keys(text, "keys.json")
+
+
+@given(some.text())
+def test_no_text_breaks_the_parser(text: str) -> None:
+    """It is keys, or a ConfigError."""
+    for each in (text, '{"keys": [' + text, "[[keys]]\n" + text):
+        try:
+            assert isinstance(parse_keys(each, "keys"), list)
+        except ConfigError:
+            pass
+
+
+json_values = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.floats() | some.text(max_size=20),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    some.dictionaries(
+        some.sampled_from([*GOOD, "tenants", "databases", "collections", "expires", "limits"]), json_values
+    )
+)
+def test_no_value_breaks_the_parser(fields: dict[str, Any]) -> None:
+    """Wherever it stands."""
+    try:
+        parsed(**fields)
+    except ConfigError:
+        pass
+
+
+def test_two_keys_are_two_keys() -> None:
+    """Not of one name and not of one id: which of them counts nobody could tell."""
+    for other in ({"name": "other"}, {"id": "0" * 12}):
+        with pytest.raises(ConfigError, match="two keys have the same"):
+            parse_keys(json.dumps({"keys": [GOOD, GOOD | other]}), "keys")
+
+
+def test_the_keyring_finds_the_one(tmp_path: Path) -> None:
+    """The right token of a thousand, and no other; the admin token too."""
+    keys = Keys(tmp_path / "keys.json")
+    keys.add_many(1000)
+    token = keys.add("mine", "reader")
+    ring = Keyring("an-admin-token", file=keys.path)
+    assert ring.find(token).name == "mine"
+    assert (ring.find("an-admin-token").role, ring.find("an-admin-token").name) == (Role.ADMIN, "admin")
+    other, _ = entry("other", "reader")
+    for wrong in (
+        other,
+        token[:-1],
+        token + "x",
+        token.upper(),
+        f"cgw_{id_of(token)}_" + "x" * 43,
+        digest_of(token),
+        "",
+    ):
+        with pytest.raises(Unauthorized):
+            ring.find(wrong)
+
+
+def test_a_key_in_both_places_is_a_mistake(tmp_path: Path) -> None:
+    """GATEWAY_KEYS and the file cannot both say what one name may."""
+    keys = Keys(tmp_path / "keys.json")
+    keys.add("mine", "reader")
+    with pytest.raises(ConfigError, match="both have a key of one name"):
+        Keyring("an-admin-token", parse_keys(keys.path.read_text(), "GATEWAY_KEYS"), keys.path)
+
+
+async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
+    """The keys of before stay in force, and what comes after is told; nobody gets in because of a mistake."""
+    keys = Keys(tmp_path / "keys.json")
+    token = keys.add("mine", "reader")
+    ring = Keyring("an-admin-token", file=keys.path)
+    changes: list[int] = []
+    ring.when_changed(lambda: changes.append(1))
+    good = keys.path.read_text()
+    for broken in ("", "nonsense", good[:-5]):
+        keys.path.write_text(broken)
+        with pytest.raises(ConfigError):
+            await ring.look()
+        assert ring.find(token).name == "mine"
+    keys.path.unlink()
+    with pytest.raises(ConfigError):
+        await ring.look()
+    assert not changes
+    keys.remove("mine")
+    await ring.look()
+    assert changes == [1]
+    with pytest.raises(Unauthorized):
+        ring.find(token)
+
+
+def test_the_readmes_example_is_a_keys_file() -> None:
+    """What people copy works."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    example = readme.partition("```toml\n")[2].partition("```")[0]
+    (key,) = parse_keys(example, "README.md")
+    assert key.scope.sees("acme", "web-1", "pages-1")
+    assert tomllib.loads(example)["keys"][0]["role"] == "writer"
+
+
+def test_tokens_cannot_be_guessed() -> None:
+    """No two are alike, and what a file has does not lead back."""
+    tokens = {new_token() for _ in range(1000)}
+    assert len(tokens) == 1000
+    assert all(len(token.rpartition("_")[2]) >= 43 or "_" in token for token in tokens)
+    assert all(id_of(token) is not None for token in tokens)
