@@ -191,6 +191,21 @@ def check(data_dir: Path) -> Contents:
 
     Raises CorruptSnapshot. Leaves no file beside it.
     """
+    with _sound(data_dir) as connection:
+        return _contents(connection)
+
+
+def require_sound(data_dir: Path) -> None:
+    """Raise CorruptSnapshot unless SQLite finds nothing wrong with the database, whatever version it is of."""
+    with _sound(data_dir):
+        pass
+
+
+# ---------------------------------------------------------------------- inside
+
+
+@contextmanager
+def _sound(data_dir: Path) -> Iterator[sqlite3.Connection]:
     path = data_dir / DATABASE
     if not path.exists():
         raise CorruptSnapshot(f"it has no {DATABASE}")
@@ -198,12 +213,9 @@ def check(data_dir: Path) -> Contents:
         with closing(open_database(path)) as connection:
             if (verdict := connection.execute("pragma integrity_check").fetchone()[0]) != "ok":
                 raise CorruptSnapshot(f"SQLite's integrity check of {DATABASE} says: {verdict}")
-            return _contents(connection)
+            yield connection
     except sqlite3.DatabaseError as error:
         raise CorruptSnapshot(f"{DATABASE} cannot be read: {error}") from error
-
-
-# ---------------------------------------------------------------------- inside
 
 
 @contextmanager

@@ -74,21 +74,23 @@ class Repository:
 
     async def ids(self) -> list[str]:
         """Ids of all snapshots, newest first."""
-        return sorted(await self._objects(_MANIFEST), reverse=True)
+        return (await self._listed())[0]
 
-    async def _objects(self, wanted: str) -> dict[str, ObjectInfo]:
-        """The objects of that name, by snapshot."""
-        found = {}
+    async def _listed(self) -> tuple[list[str], dict[str, ObjectInfo]]:
+        """Ids of all snapshots, newest first, and what holds the verification of those that have one."""
+        found, verified = [], {}
         async for info in self._store.list(_SNAPSHOTS):
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
-            if name == wanted and is_snapshot_id(snapshot_id):
-                found[snapshot_id] = info
-        return found
+            if is_snapshot_id(snapshot_id):
+                if name == _MANIFEST:
+                    found.append(snapshot_id)
+                elif name == _VERIFIED:
+                    verified[snapshot_id] = info
+        return sorted(found, reverse=True), verified
 
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
         shown: dict[str, Snapshot] = {}
-        verified = await self._objects(_VERIFIED)
 
         async def show(snapshot_id: str) -> None:
             try:
@@ -102,7 +104,7 @@ class Repository:
                 snapshot = snapshot.model_copy(update={"verified": verification})
             shown[snapshot_id] = snapshot
 
-        ids = await self.ids()
+        ids, verified = await self._listed()
         async with Crew(_READS_AT_ONCE) as crew:
             for snapshot_id in ids:
                 await crew.start(show, snapshot_id)
