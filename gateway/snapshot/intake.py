@@ -63,7 +63,11 @@ async def _migrate(path: Path, progress: Progress) -> None:
     """Let Chroma bring the directory to its own version and read every collection. Raises SnapshotError."""
     progress.phase("checking", None)
     await asyncio.to_thread(database.require_sound, path)
-    progress.phase("starting Chroma", None)
+    progress.phase("migrating", None)
+    # Chroma 1.5.9 that has just migrated a directory of 0.4 goes on with the columns there were before, and
+    # panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"); its next process does not.
+    async with scratch_chroma(path):
+        pass
     async with scratch_chroma(path) as url:
         contents = await asyncio.to_thread(database.read_contents, path)
         progress.phase("reading collections", len(contents.collections), "collections")

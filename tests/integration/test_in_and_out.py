@@ -137,18 +137,26 @@ async def test_verifying_compares_with_what_the_manifest_recorded(repository: Re
     assert "synced: it has 50 records, and had 49" in problems[1]
 
 
+class Watched(Progress):
+    """Tells when one phase begins."""
+
+    def __init__(self, phase: str, reached: asyncio.Event) -> None:
+        super().__init__()
+        self._phase, self._reached = phase, reached
+
+    def phase(self, name: str, total: int | None, unit: str = "bytes") -> None:
+        if name == self._phase:
+            self._reached.set()
+
+
 async def test_a_cancelled_verification_leaves_nothing_behind(repository: Repository, tmp_path: Path) -> None:
     """Its directory is gone and its Chroma has ended, at whatever phase it was cancelled."""
     snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
     for phase in ("fetching", "starting Chroma", "reading collections"):
         reached = asyncio.Event()
 
-        class Watched(Progress):
-            def phase(self, name: str, total: int | None, unit: str = "bytes") -> None:
-                if name == phase:
-                    reached.set()
-
-        task = asyncio.create_task(verify(repository, tmp_path / "scratch", snapshot.id, "boot", Watched()))
+        progress = Watched(phase, reached)
+        task = asyncio.create_task(verify(repository, tmp_path / "scratch", snapshot.id, "boot", progress))
         await reached.wait()
         if phase != "fetching":
             await asyncio.sleep(0.01)
