@@ -12,6 +12,7 @@ from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
 from gateway.observe import logs
+from gateway.snapshot import cli as snapshot_cli
 from gateway.snapshot.model import FORMAT
 
 app = typer.Typer(
@@ -62,6 +63,9 @@ def run_gateway() -> None:
     from gateway.app import serve as run  # noqa: PLC0415
 
     run(_settings("gateway"))
+
+
+snapshot_cli.register(app)
 
 
 def _settings(program: str) -> Settings:
