@@ -39,7 +39,7 @@ from gateway.errors import (
 )
 from gateway.jobs import JobStatus
 from gateway.jobs import Progress as Told
-from gateway.snapshot.archive import tar
+from gateway.snapshot.archive import tar, tar_size
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.progress import counted
 from gateway.snapshot.repository import Repository
@@ -176,8 +176,7 @@ def _verify(
 
         async def work(repository: Repository, told: Told) -> Verification:
             name = await _demanded(repository, snapshot)
-            async with room(_scratch(scratch), "work") as path:
-                return await verify(repository, path, name, wanted, told)
+            return await verify(repository, _scratch(scratch), name, wanted, told)
 
         found = _on_store(store, user_id, as_json, work).model_dump(mode="json")
     if as_json:
@@ -246,13 +245,14 @@ def _import(
         raise ConfigError(f"there is nothing at {path}")
     if path.is_dir():
         body: Iterator[bytes] = tar(path)
+        size_bytes = tar_size(path)
     elif tarfile.is_tarfile(path):
-        body = _pieces(path)
+        body, size_bytes = _pieces(path), path.stat().st_size
     else:
         raise ConfigError(f"{path} is neither a directory nor a tar archive")
     with _Gateway(url, as_json) as gateway:
         params = {"label": label} if label else {}
-        headers = {"Content-Type": "application/x-tar"}
+        headers = {"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)}
         gateway.show_snapshot(
             gateway.follow("POST", "/admin/snapshot/upload", params=params, content=body, headers=headers)
         )
@@ -310,7 +310,8 @@ class _Gateway:
         try:
             with _Bar(self._as_json) as bar:
                 while job.state == "running":
-                    for job in self._events(job.id):
+                    for status in self._events(job.id):
+                        job = status
                         bar.show(job)
         except KeyboardInterrupt:
             self.ask("DELETE", f"/admin/jobs/{job.id}")
@@ -445,7 +446,7 @@ async def _demanded(repository: Repository, name: str) -> str:
 
 def _scratch(given: Path | None) -> Path:
     # Not the system's own: that is often memory.
-    return given or Path(".chroma-gateway-scratch").absolute()
+    return given or Path.cwd()
 
 
 # ---------------------------------------------------------------------- what is shown
