@@ -35,7 +35,8 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    pass
+    # Until a program says otherwise: what commands print is for scripts, so that errors go to stderr.
+    logs.configure(as_json=False, level="warning", program="chroma-gateway")
 
 
 @app.command()
