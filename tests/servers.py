@@ -85,14 +85,20 @@ def moto() -> Iterator[S3Server]:
 @contextmanager
 def rclone() -> Iterator[S3Server]:
     """Conditions are accepted and ignored; signatures are verified."""
+    with tempfile.TemporaryDirectory() as directory, rclone_in(Path(directory)) as server:
+        yield server
+
+
+@contextmanager
+def rclone_in(directory: Path) -> Iterator[S3Server]:
+    """As `rclone`, with its buckets in `directory`."""
     port = free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        command = [
-            *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"),
-            *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", directory),
-        ]
-        with _running(command, port) as server:
-            yield server
+    command = [
+        *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"),
+        *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(directory)),
+    ]
+    with _running(command, port) as server:
+        yield server
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal, Self
 
 Fault = Literal[
-    "status", "close", "reset", "drop_reply", "delay", "stall", "truncate", "flip", "ignore_range", "replace"
+    "status", "close", "reset", "drop_reply", "delay", "stall", "drip", "truncate", "flip", "ignore_range", "replace"
 ]
 
 _ERROR_CODES = {409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
@@ -32,12 +32,15 @@ _IDLE_TIMEOUT_S = 60
 class Rule:
     """One way to misbehave. The first rule that fits a request and is not used up applies to it.
 
+    It lets `skip` requests pass before the first one.
+
     status        answer `status` with an S3 error, without asking the server
     close         end the connection, without asking the server
     reset         break the connection, without asking the server
     drop_reply    let the server do it, then break the connection
     delay         ask the server `delay_s` later
     stall         never answer; with `at_byte`, stop there in the answer's body
+    drip          send the answer in 20 pieces, with `delay_s` in all between them
     truncate      end the answer's body at `at_byte`, though its length promised more
     flip          change the byte at `at_byte` of the answer's body
     ignore_range  pass the request on without its `Range`
@@ -52,6 +55,7 @@ class Rule:
     at_byte: int | None = None
     delay_s: float = 0
     body: bytes = b""
+    skip: int = 0
 
     def fits(self, method: str, target: str) -> bool:
         return self.count != 0 and self.method in ("", method) and self.contains in target
@@ -87,6 +91,9 @@ class FaultProxy:
             self.requests.append((method, target))
             for rule in self.rules:
                 if rule.fits(method, target):
+                    if rule.skip:
+                        rule.skip -= 1
+                        continue
                     if rule.count is not None:
                         rule.count -= 1
                     return rule
@@ -130,7 +137,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def ask(self, port: int, body: bytes, rule: Rule) -> None:
         """Pass the request on, and the answer back, with what `rule` does on the way."""
-        time.sleep(rule.delay_s)
+        if rule.fault != "drip":
+            time.sleep(rule.delay_s)
         if rule.fault == "ignore_range":
             del self.headers["Range"]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_IDLE_TIMEOUT_S)
@@ -148,6 +156,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if rule.fault == "flip" and rule.at_byte is not None and rule.at_byte < len(reply):
             reply[rule.at_byte] ^= 0xFF
+        if rule.fault == "drip":
+            self.drip(answer.status, headers, bytes(reply), rule.delay_s)
+            return
         self.answer(answer.status, headers, reply, rule.at_byte if rule.fault in ("truncate", "stall") else None)
         if rule.fault == "stall":
             self.stall()
@@ -166,6 +177,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:sent])
         if sent is not None:
             self.close_connection = True
+
+    def drip(self, status: int, headers: list[tuple[str, str]], body: bytes, seconds: float) -> None:
+        """Answer as slowly as `seconds` in all."""
+        self.answer(status, headers, body, 0)
+        self.close_connection = False
+        step = max(1, len(body) // 20)
+        for first in range(0, len(body), step):
+            self.wfile.write(body[first : first + step])
+            time.sleep(seconds / 20)
 
     def stall(self) -> None:
         self.server.proxy.closed.wait()

@@ -150,6 +150,9 @@ class PageTracker:
     def _cut(
         self, and_then: Callable[[DatabaseCut], None], checkpoint: sqlite3.Connection | None = None
     ) -> DatabaseCut:
+        if self._reader is not None:
+            # What is committed stays where it is as long as the reader is open: only the rest is left for the lock.
+            self._seen = self._catch_up() or WalHead(b"", 0, 0)
         with write_lock(self._data_dir):
             try:
                 head = self._catch_up()
@@ -173,7 +176,7 @@ class PageTracker:
                 raise
 
     def _catch_up(self) -> WalHead | None:
-        """Learn what was committed since the last look. Under the write lock."""
+        """Learn what was committed since the last look."""
         head = self._files.head()
         if head is None:
             self._frames = {}

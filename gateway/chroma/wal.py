@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _INDEX = struct.Struct("=16xII8x8s56xI")  # mxFrame, nPage, aSalt, nBackfill
+_COPY_BYTES = 48
 _LOG_HEADER_BYTES = 32
 _FRAME_HEADER_BYTES = 24
 
@@ -47,18 +48,17 @@ class Files:
         return self._descriptor("-wal")
 
     def head(self) -> WalHead | None:
-        """Where the log stands; None if there is none.
-
-        Only to be relied on while nobody can commit: under the write lock.
-        """
-        try:
-            raw = os.pread(self._descriptor("-shm"), _INDEX.size, 0)
-        except FileNotFoundError:
-            return None
-        if len(raw) < _INDEX.size:
-            return None
-        frames, _, salts, backfilled = _INDEX.unpack(raw)
-        return WalHead(salts, frames, backfilled)
+        """Where the log stands; None if there is none. More may be committed at once, but for under the write lock."""
+        while True:
+            try:
+                raw = os.pread(self._descriptor("-shm"), _INDEX.size, 0)
+            except FileNotFoundError:
+                return None
+            if len(raw) < _INDEX.size:
+                return None
+            if raw[:_COPY_BYTES] == raw[_COPY_BYTES : 2 * _COPY_BYTES]:  # else somebody is just writing it
+                frames, _, salts, backfilled = _INDEX.unpack(raw)
+                return WalHead(salts, frames, backfilled)
 
     def close(self) -> None:
         """Only where no lock is held that matters."""

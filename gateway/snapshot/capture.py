@@ -30,7 +30,7 @@ from gateway.snapshot.blocks import (
     page_digests,
     patches,
 )
-from gateway.snapshot.packing import PIECE_BYTES, PackWriter
+from gateway.snapshot.packing import PIECE_BYTES, TIGHT, PackWriter
 from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.plan import FilePlan, How, plan_file
 
@@ -159,7 +159,8 @@ async def _store(
             older = have.blocks_of_last(plan.replaced)
             numbers = np.union1d(numbers, older[older < count])
             held = held[: -plan.replaced]
-        added = await packs.add(patches(zip(numbers.tolist(), source.blocks(numbers), strict=True), PIECE_BYTES))
+        blocks = zip(numbers.tolist(), source.blocks(numbers), strict=True)
+        added = await packs.add(patches(blocks, PIECE_BYTES), TIGHT)
         held = (*held, tuple(added))
         origins = merge(origins, count, numbers, len(held))
     else:

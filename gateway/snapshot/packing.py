@@ -7,7 +7,7 @@ Memory: one pack being filled and `UPLOADS_AT_ONCE` on their way.
 
 import asyncio
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -23,7 +23,8 @@ from gateway.snapshot.repository import Repository
 PIECE_BYTES = 4 << 20
 PACK_BYTES = 8 << 20
 UPLOADS_AT_ONCE = 4
-_LEVEL = 1
+FAST, TIGHT = 1, 3
+"""zstd's level for whole files, of which vectors hardly compress, and for patches, which are few and mostly text."""
 # Vectors hardly compress; unpacking them again would cost more than the few percent they save.
 _WORTH_IT = 0.95
 
@@ -92,21 +93,21 @@ class PackWriter:
             raise
         await self._crew.__aexit__(kind, error, trace)
 
-    async def add(self, pieces: Iterable[bytes]) -> list[Packed]:
+    async def add(self, pieces: Iterable[bytes], level: int = FAST) -> list[Packed]:
         """Pack `pieces`, each at most `PIECE_BYTES` or so. They are asked for in a thread, one at a time."""
         result, source = [], iter(pieces)
-        while packed := await asyncio.to_thread(self._take, source):
+        while packed := await asyncio.to_thread(self._take, source, level):
             result.append(packed)
             self._progress.advance(packed.size_bytes)
             if len(self._open.data) >= PACK_BYTES:
                 await self.seal()
         return result
 
-    def _take(self, source: "Iterable[bytes]") -> Packed | None:
-        raw = next(iter(source), b"")
+    def _take(self, source: Iterator[bytes], level: int) -> Packed | None:
+        raw = next(source, b"")
         if not raw:
             return None
-        stored, codec = zstandard.ZstdCompressor(_LEVEL).compress(raw), "zstd"
+        stored, codec = zstandard.ZstdCompressor(level).compress(raw), "zstd"
         if len(stored) > len(raw) * _WORTH_IT:
             stored, codec = raw, "raw"
         pack = self._open

@@ -47,7 +47,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes restored so far, and of how many."""
 
 _FETCHES_AT_ONCE = 4
-_CHECKS_AT_ONCE = 2
+_CHECKS_AT_ONCE = 3
 _READ_BYTES = 4 << 20
 # Chroma opens the database and makes a WAL beside it.
 _HEADROOM_BYTES = 16 << 20
@@ -130,16 +130,18 @@ async def fetch_verified(
     CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StoreError; then `target` holds a part.
     """
     _require_known_paths(manifest)
-    await asyncio.to_thread(_require_known_migrations, manifest)
     staged = Staged(manifest)
     await asyncio.to_thread(_make_files, target, manifest.files)
     for file in manifest.files:
         staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
-    await _fetch(repository, staged, target, progress)
+    async with Crew(2) as crew:
+        await crew.start(asyncio.to_thread, _require_known_migrations, manifest)
+        await crew.start(_fetch, repository, staged, target, progress)
     async with Crew(_CHECKS_AT_ONCE) as crew:
-        for file in manifest.files:
+        await crew.start(asyncio.to_thread, _check_contents, target, manifest)
+        for file in sorted(manifest.files, key=lambda file: -file.size_bytes):
             await crew.start(asyncio.to_thread, _check_file, target, file, staged)
-    await asyncio.to_thread(_check_contents, target, manifest, keep_log)
+    await asyncio.to_thread(put_back, target, manifest.positions, keep=keep_log)
     return staged
 
 
@@ -327,7 +329,7 @@ def _check_file(target: Path, file: File, staged: Staged) -> None:
         raise CorruptSnapshot(f"{file.path} does not have the digest the manifest names")
 
 
-def _check_contents(target: Path, manifest: Manifest, keep_log: bool) -> None:
+def _check_contents(target: Path, manifest: Manifest) -> None:
     contents = database.check(target)
     if contents.segments != manifest.segments:
         raise CorruptSnapshot("the database names other segments than the manifest")
@@ -338,7 +340,6 @@ def _check_contents(target: Path, manifest: Manifest, keep_log: bool) -> None:
     for segment_id, position in manifest.positions.items():
         if position and (problems := index_problems(target / segment_id)):
             raise CorruptSnapshot(f"the index of segment {segment_id} is torn: {'; '.join(problems)}")
-    put_back(target, manifest.positions, keep=keep_log)
 
 
 def _note_down(staged: Staged, directory: DataDirectory) -> None:

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 import httpx
 
+from gateway.chroma import database
 from gateway.chroma.process import scratch_chroma
 from gateway.errors import SnapshotError
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
-from gateway.snapshot.parallel import Crew
+from gateway.snapshot.parallel import Crew, to_its_end
 from gateway.snapshot.progress import Progress, counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
@@ -81,6 +82,8 @@ async def _read_packs(repository: Repository, manifest: Manifest, progress: Prog
 async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
     async with room(scratch, "verify") as directory:
         await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
+        progress.phase("checking", None)
+        await to_its_end(database.require_sound, directory)
         progress.phase("starting Chroma", None)
         async with scratch_chroma(directory) as url:
             return await _compare(url, manifest, progress)

@@ -1,0 +1,342 @@
+"""What do snapshots cost beside restic and rclone? One run, one machine, one store for all three.
+
+The store is an S3 server (rclone's) on this machine. The data, 384 dimensions with documents and metadata, is
+made once by bare Chroma and copied for every run. The peers back up the same live directory at the same moments,
+held still by `POST /admin/quiesce`, which is more than they would get from a cron job. Uploaded bytes are what the
+store's directory grew by. No test: nothing here fails for being slow.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.chroma.directory import DataDirectory
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import restore_at_boot
+from gateway.store import Prefixed, open_store
+from tests.bare_chroma import bare_chroma
+from tests.house import ROOT, House, house
+from tests.servers import S3Server, rclone_in
+
+DIM = 384
+# 557 MB are 160,000 records of this kind (DESIGN, 2.8).
+BYTES_PER_RECORD = 557e6 / 160_000
+BATCH = 1000
+CHANGED = 0.01
+FREEZES = 100
+WORDS = (ROOT / "README.md").read_text().split()
+
+
+def records(ids: list[int], generation: int = 0) -> dict[str, Any]:
+    """Ids, embeddings (float32), documents and metadata."""
+    generator = np.random.default_rng([ids[0], generation])
+    chooser = random.Random(ids[0] * 31 + generation)
+    return {
+        "ids": [f"record-{each}" for each in ids],
+        "embeddings": generator.random((len(ids), DIM), dtype=np.float32),
+        "documents": [" ".join(chooser.choices(WORDS, k=40)) for _ in ids],
+        "metadatas": [{"number": each, "generation": generation} for each in ids],
+    }
+
+
+def data_of(mb: int) -> tuple[Path, int]:
+    """A data directory of about `mb`, made once; and how many records it has."""
+    path, count = ROOT / f"var/bench/{mb}", int(mb * 1e6 / BYTES_PER_RECORD)
+    if not (path / "done").exists():
+        shutil.rmtree(path, ignore_errors=True)
+        (path / "data").mkdir(parents=True)
+        started = time.monotonic()
+        with bare_chroma(path / "data") as chroma:
+            collection = chroma.client().create_collection("bench", embedding_function=None)
+            for first in range(0, count, BATCH):
+                collection.add(**records(list(range(first, min(first + BATCH, count)))))
+                print(f"\rmaking {mb} MB: {first} of {count} records", end="", file=sys.stderr)
+        print(f"\rmade {mb} MB in {time.monotonic() - started:.0f} s" + " " * 30, file=sys.stderr)
+        (path / "done").touch()
+    return path / "data", count
+
+
+def size_of(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+class Bench:
+    """A house on a copy of the data, and a store that the peers share."""
+
+    def __init__(self, built: House, server: S3Server, store: Path, count: int) -> None:
+        self.house, self.server, self.store, self.count = built, server, store, count
+        self.env = server.env | {
+            "PATH": os.environ["PATH"],
+            "HOME": str(built.directory),
+            "RESTIC_PASSWORD": "x",
+            "RESTIC_CACHE_DIR": str(built.directory / "cache"),
+        }
+        self.restic = ["restic", "-q", "-r", f"s3:{server.url}/bench/restic"]
+        remote = (
+            f":s3,provider=Other,access_key_id=test,secret_access_key=test,endpoint='{server.url}',region=us-east-1"
+        )
+        self.rclone_remote = f"{remote}:bench/rclone"
+
+    def run(self, *command: str) -> None:
+        subprocess.run(command, env=self.env, check=True, stdout=subprocess.DEVNULL, timeout=900)
+
+    def measured(self, work: Callable[[], Any]) -> tuple[float, int]:
+        """Seconds, and bytes that the store grew by."""
+        before, started = size_of(self.store), time.monotonic()
+        work()
+        return time.monotonic() - started, size_of(self.store) - before
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        self.house.admin("POST", "/quiesce", json={"ttl_s": 900}).raise_for_status()
+        try:
+            yield
+        finally:
+            self.house.admin("POST", "/resume").raise_for_status()
+
+    def all_three(self) -> dict[str, tuple[float, int]]:
+        """Seconds and bytes of one backup by each."""
+        result = {"gateway": self.measured(self.house.snapshot)}
+        data = str(self.house.data_dir)
+        with self.quiet():
+            result["restic"] = self.measured(lambda: self.run(*self.restic, "backup", "--exclude", ".gateway", data))
+            result["rclone"] = self.measured(
+                lambda: self.run("rclone", "sync", "--exclude", ".gateway/**", data, self.rclone_remote)
+            )
+        return result
+
+    def change(self) -> None:
+        """Upsert a hundredth of all ids, chosen at random."""
+        collection = self.house.client().get_collection("bench", embedding_function=None)
+        chosen = sorted(random.Random(7).sample(range(self.count), int(self.count * CHANGED)))
+        for first in range(0, len(chosen), 100):
+            collection.upsert(**records(chosen[first : first + 100], 1))
+
+
+@contextmanager
+def bench(mb: int, **env: str) -> Iterator[Bench]:
+    data, count = data_of(mb)
+    with tempfile.TemporaryDirectory(prefix="bench", dir=ROOT / "var/bench") as directory:
+        store = Path(directory) / "served"
+        store.mkdir()
+        with rclone_in(store) as server, house(GATEWAY_STORE="s3://bench/gateway", **server.env, **env) as built:
+            server.make_bucket("bench")
+            built.env["GATEWAY_DATA_DIR"] = f"{directory}/data"
+            shutil.copytree(data, built.data_dir)
+            yield Bench(built.start(), server, store, count)
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def peers(mb: int) -> None:
+    with bench(mb) as each:
+        each.run(*each.restic, "init")
+        size = size_of(each.house.data_dir)
+        rows = [("first", each.all_three())]
+        full = {who: uploaded for who, (_, uploaded) in rows[0][1].items()}
+        rows.append(("nothing changed", each.all_three()))
+        each.change()
+        rows.append((f"{CHANGED:.0%} of ids upserted", each.all_three()))
+        print(f"\n{size / 1e6:.0f} MB in the data directory\n")
+        print("| snapshot | | gateway | restic | rclone |\n| --- | --- | --- | --- | --- |")
+        for name, row in rows:
+            print(f"| {name} | seconds | " + " | ".join(f"{row[who][0]:.2f}" for who in row) + " |")
+            print(
+                "| | MB uploaded | "
+                + " | ".join(f"{row[who][1] / 1e6:.2f} ({row[who][1] / full[who]:.1%})" for who in row)
+                + " |"
+            )
+        _restores(each)
+
+
+def _restores(each: Bench) -> None:
+    chain = each.house.admin("GET", "/snapshot/latest").json()["id"]
+    # A full one of the same state: the next gateway knows nothing of what the store has.
+    each.house.stop()
+    (each.house.data_dir / ".gateway/baseline").unlink()
+    each.house.start()
+    full = each.house.snapshot()["id"]
+    each.house.stop()
+    times: dict[str, list[tuple[float, float]]] = {"chain": [], "full": [], "restic": [], "rclone": []}
+    for _ in range(3):
+        times["chain"].append(_restored(each, lambda target: _ours(each, chain, target)))
+        times["full"].append(_restored(each, lambda target: _ours(each, full, target)))
+        times["restic"].append(
+            _restored(each, lambda target: each.run(*each.restic, "restore", "latest", "--target", str(target)))
+        )
+        times["rclone"].append(
+            _restored(each, lambda target: each.run("rclone", "copy", each.rclone_remote, str(target)))
+        )
+    median = {who: [statistics.median(column) for column in zip(*runs, strict=True)] for who, runs in times.items()}
+    print("\n| restore (median of 3) | gateway, the chain | gateway, a full one | restic | rclone |")
+    print("| --- | --- | --- | --- | --- |")
+    print("| seconds until restored | " + " | ".join(f"{median[who][0]:.2f}" for who in median) + " |")
+    print("| and until a first query is answered | " + " | ".join(f"{sum(median[who]):.2f}" for who in median) + " |")
+
+
+def _ours(each: Bench, snapshot_id: str, target: Path) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from tests.bench_snapshot import restore_into;"
+        "asyncio.run(restore_into(sys.argv[1], Path(sys.argv[2])))"
+    )
+    subprocess.run([sys.executable, "-c", code, snapshot_id, str(target)], env=each.env, check=True, cwd=ROOT)
+
+
+async def restore_into(snapshot_id: str, target: Path) -> None:
+    """As a container does that starts empty: fetched, verified, made durable."""
+    directory = DataDirectory(target)
+    directory.make()
+    repository = Repository(Prefixed(open_store("s3://bench/gateway"), "users/default/vectorstore/"))
+    await restore_at_boot(repository, directory, snapshot_id, lambda _done, _total: None)
+    await repository.close()
+
+
+def _restored(each: Bench, work: Callable[[Path], None]) -> tuple[float, float]:
+    """Seconds that the restore took, and then a bare Chroma from its start to its first answer."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "var/bench") as directory:
+        started = time.monotonic()
+        work(Path(directory))
+        restored = time.monotonic() - started
+        (data,) = Path(directory).rglob("chroma.sqlite3")
+        started = time.monotonic()
+        with bare_chroma(data.parent) as chroma:
+            collection = chroma.client().get_collection("bench", embedding_function=None)
+            assert collection.count() == each.count
+            collection.query(query_embeddings=np.zeros((1, DIM), np.float32), n_results=1)
+            return restored, time.monotonic() - started
+
+
+class Writers:
+    """Two clients that upsert without pause, and one that reads and keeps its times."""
+
+    def __init__(self, each: Bench) -> None:
+        self._each, self._stop, self.latencies_ms = each, threading.Event(), list[float]()
+        self.written = 0
+        self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(2)]
+        self._threads.append(threading.Thread(target=self._read))
+
+    def _write(self, number: int) -> None:
+        collection = self._each.house.client().get_collection("bench", embedding_function=None)
+        chooser, turn = random.Random(number), 0
+        while not self._stop.is_set():
+            turn += 1
+            ids = [chooser.randrange(self._each.count) for _ in range(10)]
+            collection.upsert(**records(sorted(set(ids)), turn))
+            self.written += 10
+
+    def _read(self) -> None:
+        collection = self._each.house.client().get_collection("bench", embedding_function=None)
+        chooser = random.Random(0)
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            collection.get(ids=[f"record-{chooser.randrange(self._each.count)}"], include=["documents"])
+            self.latencies_ms.append((time.perf_counter() - started) * 1e3)
+
+    @contextmanager
+    def at_work(self) -> Iterator["Writers"]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield self
+        finally:
+            self._stop.set()
+            for thread in self._threads:
+                thread.join()
+
+
+def percentile(values: list[float], part: float) -> float:
+    return float(np.percentile(values, part * 100))
+
+
+def freeze(mb: int) -> None:
+    with bench(mb) as each:
+        each.house.snapshot()
+        taken: list[dict[str, Any]] = []
+        with Writers(each).at_work() as writers:
+            calm, started = len(writers.latencies_ms), time.monotonic()
+            time.sleep(10)
+            without, calm = writers.latencies_ms[calm:], len(writers.latencies_ms)
+            for _ in range(FREEZES):
+                taken.append(each.house.snapshot())
+            passed = time.monotonic() - started
+            during = writers.latencies_ms[calm:]
+        wal = (each.house.data_dir / "chroma.sqlite3-wal").stat().st_size
+        freezes, drains = [one["freeze_ms"] for one in taken], [one["drain_ms"] for one in taken]
+        uploaded = [one["uploaded_bytes"] for one in taken]
+        print(f"\n{mb} MB, {FREEZES} snapshots under writers ({writers.written / passed:.0f} records/s)")
+        print("| | p50 | p99 | max |\n| --- | --- | --- | --- |")
+        for name, values in (
+            ("freeze, ms", freezes),
+            ("drain, ms", drains),
+            ("a snapshot, s", [one["duration_s"] for one in taken]),
+            ("uploaded, MB", [one / 1e6 for one in uploaded]),
+            ("a read without snapshots, ms", without),
+            ("a read during snapshots, ms", during),
+        ):
+            print(f"| {name} | {percentile(values, 0.5):.2f} | {percentile(values, 0.99):.2f} | {max(values):.2f} |")
+        print(f"SQLite's log at the end: {wal / 1e6:.1f} MB")
+
+
+def limits(mb: int) -> None:
+    """Extra disk and memory of a first snapshot, and of one after a hundredth changed; memory under a hard limit."""
+    with bench(mb) as each:
+        pid = each.house.pid("gateway")
+        assert pid
+        data_dir = each.house.data_dir
+        size = size_of(data_dir)
+        before = _memory(pid, "VmRSS")
+        held = _memory(pid, "VmData")
+        subprocess.run(["prlimit", "--pid", str(pid), f"--data={held + (256 << 20)}"], check=True)
+        for name in ("first", f"{CHANGED:.0%} changed"):
+            grown, stop = [0], threading.Event()
+            base = size_of(data_dir)
+
+            def watch(grown: list[int] = grown, stop: threading.Event = stop, base: int = base) -> None:
+                while not stop.wait(0.02):
+                    grown[0] = max(grown[0], size_of(data_dir) - base)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            taken = each.house.snapshot()
+            stop.set()
+            watcher.join()
+            print(
+                f"{mb} MB, {name}: {taken['duration_s']:.2f} s, extra disk {grown[0] / 1e6:.1f} MB"
+                f" ({grown[0] / size:.1%}), peak memory {_memory(pid, 'VmHWM') / 1e6:.0f} MB"
+                f" ({before / 1e6:.0f} MB before), with 256 MiB more allowed"
+            )
+            each.change()
+        assert each.house.pid("gateway") == pid
+
+
+def _memory(pid: int, field: str) -> int:
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) << 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=500)
+    parser.add_argument("--only", choices=["peers", "freeze", "limits"])
+    asked = parser.parse_args()
+    for part in (peers, freeze, limits):
+        if asked.only in (None, part.__name__):
+            part(asked.mb)
+
+
+if __name__ == "__main__":
+    main()
