@@ -318,7 +318,8 @@ class _Gateway:
             raise
         if job.error is not None:
             error = GatewayError(job.error["message"], job.error.get("hint"))
-            error.exit_code = job.exit_code or 1
+            missing = job.error["error"] == NotFound("").name
+            error.exit_code = NothingToRestore.exit_code if missing else job.exit_code or 1
             raise error
         return job.result or {}
 
