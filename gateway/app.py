@@ -86,6 +86,7 @@ log = structlog.get_logger()
 _GRACE_S = 4
 _LEAST_FOR_THE_LEASE_S = 0.5
 _AGAIN_S = 0.02
+_JOBS_END_S = 2.0
 # What has not ended then breaks off: everybody else is turned away meanwhile.
 _REFUSAL_GRACE_S = 5.0
 _MAX_ADMIN_BODY_BYTES = 64 << 10
@@ -204,6 +205,7 @@ class House:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
+        await asyncio.to_thread(self.directory.drop_scratch)
         snapshotter = self.operations.snapshotter
         work = (
             self.watch.run(),
@@ -222,6 +224,7 @@ class House:
             yield
         finally:
             await _end(*scheduling, placing)
+            await self._end_jobs()
             await self._last_snapshot()
             await self._give_the_lease_back()
             await _end(*lasting)
@@ -335,6 +338,12 @@ class House:
 
     def _left_s(self) -> float:
         return (self.stop_by or time.monotonic() + self.settings.exit_budget_s) - time.monotonic()
+
+    async def _end_jobs(self) -> None:
+        """Cancel what runs, but let a snapshot come to its end: it holds what the last one would."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JOBS_END_S):
+                await self.jobs.close(spare="snapshot")
 
     async def _last_snapshot(self) -> None:
         """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
@@ -465,7 +474,7 @@ def _admin_application(house: House) -> FastAPI:
     protected = [Depends(KeyHolder(house.keyring, Role.ADMIN))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
-    app.state.jobs = house.jobs
+    app.state.jobs, app.state.max_upload_bytes = house.jobs, house.settings.max_upload_bytes
     app.include_router(jobs_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
@@ -518,7 +527,8 @@ def _bounded(app: ASGIApp) -> ASGIApp:
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
-        if declared.isdigit() and int(declared) > _MAX_ADMIN_BODY_BYTES:
+        limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
+        if limited and declared.isdigit() and int(declared) > _MAX_ADMIN_BODY_BYTES:
             refusal = BodyTooLarge(f"the body of {scope['path']} may have {_MAX_ADMIN_BODY_BYTES} bytes")
             await _answer(refusal)(scope, receive, send)
         else:

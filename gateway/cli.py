@@ -13,6 +13,7 @@ from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
 from gateway.errors import GatewayError
 from gateway.observe import logs
+from gateway.snapshot import cli as snapshot_cli
 from gateway.snapshot.model import FORMAT
 
 app = typer.Typer(
@@ -36,7 +37,8 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    pass
+    # Until a program says otherwise: what commands print is for scripts, so that errors go to stderr.
+    logs.configure(as_json=False, level="warning", program="chroma-gateway")
 
 
 @app.command()
@@ -72,6 +74,9 @@ def run_gateway() -> None:
     from gateway.app import serve as run  # noqa: PLC0415
 
     run(_settings("gateway"))
+
+
+snapshot_cli.register(app)
 
 
 def _settings(program: str) -> Settings:

@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     read_timeout_s: Seconds = Field(300, gt=0)
     client_timeout_s: Seconds = Field(60, gt=0)
     max_body_bytes: int = Field(40 * 1024 * 1024, gt=0)
+    max_upload_bytes: int = Field(64 * 1024**3, gt=0)
     max_in_flight: int = Field(64, ge=1)
     max_queued: int = Field(1024, ge=0)
     restore_retry_s: Seconds = Field(60, ge=0)

@@ -46,6 +46,7 @@ class JobStatus(BaseModel):
     ended_at: AwareDatetime | None = Field(None, description="when it ended")
     result: dict[str, Any] | None = Field(None, description="what it returned, if it succeeded")
     error: dict[str, Any] | None = Field(None, description="what failed, in the shape of all errors")
+    exit_code: int | None = Field(None, description="what a command that asked for it ends with; null while it runs")
 
 
 class Progress:
@@ -130,6 +131,7 @@ class Job:
             ended_at=self.ended_at,
             result=result.model_dump(mode="json") if isinstance(result, BaseModel) else result and dict(result),
             error=self.failure.body() if self.failure else None,
+            exit_code=None if self.state == "running" else self.failure.exit_code if self.failure else 0,
         )
 
     async def outcome(self) -> Result:
@@ -141,6 +143,10 @@ class Job:
         if self.failure is not None:
             raise self.failure
         return self.result
+
+    async def ended(self) -> None:
+        """Wait for its end, whichever."""
+        await self._ended.wait()
 
     async def events(self) -> AsyncIterator[JobStatus]:
         """Its status now, then whenever it has changed, not too often, and at last how it ended."""
@@ -155,6 +161,12 @@ class Job:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TELL_EVERY_S):
                         await self._ended.wait()
+
+    async def begun(self) -> None:
+        """Let it take its first step; raises what it failed of, if it was refused at once."""
+        await asyncio.sleep(0)
+        if self.state == "failed" and self.failure is not None:
+            raise self.failure
 
     async def cancel(self) -> None:
         """Stop it, and wait until its work has cleaned up. Nothing happens to one that has ended."""
@@ -207,9 +219,9 @@ class Jobs:
         """Newest first."""
         return list(reversed(self._jobs.values()))
 
-    async def close(self) -> None:
-        """Cancel what runs, and wait until it has cleaned up."""
-        await asyncio.gather(*(job.cancel() for job in self._jobs.values()))
+    async def close(self, *, spare: str | None = None) -> None:
+        """Cancel what runs, except those of kind `spare`, and wait until it has cleaned up."""
+        await asyncio.gather(*(job.cancel() for job in self._jobs.values() if job.kind != spare))
 
     def _forget_oldest(self) -> None:
         for job_id in [job.id for job in self._jobs.values() if job.state != "running"]:

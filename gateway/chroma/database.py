@@ -199,6 +199,21 @@ def check(data_dir: Path, *, thoroughly: bool = False) -> Contents:
     Every page is looked at; `thoroughly` compares SQLite's own indexes with their tables too, which takes four
     times as long. Raises CorruptSnapshot. Leaves no file beside it.
     """
+    with _sound(data_dir, thoroughly=thoroughly) as connection:
+        return _contents(connection)
+
+
+def require_sound(data_dir: Path) -> None:
+    """Raise CorruptSnapshot unless SQLite finds nothing wrong with the database, whatever version it is of."""
+    with _sound(data_dir):
+        pass
+
+
+# ---------------------------------------------------------------------- inside
+
+
+@contextmanager
+def _sound(data_dir: Path, *, thoroughly: bool = True) -> Iterator[sqlite3.Connection]:
     path = data_dir / DATABASE
     if not path.exists():
         raise CorruptSnapshot(f"it has no {DATABASE}")
@@ -207,12 +222,9 @@ def check(data_dir: Path, *, thoroughly: bool = False) -> Contents:
             verdict = connection.execute(f"pragma {'integrity' if thoroughly else 'quick'}_check").fetchone()[0]
             if verdict != "ok":
                 raise CorruptSnapshot(f"SQLite's check of {DATABASE} says: {verdict}")
-            return _contents(connection)
+            yield connection
     except sqlite3.DatabaseError as error:
         raise CorruptSnapshot(f"{DATABASE} cannot be read: {error}") from error
-
-
-# ---------------------------------------------------------------------- inside
 
 
 @contextmanager

@@ -6,6 +6,7 @@
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             boot.json                    what the program that starts Chroma is doing
             baseline                     what the store has of the live data
+            scratch/                     one room for each verification, archive or upload under way
             incoming/                    a restore on its way, verified before it goes live
             previous/                    what was live before, until the new state proved good
             rejected/                    what did not prove good, on its way out
@@ -118,6 +119,15 @@ class DataDirectory:
     def baseline(self) -> Path:
         """Where it is noted what the store has of the data."""
         return self._private / "baseline"
+
+    @property
+    def scratch(self) -> Path:
+        """Where rooms are made for what is on its way in or out. It may not exist yet."""
+        return self._private / "scratch"
+
+    def drop_scratch(self) -> None:
+        """Remove what an earlier gateway left behind there."""
+        self._remove("scratch")
 
     def incoming(self) -> Path:
         return self.fresh("incoming")

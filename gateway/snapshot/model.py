@@ -111,6 +111,18 @@ class MigrationRow(_Record):
     filename: str
 
 
+class Verification(_Record):
+    """What looking at all of a snapshot found."""
+
+    ok: bool = Field(description="whether it can be restored, as far as this level tells")
+    level: Literal["data", "boot"] = Field(
+        description="`data`: every byte is there and what it was; `boot`: a Chroma served all of it, too"
+    )
+    at: AwareDatetime = Field(description="when that was")
+    duration_s: float = Field(0, description="how long it took, in seconds")
+    problems: tuple[str, ...] = Field((), description="what is wrong with it; the first twenty")
+
+
 class Snapshot(_Record):
     """What people are shown of a snapshot."""
 
@@ -121,6 +133,9 @@ class Snapshot(_Record):
         "complete", description="'damaged' when its manifest cannot be read; see problem"
     )
     problem: str | None = Field(None, description="why it is damaged")
+    verified: Verification | None = Field(
+        None, description="what its latest verification found; null if never verified"
+    )
     size_bytes: Count = Field(0, description="of its files, as they lie in the data directory")
     uploaded_bytes: Count = Field(0, description="that went to the store for it")
     files: Count = Field(0, description="how many files it has")
@@ -173,7 +188,7 @@ class Manifest(_Record):
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored; `digest` is the SHA-256 of the canonical form of `manifest`."""
-        body = self.model_dump(mode="json")
+        body = self.model_dump(mode="json", exclude={"snapshot": {"verified"}})  # which is not part of it
         document = {"format": FORMAT, "digest": _digest(body), "manifest": body}
         return json.dumps(document, separators=(",", ":")).encode()
 

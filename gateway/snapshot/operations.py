@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -14,11 +15,15 @@ from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError
 from gateway.snapshot.collect import Collected, collect
 from gateway.snapshot.create import Hold, Snapshotter, Source
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.intake import take_in
+from gateway.snapshot.model import Snapshot, Verification
+from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Chroma, restore_live, try_out
+from gateway.snapshot.restore import Chroma, fetch_verified, restore_live, try_out
 from gateway.snapshot.retention import Keep
+from gateway.snapshot.rooms import room
 from gateway.snapshot.succession import Succession
+from gateway.snapshot.verify import Level, verify
 
 log = structlog.get_logger()
 
@@ -72,11 +77,16 @@ class Operations:
         """Wait for the operation under way, if there is one."""
         await self._idle.wait()
 
-    async def snapshot(self, label: str | None = None) -> Snapshot:
-        """Take a snapshot; see `create_snapshot`."""
+    def require_idle(self) -> None:
+        """Raise Conflict while an operation is under way."""
+        with self._claim("a question"):
+            pass
+
+    async def snapshot(self, label: str | None = None, progress: Progress | None = None) -> Snapshot:
+        """Take a snapshot; see `Snapshotter.take`."""
         with self._claim("a snapshot"):
             try:
-                snapshot = await self.snapshotter.take(label)
+                snapshot = await self.snapshotter.take(label, progress)
             except GatewayError as error:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 self.on_outcome(None)
@@ -85,13 +95,19 @@ class Operations:
             self.on_outcome(snapshot)
             return snapshot
 
-    async def restore(self, name: str) -> Snapshot:
+    async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
             if self._place:
                 await self._place.adopt()
             snapshot_id = await self.repository.resolve(name)
             self.snapshotter.forget()
+            note = counted(progress or Silent(), "fetching")
+
+            def fetched(done: int, total: int) -> None:
+                self.restored_bytes = (done, total)
+                note(done, total)
+
             try:
                 restored = await restore_live(
                     self.repository,
@@ -99,16 +115,13 @@ class Operations:
                     self._chroma,
                     self._refuse,
                     snapshot_id,
-                    self._note_restored,
+                    fetched,
                 )
                 if self._place:
                     await self._place.adopted()
                 return restored
             finally:
                 self.restored_bytes = None
-
-    def _note_restored(self, done: int, total: int) -> None:
-        self.restored_bytes = (done, total)
 
     async def begin(self) -> None:
         """Take over from an earlier gateway on this directory that may have died at any point of a restore.
@@ -137,6 +150,38 @@ class Operations:
             if self._place is None:
                 raise Conflict("this gateway has no lease to collect garbage under")
             return await collect(self.repository, self._place, keep, grace_s, may_delete=may_delete)
+
+    # ------------------------------------------------------------------ looked at, in and out
+
+    async def verify(self, name: str, level: Level, progress: Progress) -> Verification:
+        """Look at all of a snapshot; see `verify`."""
+        with self._claim(f"the verification of snapshot {name}"):
+            snapshot_id = await self.repository.resolve(name)
+            return await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
+
+    async def unfold(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
+        """Restore a snapshot into a room of its own, which `rooms` gives back; for a Chroma without a gateway.
+
+        Needs free disk for all of it in the data directory. Raises what a restore raises.
+        """
+        with self._claim(f"the archiving of snapshot {name}"):
+            manifest = await self.repository.manifest(await self.repository.resolve(name))
+            path = await rooms.enter_async_context(room(self._directory.scratch, "archive"))
+            await fetch_verified(self.repository, path, manifest, counted(progress, "fetching"), keep_log=False)
+            return path
+
+    async def take_in(
+        self,
+        body: AsyncIterator[bytes],
+        label: str | None,
+        max_bytes: int,
+        progress: Progress,
+        received: asyncio.Event,
+    ) -> Snapshot:
+        """Make a snapshot of an archive; see `take_in`."""
+        with self._claim("an upload"):
+            scratch = self._directory.scratch
+            return await take_in(self.repository, scratch, body, label, max_bytes, progress, received)
 
     # ------------------------------------------------------------------ for snapshots made by others
 

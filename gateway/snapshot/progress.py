@@ -1,5 +1,6 @@
 """How far something long has come."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -13,6 +14,21 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """So many units more are done."""
         ...
+
+
+def counted(progress: Progress, name: str) -> Callable[[int, int], None]:
+    """`progress` as a callback for bytes done so far, and of how many; the phase begins with its first call."""
+    seen: int | None = None
+
+    def note(done: int, total: int) -> None:
+        nonlocal seen
+        if seen is None:
+            progress.phase(name, total)
+            seen = 0
+        progress.advance(done - seen)
+        seen = done
+
+    return note
 
 
 class Silent:

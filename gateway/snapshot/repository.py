@@ -11,9 +11,20 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from pydantic import ValidationError
+
 from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StoreUnavailable
 from gateway.snapshot.lease import read_tenure
-from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
+from gateway.snapshot.model import (
+    FORMAT,
+    Manifest,
+    Pack,
+    Snapshot,
+    Verification,
+    check_format,
+    damaged,
+    is_snapshot_id,
+)
 from gateway.snapshot.parallel import Crew
 from gateway.snapshot.plan import unreferenced
 from gateway.snapshot.tenure import CONDEMNED_AT_ONCE
@@ -22,6 +33,7 @@ from gateway.store import ObjectInfo, Store
 _REPOSITORY = "repository.json"
 _SNAPSHOTS = "snapshots/"
 _MANIFEST = "manifest.json"
+_VERIFIED = "verified.json"
 _DATA = "data/"
 _CLOCK = "gc.clock"
 _PACK = re.compile(r"[0-9a-f]{64}")
@@ -29,6 +41,7 @@ _READS_AT_ONCE = 8
 # Bounds for what is parsed as JSON, whoever wrote it. A manifest takes about 200 bytes for 1 MiB of data.
 _MAX_REPOSITORY_BYTES = 64 << 10
 _MAX_MANIFEST_BYTES = 64 << 20
+_MAX_VERIFIED_BYTES = 1 << 20
 
 
 class Fence(Protocol):
@@ -70,6 +83,8 @@ class Repository:
         self._store, self._fence = store, fence
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
+        # These may, but then they are another object.
+        self._verified: dict[str, tuple[ObjectInfo, Verification | None]] = {}
         self._rotten: set[str] = set()
 
     @property
@@ -101,14 +116,21 @@ class Repository:
 
     async def ids(self) -> list[str]:
         """Ids of all snapshots, newest first."""
-        found = []
+        return (await self._listed())[0]
+
+    async def _listed(self) -> tuple[list[str], dict[str, ObjectInfo]]:
+        """Ids of all snapshots, newest first, and what holds the verification of those that have one."""
+        found, verified = [], {}
         async for info in self._store.list(_SNAPSHOTS):
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
-            if name == _MANIFEST and is_snapshot_id(snapshot_id):
-                found.append(snapshot_id)
+            if is_snapshot_id(snapshot_id):
+                if name == _MANIFEST:
+                    found.append(snapshot_id)
+                elif name == _VERIFIED:
+                    verified[snapshot_id] = info
         # After the list, never before: see `gateway.snapshot.tenure`.
         tenure = await read_tenure(self._store) if found else None
-        return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True)
+        return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True), verified
 
     async def newest_id(self) -> str | None:
         """The newest id that was ever given, also to a snapshot that never counted: a new one comes after it."""
@@ -124,13 +146,17 @@ class Repository:
 
         async def show(snapshot_id: str) -> None:
             try:
-                shown[snapshot_id] = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
+                snapshot = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
             except SnapshotError as error:
-                shown[snapshot_id] = damaged(snapshot_id, error.message)
+                snapshot = damaged(snapshot_id, error.message)
             except NotFound:
-                pass  # deleted since it was listed
+                return  # deleted since it was listed
+            if snapshot_id in verified:
+                verification = await self._verification(snapshot_id, verified[snapshot_id])
+                snapshot = snapshot.model_copy(update={"verified": verification})
+            shown[snapshot_id] = snapshot
 
-        ids = await self.ids()
+        ids, verified = await self._listed()
         async with Crew(_READS_AT_ONCE) as crew:
             for snapshot_id in ids:
                 await crew.start(show, snapshot_id)
@@ -160,6 +186,29 @@ class Repository:
         self._read[snapshot_id] = manifest.snapshot
         return manifest
 
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        """One snapshot, as `snapshots` shows it. Raises NotFound, CorruptSnapshot or IncompatibleSnapshot."""
+        snapshot = (await self.manifest(snapshot_id)).snapshot
+        return snapshot.model_copy(update={"verified": await self._verification(snapshot_id, None)})
+
+    async def note_verified(self, snapshot_id: str, verification: Verification) -> None:
+        """Keep what a verification found, beside the manifest. It replaces what an earlier one found."""
+        await self._store.put(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", verification.model_dump_json().encode())
+
+    async def _verification(self, snapshot_id: str, info: ObjectInfo | None) -> Verification | None:
+        """What was noted; `info` says which object that is, so that it need not be read again."""
+        known = self._verified.get(snapshot_id)
+        if known and known[0] == info:
+            return known[1]
+        try:
+            data = await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", 0, _MAX_VERIFIED_BYTES)
+            verification = Verification.model_validate_json(data)
+        except (ObjectMissing, ValidationError):
+            verification = None  # what cannot be read says nothing
+        if info:
+            self._verified[snapshot_id] = info, verification
+        return verification
+
     async def publish(self, manifest: Manifest) -> None:
         """Write the manifest: from here on the snapshot exists.
 
@@ -183,6 +232,7 @@ class Repository:
         except SnapshotError:
             packs = ()  # it cannot say what it holds; removing the manifest is all there is to do
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}")
         self._read.pop(snapshot_id, None)
         with contextlib.suppress(SnapshotError):
             await self.drop_unreferenced([pack.sha256 for pack in packs])

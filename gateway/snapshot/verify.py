@@ -1,0 +1,146 @@
+"""Look at all of a snapshot: is every byte there, and does a Chroma serve it?
+
+A snapshot that fails is a result, told in `problems`; an unreachable store or a full disk is an error, since it
+says nothing about the snapshot.
+"""
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
+
+from gateway.chroma import database
+from gateway.chroma.process import scratch_chroma
+from gateway.errors import SnapshotError
+from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
+from gateway.snapshot.parallel import Crew, to_its_end
+from gateway.snapshot.progress import Progress, counted
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import fetch_verified
+from gateway.snapshot.rooms import room
+
+Level = Literal["data", "boot"]
+
+_FETCHES_AT_ONCE = 4
+_READS_AT_ONCE = 4
+_MAX_PROBLEMS = 20
+# The first read of a collection loads its index.
+_READ_TIMEOUT_S = 300.0
+# Records that are read, and asked for by their own vector, of each collection.
+_SAMPLES = 5
+
+
+async def verify(
+    repository: Repository, scratch: Path, snapshot_id: str, level: Level, progress: Progress
+) -> Verification:
+    """Verify one snapshot and note beside it what was found.
+
+    `boot` needs free disk for all of it in `scratch`, and memory for a second Chroma; both are given back at
+    the end. Raises NotFound, StoreError, DiskFull. Safe to retry.
+    """
+    started, problems = time.monotonic(), list[str]()
+    try:
+        manifest = await repository.manifest(snapshot_id)
+        if level == "data":
+            problems = await _read_packs(repository, manifest, progress)
+        else:
+            problems = await _boot(repository, scratch, manifest, progress)
+    except SnapshotError as error:
+        problems = [error.message]
+    verification = Verification(
+        ok=not problems,
+        level=level,
+        at=datetime.now(UTC),
+        duration_s=round(time.monotonic() - started, 3),
+        problems=tuple(problems[:_MAX_PROBLEMS]),
+    )
+    await repository.note_verified(snapshot_id, verification)
+    return verification
+
+
+async def _read_packs(repository: Repository, manifest: Manifest, progress: Progress) -> list[str]:
+    """Fetch every pack; what a file is made of is named by its pack, and the pack by its digest."""
+    problems = list[str]()
+    progress.phase("reading", sum(pack.size_bytes for pack in manifest.packs))
+
+    async def read(pack: Pack) -> None:
+        try:
+            await repository.get_pack(pack)
+        except SnapshotError as error:
+            problems.append(error.message)
+        progress.advance(pack.size_bytes)
+
+    async with Crew(_FETCHES_AT_ONCE) as crew:
+        for pack in manifest.packs:
+            await crew.start(read, pack)
+    return sorted(problems)
+
+
+async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
+    async with room(scratch, "verify") as directory:
+        await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
+        progress.phase("checking", None)
+        await to_its_end(database.require_sound, directory)
+        progress.phase("starting Chroma", None)
+        async with scratch_chroma(directory) as url:
+            return await _compare(url, manifest, progress)
+
+
+async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str]:
+    """Read every collection from the Chroma at `url`; say what is not as it was when the snapshot was taken."""
+    problems = list[str]()
+    collections = manifest.snapshot.collections
+    progress.phase("reading collections", len(collections), "collections")
+    async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S) as client:
+
+        async def read(collection: SnapshotCollection) -> None:
+            name = f"{collection.tenant}/{collection.database}/{collection.name}"
+            try:
+                await _read(client, collection)
+            except _Differs as error:
+                problems.append(f"collection {name}: {error}")
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"collection {name}: it cannot be read: {error!r}")
+            progress.advance(1)
+
+        async with Crew(_READS_AT_ONCE) as crew:
+            for collection in collections:
+                await crew.start(read, collection)
+    return sorted(problems)
+
+
+class _Differs(Exception):
+    pass
+
+
+async def _read(client: httpx.AsyncClient, collection: SnapshotCollection) -> None:
+    """Count a collection, read records of it and find them by their vectors. Raises _Differs."""
+    base = (
+        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
+        f"/collections/{collection.id}"
+    )
+    count = _answer("count", await client.get(f"{base}/count"))
+    if count != collection.records:
+        raise _Differs(f"it has {count} records, and had {collection.records} when the snapshot was taken")
+    # Samples from its whole length, not from the beginning alone.
+    vectors = list[list[float]]()
+    for offset in range(0, count, max(1, count // _SAMPLES)):
+        wanted = {"limit": 1, "offset": offset, "include": ["embeddings", "metadatas", "documents"]}
+        read = _answer("get", await client.post(f"{base}/get", json=wanted))
+        if len(read["ids"]) != 1:
+            raise _Differs(f"record {offset} of {count} is not there")
+        vectors += [vector for vector in read["embeddings"] or [] if vector]
+    if vectors:
+        wanted = {"query_embeddings": vectors, "n_results": 1, "include": []}
+        found = _answer("query", await client.post(f"{base}/query", json=wanted))
+        if not all(found["ids"]):
+            raise _Differs("query: a record is not found by its own vector")
+
+
+def _answer(what: str, response: httpx.Response) -> Any:
+    if response.status_code != httpx.codes.OK:
+        raise _Differs(f"{what}: {response.status_code} {response.text[:500]}")
+    return response.json()

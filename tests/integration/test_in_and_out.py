@@ -1,0 +1,314 @@
+"""Verification, archives and uploads with a real Chroma: what goes out opens, what comes in is served."""
+
+import asyncio
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import chromadb
+import pytest
+
+from gateway.chroma.process import scratch_chroma
+from gateway.errors import BodyTooLarge, InvalidRequest, NotFound, SnapshotError
+from gateway.jobs import Progress
+from gateway.snapshot.archive import tar, tar_size, untar
+from gateway.snapshot.intake import take_in
+from gateway.snapshot.model import Snapshot
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import fetch_verified
+from gateway.snapshot.verify import verify
+from gateway.store import open_store
+from tests.bare_chroma import bare_chroma
+
+DATA = Path(__file__).parents[1] / "data"
+OLD = ("0.4.24", "0.5.23")
+LIMIT = 1 << 30
+
+
+def old(version: str) -> bytes:
+    return gzip.decompress((DATA / f"chroma-{version}.tar.gz").read_bytes())
+
+
+async def arriving(data: bytes, piece_bytes: int = 10_000) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), piece_bytes):
+        await asyncio.sleep(0)
+        yield data[start : start + piece_bytes]
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    return Repository(open_store(f"file://{tmp_path}/store"))
+
+
+async def taken_in(repository: Repository, tmp_path: Path, data: bytes) -> Snapshot:
+    body, received = arriving(data), asyncio.Event()
+    snapshot = await take_in(repository, tmp_path / "scratch", body, "old", LIMIT, Progress(), received)
+    assert received.is_set()
+    assert list((tmp_path / "scratch").iterdir()) == []
+    return snapshot
+
+
+def vector(number: int) -> list[float]:
+    """As in `tests/data/make_old_chroma.py`."""
+    return [float((number * 7 + place * 3) % 11) for place in range(8)]
+
+
+@pytest.mark.parametrize("version", OLD)
+async def test_a_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_serves(
+    version: str, repository: Repository, tmp_path: Path
+) -> None:
+    """Everything that chromadb 0.4 and 0.5 kept is there after upload, verification, restore and archive."""
+    snapshot = await taken_in(repository, tmp_path, old(version))
+    assert {(each.name, each.records) for each in snapshot.collections} == {
+        ("synced", 50),
+        ("unsynced", 2),
+        ("empty", 0),
+    }
+    for level in ("data", "boot"):
+        found = await verify(repository, tmp_path / "scratch", snapshot.id, level, Progress())
+        assert (found.ok, found.problems, found.level) == (True, (), level)
+        assert (await repository.snapshots())[0].verified == found
+    room = tmp_path / "room"
+    room.mkdir()
+    await fetch_verified(
+        repository, room, await repository.manifest(snapshot.id), lambda done, total: None, keep_log=False
+    )
+    archive = b"".join(tar(room))
+    assert len(archive) == tar_size(room)
+    out = tmp_path / "out"
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        opened.extractall(out, filter="data")
+    with bare_chroma(out) as chroma:
+        client = chroma.client()
+        synced = client.get_collection("synced", embedding_function=None)
+        found = synced.query(query_embeddings=[vector(7)], n_results=1, include=["documents", "distances"])
+        assert synced.count() == 50
+        assert found["distances"][0][0] == pytest.approx(0, abs=1e-6)
+        assert synced.get(ids=["42"])["documents"] == ["document 42"]
+        unsynced = client.get_collection("unsynced", embedding_function=None)
+        assert unsynced.query(query_embeddings=[vector(2)], n_results=1)["ids"] == [["b"]]
+        # And it goes on from there.
+        synced.add(ids=["new"], embeddings=[vector(3)])
+        assert synced.count() == 51
+
+
+async def test_a_missing_or_changed_pack_is_found_and_listed(repository: Repository, tmp_path: Path) -> None:
+    """A failed verification says which object is wrong, in its answer and in every listing."""
+    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+    assert (await repository.snapshots())[0].verified is None
+    packs = sorted((tmp_path / "store/data").iterdir())
+    data = bytearray(packs[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    packs[0].write_bytes(data)
+    for level in ("data", "boot"):
+        found = await verify(repository, tmp_path / "scratch", snapshot.id, level, Progress())
+        assert not found.ok
+        assert packs[0].name in found.problems[0]
+        fresh = Repository(open_store(f"file://{tmp_path}/store"))
+        assert (await fresh.snapshots())[0].verified == found
+        assert (await fresh.snapshot(snapshot.id)).verified == found
+    for pack in packs:
+        pack.unlink()
+    found = await verify(repository, tmp_path / "scratch", snapshot.id, "data", Progress())
+    assert len(found.problems) == len(packs)
+
+
+async def test_verifying_compares_with_what_the_manifest_recorded(repository: Repository, tmp_path: Path) -> None:
+    """A Chroma that serves other records than were there is a failure, whatever the digests say."""
+    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+    manifest = await repository.manifest(snapshot.id)
+    from gateway.snapshot import verify as module
+
+    room = tmp_path / "room"
+    room.mkdir()
+    await fetch_verified(repository, room, manifest, lambda done, total: None)
+    collections = tuple(
+        each.model_copy(update={"records": 49}) if each.name == "synced" else each for each in snapshot.collections
+    )
+    gone = snapshot.collections[0].model_copy(update={"id": "00000000-0000-4000-8000-000000000000", "name": "gone"})
+    other = manifest.model_copy(update={"snapshot": snapshot.model_copy(update={"collections": (*collections, gone)})})
+    async with scratch_chroma(room) as url:
+        problems = await module._compare(url, other, Progress())
+    assert len(problems) == 2
+    assert "gone: count: 404" in problems[0]
+    assert "synced: it has 50 records, and had 49" in problems[1]
+
+
+class Watched(Progress):
+    """Tells when one phase begins."""
+
+    def __init__(self, phase: str, reached: asyncio.Event) -> None:
+        super().__init__()
+        self._phase, self._reached = phase, reached
+
+    def phase(self, name: str, total: int | None, unit: str = "bytes") -> None:
+        if name == self._phase:
+            self._reached.set()
+
+
+async def test_a_cancelled_verification_leaves_nothing_behind(repository: Repository, tmp_path: Path) -> None:
+    """Its directory is gone and its Chroma has ended, at whatever phase it was cancelled."""
+    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+    for phase in ("fetching", "starting Chroma", "reading collections"):
+        reached = asyncio.Event()
+
+        progress = Watched(phase, reached)
+        task = asyncio.create_task(verify(repository, tmp_path / "scratch", snapshot.id, "boot", progress))
+        await reached.wait()
+        if phase != "fetching":
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert list((tmp_path / "scratch").iterdir()) == []
+        assert children_in(tmp_path / "scratch") == []
+    assert (await repository.snapshot(snapshot.id)).verified is None
+
+
+def children_in(directory: Path) -> list[str]:
+    """Processes that have `directory` in their command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(directory) in command:
+            found.append(command)
+    return found
+
+
+async def test_what_is_not_there_cannot_be_verified(repository: Repository, tmp_path: Path) -> None:
+    """It is an error, and nothing is noted."""
+    with pytest.raises(NotFound):
+        await verify(repository, tmp_path, "20260101T000000Z-000000", "data", Progress())
+    assert not (tmp_path / "store/snapshots").exists()
+
+
+async def test_a_chroma_that_cannot_serve_a_directory_says_why(tmp_path: Path) -> None:
+    """The error has what Chroma said, and no process is left."""
+    (tmp_path / "chroma.sqlite3").write_bytes(b"this is no database" * 100)
+    with pytest.raises(SnapshotError, match="ended with status"):
+        async with scratch_chroma(tmp_path):
+            pass
+    assert children_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------------- archives of others
+
+
+def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as opened:
+        for member, data in members:
+            member.size = len(data)
+            opened.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.linkname = kind, link
+    return made
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (member("../chroma.sqlite3"), "leads out"),
+        (member("/etc/passwd"), "leads out"),
+        (member("chroma_db/../../x"), "leads out"),
+        (member("chroma.sqlite3", tarfile.SYMTYPE, "/etc/passwd"), "neither a plain file"),
+        (member("chroma.sqlite3", tarfile.LNKTYPE, "other"), "neither a plain file"),
+        (member("chroma.sqlite3", tarfile.CHRTYPE), "neither a plain file"),
+        (member("chroma.sqlite3", tarfile.FIFOTYPE), "neither a plain file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.name} {value.type!r}",
+)
+async def test_links_devices_and_ways_out_are_refused(bad: tarfile.TarInfo, why: str, tmp_path: Path) -> None:
+    """Nothing is written outside, and nothing through a link."""
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(InvalidRequest, match=why):
+        await untar(arriving(archive((bad, b""))), target, LIMIT, Progress())
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert list(target.iterdir()) == []
+
+
+async def test_only_files_of_chromas_are_unpacked(tmp_path: Path) -> None:
+    """Others are passed over, so that an archive of a folder from git or a Mac is taken."""
+    segment = "5925ca8f-e94b-4367-9627-b3109978592a"
+    data = archive(
+        (member("chroma_db/.DS_Store"), b"x"),
+        (member("./chroma_db/chroma.sqlite3"), b"database"),
+        (member(f"chroma_db/{segment}/header.bin"), b"header"),
+        (member(f"chroma_db/{segment}/evil.so"), b"x"),
+        (member("chroma_db/.gateway/swap.json"), b"x"),
+        (member("elsewhere/chroma.sqlite3-wal"), b"x"),
+    )
+    await untar(arriving(data, 7), tmp_path, LIMIT, Progress())
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == [f"{segment}/header.bin", "chroma.sqlite3"]
+
+
+@pytest.mark.parametrize("cut", [0, 100, 700, 100_000])
+async def test_an_archive_that_is_cut_off_is_refused(cut: int, tmp_path: Path) -> None:
+    """Wherever it ends too early, it is not taken for a whole one."""
+    with pytest.raises(InvalidRequest):
+        await untar(arriving(old("0.5.23")[:cut]), tmp_path, LIMIT, Progress())
+
+
+async def test_an_archive_longer_than_allowed_is_refused_while_it_arrives(tmp_path: Path) -> None:
+    """No more than the limit is read of it."""
+    seen = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal seen
+        yield archive((member("chroma.sqlite3"), bytes(1 << 20)))[:-10240]
+        while True:
+            seen += 1 << 16
+            yield bytes(1 << 16)
+
+    with pytest.raises((BodyTooLarge, InvalidRequest)):
+        await untar(endless(), tmp_path, 2 << 20, Progress())
+    assert seen <= 2 << 20
+
+
+async def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+    """No member replaces another."""
+    data = archive((member("chroma.sqlite3"), b"one"), (member("chroma.sqlite3"), b"two"))
+    with pytest.raises(InvalidRequest, match="twice"):
+        await untar(arriving(data), tmp_path, LIMIT, Progress())
+
+
+async def test_a_damaged_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
+    """The upload is refused, and there is no snapshot, no directory and no process afterwards."""
+    data = archive((member("chroma.sqlite3"), b"SQLite format 3\0" + os.urandom(8192)))
+    with pytest.raises(InvalidRequest, match="not one of a sound Chroma directory"):
+        await taken_in(repository, tmp_path, data)
+    assert await repository.ids() == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_a_body_that_stops_arriving_can_be_cancelled(tmp_path: Path) -> None:
+    """The thread that unpacks does not wait for ever."""
+    began = asyncio.Event()
+
+    async def stuck() -> AsyncIterator[bytes]:
+        yield old("0.5.23")[:20_000]
+        began.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(untar(stuck(), tmp_path, LIMIT, Progress()))
+    await began.wait()
+    task.cancel()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_chromadb_is_the_one_the_archives_are_for() -> None:
+    """What is installed is newer than what the archives were made with."""
+    assert chromadb.__version__ > "1"

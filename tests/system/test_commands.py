@@ -1,0 +1,184 @@
+"""The commands against a running house and straight on its store; jobs, archives and uploads over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.bare_chroma import bare_chroma
+from tests.house import ADMIN_TOKEN, House, free_port, house
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[House]:
+    """A house with a collection of 300 records and one snapshot."""
+    with house() as built:
+        built.start()
+        notes = built.client().create_collection("notes", embedding_function=None)
+        notes.add(ids=[str(n) for n in range(300)], embeddings=[[n % 7, n % 11, n % 13] for n in range(300)])
+        built.snapshot("first")
+        yield built
+
+
+def run(kept: House, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        cwd=kept.directory,
+        env={**kept.env, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def succeed(kept: House, *arguments: str) -> str:
+    done = run(kept, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def scratch_of(kept: House) -> list[Path]:
+    scratch = kept.data_dir / ".gateway/scratch"
+    return list(scratch.iterdir()) if scratch.exists() else []
+
+
+def test_every_command_works_against_a_running_gateway(served: House) -> None:
+    """snapshot, list, show, verify, export, import, restore and delete do what they say."""
+    taken = json.loads(succeed(served, "snapshot", "--label", "by hand", "--json"))
+    assert taken["label"] == "by hand"
+    listed = succeed(served, "list")
+    assert taken["id"] in listed
+    assert "never verified" in listed
+    assert json.loads(succeed(served, "verify", "--level", "boot", "--json"))["ok"]
+    assert json.loads(succeed(served, "show", "--json"))["verified"]["level"] == "boot"
+    assert "verified (boot)" in succeed(served, "list")
+    succeed(served, "export", "out.tar")
+    out = served.directory / "out"
+    with tarfile.open(served.directory / "out.tar") as archive:
+        archive.extractall(out, filter="data")
+    with bare_chroma(out) as chroma:
+        assert chroma.client().get_collection("notes", embedding_function=None).count() == 300
+    imported = json.loads(succeed(served, "import", "out.tar", "--label", "again", "--json"))
+    assert [each["records"] for each in imported["collections"]] == [300]
+    assert json.loads(succeed(served, "import", "out", "--json"))["size_bytes"] > 0
+    served.client().get_collection("notes", embedding_function=None).delete(ids=["1"])
+    assert json.loads(succeed(served, "restore", imported["id"], "--json"))["id"] == imported["id"]
+    assert served.client().get_collection("notes", embedding_function=None).count() == 300
+    succeed(served, "delete", imported["id"])
+    assert imported["id"] not in succeed(served, "list")
+    assert scratch_of(served) == []
+
+
+def test_some_commands_work_on_a_store_without_a_gateway(served: House, tmp_path: Path) -> None:
+    """list, show, verify, export and restore need nothing but the store."""
+    store = ("--store", f"file://{served.store_dir}")
+    dead = {"PORT": str(free_port())}
+    snapshots = json.loads(run(served, "list", *store, "--json", **dead).stdout)["snapshots"]
+    assert snapshots
+    assert json.loads(run(served, "show", *store, "--json", **dead).stdout)["id"] == snapshots[0]["id"]
+    verified = run(served, "verify", "--level", "boot", *store, "--json", "--scratch", str(tmp_path), **dead)
+    assert json.loads(verified.stdout)["ok"], verified.stderr
+    assert run(served, "export", "alone.tar", *store, "--scratch", str(tmp_path), **dead).returncode == 0
+    assert tarfile.is_tarfile(served.directory / "alone.tar")
+    assert list(tmp_path.iterdir()) == []
+    target = tmp_path / "restored"
+    done = run(served, "restore", "latest", *store, "--data-dir", str(target), "--json", **dead)
+    assert done.returncode == 0, done.stderr
+    with bare_chroma(target) as chroma:
+        assert chroma.client().get_collection("notes", embedding_function=None).count() == 300
+    again = run(served, "restore", "latest", *store, "--data-dir", str(target), **dead)
+    assert again.returncode == 2
+    assert "holds data already" in again.stderr
+
+
+def test_exit_codes_say_what_failed(served: House, tmp_path: Path) -> None:
+    """2 for usage, 3 for the store, 4 for nothing to restore, 1 with a clear message where no gateway answers."""
+    nobody = run(served, "list", PORT=str(free_port()))
+    assert nobody.returncode == 1
+    assert "no gateway answers" in nobody.stderr
+    assert run(served, "list", GATEWAY_ADMIN_TOKEN="another-token").returncode == 2
+    assert run(served, "restore", "20200101T000000Z-000000").returncode == 4
+    assert run(served, "show", "20200101T000000Z-000000").returncode == 4
+    assert run(served, "verify", "--level", "none").returncode == 2
+    empty = ("--store", f"file://{tmp_path}/empty", "--data-dir", str(tmp_path / "data"))
+    assert run(served, "restore", "latest", *empty).returncode == 4
+    unreachable = run(
+        served,
+        *("list", "--store", "s3://bucket"),
+        AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{free_port()}",
+        AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="x",
+    )
+    assert unreachable.returncode == 3, unreachable.stderr
+
+
+def test_jobs_are_begun_watched_and_remembered(served: House) -> None:
+    """wait=false answers 202 with a Location; its events end with how it ended; the result is the snapshot."""
+    begun = served.admin("POST", "/snapshot?wait=false", json={"label": "job"})
+    assert begun.status_code == 202, begun.text
+    job = begun.json()
+    assert begun.headers["Location"] == f"/admin/jobs/{job['id']}"
+    events = served.admin("GET", f"/jobs/{job['id']}/events")
+    assert events.headers["Content-Type"].startswith("text/event-stream")
+    last = json.loads(events.text.strip().split("\n\n")[-1].split("data: ")[1])
+    assert (last["state"], last["exit_code"]) == ("succeeded", 0)
+    assert last["result"]["label"] == "job"
+    assert served.admin("GET", f"/jobs/{job['id']}").json() == last
+    assert last in served.admin("GET", "/jobs").json()["jobs"]
+    assert served.admin("GET", "/jobs/none").status_code == 404
+
+
+def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: House) -> None:
+    """While one runs another gets 409; once cancelled its room is gone and the next one may begin."""
+    job = served.admin("POST", "/snapshot/latest/verify?wait=false", json={"level": "boot"}).json()
+    assert served.admin("POST", "/snapshot?wait=false").status_code == 409
+    cancelled = served.admin("DELETE", f"/jobs/{job['id']}").json()
+    assert cancelled["state"] == "cancelled"
+    assert scratch_of(served) == []
+    assert served.admin("POST", "/snapshot").status_code == 201
+
+
+def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: House) -> None:
+    """The verification it asked for ends well."""
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    url = f"{served.url}/admin/snapshot/latest/verify"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json={"level": "boot"}, headers=headers, timeout=0.2)
+    job = served.admin("GET", "/jobs").json()["jobs"][0]
+    assert (job["kind"], job["state"]) == ("verify", "running")
+    served.admin("GET", f"/jobs/{job['id']}/events")
+    assert served.admin("GET", f"/jobs/{job['id']}").json()["result"]["ok"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_room(served: House) -> None:
+    """What was restored for it is removed."""
+    headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    url = f"{served.url}/admin/snapshot/latest/archive"
+    with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
+        assert answer.status_code == 200
+        assert int(answer.headers["Content-Length"]) > 100_000
+        next(answer.iter_raw())
+    served.until(lambda: scratch_of(served) == [], "the room is gone")
+    whole = served.admin("GET", "/snapshot/latest/archive")
+    assert len(whole.content) == int(whole.headers["Content-Length"])
+    served.until(lambda: scratch_of(served) == [], "the room is gone")
+
+
+def test_an_upload_may_be_longer_than_other_bodies_and_is_refused_as_400(served: House) -> None:
+    """What is no tar makes no snapshot; other routes keep their limit."""
+    before = served.admin("GET", "/snapshot").json()
+    refused = served.admin("POST", "/snapshot/upload", content=os.urandom(1 << 20))
+    assert (refused.status_code, refused.json()["error"]) == (400, "InvalidArgumentError"), refused.text
+    assert served.admin("POST", "/snapshot", content=bytes(1 << 20)).status_code == 413
+    assert served.admin("POST", "/snapshot/upload", token=None, content=b"x").status_code == 401
+    assert served.admin("GET", "/snapshot").json() == before
+    assert scratch_of(served) == []
