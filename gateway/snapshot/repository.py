@@ -250,8 +250,9 @@ class Repository:
             await self.delete_packs(dropped)
 
     async def drop(self, snapshot_id: str) -> None:
-        """Remove a snapshot's manifest alone; a garbage collection finds the rest."""
+        """Remove a snapshot's manifest, and what is beside it; a garbage collection finds the rest."""
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}")
         self._read.pop(snapshot_id, None)
 
     async def unpublished(self) -> list[str]:
