@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from gateway.observe.metrics import Metrics
 from gateway.store import FileStore, Prefixed, S3Store, Store
+from gateway.store.observed import Observed
 from tests import servers
 
 BUCKET = "contract"
 
 # Of the S3 servers, rclone is the one that accepts conditions and ignores them.
-CONDITIONAL = ["file", "prefixed", "ministack", "moto"]
+CONDITIONAL = ["file", "prefixed", "observed", "ministack", "moto"]
 EVERY = [*CONDITIONAL, "rclone"]
 
 
@@ -48,6 +50,8 @@ async def opened(request: pytest.FixtureRequest, directory: Path) -> AsyncIterat
     store: Store = FileStore(directory / "store")
     if request.param == "prefixed":
         store = Prefixed(store, "users/default/vectorstore/")
+    elif request.param == "observed":
+        store = Observed(store, Metrics())
     elif request.param != "file":
         server: servers.S3Server = request.getfixturevalue(request.param)
         store = S3Store(BUCKET, f"a prefix/{uuid.uuid4().hex}")

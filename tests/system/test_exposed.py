@@ -380,3 +380,25 @@ def test_readyz_says_how_far_it_is() -> None:
         assert all(each["error"] == "Unavailable" and each["message"] for each in seen)
         assert {each["phase"] for each in seen} <= {"preparing", "starting", "reading"}
         assert built.stop() == 0
+
+
+def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
+    """A gateway that starts anew knows it from the store, so that an alert on it does not cry wolf."""
+    with house() as built:
+        built.start()
+        age = re.compile(r"^chroma_gateway_last_snapshot_age_seconds (.*)$", re.MULTILINE)
+
+        def told() -> float:
+            (found,) = age.findall(httpx.get(f"{built.url}/metrics").text)
+            return float(found)
+
+        assert told() == float("inf")
+        built.snapshot()
+        assert 0 <= told() < 60
+        text = httpx.get(f"{built.url}/metrics").text
+        assert 'chroma_gateway_snapshots_total{outcome="ok"} 1.0' in text
+        assert re.search(r'chroma_gateway_store_bytes_total\{direction="up"\} [1-9]', text)
+        assert built.stop() == 0
+        built.start()
+        built.until(lambda: 0 <= told() < 60, "it is known again", 20)
+        assert built.stop() == 0
