@@ -8,7 +8,9 @@
     ├── NotAllowed                    405                  the route knows other methods
     ├── ClientTooSlow                 408                  a request did not arrive in time
     ├── Conflict                      409                  another operation is under way
+    ├── PreconditionFailed            412                  If-Match or If-None-Match does not hold
     ├── BodyTooLarge                  413                  Chroma would refuse it too
+    ├── RangeNotSatisfiable           416                  a range begins past a document's end
     ├── HeadTooLarge                  431
     ├── Unavailable                   503  retry           the data is not being served just now
     │   ├── Overloaded                503  retry           Chroma has as much to do as it may have
@@ -101,8 +103,16 @@ class Conflict(GatewayError):
     status = 409
 
 
+class PreconditionFailed(GatewayError):
+    status = 412
+
+
 class BodyTooLarge(GatewayError):
     status = 413
+
+
+class RangeNotSatisfiable(GatewayError):
+    status = 416
 
 
 class HeadTooLarge(GatewayError):
