@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
+from gateway import jobs_api
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
@@ -28,6 +29,7 @@ from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
 from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
+from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
 from gateway.observe.health import Health
 from gateway.proxy.data_path import DataPath
@@ -85,6 +87,7 @@ class House:
             hold=lambda: self.gate.hold(settings.drain_timeout_s),
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
         )
+        self.jobs = Jobs()
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
@@ -93,9 +96,15 @@ class House:
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
-        await asyncio.to_thread(self.directory.drop_scratch)
-        work = (self.watch.run(), self.data_path.watch_the_clock(), self.operations.begin(), *self._schedule())
-        watching, timing, beginning, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
+        snapshotter = self.operations.snapshotter
+        work = (
+            self.watch.run(),
+            self.data_path.watch_the_clock(),
+            self.operations.begin(),
+            snapshotter.keep_bounded(),
+            *self._schedule(),
+        )
+        watching, timing, beginning, bounding, *scheduling = (asyncio.create_task(_logged(each)) for each in work)
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=self.settings.host, port=self.settings.port)
@@ -104,7 +113,8 @@ class House:
         finally:
             await _end(*scheduling)
             await self._last_snapshot()
-            await _end(watching, timing, beginning)
+            await _end(watching, timing, beginning, bounding)
+            await snapshotter.close()
             self.data_path.close()
             await self.repository.close()
 
@@ -197,6 +207,8 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
     protected = [Depends(AdminToken(admin_token))]
     app.include_router(observe_api.admin, dependencies=protected)
     app.include_router(snapshot_api.router, dependencies=protected)
+    app.state.jobs = house.jobs
+    app.include_router(jobs_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:

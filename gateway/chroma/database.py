@@ -4,6 +4,7 @@ Chroma opens it with SQLite's defaults (`rust/sqlite/src/config.rs`): it keeps w
 the file has, and its busy timeout is 1000 seconds, so that its writers wait while we hold the lock.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -58,7 +59,7 @@ def prepare(data_dir: Path) -> str:
     """
     path = data_dir / DATABASE
     try:
-        with closing(_connect(path, make=True)) as connection:
+        with closing(open_database(path, make=True)) as connection:
             mode = str(connection.execute("pragma journal_mode=wal").fetchone()[0])
             if not connection.execute("select count(*) from sqlite_master").fetchone()[0]:
                 # The mode is only stored with the first page.
@@ -66,7 +67,8 @@ def prepare(data_dir: Path) -> str:
                 connection.execute("drop table _first")
             elif mode == "wal":
                 with suppress(sqlite3.OperationalError):  # it only tidies up, and a full disk may be read
-                    connection.execute("pragma wal_checkpoint(truncate)").fetchone()
+                    # Not "truncate": that waits for readers, and a gateway may be one.
+                    connection.execute("pragma wal_checkpoint(passive)").fetchone()
             return mode
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
@@ -87,7 +89,7 @@ def is_empty(data_dir: Path) -> bool:
     if not path.exists():
         return True
     try:
-        with closing(_connect(path)) as connection:
+        with closing(open_database(path)) as connection:
             return not connection.execute("select count(*) from sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError:
         return False  # something is there, and `prepare` will say what
@@ -102,26 +104,37 @@ def write_lock(data_dir: Path) -> Iterator[None]:
 
     Raises QuiesceTimeout when some other writer does not let go of it.
     """
-    with closing(_connect(data_dir / DATABASE)) as connection:
-        try:
-            connection.execute("begin immediate")
-        except sqlite3.OperationalError as error:
-            raise QuiesceTimeout(
-                f"SQLite's write lock was not to be had within {_LOCK_TIMEOUT_S:g} s: {error}",
-                "something other than the gateway writes to the database",
-            ) from error
-        try:
-            yield
-        finally:
-            connection.rollback()
+    with closing(open_database(data_dir / DATABASE)) as connection, write_lock_on(connection, commit=False):
+        yield
+
+
+@contextmanager
+def write_lock_on(connection: sqlite3.Connection, *, commit: bool) -> Iterator[None]:
+    """As `write_lock`, by a connection that may write meanwhile; `commit` says whether that is to stay."""
+    try:
+        connection.execute("begin immediate")
+    except sqlite3.OperationalError as error:
+        raise QuiesceTimeout(
+            f"SQLite's write lock was not to be had within {_LOCK_TIMEOUT_S:g} s: {error}",
+            "something other than the gateway writes to the database",
+        ) from error
+    try:
+        yield
+    except BaseException:
+        connection.rollback()
+        raise
+    if commit:
+        connection.commit()
+    else:
+        connection.rollback()
 
 
 class Pinned:
     """One state of the database, held by a read transaction for as long as this is open."""
 
     def __init__(self, data_dir: Path) -> None:
-        with _reading(data_dir / DATABASE):
-            self._connection = _connect(data_dir / DATABASE)
+        with translated(data_dir / DATABASE):
+            self._connection = open_database(data_dir / DATABASE)
             try:
                 self._connection.execute("begin")
                 # A transaction begins with its first read, not with "begin".
@@ -139,22 +152,25 @@ class Pinned:
         """`max_seq_id` by live vector segment in this state; 0 for one never synced."""
         return _segments(self._connection)
 
+    def segment_collections(self) -> dict[str, str]:
+        """The collection's id by live vector segment."""
+        return dict(self._connection.execute("select id, collection from segments where scope = 'VECTOR'"))
+
+    def log_rows(self, topic: str, after: int) -> int:
+        """How many rows of `topic` the log has after sequence id `after`."""
+        count = self._connection.execute(
+            "select count(*) from embeddings_queue where seq_id > ? and topic = ?", (after, topic)
+        ).fetchone()[0]
+        return int(count)
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether Chroma was told not to delete rows of its log."""
+        return is_log_kept(self._connection)
+
     def contents(self) -> Contents:
         """What this state says."""
         return _contents(self._connection)
-
-    def copy_to(self, target: Path) -> None:
-        """Write this state as a database of its own. Raises DiskFull."""
-        what = f"copying {DATABASE} to {target} failed"
-        try:
-            with closing(sqlite3.connect(target)) as copy:
-                self._connection.backup(copy)
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise DiskFull(
-                    f"{what}: {error}", "a snapshot needs free space for a copy of the database in the data directory"
-                ) from error
-            raise GatewayError(f"{what}: {error}") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -162,7 +178,7 @@ class Pinned:
 
 def read_contents(data_dir: Path) -> Contents:
     """What the database says now."""
-    with _reading(data_dir / DATABASE), closing(_connect(data_dir / DATABASE)) as connection:
+    with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
         connection.execute("begin")
         return _contents(connection)
 
@@ -179,7 +195,7 @@ def check(data_dir: Path) -> Contents:
     if not path.exists():
         raise CorruptSnapshot(f"it has no {DATABASE}")
     try:
-        with closing(_connect(path)) as connection:
+        with closing(open_database(path)) as connection:
             if (verdict := connection.execute("pragma integrity_check").fetchone()[0]) != "ok":
                 raise CorruptSnapshot(f"SQLite's integrity check of {DATABASE} says: {verdict}")
             return _contents(connection)
@@ -191,18 +207,28 @@ def check(data_dir: Path) -> Contents:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors into ours."""
     try:
         yield
     except sqlite3.Error as error:
-        raise GatewayError(f"{path} cannot be read: {error}") from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise DiskFull(f"{path}: {error}", "free some space in the data directory") from error
+        raise GatewayError(f"{path} cannot be used: {error}") from error
 
 
-def _connect(path: Path, *, make: bool = False) -> sqlite3.Connection:
+def open_database(path: Path, *, make: bool = False) -> sqlite3.Connection:
+    """A connection that begins its transactions by hand."""
     # Autocommit: transactions are begun by hand. Threads take turns, never share. Only `prepare` may
     # make the file: an empty database where there was none would look like Chroma's.
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if make else 'rw'}"
     return sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+
+
+def is_log_kept(connection: sqlite3.Connection) -> bool:
+    """Whether Chroma was told not to delete rows of its log, in the state that `connection` sees."""
+    row = connection.execute("select config_json_str from embeddings_queue_config").fetchone()
+    return row is not None and json.loads(row[0]).get("automatically_purge") is False
 
 
 def _segments(connection: sqlite3.Connection) -> dict[str, int]:

@@ -5,7 +5,8 @@
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             boot.json                    what the program that starts Chroma is doing
-            scratch/                     of a running snapshot
+            baseline                     what the store has of the live data
+            scratch/                     one room for each verification, archive or upload under way
             incoming/                    a restore on its way, verified before it goes live
             previous/                    what was live before, until the new state proved good
             rejected/                    what did not prove good, on its way out
@@ -114,15 +115,22 @@ class DataDirectory:
             path.mkdir(mode=0o700)
         return path
 
+    @property
+    def baseline(self) -> Path:
+        """Where it is noted what the store has of the data."""
+        return self._private / "baseline"
+
+    @property
     def scratch(self) -> Path:
-        return self.fresh("scratch")
+        """Where rooms are made for what is on its way in or out. It may not exist yet."""
+        return self._private / "scratch"
+
+    def drop_scratch(self) -> None:
+        """Remove what an earlier gateway left behind there."""
+        self._remove("scratch")
 
     def incoming(self) -> Path:
         return self.fresh("incoming")
-
-    def drop_scratch(self) -> None:
-        """Remove what a snapshot left behind."""
-        self._remove("scratch")
 
     def drop_incoming(self) -> None:
         """Remove what a restore left behind that did not go live."""
@@ -146,6 +154,10 @@ class DataDirectory:
     def swap_in(self, snapshot_id: str) -> None:
         """Make `incoming` live and keep what was live as `previous`. Chroma must not be running."""
         self._remove("previous")
+        with _writing("exchanging the data failed"):
+            # Of the data that goes. What is not known is read again; what is known wrongly would be lost.
+            self.baseline.unlink(missing_ok=True)
+            _sync_directory(self._private)
         self._proceed("out", snapshot_id)
 
     def may_run_trial(self) -> bool:

@@ -64,16 +64,24 @@ def is_chromas(name: str) -> bool:
 
 def index_signatures(data_dir: Path, segment_ids: Iterable[str]) -> dict[str, Signature]:
     """The files of these segments' indexes, by path relative to `data_dir`. Those without files are left out."""
-    found = {}
-    for segment_id in segment_ids:
-        for name in INDEX_FILES:
-            path = f"{segment_id}/{name}"
-            try:
-                status = (data_dir / path).stat()
-            except FileNotFoundError:
-                continue
-            found[path] = Signature(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
-    return found
+    paths = (f"{segment_id}/{name}" for segment_id in segment_ids for name in INDEX_FILES)
+    return {path: signature for path in paths if (signature := signature_of(data_dir / path))}
+
+
+def signatures_of(data_dir: Path, segment_ids: Iterable[str]) -> dict[str, Signature]:
+    """As `index_signatures`, and the database's."""
+    found = index_signatures(data_dir, segment_ids)
+    database = signature_of(data_dir / DATABASE)
+    return found | {DATABASE: database} if database else found
+
+
+def signature_of(path: Path) -> Signature | None:
+    """None if there is no such file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return Signature(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 
 def size_bytes(directory: Path) -> int:

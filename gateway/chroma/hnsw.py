@@ -14,9 +14,28 @@ from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
 
 _HEADER = struct.Struct("<i6Qii3QdQ")
 _VERSION = 1
+_MAX_PART_BYTES = 1 << 20
 # The last entry of the id map as this Chroma writes it, empty (`rust/segment/src/local_hnsw.rs`, `persist`),
 # and the pickle's end.
 _ID_MAP_END = b"X\x0c\x00\x00\x00id_to_seq_id}u."
+
+
+def element_parts(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes in bytes of what the elements of an index's files are made of, by file; those that have none are left out.
+
+    An element of the lowest level has its links, and then its vector and its label, which change apart.
+    """
+    try:
+        with (directory / HEADER).open("rb") as header:
+            raw = header.read(_HEADER.size)
+    except FileNotFoundError:
+        return {}
+    if len(raw) < _HEADER.size:
+        return {}
+    version, _, _, _, element_bytes, _, vector_offset, *_ = _HEADER.unpack_from(raw)
+    parts = (vector_offset, element_bytes - vector_offset)
+    sane = version == _VERSION and all(0 < part <= _MAX_PART_BYTES and part % 4 == 0 for part in parts)
+    return {LEVEL0: parts} if sane else {}
 
 
 def index_problems(directory: Path) -> list[str]:

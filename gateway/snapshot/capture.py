@@ -1,138 +1,258 @@
-"""Catch one cut of a running Chroma: the database and the indexes of the same moment.
+"""Catch one cut of a running Chroma, and read of it what the store does not have.
 
-Indexes change only every `sync_threshold` records, so nearly all of their bytes are read ahead, while
-writes go on. In the freeze it is proved, file by file, that nothing moved since; what did move is
-copied then and there. Nothing here opens or closes the gate: `create` does.
+The cut itself is the database at one moment, held fast by a reader while writes go on. An index need not
+be of that moment: with the log that the database keeps, an older one does (`gateway.chroma.log`). So an
+index is read after the cut, at leisure, and counts if nothing moved in it meanwhile; if something did, the
+one that the store has already serves. Nothing here opens or closes the gate: `create` does.
 """
 
 import asyncio
-import shutil
-import time
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from gateway.chroma.database import Contents, Pinned, write_lock
-from gateway.chroma.disk import DATABASE, Signature, index_signatures, write_error
-from gateway.snapshot.packing import PackedFile, PackWriter
-from gateway.snapshot.plan import moved
+import numpy as np
 
-# In a freeze this much is copied in about 10 ms; for more it is better to open the gate, read
-# ahead again and come back.
-COPY_IN_FREEZE_BYTES = 16 << 20
+from gateway.chroma import log
+from gateway.chroma.disk import DATABASE, Signature, index_signatures
+from gateway.chroma.hnsw import element_parts
+from gateway.chroma.pages import DatabaseCut, PageTracker
+from gateway.snapshot.baseline import Baseline, Stored, merge
+from gateway.snapshot.blocks import (
+    Fingerprints,
+    Layout,
+    Numbers,
+    changed_blocks,
+    digest_of_pages,
+    page_digests,
+    patches,
+)
+from gateway.snapshot.packing import PIECE_BYTES, PackWriter
+from gateway.snapshot.parallel import to_its_end
+from gateway.snapshot.plan import FilePlan, How, plan_file
 
+_READ_BYTES = 4 << 20
 
-@dataclass(slots=True)
-class Ahead:
-    """What was read ahead: packed files with the signatures and max_seq_ids they had."""
-
-    signatures: dict[str, Signature] = field(default_factory=dict)
-    segments: dict[str, int] = field(default_factory=dict)
-    packed: dict[str, PackedFile] = field(default_factory=dict)
+# What a restore costs where an index is older than the database, and what reading the index costs a
+# snapshot; of the two the cheaper is done. Measured on one core with 384 dimensions (scripts/bench-snapshot).
+_REPLAYED_ROWS_PER_S = 2000
+_READ_BYTES_PER_S = 500e6
 
 
 @dataclass(slots=True)
 class Cut:
-    """One moment. `paths` are its index files, `copied` those of them that lie in scratch."""
+    """One moment: the database, and the indexes that were synced since the baseline's."""
 
-    pinned: Pinned
-    paths: list[str]
-    copied: list[str]
+    database: DatabaseCut
+    segments: dict[str, int] = field(default_factory=dict)
+    """max_seq_id by live vector segment"""
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    """of the files of indexes that the baseline does not have as they are now"""
 
     def close(self) -> None:
-        self.pinned.close()
+        self.database.close()
 
 
-@dataclass(slots=True)
-class TooMuchMoved:
-    """There was more to copy than a freeze may take."""
+def freeze(data_dir: Path, tracker: PageTracker, baseline: Baseline) -> Cut:
+    """Lock SQLite, hold this moment fast, look at the indexes, unlock. Blocks, for milliseconds.
+
+    The gate must be closed and drained. Raises QuiesceTimeout.
+    """
+    segments: dict[str, int] = {}
+    signatures: dict[str, Signature] = {}
+
+    def look(database: DatabaseCut) -> None:
+        segments.update(database.segments())
+        synced = [each for each, seq_id in segments.items() if seq_id and seq_id != baseline.positions.get(each)]
+        signatures.update(index_signatures(data_dir, synced))
+
+    return Cut(tracker.cut(look), segments, signatures)
+
+
+class Choice(NamedTuple):
+    """Which indexes must be read, which are worth reading, and the positions of those that the store has."""
+
+    must: list[str]
+    may: list[str]
+    positions: dict[str, int]
+
+
+def choose(cut: Cut, baseline: Baseline, kept_from: Mapping[str, int]) -> Choice:
+    """Decide which indexes of the cut to read. `kept_from`: by segment, since when the log is whole. Blocks."""
+    choice = Choice([], [], {})
+    behind: dict[str, int] = {}
+    for segment_id, seq_id in cut.segments.items():
+        have = baseline.positions.get(segment_id)
+        if have == seq_id or not seq_id:
+            choice.positions[segment_id] = seq_id
+        elif have is None or have > seq_id or have < kept_from.get(segment_id, 0) or not cut.database.keeps_log:
+            choice.must.append(segment_id)
+        else:
+            choice.positions[segment_id] = behind[segment_id] = have
+    if behind:
+        rows = log.rows_after(cut.database, behind)
+        for segment_id in behind:
+            size = sum(each.size_bytes for path, each in cut.signatures.items() if path.startswith(segment_id))
+            if rows[segment_id] / _REPLAYED_ROWS_PER_S > size / _READ_BYTES_PER_S:
+                choice.may.append(segment_id)
+    return choice
+
+
+# ---------------------------------------------------------------------- reading
+
+
+async def read_index(
+    data_dir: Path, cut: Cut, segment_id: str, baseline: Baseline, packs: PackWriter
+) -> list[Stored] | None:
+    """Pack what the store does not have of an index; None if it moved since the cut.
+
+    Returns its files as they are in the store then.
+    """
+    files = []
+    mine = [path for path in sorted(cut.signatures) if path.startswith(f"{segment_id}/")]
+    before = {path: cut.signatures[path] for path in mine}
+    try:
+        parts = await asyncio.to_thread(element_parts, data_dir / segment_id)
+        for path in mine:
+            layout = Layout(parts.get(path.rpartition("/")[2], (4096,)))
+            source = _FileSource(data_dir / path, layout, baseline)
+            files.append(await _store(path, source, layout, baseline.files.get(path), packs))
+    except (FileNotFoundError, _Moved):
+        return None
+    await packs.seal()
+    now = await asyncio.to_thread(index_signatures, data_dir, [segment_id])
+    return files if now == before and mine else None
+
+
+async def read_database(cut: DatabaseCut, baseline: Baseline, packs: PackWriter) -> Stored:
+    """Pack what the store does not have of the database; return it as it is in the store then."""
+    layout = Layout((cut.page_bytes,))
+    stored = await _store(DATABASE, _DatabaseSource(cut), layout, baseline.files.get(DATABASE), packs)
+    await packs.seal()
+    return stored
+
+
+async def _store(
+    path: str, source: "_FileSource | _DatabaseSource", layout: Layout, have: Stored | None, packs: PackWriter
+) -> Stored:
+    if have is not None and have.layout != layout:
+        have = None
+    # To its end: what is read from must not be closed under a thread that reads.
+    look = await to_its_end(source.look, have)
+    base, held, origins = have.base if have else (), have.patches if have else (), have.origins if have else None
+    if have is None or origins is None:
+        plan = FilePlan(How.REBASE)
+    else:
+        _, lengths = layout.spans(look.changed, look.size_bytes)
+        resized = look.size_bytes != have.size_bytes
+        plan = plan_file(look.size_bytes, have.patch_bytes, int(lengths.sum()), resized=resized)
+    count = len(look.fingerprints)
+    if plan.how is How.REBASE or have is None or origins is None:
+        base, held = tuple(await packs.add(source.whole())), ()
+        origins = np.zeros(count, np.uint8)
+    elif plan.how is How.PATCH:
+        numbers = look.changed
+        if plan.replaced:
+            older = have.blocks_of_last(plan.replaced)
+            numbers = np.union1d(numbers, older[older < count])
+            held = held[: -plan.replaced]
+        added = await packs.add(patches(zip(numbers.tolist(), source.blocks(numbers), strict=True), PIECE_BYTES))
+        held = (*held, tuple(added))
+        origins = merge(origins, count, numbers, len(held))
+    else:
+        origins = origins[:count]
+    return Stored(path, look.size_bytes, look.sha256, source.page_bytes, layout, base, held, look.fingerprints, origins)
+
+
+class _Look(NamedTuple):
+    """What a file is like now, and which of its blocks are other than in the store."""
 
     size_bytes: int
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def look(data_dir: Path) -> tuple[dict[str, int], dict[str, Signature]]:
-    """max_seq_id by live vector segment, and the signatures of their index files, as of about now."""
-    pinned = Pinned(data_dir)
-    try:
-        segments = pinned.segments()
-    finally:
-        pinned.close()
-    return segments, index_signatures(data_dir, segments)
+    sha256: str
+    fingerprints: Fingerprints
+    changed: Numbers
 
 
-async def read_ahead(data_dir: Path, ahead: Ahead, packs: PackWriter) -> None:
-    """Pack every index file that is not in `ahead` as it is now, one index after the other."""
-    segments, signatures = await asyncio.to_thread(look, data_dir)
-    stale = _stale(ahead, segments, signatures)
-    for segment_id in segments:
-        for path in stale:
-            if not path.startswith(f"{segment_id}/"):
-                continue
-            before, now_ns = signatures[path], time.time_ns()
-            try:
-                ahead.packed[path] = await packs.add(path, data_dir / path)
-            except FileNotFoundError:
-                continue  # its collection was deleted meanwhile
-            if before.is_settled(now_ns):
-                ahead.signatures[path] = before
-        await packs.seal()
-    ahead.segments = segments
+class _Moved(Exception):
+    """A file became shorter while it was read."""
 
 
-def freeze(data_dir: Path, ahead: Ahead, scratch: Path, copy_limit_bytes: int | None) -> Cut | TooMuchMoved:
-    """Lock SQLite, pin this moment, copy what moved since `ahead` into `scratch`, unlock. Blocks.
+class _FileSource:
+    """A file of an index. Blocks."""
 
-    The gate must be closed and drained. With `copy_limit_bytes` None everything is copied, however
-    long it takes. Raises QuiesceTimeout, DiskFull.
-    """
-    with write_lock(data_dir):
-        pinned = Pinned(data_dir)
-        try:
-            segments = pinned.segments()
-            signatures = index_signatures(data_dir, segments)
-            stale = _stale(ahead, segments, signatures)
-            size_bytes = sum(signatures[path].size_bytes for path in stale)
-            if copy_limit_bytes is not None and size_bytes > copy_limit_bytes:
-                pinned.close()
-                return TooMuchMoved(size_bytes)
-            for path in stale:
-                target = scratch / path
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(data_dir / path, target)
-            if not pinned.keeps_writers_going:
-                pinned.copy_to(scratch / DATABASE)
-        except OSError as error:
-            pinned.close()
-            raise write_error(f"copying what moved into {scratch} failed", error) from error
-        except BaseException:
-            pinned.close()
-            raise
-        return Cut(pinned, list(signatures), stale)
+    page_bytes = None
 
+    def __init__(self, path: Path, layout: Layout, baseline: Baseline) -> None:
+        self._path, self._layout, self._sketch = path, layout, baseline.sketch
 
-def describe(cut: Cut, scratch: Path) -> Contents:
-    """Write the cut's database into `scratch` and return what it says. Blocks, while Chroma goes on."""
-    target = scratch / DATABASE
-    if not target.exists():
-        cut.pinned.copy_to(target)
-    return cut.pinned.contents()
+    def look(self, have: Stored | None) -> _Look:
+        digest, found, size = hashlib.sha256(), [np.empty((0, 2), np.uint64)], 0
+        at_once = max(1, _READ_BYTES // self._layout.period_bytes) * self._layout.period_bytes
+        with self._path.open("rb", 0) as file:
+            while data := _read(file.fileno(), at_once, size):
+                digest.update(data)
+                found.append(self._sketch.of(data, self._layout))
+                size += len(data)
+        fingerprints = np.concatenate(found)
+        changed = changed_blocks(have.fingerprints if have else found[0], fingerprints)
+        return _Look(size, digest.hexdigest(), fingerprints, changed)
 
+    def whole(self) -> Iterator[bytes]:
+        offset = 0
+        with self._path.open("rb", 0) as file:
+            while data := _read(file.fileno(), PIECE_BYTES, offset):
+                offset += len(data)
+                yield data
 
-async def pack_cut(cut: Cut, ahead: Ahead, scratch: Path, packs: PackWriter) -> list[PackedFile]:
-    """Every file of the cut in packs: those read ahead, and now those in `scratch`."""
-    copied = set(cut.copied)
-    files = [ahead.packed[path] for path in cut.paths if path not in copied]
-    files += [await packs.add(path, scratch / path) for path in cut.copied]
-    await packs.seal()
-    files.append(await packs.add(DATABASE, scratch / DATABASE))
-    await packs.seal()
-    return files
+    def blocks(self, numbers: Numbers) -> Iterator[bytes]:
+        with self._path.open("rb", 0) as file:
+            size = os.fstat(file.fileno()).st_size
+            offsets, lengths = self._layout.spans(numbers, size)
+            for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+                block = os.pread(file.fileno(), length, offset)
+                if not block or len(block) != length:
+                    raise _Moved
+                yield block
 
 
-def _stale(ahead: Ahead, segments: dict[str, int], signatures: dict[str, Signature]) -> list[str]:
-    """Files that are not in `ahead` as they are now: they changed, or their segment was synced since."""
-    synced = set(moved(ahead.segments, segments))
-    changed = set(moved(ahead.signatures, signatures))
-    return sorted(path for path in signatures if path in changed or path.partition("/")[0] in synced)
+class _DatabaseSource:
+    """The pages of a cut. Blocks."""
+
+    def __init__(self, cut: DatabaseCut) -> None:
+        self._cut = cut
+        self.page_bytes = cut.page_bytes
+
+    def look(self, have: Stored | None) -> _Look:
+        cut = self._cut
+        if have is None or cut.changed is None:
+            digests = np.concatenate([page_digests(data, cut.page_bytes) for data in cut.read_all()])
+            changed = changed_blocks(have.fingerprints if have else digests[:0], digests)
+        else:
+            digests = np.zeros((cut.pages, 2), np.uint64)
+            common = min(cut.pages, len(have.fingerprints))
+            digests[:common] = have.fingerprints[:common]
+            # All that is new was written, so it is in the log; but for pages that nothing uses.
+            listed = {*cut.changed, *range(common + 1, cut.pages + 1)}
+            changed = np.array(sorted(number - 1 for number in listed if number <= cut.pages), np.int64)
+            for number, page in zip(changed.tolist(), self.blocks(changed), strict=True):
+                digests[number] = page_digests(page, cut.page_bytes)[0]
+            same = (digests[changed[changed < common]] == have.fingerprints[changed[changed < common]]).all(axis=1)
+            changed = np.concatenate((changed[changed < common][~same], changed[changed >= common]))
+        return _Look(cut.size_bytes, digest_of_pages(digests), digests, changed)
+
+    def whole(self) -> Iterator[bytes]:
+        return self._cut.read_all()
+
+    def blocks(self, numbers: Numbers) -> Iterator[bytes]:
+        return self._cut.read((numbers + 1).tolist())
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    """`size` bytes, less only at the end of the file: blocks are told by where they begin."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more
+    return data

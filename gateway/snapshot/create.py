@@ -1,32 +1,30 @@
-"""Take a snapshot: the recipe."""
+"""Take snapshots: the recipe, and what is remembered from one to the next."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from gateway.chroma.database import Contents
 from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
+from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
+from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
-from gateway.errors import StoreError
-from gateway.snapshot.capture import (
-    COPY_IN_FREEZE_BYTES,
-    Ahead,
-    Cut,
-    TooMuchMoved,
-    describe,
-    freeze,
-    pack_cut,
-    read_ahead,
-)
+from gateway.errors import GatewayError, SnapshotError, StoreError
+from gateway.snapshot import baseline as baselines
+from gateway.snapshot.baseline import Baseline, Stored
+from gateway.snapshot.capture import Cut, choose, freeze, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.parallel import to_its_end
+from gateway.snapshot.progress import Progress, Silent
 from gateway.snapshot.repository import Repository
 
 log = structlog.get_logger()
@@ -34,7 +32,17 @@ log = structlog.get_logger()
 Hold = Callable[[], AbstractAsyncContextManager[float]]
 """Closes the gate and drains it for the time of the block; yields the drain in ms."""
 
+# Tries to read indexes while writes go on; then writes have to wait for it.
 _TRIES = 3
+# How often fingerprints are put on disk. What changed since is stored again after a crash.
+_SAVE_EVERY_S = 60.0
+# The log of the database is bounded: pages passed by are remembered, and written again where they belong.
+_MAX_WAL_PART = 0.05
+_MIN_WAL_BYTES, _MAX_WAL_BYTES = 4 << 20, 64 << 20
+# Rows of Chroma's log that are kept for indexes in the store; with more, indexes are stored anew instead.
+_MAX_LOG_ROWS = 25_000
+_BOUND_EVERY_S = 1.0
+_COUNT_EVERY_S = 60.0
 
 
 class Source(Protocol):
@@ -49,91 +57,275 @@ class Source(Protocol):
         ...
 
 
-async def create_snapshot(
-    repository: Repository, directory: DataDirectory, chroma: Source, hold: Hold, label: str | None
-) -> Snapshot:
-    """Take a snapshot and return it once its manifest is stored.
+@dataclass(slots=True)
+class _Taken:
+    """What a snapshot is made of, once every byte of it is in packs."""
 
-    After an error nothing is listed that was not there before, save for StoreUnavailable while the
-    manifest was being written: then it is there whole or not at all. Safe to retry. Only one may run
-    at a time. Raises Unavailable, QuiesceTimeout, DiskFull, StoreError.
-    """
-    started, run = time.monotonic(), chroma.require_served()
-    await repository.make()
-    newest = next(iter(await repository.ids()), None)
-    scratch = await asyncio.to_thread(directory.scratch)
-    try:
-        async with PackWriter(repository, await repository.packs()) as writer:
-            ahead = Ahead()
-            await read_ahead(directory.path, ahead, writer)
-            cut, created_at, drain_ms, freeze_ms = await _make_cut(directory.path, ahead, scratch, hold, writer)
+    created_at: datetime
+    drain_ms: float = 0
+    freeze_ms: float = 0
+    contents: Contents | None = None
+    segments: dict[str, int] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    signatures: dict[str, Signature] = field(default_factory=dict)
+    files: list[Stored] = field(default_factory=list)
+
+
+class Snapshotter:
+    """Takes snapshots of one data directory, one after the other, each at the cost of what changed."""
+
+    def __init__(self, repository: Repository, directory: DataDirectory, chroma: Source, hold: Hold) -> None:
+        self._repository, self._directory, self._chroma, self._hold = repository, directory, chroma, hold
+        self._tracker = PageTracker(directory.path)
+        self._baseline: Baseline | None = None
+        self._kept_from: dict[str, int] = {}
+        self._saved_at = float("-inf")
+        self._saved_id: str | None = None
+
+    async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
+        """Take a snapshot and return it once its manifest is stored.
+
+        After an error nothing is listed that was not there before, save for StoreUnavailable while the
+        manifest was being written: then it is there whole or not at all. Safe to retry. Only one may run
+        at a time. Raises Unavailable, QuiesceTimeout, DiskFull, StoreError.
+        """
+        progress = progress or Silent()
+        started, run = time.monotonic(), self._chroma.require_served()
+        progress.phase("preparing", None)
+        await self._repository.make()
+        ids = await self._repository.ids()
+        baseline = await self._known(ids)
+        await self._keep_log()
+        # What the store has is only asked for where much is to be sent.
+        existing = {} if baseline.snapshot_id else await self._repository.packs()
+        writer = PackWriter(self._repository, existing, progress)
+        cut: Cut | None = None
+        try:
+            async with writer, self._reading(run, baseline, writer, progress) as (cut, taken):
+                pass
+            # The writer has waited: every pack is stored before the manifest names it.
+            manifest = self._manifest(taken, label, next(iter(ids), None), started, writer.uploaded_bytes)
+            progress.phase("publishing", None)
+            await self._repository.publish(manifest)
+        except BaseException:
+            if cut is not None:
+                self._tracker.undo(cut.database)
+            await asyncio.shield(self._drop(writer.sent))
+            raise
+        await self._remember(baseline, manifest, taken, writer)
+        snapshot = manifest.snapshot
+        log.info(
+            "snapshot taken",
+            snapshot=snapshot.id,
+            size_bytes=snapshot.size_bytes,
+            uploaded_bytes=snapshot.uploaded_bytes,
+            duration_s=snapshot.duration_s,
+            drain_ms=snapshot.drain_ms,
+            freeze_ms=snapshot.freeze_ms,
+        )
+        return snapshot
+
+    # ------------------------------------------------------------------ the cut, and what is read of it
+
+    @contextlib.asynccontextmanager
+    async def _reading(
+        self, run: int, baseline: Baseline, writer: PackWriter, progress: Progress
+    ) -> AsyncIterator[tuple[Cut, _Taken]]:
+        """Make a cut and put all that is new in it into packs; if an index moved that is needed, make another.
+
+        Writes go on meanwhile. Only the last try lets them wait for it, and a database that is not in WAL mode.
+        """
+        read: dict[str, tuple[int, list[Stored], dict[str, Signature]]] = {}
+        for last in [False] * (_TRIES - 1) + [True]:
+            async with contextlib.AsyncExitStack() as stack:
+                held = await stack.enter_async_context(contextlib.AsyncExitStack())
+                drain_ms = await held.enter_async_context(self._hold())
+                frozen_at, taken = time.monotonic(), _Taken(datetime.now(UTC), drain_ms=drain_ms)
+                cut = await to_its_end(freeze, self._directory.path, self._tracker, baseline, undo=self._let_go)
+                stack.push_async_callback(to_its_end, cut.close)
+                try:
+                    if not last and cut.database.keeps_writers_going:
+                        await held.aclose()
+                        taken.freeze_ms = (time.monotonic() - frozen_at) * 1e3
+                    await self._chroma.require_same_run(run)
+                    if await self._read(cut, taken, baseline, read, writer, progress):
+                        await held.aclose()
+                        taken.freeze_ms = taken.freeze_ms or (time.monotonic() - frozen_at) * 1e3
+                        yield cut, taken
+                        return
+                except BaseException:
+                    self._tracker.undo(cut.database)
+                    raise
+                self._tracker.undo(cut.database)
+                log.info("indexes moved while they were read, reading them again")
+        raise AssertionError("while writes wait nothing moves")
+
+    def _let_go(self, cut: Cut) -> None:
+        self._tracker.undo(cut.database)
+        cut.close()
+
+    async def _read(
+        self,
+        cut: Cut,
+        taken: _Taken,
+        baseline: Baseline,
+        read: dict[str, tuple[int, list[Stored], dict[str, Signature]]],
+        writer: PackWriter,
+        progress: Progress,
+    ) -> bool:
+        """Put what is new into packs; False if an index moved that is needed. `read`: indexes of earlier tries."""
+        taken.contents = await to_its_end(cut.database.contents)
+        taken.segments = cut.segments
+        choice = await to_its_end(choose, cut, baseline, self._kept_from)
+        size_bytes = sum(cut.signatures[path].size_bytes for path in cut.signatures) + cut.database.size_bytes
+        progress.phase("storing", size_bytes)
+        for segment_id in (*choice.must, *choice.may):
+            if read.get(segment_id, (None,))[0] == cut.segments[segment_id]:
+                continue
+            files = await read_index(self._directory.path, cut, segment_id, baseline, writer)
+            if files is not None:
+                of_it = {path: each for path, each in cut.signatures.items() if path.startswith(f"{segment_id}/")}
+                read[segment_id] = cut.segments[segment_id], files, of_it
+            elif segment_id in choice.must:
+                return False
+        taken.positions = dict(choice.positions)
+        for segment_id in cut.segments:
+            if segment_id in read and read[segment_id][0] == cut.segments[segment_id]:
+                taken.positions[segment_id], files, signatures = read[segment_id]
+                taken.files += files
+                taken.signatures |= signatures
+            elif taken.positions.get(segment_id):
+                taken.files += baseline.of_index(segment_id)
+        if signature := await asyncio.to_thread(signature_of, self._directory.path / DATABASE):
+            taken.signatures[DATABASE] = signature
+        taken.files.append(await read_database(cut.database, baseline, writer))
+        return True
+
+    def _manifest(
+        self, taken: _Taken, label: str | None, newest: str | None, started: float, uploaded_bytes: int
+    ) -> Manifest:
+        assert taken.contents is not None
+        packs, files = baselines.listing(taken.files)
+        return Manifest(
+            snapshot=Snapshot(
+                id=new_snapshot_id(taken.created_at, newest),
+                label=label,
+                created_at=taken.created_at,
+                size_bytes=sum(file.size_bytes for file in files),
+                uploaded_bytes=uploaded_bytes,
+                files=len(files),
+                collections=tuple(SnapshotCollection(**each._asdict()) for each in taken.contents.collections),
+                chroma_version=chroma_version(),
+                duration_s=round(time.monotonic() - started, 3),
+                drain_ms=round(taken.drain_ms, 3),
+                freeze_ms=round(taken.freeze_ms, 3),
+            ),
+            migrations=tuple(MigrationRow(**row._asdict()) for row in taken.contents.migrations),
+            segments=taken.segments,
+            positions=taken.positions,
+            packs=packs,
+            files=files,
+        )
+
+    async def _drop(self, sent: Iterable[str]) -> None:
+        """Leave nothing behind of a snapshot that came to nothing; what cannot be dropped waits for the next gc."""
+        with contextlib.suppress(StoreError, SnapshotError):
+            await self._repository.drop_unreferenced(sent)
+
+    # ------------------------------------------------------------------ what is remembered
+
+    async def _known(self, ids: list[str]) -> Baseline:
+        """What the store has, as far as is known: of a snapshot that is still there."""
+        if self._baseline is None:
+            saved = await asyncio.to_thread(baselines.saved_snapshot, self._directory.baseline)
+            if saved in ids:
+                with contextlib.suppress(SnapshotError):
+                    manifest = await self._repository.manifest(saved)
+                    self._baseline = await to_its_end(self._load, manifest)
+                    self._saved_id = saved
+        if self._baseline is None or self._baseline.snapshot_id not in ids:
+            self._baseline, self._saved_id = baselines.nothing(), None
+        return self._baseline.without_packs(self._repository.rotten)
+
+    def _load(self, manifest: Manifest) -> Baseline | None:
+        # The signatures first: what is synced after them does not look like what it was.
+        signatures = signatures_of(self._directory.path, manifest.segments)
+        return baselines.load(self._directory.baseline, manifest, synced_to(self._directory.path), signatures)
+
+    async def _keep_log(self) -> None:
+        """Have Chroma keep its log from now on, or as it does already."""
+        kept_from = await to_its_end(keep_log, self._directory.path)
+        if kept_from is not None:
+            self._kept_from = kept_from
+
+    async def _remember(self, before: Baseline, manifest: Manifest, taken: _Taken, writer: PackWriter) -> None:
+        """The snapshot is stored; from now on it is what the next one is measured against."""
+        self._baseline = Baseline(
+            manifest.snapshot.id,
+            before.seed,
+            {file.path: file for file in taken.files},
+            dict(taken.positions),
+            before.signatures | taken.signatures,
+        )
+        with contextlib.suppress(StoreError, SnapshotError):
+            named = {pack.sha256 for pack in manifest.packs}
+            await self._repository.drop_unreferenced([name for name in writer.sent if name not in named])
+        try:
+            moved = taken.positions != before.positions
+            if moved or time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+                await self.save()
+            if moved:
+                # Not before it is saved: a baseline that is older than the log is of no use.
+                await to_its_end(trim_log, self._directory.path, taken.positions)
+        except (GatewayError, OSError) as error:
+            log.warning("what was stored could not be noted down", cause=str(error))
+
+    async def save(self) -> None:
+        """Put the fingerprints of what is stored on disk. Raises OSError."""
+        baseline = self._baseline
+        if baseline is None or not baseline.snapshot_id or self._saved_id == baseline.snapshot_id:
+            return
+        await to_its_end(baselines.save, self._directory.baseline, baseline)
+        self._saved_at, self._saved_id = time.monotonic(), baseline.snapshot_id
+
+    def forget(self) -> None:
+        """The data was, or will be, exchanged: what is on disk says what is known of it."""
+        self._tracker.forget()
+        self._baseline, self._saved_id, self._kept_from = None, None, {}
+
+    # ------------------------------------------------------------------ meanwhile
+
+    async def keep_bounded(self) -> None:
+        """Keep SQLite's log and Chroma's from growing, until cancelled."""
+        counted_at = time.monotonic()
+        while True:
+            await asyncio.sleep(_BOUND_EVERY_S)
             try:
-                await chroma.require_same_run(run)
-                # To its end: a reader must not be closed under a copy that is being made of it.
-                contents = await to_its_end(describe, cut, scratch)
-            finally:
-                await to_its_end(cut.close)
-            packed = await pack_cut(cut, ahead, scratch, writer)
-        # The writer has waited: every pack is stored before the manifest names it.
-        packs, files = writer.finish(packed)
-        snapshot = Snapshot(
-            id=new_snapshot_id(created_at, newest),
-            label=label,
-            created_at=created_at,
-            size_bytes=sum(file.size_bytes for file in files),
-            uploaded_bytes=writer.uploaded_bytes,
-            files=len(files),
-            collections=tuple(SnapshotCollection(**collection._asdict()) for collection in contents.collections),
-            chroma_version=chroma_version(),
-            duration_s=round(time.monotonic() - started, 3),
-            drain_ms=round(drain_ms, 3),
-            freeze_ms=round(freeze_ms, 3),
-        )
-        await repository.publish(
-            Manifest(
-                snapshot=snapshot,
-                migrations=tuple(MigrationRow(**row._asdict()) for row in contents.migrations),
-                segments=contents.segments,
-                packs=packs,
-                files=files,
-            )
-        )
-    finally:
-        await asyncio.to_thread(directory.drop_scratch)
-    with contextlib.suppress(StoreError):  # what is left over costs space, not the snapshot
-        await writer.drop_unused(packs)
-    log.info(
-        "snapshot taken",
-        snapshot=snapshot.id,
-        size_bytes=snapshot.size_bytes,
-        uploaded_bytes=snapshot.uploaded_bytes,
-        duration_s=snapshot.duration_s,
-        drain_ms=snapshot.drain_ms,
-        freeze_ms=snapshot.freeze_ms,
-    )
-    return snapshot
+                await to_its_end(self._bound_wal)
+                if time.monotonic() - counted_at > _COUNT_EVERY_S:
+                    counted_at = time.monotonic()
+                    await to_its_end(self._bound_log)
+            except GatewayError as error:
+                log.warning("the logs could not be bounded, trying again", cause=str(error))
 
+    def _bound_wal(self) -> None:
+        if not self._tracker.is_tracking:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            size = (self._directory.path / DATABASE).stat().st_size
+            if self._tracker.log_bytes() > min(max(_MIN_WAL_BYTES, size * _MAX_WAL_PART), _MAX_WAL_BYTES):
+                self._tracker.bound()
 
-async def _make_cut(
-    data_dir: Path, ahead: Ahead, scratch: Path, hold: Hold, writer: PackWriter
-) -> tuple[Cut, datetime, float, float]:
-    """Hold the gate and freeze; if too much moved since it was read ahead, read ahead again and retry.
+    def _bound_log(self) -> None:
+        """When indexes in the store lag too far behind, give the rows up: the next snapshot reads those anew."""
+        if self._baseline is None or count_log(self._directory.path) <= _MAX_LOG_ROWS:
+            return
+        synced = synced_to(self._directory.path)
+        self._kept_from = synced
+        trim_log(self._directory.path, synced)
 
-    The last try copies whatever moved while the gate is held. Returns the cut, its moment, and how
-    long its drain and its freeze took, in ms.
-    """
-    for last in [False] * (_TRIES - 1) + [True]:
-        async with hold() as drain_ms:
-            frozen_at, created_at = time.monotonic(), datetime.now(UTC)
-            limit = None if last else COPY_IN_FREEZE_BYTES
-            result = await to_its_end(freeze, data_dir, ahead, scratch, limit, undo=_let_go)
-        freeze_ms = (time.monotonic() - frozen_at) * 1e3
-        if isinstance(result, Cut):
-            return result, created_at, drain_ms, freeze_ms
-        log.info("indexes moved while they were read, reading them again", moved_bytes=result.size_bytes)
-        await read_ahead(data_dir, ahead, writer)
-    raise AssertionError("the last try always cuts")
-
-
-def _let_go(result: Cut | TooMuchMoved) -> None:
-    result.close()
+    async def close(self) -> None:
+        """Save what is known; nothing is held any more."""
+        with contextlib.suppress(OSError):
+            await self.save()
+        await asyncio.to_thread(self._tracker.forget)

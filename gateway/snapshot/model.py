@@ -7,8 +7,9 @@ A manifest comes from a store that others may write to, so nothing of it is beli
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AwareDatetime,
@@ -33,7 +34,8 @@ _FRACTIONS = 1 << 24
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 # Far above what this gateway writes, far below what would hurt: a manifest may come from anywhere.
-_MAX_BLOCK_BYTES = 64 << 20
+_MAX_PIECE_BYTES = 64 << 20
+_MAX_PATCHES = 64
 _MAX_PACK_BYTES = 64 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -44,11 +46,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Block(_Record):
-    """A piece of a file: `size_bytes` of it, stored as `stored_bytes` at `offset` of pack number `pack`."""
+class Piece(NamedTuple):
+    """Bytes in the store: `size_bytes` of them, as `stored_bytes` at `offset` of pack number `pack`."""
 
-    sha256: Sha256
-    size_bytes: Annotated[int, Field(ge=1, le=_MAX_BLOCK_BYTES)]
+    size_bytes: Annotated[int, Field(ge=1, le=_MAX_PIECE_BYTES)]
     pack: Count
     offset: Count
     stored_bytes: Count
@@ -56,12 +57,26 @@ class Block(_Record):
 
 
 class File(_Record):
-    """A file of the data directory: its blocks in order are its bytes."""
+    """A file of the data directory: its base, and over it the patches in their order, cut to its size.
+
+    `layout` are the sizes of the blocks that patches are made of, see `gateway.snapshot.blocks`.
+    `page_bytes`, where given, says that `sha256` is of the file's pages' digests instead of its bytes.
+    """
 
     path: str
     size_bytes: Count
     sha256: Sha256
-    blocks: tuple[Block, ...]
+    page_bytes: Annotated[int, Field(ge=512, le=65536)] | None = None
+    layout: Annotated[tuple[Annotated[int, Field(ge=1, le=_MAX_PIECE_BYTES)], ...], Field(min_length=1, max_length=8)]
+    base: tuple[Piece, ...]
+    patches: Annotated[tuple[tuple[Piece, ...], ...], Field(max_length=_MAX_PATCHES)] = ()
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        """All of them, in the order in which they are applied."""
+        yield from self.base
+        for patch in self.patches:
+            yield from patch
 
     @field_validator("path")
     @classmethod
@@ -95,6 +110,18 @@ class MigrationRow(_Record):
     filename: str
 
 
+class Verification(_Record):
+    """What looking at all of a snapshot found."""
+
+    ok: bool = Field(description="whether it can be restored, as far as this level tells")
+    level: Literal["data", "boot"] = Field(
+        description="`data`: every byte is there and what it was; `boot`: a Chroma served all of it, too"
+    )
+    at: AwareDatetime = Field(description="when that was")
+    duration_s: float = Field(0, description="how long it took, in seconds")
+    problems: tuple[str, ...] = Field((), description="what is wrong with it; the first twenty")
+
+
 class Snapshot(_Record):
     """What people are shown of a snapshot."""
 
@@ -105,6 +132,7 @@ class Snapshot(_Record):
         "complete", description="'damaged' when its manifest cannot be read; see problem"
     )
     problem: str | None = Field(None, description="why it is damaged")
+    verified: Verification | None = Field(None, description="what its latest verification found; null if never verified")
     size_bytes: Count = Field(0, description="of its files, as they lie in the data directory")
     uploaded_bytes: Count = Field(0, description="that went to the store for it")
     files: Count = Field(0, description="how many files it has")
@@ -121,7 +149,13 @@ class Manifest(_Record):
     snapshot: Snapshot
     migrations: tuple[MigrationRow, ...]
     segments: dict[str, int]
-    """max_seq_id by live vector segment."""
+    """max_seq_id by live vector segment, as the database has it."""
+    positions: dict[str, int]
+    """By live vector segment, up to where its index's files here have the log; 0 if it has none.
+
+    Where that is less than `segments` says, the database's log has the rest: a restore sets max_seq_id back to
+    it, and Chroma replays.
+    """
     packs: tuple[Pack, ...]
     files: tuple[File, ...]
 
@@ -132,22 +166,26 @@ class Manifest(_Record):
         paths = [file.path for file in self.files]
         if len(set(paths)) != len(paths):
             raise ValueError("a file is named twice")
+        if self.positions.keys() != self.segments.keys():
+            raise ValueError("the positions are of other segments than the database's")
+        for segment_id, position in self.positions.items():
+            if not 0 <= position <= self.segments[segment_id]:
+                raise ValueError(f"the index of segment {segment_id} is ahead of the database")
         for file in self.files:
-            if sum(block.size_bytes for block in file.blocks) != file.size_bytes:
-                raise ValueError(f"the blocks of {file.path} are not its {file.size_bytes} bytes")
-            for block in file.blocks:
-                if block.pack >= len(self.packs):
+            for piece in file.pieces:
+                if piece.pack >= len(self.packs):
                     raise ValueError(f"{file.path} names a pack that is not listed")
-                if block.stored_bytes > block.size_bytes:
-                    raise ValueError(f"{file.path} names a block that is larger stored than it is")
-                if block.offset + block.stored_bytes > self.packs[block.pack].size_bytes:
-                    raise ValueError(f"{file.path} names bytes past the end of pack {self.packs[block.pack].sha256}")
+                if piece.stored_bytes > piece.size_bytes:
+                    raise ValueError(f"{file.path} names a piece that is larger stored than it is")
+                if piece.offset + piece.stored_bytes > self.packs[piece.pack].size_bytes:
+                    raise ValueError(f"{file.path} names bytes past the end of pack {self.packs[piece.pack].sha256}")
         return self
 
     def to_bytes(self) -> bytes:
         """The manifest as it is stored; `digest` is the SHA-256 of the canonical form of `manifest`."""
-        body = self.model_dump(mode="json")
-        return json.dumps({"format": FORMAT, "digest": _digest(body), "manifest": body}, indent=1).encode()
+        body = self.model_dump(mode="json", exclude={"snapshot": {"verified"}})  # which is not part of it
+        document = {"format": FORMAT, "digest": _digest(body), "manifest": body}
+        return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, data: bytes, snapshot_id: str) -> Self:

@@ -13,7 +13,7 @@ import structlog
 from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError
-from gateway.snapshot.create import Hold, Source, create_snapshot
+from gateway.snapshot.create import Hold, Snapshotter, Source
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import Chroma, restore_live, try_out
@@ -38,6 +38,7 @@ class Operations:
         self.repository = repository
         self._directory, self._source, self._chroma = directory, source, chroma
         self._hold, self._refuse = hold, refuse
+        self.snapshotter = Snapshotter(repository, directory, source, hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
         self._idle = asyncio.Event()
@@ -68,7 +69,7 @@ class Operations:
         """Take a snapshot; see `create_snapshot`."""
         with self._claim("a snapshot"):
             try:
-                snapshot = await create_snapshot(self.repository, self._directory, self._source, self._hold, label)
+                snapshot = await self.snapshotter.take(label)
             except GatewayError as error:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 raise
@@ -79,6 +80,7 @@ class Operations:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
+            self.snapshotter.forget()
             try:
                 return await restore_live(
                     self.repository,

@@ -1,27 +1,26 @@
 """Bytes into packs and back.
 
-A file is cut into blocks of 1 MiB, each compressed where that saves anything; blocks are gathered
-into packs of about 8 MiB, named by their SHA-256. The same bytes in the same order make the same
-pack, and one that the store has is not sent again. Memory: one pack being filled and
-`UPLOADS_AT_ONCE` on their way.
+Bytes come in *pieces* of up to 4 MiB, each compressed where that saves anything; pieces are gathered
+into packs of about 8 MiB, named by their SHA-256. The same bytes in the same order make the same pack.
+Memory: one pack being filled and `UPLOADS_AT_ONCE` on their way.
 """
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import BinaryIO, Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import zstandard
 
 from gateway.errors import CorruptSnapshot
-from gateway.snapshot.model import Block, File, Pack
+from gateway.snapshot.model import Pack, Piece
 from gateway.snapshot.parallel import Crew
+from gateway.snapshot.progress import Progress
 from gateway.snapshot.repository import Repository
 
-BLOCK_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
 PACK_BYTES = 8 << 20
 UPLOADS_AT_ONCE = 4
 _LEVEL = 1
@@ -34,38 +33,44 @@ class _OpenPack:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.sha256 = ""
-        self.size_bytes = 0
+        self.pack = Pack(sha256="0" * 64, size_bytes=0)
 
 
-class _Piece(NamedTuple):
-    sha256: str
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A piece that is in a pack, or on its way into one."""
+
     size_bytes: int
-    pack: _OpenPack
-    offset: int
     stored_bytes: int
+    offset: int
     codec: Literal["zstd", "raw"]
+    within: _OpenPack | Pack
+
+    @property
+    def pack(self) -> Pack:
+        """Only to be asked once the writer has sealed its last pack."""
+        return self.within.pack if isinstance(self.within, _OpenPack) else self.within
 
 
-@dataclass(slots=True)
-class PackedFile:
-    """A file whose bytes are in packs. `File` of a manifest comes of it once the packs have names."""
-
-    path: str
-    size_bytes: int = 0
-    sha256: str = ""
-    pieces: list[_Piece] = field(default_factory=list)
+def packed(piece: Piece, packs: tuple[Pack, ...]) -> Packed:
+    """A piece of a manifest that names `packs`."""
+    return Packed(piece.size_bytes, piece.stored_bytes, piece.offset, piece.codec, packs[piece.pack])
 
 
 class PackWriter:
-    """Packs files into a repository. `async with` waits until every pack is stored."""
+    """Packs pieces into a repository. `async with` waits until every pack is stored."""
 
-    def __init__(self, repository: Repository, existing: Mapping[str, int]) -> None:
-        """`existing`: size in bytes by name of the packs the store has already."""
-        self._repository, self._existing = repository, dict(existing)
+    def __init__(self, repository: Repository, existing: Mapping[str, int], progress: Progress) -> None:
+        """`existing`: size in bytes by name of packs that need not be sent. `progress` is told what went into packs."""
+        self._repository, self._existing, self._progress = repository, dict(existing), progress
         self._crew = Crew(UPLOADS_AT_ONCE)
         self._open = _OpenPack()
         self._sent: dict[str, int] = {}
+
+    @property
+    def sent(self) -> Iterable[str]:
+        """Names of the packs it sent."""
+        return self._sent
 
     @property
     def uploaded_bytes(self) -> int:
@@ -79,91 +84,60 @@ class PackWriter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            if error is None:
+                await self.seal()
+        except BaseException as failure:
+            await self._crew.__aexit__(type(failure), failure, failure.__traceback__)
+            raise
         await self._crew.__aexit__(kind, error, trace)
 
-    async def add(self, path: str, source: Path) -> PackedFile:
-        """Pack the file at `source` under the name `path`, as it is read until its end.
+    async def add(self, pieces: Iterable[bytes]) -> list[Packed]:
+        """Pack `pieces`, each at most `PIECE_BYTES` or so. They are asked for in a thread, one at a time."""
+        result, source = [], iter(pieces)
+        while packed := await asyncio.to_thread(self._take, source):
+            result.append(packed)
+            self._progress.advance(packed.size_bytes)
+            if len(self._open.data) >= PACK_BYTES:
+                await self.seal()
+        return result
 
-        Call `seal` after the last file that belongs together.
-        """
-        packed, digest = PackedFile(path), hashlib.sha256()
-        with await asyncio.to_thread(source.open, "rb", 0) as file:
-            while piece := await asyncio.to_thread(self._take, file, digest):
-                packed.pieces.append(piece)
-                packed.size_bytes += piece.size_bytes
-                if len(self._open.data) >= PACK_BYTES:
-                    await self.seal()
-        packed.sha256 = digest.hexdigest()
-        return packed
-
-    def _take(self, file: BinaryIO, digest: "hashlib._Hash") -> _Piece | None:
-        """Move the next block of `file` into the open pack; None at its end."""
-        raw = file.read(BLOCK_BYTES)
+    def _take(self, source: "Iterable[bytes]") -> Packed | None:
+        raw = next(iter(source), b"")
         if not raw:
             return None
-        digest.update(raw)
         stored, codec = zstandard.ZstdCompressor(_LEVEL).compress(raw), "zstd"
         if len(stored) > len(raw) * _WORTH_IT:
             stored, codec = raw, "raw"
         pack = self._open
-        piece = _Piece(hashlib.sha256(raw).hexdigest(), len(raw), pack, len(pack.data), len(stored), codec)  # type: ignore[arg-type]
+        piece = Packed(len(raw), len(stored), len(pack.data), codec, pack)  # type: ignore[arg-type]
         pack.data += stored
         return piece
 
     async def seal(self) -> None:
-        """Close the open pack and send it on its way, unless the store has it."""
+        """Close the open pack and send it on its way."""
         pack, self._open = self._open, _OpenPack()
         if not pack.data:
             return
-        pack.size_bytes = len(pack.data)
-        pack.sha256 = await asyncio.to_thread(lambda: hashlib.sha256(pack.data).hexdigest())
+        name = await asyncio.to_thread(lambda: hashlib.sha256(pack.data).hexdigest())
+        pack.pack = Pack(sha256=name, size_bytes=len(pack.data))
         data, pack.data = bytes(pack.data), bytearray()
-        if self._existing.get(pack.sha256) != pack.size_bytes:
-            self._existing[pack.sha256] = self._sent[pack.sha256] = pack.size_bytes
-            await self._crew.start(self._repository.put_pack, pack.sha256, data)
-
-    def finish(self, packed: list[PackedFile]) -> tuple[tuple[Pack, ...], tuple[File, ...]]:
-        """The packs and files of a manifest made of `packed`, by path. Every pack must be sealed."""
-        numbers: dict[str, int] = {}
-        sizes: dict[str, int] = {}
-        files = []
-        for file in sorted(packed, key=lambda each: each.path):
-            blocks = []
-            for piece in file.pieces:
-                number = numbers.setdefault(piece.pack.sha256, len(numbers))
-                sizes[piece.pack.sha256] = piece.pack.size_bytes
-                blocks.append(
-                    Block(
-                        sha256=piece.sha256,
-                        size_bytes=piece.size_bytes,
-                        pack=number,
-                        offset=piece.offset,
-                        stored_bytes=piece.stored_bytes,
-                        codec=piece.codec,
-                    )
-                )
-            files.append(File(path=file.path, size_bytes=file.size_bytes, sha256=file.sha256, blocks=tuple(blocks)))
-        packs = tuple(Pack(sha256=name, size_bytes=sizes[name]) for name in numbers)
-        return packs, tuple(files)
-
-    async def drop_unused(self, used: tuple[Pack, ...]) -> None:
-        """Delete packs that this writer sent and `used` does not name: of files that moved after all."""
-        kept = {pack.sha256 for pack in used}
-        for name in self._sent.keys() - kept:
-            await self._repository.delete_pack(name)
+        if self._existing.get(name) != len(data):
+            self._existing[name] = self._sent[name] = len(data)
+            await self._crew.start(self._repository.put_pack, name, data)
 
 
-def unpack(block: Block, pack: Pack, data: bytes) -> bytes:
-    """The bytes of `block` out of its pack's `data`. Raises CorruptSnapshot if they are not the ones promised."""
-    stored = data[block.offset : block.offset + block.stored_bytes]
-    if block.codec == "zstd":
+def unpack(piece: Piece, pack: Pack, data: bytes) -> bytes:
+    """The bytes of `piece` out of its pack's `data`. Raises CorruptSnapshot if they cannot be had."""
+    stored = data[piece.offset : piece.offset + piece.stored_bytes]
+    if piece.codec == "zstd":
         try:
             # The frame's own size is what gets allocated, so it is compared first.
-            if zstandard.frame_content_size(stored) != block.size_bytes:
+            if zstandard.frame_content_size(stored) != piece.size_bytes:
                 raise zstandard.ZstdError("it is not of the size the manifest names")
             stored = zstandard.ZstdDecompressor().decompress(stored)
         except zstandard.ZstdError as error:
-            raise CorruptSnapshot(f"a block in pack data/{pack.sha256} cannot be unpacked: {error}") from error
-    if len(stored) != block.size_bytes or hashlib.sha256(stored).hexdigest() != block.sha256:
-        raise CorruptSnapshot(f"a block in pack data/{pack.sha256} does not have the digest the manifest names")
+            raise CorruptSnapshot(f"a piece in pack data/{pack.sha256} cannot be unpacked: {error}") from error
+    if len(stored) != piece.size_bytes:
+        raise CorruptSnapshot(f"a piece in pack data/{pack.sha256} is not of the size the manifest names")
     return stored

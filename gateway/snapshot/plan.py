@@ -1,47 +1,90 @@
-"""Decide, without doing: what to read again, what to fetch, what is left over. Pure."""
+"""Decide, without doing: how to store a file, what to fetch in which order, what is left over. Pure."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import NamedTuple
 
-from gateway.snapshot.model import Block, Manifest, Pack
+from gateway.snapshot.model import File, Manifest, Pack, Piece
+
+# A restore applies patches one after the other, and keeps what it fetches for them in memory one pack at a time.
+MAX_PATCHES = 8
+# Patches together may have this part of the file's bytes. Then the file is stored anew.
+_MAX_PATCHED = 0.5
 
 
-class Placement(NamedTuple):
-    """One block and where it belongs: at `offset` of the file at `path`."""
+class How(Enum):
+    KEEP = "keep"
+    PATCH = "patch"
+    REBASE = "rebase"
 
-    block: Block
-    path: str
-    offset: int
+
+class FilePlan(NamedTuple):
+    """How a file is stored: as it is there, by one more patch, or anew.
+
+    A patch takes the place of the last `replaced` ones, and so has to hold their blocks too.
+    """
+
+    how: How
+    replaced: int = 0
+
+
+def plan_file(size_bytes: int, patches: Sequence[int], changed_bytes: int, *, resized: bool) -> FilePlan:
+    """How to store a file of `size_bytes`, of which `changed_bytes` are other than in the store.
+
+    `patches`: size in bytes of each patch there is, oldest first. What is merged is at most twice as much as what
+    changed, each time doubled, so that a byte is stored again as often as the logarithm of how often the file changed.
+    """
+    if not changed_bytes and not resized:
+        return FilePlan(How.KEEP)
+    if changed_bytes + sum(patches) > size_bytes * _MAX_PATCHED:
+        return FilePlan(How.REBASE)
+    if not changed_bytes:
+        return FilePlan(How.KEEP)  # it was only cut
+    if len(patches) < MAX_PATCHES:
+        return FilePlan(How.PATCH)
+    replaced, merged = 0, changed_bytes
+    for patch in reversed(patches):
+        if patch > 2 * merged and replaced >= MAX_PATCHES // 2:
+            break
+        replaced, merged = replaced + 1, merged + patch
+    return FilePlan(How.PATCH, replaced)
 
 
 class Fetch(NamedTuple):
-    """One pack to get and what to do with its blocks, in the pack's order."""
+    """One pack to get, and the pieces to take from it: file, piece, and where it goes.
+
+    `offset` is that of a piece of the base; None for a patch, which says itself where its blocks go.
+    """
 
     pack: Pack
-    placements: tuple[Placement, ...]
+    pieces: tuple[tuple[File, Piece, int | None], ...]
 
 
-def plan_restore(manifest: Manifest) -> list[Fetch]:
-    """Every pack that holds something, once, with all that is to be taken from it."""
-    by_pack: dict[int, list[Placement]] = defaultdict(list)
+def plan_restore(manifest: Manifest) -> list[list[Fetch]]:
+    """What to fetch, in stages: within one the order is free, and each must be done before the next.
+
+    The first stage are the bases, stage n the nth patch of every file that has so many. Every pack is named once in
+    a stage.
+    """
+    stages: list[dict[int, list[tuple[File, Piece, int | None]]]] = []
+
+    def note(stage: int, file: File, piece: Piece, offset: int | None) -> None:
+        while len(stages) <= stage:
+            stages.append({})
+        stages[stage].setdefault(piece.pack, []).append((file, piece, offset))
+
     for file in manifest.files:
         offset = 0
-        for block in file.blocks:
-            by_pack[block.pack].append(Placement(block, file.path, offset))
-            offset += block.size_bytes
-    return [
-        Fetch(manifest.packs[number], tuple(sorted(placements, key=lambda placement: placement.block.offset)))
-        for number, placements in sorted(by_pack.items())
-    ]
+        for piece in file.base:
+            note(0, file, piece, offset)
+            offset += piece.size_bytes
+        for number, patch in enumerate(file.patches, 1):
+            for piece in patch:
+                note(number, file, piece, None)
+    return [[Fetch(manifest.packs[pack], tuple(pieces)) for pack, pieces in sorted(stage.items())] for stage in stages]
 
 
-def moved(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
-    """The names whose value is new or another than before, in order."""
-    return sorted(name for name, value in now.items() if before.get(name) != value)
-
-
-def unreferenced(packs: Iterable[Pack], others: Iterable[Manifest]) -> list[Pack]:
-    """Those of `packs` that no manifest of `others` names."""
-    kept = {pack.sha256 for manifest in others for pack in manifest.packs}
-    return [pack for pack in packs if pack.sha256 not in kept]
+def unreferenced(names: Iterable[str], manifests: Iterable[Manifest]) -> list[str]:
+    """Those packs of `names` that none of `manifests` names."""
+    kept = {pack.sha256 for manifest in manifests for pack in manifest.packs}
+    return [name for name in names if name not in kept]

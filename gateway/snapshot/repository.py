@@ -1,24 +1,39 @@
 """One gateway's repository in the store: manifests, packs and the format they are of."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from pydantic import ValidationError
+
 from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
-from gateway.snapshot.model import FORMAT, Manifest, Pack, Snapshot, check_format, damaged, is_snapshot_id
+from gateway.snapshot.model import (
+    FORMAT,
+    Manifest,
+    Pack,
+    Snapshot,
+    Verification,
+    check_format,
+    damaged,
+    is_snapshot_id,
+)
 from gateway.snapshot.parallel import Crew
 from gateway.snapshot.plan import unreferenced
-from gateway.store import Store
+from gateway.store import ObjectInfo, Store
 
 _REPOSITORY = "repository.json"
 _SNAPSHOTS = "snapshots/"
 _MANIFEST = "manifest.json"
+_VERIFIED = "verified.json"
 _DATA = "data/"
 _READS_AT_ONCE = 8
 # Bounds for what is parsed as JSON, whoever wrote it. A manifest takes about 200 bytes for 1 MiB of data.
 _MAX_REPOSITORY_BYTES = 64 << 10
 _MAX_MANIFEST_BYTES = 64 << 20
+_MAX_VERIFIED_BYTES = 1 << 20
 
 
 class Repository:
@@ -28,6 +43,8 @@ class Repository:
         self._store = store
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
+        # These may, but then they are another object.
+        self._verified: dict[str, tuple[ObjectInfo, Verification | None]] = {}
         self._rotten: set[str] = set()
 
     @property
@@ -57,24 +74,33 @@ class Repository:
 
     async def ids(self) -> list[str]:
         """Ids of all snapshots, newest first."""
-        found = []
+        return sorted(await self._objects(_MANIFEST), reverse=True)
+
+    async def _objects(self, wanted: str) -> dict[str, ObjectInfo]:
+        """The objects of that name, by snapshot."""
+        found = {}
         async for info in self._store.list(_SNAPSHOTS):
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
-            if name == _MANIFEST and is_snapshot_id(snapshot_id):
-                found.append(snapshot_id)
-        return sorted(found, reverse=True)
+            if name == wanted and is_snapshot_id(snapshot_id):
+                found[snapshot_id] = info
+        return found
 
     async def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first; one that cannot be read is shown as damaged."""
         shown: dict[str, Snapshot] = {}
+        verified = await self._objects(_VERIFIED)
 
         async def show(snapshot_id: str) -> None:
             try:
-                shown[snapshot_id] = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
+                snapshot = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
             except SnapshotError as error:
-                shown[snapshot_id] = damaged(snapshot_id, error.message)
+                snapshot = damaged(snapshot_id, error.message)
             except NotFound:
-                pass  # deleted since it was listed
+                return  # deleted since it was listed
+            if snapshot_id in verified:
+                verification = await self._verification(snapshot_id, verified[snapshot_id])
+                snapshot = snapshot.model_copy(update={"verified": verification})
+            shown[snapshot_id] = snapshot
 
         ids = await self.ids()
         async with Crew(_READS_AT_ONCE) as crew:
@@ -103,6 +129,29 @@ class Repository:
         self._read[snapshot_id] = manifest.snapshot
         return manifest
 
+    async def snapshot(self, snapshot_id: str) -> Snapshot:
+        """One snapshot, as `snapshots` shows it. Raises NotFound, CorruptSnapshot or IncompatibleSnapshot."""
+        snapshot = (await self.manifest(snapshot_id)).snapshot
+        return snapshot.model_copy(update={"verified": await self._verification(snapshot_id, None)})
+
+    async def note_verified(self, snapshot_id: str, verification: Verification) -> None:
+        """Keep what a verification found, beside the manifest. It replaces what an earlier one found."""
+        await self._store.put(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", verification.model_dump_json().encode())
+
+    async def _verification(self, snapshot_id: str, info: ObjectInfo | None) -> Verification | None:
+        """What was noted; `info` says which object that is, so that it need not be read again."""
+        known = self._verified.get(snapshot_id)
+        if known and known[0] == info:
+            return known[1]
+        try:
+            data = await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", 0, _MAX_VERIFIED_BYTES)
+            verification = Verification.model_validate_json(data)
+        except (ObjectMissing, ValidationError):
+            verification = None  # what cannot be read says nothing
+        if info:
+            self._verified[snapshot_id] = info, verification
+        return verification
+
     async def publish(self, manifest: Manifest) -> None:
         """Write the manifest: from here on the snapshot exists.
 
@@ -119,20 +168,25 @@ class Repository:
         while any other manifest cannot be read, since it might name them.
         """
         try:
-            packs: tuple[Pack, ...] = (await self.manifest(snapshot_id)).packs
+            packs = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
             packs = ()  # it cannot say what it holds; removing the manifest is all there is to do
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
+        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}")
         self._read.pop(snapshot_id, None)
-        if not packs:
-            return
-        try:
-            others = [await self.manifest(other) for other in await self.ids()]
-        except SnapshotError:
-            return
-        async with Crew(_READS_AT_ONCE) as crew:
-            for pack in unreferenced(packs, others):
-                await crew.start(self.delete_pack, pack.sha256)
+        with contextlib.suppress(SnapshotError):
+            await self.drop_unreferenced([pack.sha256 for pack in packs])
+
+    async def drop_unreferenced(self, names: Iterable[str]) -> None:
+        """Remove those packs of `names` that no manifest names.
+
+        Raises SnapshotError, having removed nothing, while a manifest cannot be read: it might name them.
+        """
+        if names := list(names):
+            dropped = unreferenced(names, [await self.manifest(snapshot_id) for snapshot_id in await self.ids()])
+            async with Crew(_READS_AT_ONCE) as crew:
+                for name in dropped:
+                    await crew.start(self.delete_pack, name)
 
     # ------------------------------------------------------------------ packs
 
@@ -140,6 +194,11 @@ class Repository:
         """Size in bytes by name of every pack in the store, less those that were seen to be rotten."""
         named = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
         return {name: size_bytes for name, size_bytes in named.items() if name not in self._rotten}
+
+    @property
+    def rotten(self) -> frozenset[str]:
+        """Names of packs that were seen not to be what they are named by, or not to be there."""
+        return frozenset(self._rotten)
 
     async def put_pack(self, name: str, data: bytes) -> None:
         """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""
@@ -152,6 +211,7 @@ class Repository:
             # One byte more than there should be: enough to see that it is another, without reading all of it.
             data = await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
+            self._rotten.add(pack.sha256)
             raise CorruptSnapshot(
                 f"pack data/{pack.sha256} is missing in {self.url}",
                 "restore another snapshot, see GET /admin/snapshot",

@@ -6,18 +6,23 @@ Until everything was fetched and verified nothing of the data directory is touch
 import asyncio
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.disk import is_snapshot_path, write_error
+from gateway.chroma.disk import is_snapshot_path, signatures_of, write_error
 from gateway.chroma.hnsw import index_problems
+from gateway.chroma.log import put_back
 from gateway.chroma.migrations import installed_migrations
 from gateway.errors import (
     Conflict,
@@ -27,6 +32,9 @@ from gateway.errors import (
     IncompatibleSnapshot,
     SnapshotError,
 )
+from gateway.snapshot import baseline as baselines
+from gateway.snapshot.baseline import Baseline, stored
+from gateway.snapshot.blocks import Fingerprints, Layout, Sketch, digest_of_pages, page_digests, parse_patch
 from gateway.snapshot.model import File, Manifest, Snapshot
 from gateway.snapshot.packing import unpack
 from gateway.snapshot.parallel import Crew, to_its_end
@@ -40,6 +48,7 @@ Progress = Callable[[int, int], None]
 
 _FETCHES_AT_ONCE = 4
 _CHECKS_AT_ONCE = 2
+_READ_BYTES = 4 << 20
 # Chroma opens the database and makes a WAL beside it.
 _HEADROOM_BYTES = 16 << 20
 
@@ -70,22 +79,39 @@ class Chroma(Protocol):
 # ---------------------------------------------------------------------- both ways
 
 
-async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: Progress) -> None:
+@dataclass
+class Staged:
+    """A snapshot that was fetched and proved good; `fingerprints` of its files' blocks, by path."""
+
+    manifest: Manifest
+    sketch: Sketch = field(default_factory=lambda: Sketch(secrets.randbits(64)))
+    fingerprints: dict[str, Fingerprints] = field(default_factory=dict)
+    origins: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+    def baseline(self, directory: DataDirectory) -> Baseline:
+        """It is what the next snapshot is measured against, once it is in place. Blocks."""
+        manifest = self.manifest
+        return Baseline(
+            manifest.snapshot.id,
+            self.sketch.seed,
+            {
+                file.path: stored(file, manifest.packs, self.fingerprints[file.path], self.origins[file.path])
+                for file in manifest.files
+            },
+            dict(manifest.positions),
+            signatures_of(directory.path, manifest.positions),
+        )
+
+
+async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: Progress) -> Staged:
     """Fetch a snapshot into the data directory's `incoming` and prove it good. Nothing live is touched.
 
     Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StoreError; then
     `incoming` is gone. Safe to retry.
     """
-    _require_known_paths(manifest)
-    await asyncio.to_thread(_require_known_migrations, manifest)
     incoming = await asyncio.to_thread(directory.incoming)
     try:
-        await asyncio.to_thread(_make_files, incoming, manifest.files)
-        await _fetch(repository, manifest, incoming, progress)
-        async with Crew(_CHECKS_AT_ONCE) as crew:
-            for file in manifest.files:
-                await crew.start(asyncio.to_thread, _check_file, incoming, file)
-        await asyncio.to_thread(_check_contents, incoming, manifest)
+        return await fetch_verified(repository, incoming, manifest, progress)
     except SnapshotError as error:
         await asyncio.to_thread(directory.drop_incoming)
         error.message = f"snapshot {manifest.snapshot.id} cannot be restored: {error.message}"
@@ -95,15 +121,38 @@ async def stage(repository: Repository, directory: DataDirectory, manifest: Mani
         raise
 
 
+async def fetch_verified(
+    repository: Repository, target: Path, manifest: Manifest, progress: Progress, *, keep_log: bool = True
+) -> Staged:
+    """Fetch a snapshot into the empty directory `target` and prove it good: a data directory that Chroma can serve.
+
+    `keep_log` False makes it one for a Chroma without a gateway, see `gateway.chroma.log`. Raises
+    CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StoreError; then `target` holds a part.
+    """
+    _require_known_paths(manifest)
+    await asyncio.to_thread(_require_known_migrations, manifest)
+    staged = Staged(manifest)
+    await asyncio.to_thread(_make_files, target, manifest.files)
+    for file in manifest.files:
+        staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
+    await _fetch(repository, staged, target, progress)
+    async with Crew(_CHECKS_AT_ONCE) as crew:
+        for file in manifest.files:
+            await crew.start(asyncio.to_thread, _check_file, target, file, staged)
+    await asyncio.to_thread(_check_contents, target, manifest, keep_log)
+    return staged
+
+
 async def restore_at_boot(
     repository: Repository, directory: DataDirectory, snapshot_id: str, progress: Progress
 ) -> Snapshot:
     """Fill an empty data directory, before Chroma starts. Errors as `stage`, and NotFound."""
     manifest = await repository.manifest(snapshot_id)
-    await stage(repository, directory, manifest, progress)
+    staged = await stage(repository, directory, manifest, progress)
     await asyncio.to_thread(directory.swap_in, snapshot_id)
     # There is no previous state to go back to; whether Chroma can read this one, readiness tells.
     await asyncio.to_thread(directory.settle)
+    await asyncio.to_thread(_note_down, staged, directory)
     log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
     return manifest.snapshot
 
@@ -126,11 +175,13 @@ async def restore_live(
     manifest = await repository.manifest(snapshot_id)
     if directory.is_exchanging():
         raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
-    await stage(repository, directory, manifest, progress)
+    staged = await stage(repository, directory, manifest, progress)
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
             await chroma.stop()
             await to_its_end(directory.swap_in, snapshot_id)
+            # Chroma does not run yet, and its files are as they were fetched.
+            await to_its_end(_note_down, staged, directory)
         except GatewayError:
             if directory.is_exchanging():  # Chroma has stopped, the exchange could not be finished
                 await to_its_end(directory.roll_back)
@@ -212,60 +263,87 @@ def _make_files(incoming: Path, files: tuple[File, ...]) -> None:
         raise write_error(f"making the files in {incoming} failed", error) from error
 
 
-async def _fetch(repository: Repository, manifest: Manifest, incoming: Path, progress: Progress) -> None:
-    total, done = sum(file.size_bytes for file in manifest.files), 0
+async def _fetch(repository: Repository, staged: Staged, target: Path, progress: Progress) -> None:
+    stages = plan_restore(staged.manifest)
+    total = sum(piece.size_bytes for stage in stages for fetch in stage for _, piece, _ in fetch.pieces)
+    done = 0
     progress(done, total)
 
-    async def fetch(each: Fetch) -> None:
+    async def fetch(each: Fetch, number: int) -> None:
         nonlocal done
         data = await repository.get_pack(each.pack)
-        done += await asyncio.to_thread(_place, incoming, each, data)
+        done += await asyncio.to_thread(_place, target, each, data, number, staged)
         progress(done, total)
 
-    async with Crew(_FETCHES_AT_ONCE) as crew:
-        for each in plan_restore(manifest):
-            await crew.start(fetch, each)
+    for number, stage in enumerate(stages):
+        async with Crew(_FETCHES_AT_ONCE) as crew:
+            for each in stage:
+                await crew.start(fetch, each, number)
 
 
-def _place(incoming: Path, fetch: Fetch, data: bytes) -> int:
-    """Write the blocks of a pack where they belong, each verified; return how many bytes that were."""
-    written = 0
-    for block, path, offset in fetch.placements:
-        raw = unpack(block, fetch.pack, data)
+def _place(target: Path, fetch: Fetch, data: bytes, number: int, staged: Staged) -> int:
+    """Write the pieces of a pack where they belong; return how many bytes that were."""
+    done = 0
+    for file, piece, offset in fetch.pieces:
+        raw = unpack(piece, fetch.pack, data)
+        if offset is None:
+            blocks, writes = parse_patch(raw, Layout(file.layout), file.size_bytes)
+            origins = staged.origins[file.path]
+            origins[blocks[blocks < len(origins)]] = number
+        else:
+            writes = iter([(offset, memoryview(raw)[: max(0, file.size_bytes - offset)])])
         try:
-            with (incoming / path).open("r+b") as file:
-                file.seek(offset)
-                file.write(raw)
+            with (target / file.path).open("r+b", 0) as opened:
+                for position, some in writes:
+                    os.pwrite(opened.fileno(), some, position)
         except OSError as error:
-            raise write_error(f"writing {path} failed", error) from error
-        written += len(raw)
-    return written
+            raise write_error(f"writing {file.path} failed", error) from error
+        done += piece.size_bytes
+    return done
 
 
 # ---------------------------------------------------------------------- verifying
 
 
-def _check_file(incoming: Path, file: File) -> None:
-    """Read a file back, compare it with its digest, and make it durable."""
+def _check_file(target: Path, file: File, staged: Staged) -> None:
+    """Read a file back, compare it with its digest, take its fingerprints, and make it durable."""
+    layout, digest = Layout(file.layout), hashlib.sha256()
+    found = [np.empty((0, 2), np.uint64)]
+    at_once = max(1, _READ_BYTES // layout.period_bytes) * layout.period_bytes
     try:
-        with (incoming / file.path).open("r+b") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-            size_bytes = handle.seek(0, os.SEEK_END)
-            os.fsync(handle.fileno())
+        with (target / file.path).open("r+b") as opened:
+            while data := opened.read(at_once):
+                if file.page_bytes:
+                    found.append(page_digests(data, file.page_bytes))
+                else:
+                    digest.update(data)
+                    found.append(staged.sketch.of(data, layout))
+            os.fsync(opened.fileno())
     except OSError as error:
         raise write_error(f"making {file.path} durable failed", error) from error
-    if digest != file.sha256 or size_bytes != file.size_bytes:
+    staged.fingerprints[file.path] = fingerprints = np.concatenate(found)
+    sha256 = digest_of_pages(fingerprints) if file.page_bytes else digest.hexdigest()
+    if sha256 != file.sha256:
         raise CorruptSnapshot(f"{file.path} does not have the digest the manifest names")
 
 
-def _check_contents(incoming: Path, manifest: Manifest) -> None:
-    contents = database.check(incoming)
+def _check_contents(target: Path, manifest: Manifest, keep_log: bool) -> None:
+    contents = database.check(target)
     if contents.segments != manifest.segments:
         raise CorruptSnapshot("the database names other segments than the manifest")
     expected = {collection.id: collection.records for collection in manifest.snapshot.collections}
     found = {collection.id: collection.records for collection in contents.collections}
     if found != expected:
         raise CorruptSnapshot("the database holds other collections or records than the manifest")
-    for segment_id in contents.segments:
-        if problems := index_problems(incoming / segment_id):
+    for segment_id, position in manifest.positions.items():
+        if position and (problems := index_problems(target / segment_id)):
             raise CorruptSnapshot(f"the index of segment {segment_id} is torn: {'; '.join(problems)}")
+    put_back(target, manifest.positions, keep=keep_log)
+
+
+def _note_down(staged: Staged, directory: DataDirectory) -> None:
+    """Let the next snapshot store only what changes from here. Without it, it stores everything."""
+    try:
+        baselines.save(directory.baseline, staged.baseline(directory))
+    except OSError as error:
+        log.warning("what was restored could not be noted down", cause=str(error))

@@ -25,9 +25,12 @@ import httpx
 import pytest
 
 from gateway.chroma.disk import ID_MAP, LEVEL0
-from gateway.snapshot.model import FORMAT, Manifest
+from gateway.snapshot.blocks import Layout, parse_patch
+from gateway.snapshot.model import FORMAT, Manifest, Piece
 from gateway.snapshot.packing import PackWriter, unpack
-from gateway.snapshot.repository import Repository, check_pack
+from gateway.snapshot.plan import plan_restore
+from gateway.snapshot.progress import Silent
+from gateway.snapshot.repository import Repository
 from gateway.store import FileStore
 from tests.house import House, free_port, house
 from tests.records import embed, everything, prose
@@ -270,22 +273,24 @@ class Broken:
         repository, made = Repository(FileStore(self.root)), self.manifest(self.newest)
         (id_map,) = [file.path for file in made.files if file.path.endswith(ID_MAP)]
         (file,) = [file for file in made.files if file.path == f"{id_map.removesuffix(ID_MAP)}{name}"]
-        data = b""
-        for block in file.blocks:
-            pack = made.packs[block.pack]
-            stored = await repository.get_pack(pack)
-            check_pack(pack, stored)
-            data += unpack(block, pack, stored)
-        source = self.root / "changed"
-        source.write_bytes(change(data))
-        async with PackWriter(repository, await repository.packs()) as writer:
-            packed = await writer.add(file.path, source)
-            await writer.seal()
-        source.unlink()
-        packs, (changed,) = writer.finish([packed])
-        blocks = tuple(block.model_copy(update={"pack": block.pack + len(made.packs)}) for block in changed.blocks)
-        files = tuple(changed.model_copy(update={"blocks": blocks}) if each is file else each for each in made.files)
-        await repository.publish(made.model_copy(update={"packs": made.packs + packs, "files": files}))
+        data = bytearray(file.size_bytes)
+        for fetch in [each for stage in plan_restore(made) for each in stage]:
+            for of, piece, offset in fetch.pieces:
+                if of is file:
+                    raw = unpack(piece, fetch.pack, await repository.get_pack(fetch.pack))
+                    layout = Layout(file.layout)
+                    writes = [(offset, raw)] if offset is not None else parse_patch(raw, layout, file.size_bytes)[1]
+                    for position, some in writes:
+                        data[position : position + len(some)] = some
+        changed = change(bytes(data))
+        async with PackWriter(repository, {}, Silent()) as writer:
+            (packed,) = await writer.add([changed])
+        base = (Piece(len(changed), len(made.packs), packed.offset, packed.stored_bytes, packed.codec),)
+        sha256 = hashlib.sha256(changed).hexdigest()
+        broken = file.model_copy(update={"base": base, "patches": (), "size_bytes": len(changed), "sha256": sha256})
+        packs = (*made.packs, packed.pack)
+        files = tuple(broken if each is file else each for each in made.files)
+        await repository.publish(made.model_copy(update={"packs": packs, "files": files}))
         await repository.close()
 
 

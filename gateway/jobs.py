@@ -1,0 +1,218 @@
+"""Jobs: anything long that somebody asked for, and how far it has come.
+
+A job runs in a task of its own, so that whoever asked may wait for it, watch it, or go away. It ends as
+*succeeded*, *failed* or *cancelled*; cancelling waits until its work has cleaned up. The last ones are
+remembered.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import structlog
+from pydantic import AwareDatetime, BaseModel, Field
+
+from gateway.errors import GatewayError, NotFound
+
+log = structlog.get_logger()
+
+_REMEMBERED = 100
+_TELL_EVERY_S = 0.25
+# The rate is over about so long, not since the start: what an estimate is made of.
+_RATE_OVER_S = 5.0
+
+State = Literal["running", "succeeded", "failed", "cancelled"]
+Result = BaseModel | Mapping[str, Any] | None
+
+
+class JobStatus(BaseModel):
+    """A job as it is shown."""
+
+    id: str = Field(description="counts up; of this run of the gateway")
+    kind: str = Field(description="`snapshot`, `restore`, `verify`, …")
+    subject: str = Field(description="what it is about, such as a snapshot's id")
+    state: State = Field(description="how it stands")
+    phase: str | None = Field(None, description="what it is doing")
+    done: int = Field(0, description="of this phase, in `unit`")
+    total: int | None = Field(None, description="of this phase, in `unit`; null if unknown")
+    unit: str = Field("bytes", description="what is counted")
+    rate_per_s: float | None = Field(None, description="units per second, lately")
+    remaining_s: float | None = Field(None, description="estimate of what this phase still takes, in seconds")
+    started_at: AwareDatetime = Field(description="when it began")
+    ended_at: AwareDatetime | None = Field(None, description="when it ended")
+    result: dict[str, Any] | None = Field(None, description="what it returned, if it succeeded")
+    error: dict[str, Any] | None = Field(None, description="what failed, in the shape of all errors")
+
+
+class Progress:
+    """How far one job has come; its work tells, whoever watches reads."""
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._changed = changed
+        self.name: str | None = None
+        self.total: int | None = None
+        self.unit = "bytes"
+        self.done = 0
+        self._since = (0.0, 0)
+
+    def phase(self, name: str, total: int | None, unit: str = "bytes") -> None:
+        """A new phase begins, of `total` units, None if that cannot be known."""
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self._since = (time.monotonic(), 0)
+        self._changed()
+
+    def advance(self, count: int) -> None:
+        """So many units more are done."""
+        self.at(self.done + count)
+
+    def at(self, done: int) -> None:
+        """So many units are done."""
+        self.done = done
+        self._changed()
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Units per second lately; None before there is anything to tell."""
+        since, done = self._since
+        passed = time.monotonic() - since
+        if passed <= 0 or self.done <= done:
+            return None
+        rate = (self.done - done) / passed
+        if passed > _RATE_OVER_S:
+            # Half of what was seen is kept, so that the next answer is not of an instant.
+            self._since = (since + passed / 2, done + (self.done - done) // 2)
+        return rate
+
+    @property
+    def remaining_s(self) -> float | None:
+        """An estimate for the rest of this phase; None where there is nothing to base it on."""
+        rate = self.rate_per_s
+        if rate is None or self.total is None:
+            return None
+        return max(0, self.total - self.done) / rate
+
+
+class Job:
+    """One of them."""
+
+    def __init__(self, job_id: str, kind: str, subject: str) -> None:
+        self.id, self.kind, self.subject = job_id, kind, subject
+        self.state: State = "running"
+        self.started_at = datetime.now(UTC)
+        self.ended_at: datetime | None = None
+        self.result: Result = None
+        self.failure: GatewayError | None = None
+        self._news = asyncio.Event()
+        self._ended = asyncio.Event()
+        self.progress = Progress(self._tell)
+        self._task: asyncio.Task[None] | None = None
+
+    def status(self) -> JobStatus:
+        progress, result = self.progress, self.result
+        remaining_s = progress.remaining_s if self.state == "running" else None
+        rate_per_s = progress.rate_per_s if self.state == "running" else None
+        return JobStatus(
+            id=self.id,
+            kind=self.kind,
+            subject=self.subject,
+            state=self.state,
+            phase=progress.name,
+            done=progress.done,
+            total=progress.total,
+            unit=progress.unit,
+            rate_per_s=None if rate_per_s is None else round(rate_per_s, 1),
+            remaining_s=None if remaining_s is None else round(remaining_s, 1),
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            result=result.model_dump(mode="json") if isinstance(result, BaseModel) else result and dict(result),
+            error=self.failure.body() if self.failure else None,
+        )
+
+    async def outcome(self) -> Result:
+        """Wait for its end and return its result, or raise what it failed of.
+
+        Who stops waiting does not stop the job. Raises GatewayError if it was cancelled.
+        """
+        await self._ended.wait()
+        if self.failure is not None:
+            raise self.failure
+        return self.result
+
+    async def events(self) -> AsyncIterator[JobStatus]:
+        """Its status now, then whenever it has changed, not too often, and at last how it ended."""
+        while True:
+            self._news.clear()
+            status = self.status()
+            yield status
+            if status.state != "running":
+                return
+            await self._news.wait()
+            if self.state == "running":
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TELL_EVERY_S):
+                        await self._ended.wait()
+
+    async def cancel(self) -> None:
+        """Stop it, and wait until its work has cleaned up. Nothing happens to one that has ended."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _run(self, work: Callable[[Progress], Awaitable[Result]]) -> None:
+        try:
+            self.result = await work(self.progress)
+            self.state = "succeeded"
+        except GatewayError as error:
+            self.state, self.failure = "failed", error
+        except asyncio.CancelledError:
+            self.state, self.failure = "cancelled", GatewayError(f"the {self.kind} was cancelled")
+        except Exception as error:
+            log.error("a job failed unexpectedly", job=self.id, kind=self.kind, exc_info=error)
+            self.state, self.failure = "failed", GatewayError("the gateway failed unexpectedly", "its log says more")
+        finally:
+            self.ended_at = datetime.now(UTC)
+            self._ended.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+
+
+class Jobs:
+    """All jobs of this run of the gateway. Used from the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._numbers = itertools.count(1)
+
+    def start(self, kind: str, subject: str, work: Callable[[Progress], Awaitable[Result]]) -> Job:
+        """Begin `work` in a task of its own and return its job."""
+        job = Job(str(next(self._numbers)), kind, subject)
+        self._jobs[job.id] = job
+        job._task = asyncio.create_task(job._run(work))
+        self._forget_oldest()
+        return job
+
+    def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        if job_id not in self._jobs:
+            raise NotFound(f"there is no job {job_id}", "GET /admin/jobs lists those of this run of the gateway")
+        return self._jobs[job_id]
+
+    def all(self) -> list[Job]:
+        """Newest first."""
+        return list(reversed(self._jobs.values()))
+
+    async def close(self) -> None:
+        """Cancel what runs, and wait until it has cleaned up."""
+        await asyncio.gather(*(job.cancel() for job in self._jobs.values()))
+
+    def _forget_oldest(self) -> None:
+        for job_id in [job.id for job in self._jobs.values() if job.state != "running"]:
+            if len(self._jobs) <= _REMEMBERED:
+                return
+            del self._jobs[job_id]
