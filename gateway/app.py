@@ -24,10 +24,15 @@ from gateway import jobs_api
 from gateway.auth.admin_token import TOKEN_FILE, AdminToken, read_or_make
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
-from gateway.chroma.process import HOST
+from gateway.chroma.process import HOST, base_url
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
+from gateway.documents import api as documents_api
+from gateway.documents.api import Documents
+from gateway.documents.embedding import Embedding
+from gateway.documents.library import Library
+from gateway.documents.train import Trainer
 from gateway.errors import BodyTooLarge, ConfigError, GatewayError, InvalidRequest, NotAllowed, NotFound
 from gateway.jobs import Jobs
 from gateway.observe import api as observe_api
@@ -62,9 +67,8 @@ class House:
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
         self.directory = DataDirectory(settings.data_dir)
-        self.repository = Repository(
-            Prefixed(open_store(settings.store, addressing=settings.s3_addressing), settings.repository_prefix)
-        )
+        store = open_store(settings.store, addressing=settings.s3_addressing)
+        self.repository = Repository(Prefixed(store, settings.repository_prefix))
         self.gate = Gate(settings.gate_timeout_s)
         limits = Limits(
             client_timeout_s=settings.client_timeout_s,
@@ -88,6 +92,16 @@ class House:
             refuse=lambda reason: self.gate.refuse(reason, _REFUSAL_GRACE_S),
         )
         self.jobs = Jobs()
+        self.documents = Documents(
+            Library(store, settings.user_id, settings.max_document_bytes),
+            Trainer(
+                base_url(settings.chroma_port),
+                self.gate.admitted,
+                embedding=Embedding.of(settings.embedding),
+                module=settings.embedding_module,
+            ),
+            self.jobs,
+        )
         self.health = Health(settings, self.directory, self.watch, self.gate, self.operations)
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
@@ -112,6 +126,7 @@ class House:
             yield
         finally:
             await _end(*scheduling)
+            await self.jobs.close()
             await self._last_snapshot()
             await _end(watching, timing, beginning, bounding)
             await snapshotter.close()
@@ -155,7 +170,7 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        _bounded(house.admin),
+        _bounded(house.admin, settings.max_document_bytes),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",
@@ -209,6 +224,8 @@ def _admin_application(house: House, admin_token: str) -> FastAPI:
     app.include_router(snapshot_api.router, dependencies=protected)
     app.state.jobs = house.jobs
     app.include_router(jobs_api.router, dependencies=protected)
+    app.state.documents = house.documents
+    app.include_router(documents_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
@@ -255,13 +272,14 @@ class ErrorBody(BaseModel):
     hint: str | None = Field(None, description="the way out, where we know it")
 
 
-def _bounded(app: ASGIApp) -> ASGIApp:
+def _bounded(app: ASGIApp, max_document_bytes: int) -> ASGIApp:
     """`app`, with a declared body that is too long refused in the shape of all errors, before it is read."""
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
-        if declared.isdigit() and int(declared) > _MAX_ADMIN_BODY_BYTES:
-            refusal = BodyTooLarge(f"the body of {scope['path']} may have {_MAX_ADMIN_BODY_BYTES} bytes")
+        bound = documents_api.body_bound(scope, max_document_bytes) or _MAX_ADMIN_BODY_BYTES
+        if declared.isdigit() and int(declared) > bound:
+            refusal = BodyTooLarge(f"the body of {scope['path']} may have {bound} bytes")
             await _answer(refusal)(scope, receive, send)
         else:
             await app(scope, receive, send)

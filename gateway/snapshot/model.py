@@ -132,7 +132,9 @@ class Snapshot(_Record):
         "complete", description="'damaged' when its manifest cannot be read; see problem"
     )
     problem: str | None = Field(None, description="why it is damaged")
-    verified: Verification | None = Field(None, description="what its latest verification found; null if never verified")
+    verified: Verification | None = Field(
+        None, description="what its latest verification found; null if never verified"
+    )
     size_bytes: Count = Field(0, description="of its files, as they lie in the data directory")
     uploaded_bytes: Count = Field(0, description="that went to the store for it")
     files: Count = Field(0, description="how many files it has")
