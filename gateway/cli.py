@@ -10,6 +10,7 @@ import typer
 import gateway
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
+from gateway.documents import cli as documents_cli
 from gateway.errors import GatewayError
 from gateway.observe import logs
 from gateway.snapshot.model import FORMAT
@@ -62,6 +63,9 @@ def run_gateway() -> None:
     from gateway.app import serve as run  # noqa: PLC0415
 
     run(_settings("gateway"))
+
+
+documents_cli.add_to(app)
 
 
 def _settings(program: str) -> Settings:

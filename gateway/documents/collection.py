@@ -53,6 +53,11 @@ class ChromaClient:
         created: dict[str, Any] = await self._ask("POST", self._base, "create", None, body)
         return created
 
+    async def describe(self, collection_id: str, metadata: dict[str, Any]) -> None:
+        """Give a collection this metadata."""
+        body = {"new_metadata": metadata}
+        await self._ask("PUT", f"{self._base}/{collection_id}", "describe a collection", collection_id, body)
+
     async def drop(self, name: str) -> None:
         """Delete a collection."""
         try:

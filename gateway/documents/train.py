@@ -235,10 +235,12 @@ class Trainer:
                 + (f"trained for {mark!r}" if mark else "not made by training"),
                 "name another collection, or set 'adopt' to let its records go",
             )
+        if mark != owner and not asked.dry_run:
+            await chroma.describe(collection["id"], (collection.get("metadata") or {}) | {_MARK: owner})
         return present, foreign
 
     def _embedding_of(self, collection: dict[str, Any] | None, asked: Training) -> Embedding:
-        """The collection's own embedding function, or that of a new one. Raises Conflict if another one is asked for."""
+        """The collection's own embedding function, or a new one's. Raises Conflict if another one is asked for."""
         if collection is None:
             return asked.embedding or self._embedding
         own = (collection.get("configuration_json") or {}).get("embedding_function") or {}
@@ -248,7 +250,7 @@ class Trainer:
             )
         if asked.embedding is not None and asked.embedding.name != own["name"]:
             raise Conflict(
-                f"collection {collection['name']!r} is embedded with {own['name']!r}, not with {asked.embedding.name!r}",
+                f"collection {collection['name']!r} is embedded with {own['name']!r}, not {asked.embedding.name!r}",
                 "delete the collection, or train into another one",
             )
         return Embedding(name=own["name"], config=own.get("config") or {})

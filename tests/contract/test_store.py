@@ -341,7 +341,7 @@ async def gathered(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=lambda p: len(p)
+    "pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=len
 )
 async def test_what_was_uploaded_is_downloaded(store: Store, pieces: list[bytes]) -> None:
     """An upload in pieces, of many parts or of none, comes back byte for byte and is told as a listing tells it."""

@@ -1,16 +1,13 @@
 """Documents in a whole house: stored, flagged, trained and found, on a directory and on a real S3 server."""
 
 import hashlib
-import io
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import chromadb
 import httpx
 import pytest
 
