@@ -98,7 +98,7 @@ class House:
                 base_url(settings.chroma_port),
                 self.gate.admitted,
                 embedding=Embedding.of(settings.embedding),
-                module=settings.embedding_module,
+                module=settings.embedding_module or None,
             ),
             self.jobs,
         )

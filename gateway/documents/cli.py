@@ -274,7 +274,9 @@ def ingest(
     with _bars() as bars:
         digests = _digests(files, bars)
         if avatar is None:
-            result = asyncio.run(_train_folder(files, digests, str(collection), directory, url, asked, bars))
+            result = asyncio.run(
+                _train_folder(files, digests, str(collection), directory.resolve().name, url, asked, bars)
+            )
         else:
             result = _train_avatar(_Gateway(url), avatar, files, digests, asked.model_dump(), bars)
     _say(result | {"skipped": skipped})
@@ -317,7 +319,7 @@ async def _train_folder(
     files: dict[str, Path],
     digests: dict[str, str],
     collection: str,
-    directory: Path,
+    owner: str,
     url: str | None,
     asked: Any,
     bars: Any,
@@ -331,7 +333,7 @@ async def _train_folder(
         (url or f"http://{settings.host}:{settings.port}").rstrip("/"),
         _let_through,
         embedding=Embedding.of(settings.embedding),
-        module=settings.embedding_module,
+        module=settings.embedding_module or None,
     )
     shown: dict[str, Any] = {}
 
@@ -343,7 +345,7 @@ async def _train_folder(
 
     progress = Progress(show)
     source = _Folder(files, digests)
-    trained = await trainer.train(source, collection, f"folder:{directory.resolve().name}", asked, progress)
+    trained = await trainer.train(source, collection, f"folder:{owner}", asked, progress)
     for bar in shown.values():
         bars.update(bar, total=1, completed=1)
     return trained.model_dump(mode="json")

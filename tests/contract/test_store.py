@@ -340,9 +340,7 @@ async def gathered(pieces: AsyncIterator[bytes]) -> bytes:
     return b"".join([piece async for piece in pieces])
 
 
-@pytest.mark.parametrize(
-    "pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=len
-)
+@pytest.mark.parametrize("pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=len)
 async def test_what_was_uploaded_is_downloaded(store: Store, pieces: list[bytes]) -> None:
     """An upload in pieces, of many parts or of none, comes back byte for byte and is told as a listing tells it."""
     told = await store.upload("a/b", of(pieces))

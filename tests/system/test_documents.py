@@ -1,12 +1,17 @@
 """Documents in a whole house: stored, flagged, trained and found, on a directory and on a real S3 server."""
 
+import contextlib
 import hashlib
+import http.client
+import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -217,3 +222,205 @@ def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: Hous
     assert home.admin("GET", "/users/default/avatars").json() == {"avatars": ["ada2"]}
     assert "avatar-ada" not in [each.name for each in home.client().list_collections()]
     assert home.admin("DELETE", AVATAR, json={"avatar_id": "ada"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        "../x",
+        "../../x",
+        "a/../../../x",
+        "%2e%2e/x",
+        "a//b",
+        "a/",
+        ".",
+        "a%00b",
+        "a%0Ab",
+        "a%FFb",
+        "a%5Cb",
+        "x" * 1100,
+    ],
+)
+def test_no_name_leads_out(home: House, name: str) -> None:
+    """A name that could is refused by every method, and nothing appears anywhere; sent as it is, not made plain."""
+    before = everything(home)
+    for method in ("PUT", "GET", "DELETE", "PATCH", "POST"):
+        body = {"PATCH": b'{"used": true}', "POST": b'{"path": "vectorstore_data/c"}'}.get(method, b"")
+        status = raw(home, method, f"/admin{DATA}/{name}", body)
+        assert status in (400, 404, 405), (method, status)
+    assert raw(home, "PUT", f"/admin/users/another/avatars/ada/vectorstore_data/{'x'}", b"x") == 404
+    assert raw(home, "PUT", "/admin/users/default/avatars/ada/adapters/training_data", b"x") == 405
+    assert raw(home, "PUT", "/admin/users/default/avatars/ada/adapters/metadata/metadata.json", b"{}") == 405
+    assert raw(home, "PUT", "/admin/users/default/avatars/..%2Fvectorstore/vectorstore_data/x", b"x") in (400, 404)
+    assert raw(home, "PUT", "/admin/users/default/image/..%2Fvectorstore/repository.json", b"x") == 400
+    assert everything(home) == before
+
+
+@pytest.mark.parametrize("name", ["ü", "u\u0308", "日本語/😀.txt", " a ", "a?b#c&d+e%2F", "...", "'\"<>|*"])
+def test_names_are_kept_exactly(home: House, name: str) -> None:
+    """Both forms of an umlaut are two documents."""
+    body = put(home, quote(name, safe=""), name.encode())
+    assert body["name"] == name
+    assert list(listed(home)) == [name]
+    assert home.admin("GET", f"{DATA}/{quote(name, safe='')}").content == name.encode()
+    assert train_names(home) >= {name} if name.endswith(".txt") else True
+
+
+def raw(home: House, method: str, target: str, body: bytes) -> int:
+    """The status of a request whose target nobody has touched."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", home.port, timeout=30)) as connection:
+        connection.putrequest(method, target, skip_accept_encoding=True)
+        for key, value in (AUTH | {"Content-Type": "application/json", "Content-Length": str(len(body))}).items():
+            connection.putheader(key, value)
+        connection.endheaders(body)
+        return connection.getresponse().status
+
+
+def everything(home: House) -> list[str]:
+    """The names of all documents of all folders, by the API, and all files of a store that is a directory."""
+    files = [str(path) for path in home.directory.rglob("*") if path.is_file() and "store" in str(path)]
+    return sorted([*files, *home.admin("GET", "/users/default/avatars").json()["avatars"]])
+
+
+def train_names(home: House) -> set[str]:
+    train(home)
+    return set(records(home))
+
+
+def test_pages_are_complete(home: House) -> None:
+    """In pages of any size every document comes once, in order."""
+    names = [f"{n:02}/x" for n in range(7)]
+    for name in names:
+        put(home, name, b"x")
+    for limit in (1, 3, 7, 100):
+        found: list[str] = []
+        after: str | None = ""
+        while after is not None:
+            page = home.admin("GET", DATA, params={"limit": limit, "after": after}).json()
+            found += [each["name"] for each in page["documents"]]
+            after = page["next"]
+        assert found == names
+    assert list(listed(home, prefix="03")) == ["03/x"]
+
+
+def test_flags_that_were_edited_by_hand(home: House) -> None:
+    """A missing file and stale entries are repaired; one that cannot be read is an error and stays as it is."""
+    if "GATEWAY_STORE" in home.env:
+        pytest.skip("the file is edited in the directory")
+    put(home, "a.txt", b"a", used=False)
+    put(home, "b.txt", b"b")
+    file = home.store_dir / "users/default/avatars/ada/vectorstore_metadata/metadata.json"
+    assert json.loads(file.read_text()) == {"a.txt": False, "b.txt": True}
+    file.write_text('{"a.txt": "no", "gone.txt": true}')
+    assert {name: each["used"] for name, each in listed(home).items()} == {"a.txt": False, "b.txt": True}
+    train(home)
+    assert json.loads(file.read_text()) == {"a.txt": False, "b.txt": True}
+    file.unlink()
+    train(home)
+    assert json.loads(file.read_text()) == {"a.txt": True, "b.txt": True}
+    file.write_text("{oops")
+    for answer in (
+        home.admin("GET", DATA),
+        home.admin("PATCH", f"{DATA}/a.txt", json={"used": True}),
+    ):
+        assert (answer.status_code, "metadata.json" in answer.json()["message"]) == (409, True)
+    status = done(home, home.admin("POST", f"{AVATAR}/vectorstore/train"))
+    assert (status["state"], "metadata.json" in status["error"]["message"]) == ("failed", True)
+    assert file.read_text() == "{oops"
+    file.unlink()
+
+
+def test_a_cancelled_training_is_finished_by_the_next(home: House) -> None:
+    """Whatever was done when it was cancelled stays right, and is not done again."""
+    for n in range(40):
+        put(home, f"{n:02}.txt", f"document number {n} " * 400)
+    started = home.admin("POST", f"{AVATAR}/vectorstore/train")
+    assert home.admin("POST", f"{AVATAR}/vectorstore/train").status_code in (202, 409)
+    path = f"/jobs/{started.json()['id']}"
+    while home.admin("GET", path).json()["phase"] != "train" or home.admin("GET", path).json()["done"] < 3:
+        time.sleep(0.01)
+    assert home.admin("DELETE", path).json()["state"] == "cancelled"
+    result = train(home)
+    assert result["unchanged"] >= 3
+    assert result["unchanged"] + len(result["added"]) + len(result["changed"]) == 40
+    found = records(home)
+    assert sorted(found) == [f"{n:02}.txt" for n in range(40)]
+    assert all(f"number {int(name[:2])} " in chunk for name, chunks in found.items() for chunk in chunks)
+
+
+@pytest.mark.parametrize("kind", ["file", "s3"])
+def test_a_killed_gateway_leaves_nothing_half(kind: str) -> None:
+    """Killed in an upload, in a training and in the deletion of an avatar; each is right when done again."""
+    with running(kind) as home:
+        put(home, "a.txt", b"old")
+
+        def pieces() -> Iterator[bytes]:
+            for n in range(200):
+                if n == 100:
+                    os.kill(home.pid("gateway") or 0, 9)
+                yield b"n" * 500_000
+
+        with contextlib.suppress(httpx.TransportError):
+            home.admin("PUT", f"{DATA}/a.txt", content=pieces())
+        again(home)
+        assert home.admin("GET", f"{DATA}/a.txt").content == b"old"
+        for n in range(60):
+            put(home, f"{n:02}.txt", f"document number {n} " * 300)
+        started = home.admin("POST", f"{AVATAR}/vectorstore/train").json()
+        while home.admin("GET", f"/jobs/{started['id']}").json()["done"] < 10:
+            time.sleep(0.01)
+        os.kill(home.pid("gateway") or 0, 9)
+        again(home)
+        result = train(home)
+        assert result["unchanged"] >= 9
+        assert len(records(home)) == 61
+        home.admin("DELETE", AVATAR, json={"avatar_id": "ada"})
+        os.kill(home.pid("gateway") or 0, 9)
+        again(home)
+        job(home, "DELETE", AVATAR, json={"avatar_id": "ada"})
+        assert home.admin("GET", "/users/default/avatars").json() == {"avatars": []}
+        assert "avatar-ada" not in [each.name for each in home.client().list_collections()]
+
+
+def again(home: House) -> None:
+    """Wait until the gateway that supervisord starts anew answers."""
+    time.sleep(0.2)
+    home.wait_until_ready()
+
+
+def test_a_long_upload_takes_no_memory(home: House) -> None:
+    """2 GB go up and come down again, and the gateway stays under 200 MB."""
+    size, piece = 2 << 30, os.urandom(1 << 20)
+    peak = 0
+
+    def memory() -> int:
+        status = Path(f"/proc/{home.pid('gateway')}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(size >> 20):
+            yield piece
+
+    answer = httpx.put(
+        f"{home.url}/admin{DATA}/long.bin", content=pieces(), headers=AUTH | {"Content-Length": str(size)}, timeout=170
+    )
+    assert (answer.status_code, answer.json()["size_bytes"]) == (201, size), answer.text
+    peak = memory()
+    if "GATEWAY_STORE" not in home.env:  # the S3 server for tests holds it all in memory
+        with httpx.stream("GET", f"{home.url}/admin{DATA}/long.bin", headers=AUTH, timeout=170) as got:
+            assert sum(len(each) for each in got.iter_raw()) == size
+        peak = max(peak, memory())
+    home.admin("DELETE", f"{DATA}/long.bin")
+    print(f"peak {peak >> 20} MiB")
+    assert peak < 200 << 20
+
+
+def test_unchanged_documents_cost_next_to_nothing(home: House) -> None:
+    """Training 1,000 documents that did not change takes less than 2 s."""
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(lambda n: put(home, f"{n:04}.txt", f"document {n} " * 50, used=True), range(1000)))
+    train(home)
+    since = time.monotonic()
+    assert train(home)["unchanged"] == 1000
+    assert time.monotonic() - since < 2
