@@ -1,6 +1,7 @@
 """Two hundred real documents, from a folder to answers, asked as people ask: by each client there is."""
 
 import importlib
+import inspect
 import io
 import json
 import pkgutil
@@ -55,26 +56,25 @@ ASKED = {
 
 def texts() -> dict[str, str]:
     """The documentation strings of the standard library's modules that have anything to say."""
+    names = sorted(
+        sys.stdlib_module_names - {"this", "antigravity", "idlelib", "turtle", "turtledemo", "tkinter", "test"}
+    )
+    for package in ("concurrent.futures", "email", "http", "json", "logging", "urllib", "xml.etree", "asyncio"):
+        parent = importlib.import_module(package)
+        names += [f"{package}.{info.name}" for info in pkgutil.iter_modules(parent.__path__) if "__" not in info.name]
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in sorted({*sys.stdlib_module_names, "urllib.robotparser", "xml.sax", "email.message", "http.client"}):
-            if name in ("this", "antigravity", "idlelib", "turtle", "turtledemo", "__main__", "tkinter", "test"):
-                continue
-            spec_of = sys.modules.get(name)
+        for name in names:
             try:
-                module = spec_of or importlib.import_module(name)
-            except Exception:  # not of this platform
+                module = importlib.import_module(name)
+            except ImportError:  # not of this platform
                 continue
-            if len(module.__doc__ or "") > 40:
-                found[name] = str(module.__doc__)
-        for package in ("concurrent.futures", "email", "http", "json", "logging", "urllib", "xml.etree", "asyncio"):
-            parent = importlib.import_module(package)
-            for info in pkgutil.iter_modules(parent.__path__):
-                if not info.name.startswith("__") and "windows" not in info.name:
-                    module = importlib.import_module(f"{package}.{info.name}")
-                    if len(module.__doc__ or "") > 40:
-                        found[f"{package}.{info.name}"] = str(module.__doc__)
+            said = [module.__doc__ or ""]
+            public = getattr(module, "__all__", [each for each, value in vars(module).items() if callable(value)])
+            said += [f"{each}: {inspect.getdoc(getattr(module, each, None))}" for each in public]
+            if not name.startswith("_") and len("\n\n".join(said)) > 80:
+                found[name] = "\n\n".join(said)[:6000]
     return found
 
 
