@@ -74,7 +74,7 @@ def texts() -> dict[str, str]:
             public = getattr(module, "__all__", [each for each, value in vars(module).items() if callable(value)])
             said += [f"{each}: {inspect.getdoc(getattr(module, each, None))}" for each in public]
             if not name.startswith("_") and len("\n\n".join(said)) > 80:
-                found[name] = "\n\n".join(said)[:6000]
+                found[name] = "\n\n".join(said)[:1500]
     return found
 
 
@@ -198,6 +198,20 @@ def test_langchain_finds_them(trained: House) -> None:
     for question, name in first_words(trained).items():
         (found,) = store.similarity_search(question, k=1)
         assert found.metadata["document"] == name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llama_index_finds_them(trained: House) -> None:
+    """llama-index-vector-stores-chroma; it brings 27 packages along, so it is asked only where it is installed."""
+    pytest.importorskip("llama_index.vector_stores.chroma")
+    from llama_index.core.vector_stores import VectorStoreQuery
+    from llama_index.vector_stores.chroma import ChromaVectorStore
+
+    store = ChromaVectorStore(chroma_collection=trained.client().get_collection("avatar-ada"))
+    for question, name in first_words(trained).items():
+        vector = [float(each) for each in WordEmbedding()([question])[0]]
+        found = store.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1))
+        assert [node.metadata["document"] for node in found.nodes or []] == [name]
 
 
 def test_they_live_their_whole_life(trained: House, course: Path) -> None:
