@@ -36,10 +36,15 @@ from gateway.auth.scope import Role
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.names import CollectionNames
-from gateway.chroma.process import HOST
+from gateway.chroma.process import HOST, base_url
 from gateway.chroma.supervisor import Supervisor
 from gateway.chroma.watch import ChromaWatch
 from gateway.config import Settings
+from gateway.documents import api as documents_api
+from gateway.documents.api import Documents
+from gateway.documents.embedding import Embedding
+from gateway.documents.library import Library
+from gateway.documents.train import Trainer
 from gateway.errors import (
     BodyTooLarge,
     ConfigError,
@@ -104,7 +109,8 @@ class House:
         self.settings = settings
         self.directory = DataDirectory(settings.data_dir)
         self.metrics = Metrics()
-        store = Observed(_own_store(settings), self.metrics)
+        everything = Observed(_store(settings), self.metrics)
+        store = Prefixed(everything, settings.repository_prefix)
         self.gate = Gate(settings.gate_timeout_s)
         self.changes = Changes(lambda: self.gate.admitted_writes)
         self.place = Succession(
@@ -198,6 +204,16 @@ class House:
             self.operations.snapshotter.changed_bytes() if self.changes.any else 0
         )
         self.jobs = Jobs()
+        self.documents = Documents(
+            Library(everything, settings.user_id, settings.max_document_bytes),
+            Trainer(
+                base_url(settings.chroma_port),
+                self.gate.admitted,
+                embedding=Embedding.of(settings.embedding),
+                module=settings.embedding_module or None,
+            ),
+            self.jobs,
+        )
         self.stop_by: float | None = None
         self.last_failure: GatewayError | None = None
         self.admin = _admin_application(self)
@@ -387,7 +403,9 @@ def serve(settings: Settings) -> None:
     listener = _listen(settings.host, settings.port)
     house = House(settings, token)
     config = uvicorn.Config(
-        numbered(audited(_bounded(house.admin), house.audit, networks(settings.trusted_proxies))),
+        numbered(
+            audited(_bounded(house.admin, settings.max_document_bytes), house.audit, networks(settings.trusted_proxies))
+        ),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
         loop="uvloop",
@@ -403,14 +421,14 @@ def serve(settings: Settings) -> None:
         raise house.last_failure
 
 
-def _own_store(settings: Settings) -> Store:
+def _store(settings: Settings) -> Store:
     store = open_store(settings.store, addressing=settings.s3_addressing)
-    return Prefixed(Undeletable(store) if settings.store_never_delete else store, settings.repository_prefix)
+    return Undeletable(store) if settings.store_never_delete else store
 
 
 async def _require_fencing(settings: Settings) -> None:
     """Raise ConfigError unless the store keeps what conditional writes promise, StoreError if it does not say."""
-    store = _own_store(settings)
+    store = Prefixed(_store(settings), settings.repository_prefix)
     try:
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(StoreUnavailable),
@@ -476,6 +494,8 @@ def _admin_application(house: House) -> FastAPI:
     app.include_router(snapshot_api.router, dependencies=protected)
     app.state.jobs, app.state.max_upload_bytes = house.jobs, house.settings.max_upload_bytes
     app.include_router(jobs_api.router, dependencies=protected)
+    app.state.documents = house.documents
+    app.include_router(documents_api.router, dependencies=protected)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
@@ -522,14 +542,15 @@ class ErrorBody(BaseModel):
     hint: str | None = Field(None, description="the way out, where we know it")
 
 
-def _bounded(app: ASGIApp) -> ASGIApp:
+def _bounded(app: ASGIApp, max_document_bytes: int) -> ASGIApp:
     """`app`, with a declared body that is too long refused in the shape of all errors, before it is read."""
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
         limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
-        if limited and declared.isdigit() and int(declared) > _MAX_ADMIN_BODY_BYTES:
-            refusal = BodyTooLarge(f"the body of {scope['path']} may have {_MAX_ADMIN_BODY_BYTES} bytes")
+        bound = documents_api.body_bound(scope, max_document_bytes) or _MAX_ADMIN_BODY_BYTES
+        if limited and declared.isdigit() and int(declared) > bound:
+            refusal = BodyTooLarge(f"the body of {scope['path']} may have {bound} bytes")
             await _answer(refusal)(scope, receive, send)
         else:
             await app(scope, receive, send)

@@ -11,6 +11,7 @@ import gateway
 from gateway.auth import cli as keys_cli
 from gateway.chroma.process import chroma_version
 from gateway.config import Settings, load_settings
+from gateway.documents import cli as documents_cli
 from gateway.errors import GatewayError
 from gateway.observe import logs
 from gateway.snapshot import cli as snapshot_cli
@@ -77,6 +78,7 @@ def run_gateway() -> None:
 
 
 snapshot_cli.register(app)
+documents_cli.add_to(app)
 
 
 def _settings(program: str) -> Settings:

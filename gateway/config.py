@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(64 * 1024**3, gt=0)
     max_in_flight: int = Field(64, ge=1)
     max_queued: int = Field(1024, ge=0)
+    max_document_bytes: int = Field(10 * 1024**3, gt=0)
+    embedding: str = "default"
+    embedding_module: str = ""
     restore_retry_s: Seconds = Field(60, ge=0)
     s3_addressing: Literal["auto", "path", "virtual"] = "auto"
     log_format: Literal["text", "json"] | None = None

@@ -9,7 +9,9 @@
     ├── NotAllowed                    405                  the route knows other methods
     ├── ClientTooSlow                 408                  a request did not arrive in time
     ├── Conflict                      409                  another operation is under way
+    ├── PreconditionFailed            412                  If-Match or If-None-Match does not hold
     ├── BodyTooLarge                  413                  Chroma would refuse it too
+    ├── RangeNotSatisfiable           416                  a range begins past a document's end
     ├── RateLimited                   429  retry           this visitor asks for more than it may
     ├── HeadTooLarge                  431
     ├── Unavailable                   503  retry           the data is not being served just now
@@ -108,6 +110,10 @@ class Conflict(GatewayError):
     status = 409
 
 
+class PreconditionFailed(GatewayError):
+    status = 412
+
+
 class BodyTooLarge(GatewayError):
     status = 413
 
@@ -120,6 +126,10 @@ class RateLimited(GatewayError):
     def __init__(self, message: str, hint: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message, hint)
         self.retry_after_s = retry_after_s
+
+
+class RangeNotSatisfiable(GatewayError):
+    status = 416
 
 
 class HeadTooLarge(GatewayError):

@@ -126,6 +126,19 @@ class Gate:
         finally:
             self.leave(ticket, done=done)
 
+    @asynccontextmanager
+    async def admitted(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
+        """A ticket for a write of the gateway's own that is treated like any client's.
+
+        Raises Unavailable while everything is refused, GateTimeout.
+        """
+        ticket, done = await self.enter(what, collection_id), False
+        try:
+            yield
+            done = True
+        finally:
+            self.leave(ticket, done=done)
+
     # ------------------------------------------------------------------ for operations
 
     @asynccontextmanager

@@ -16,12 +16,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from gateway.errors import (
     DiskFull,
@@ -39,6 +41,9 @@ _MAX_NAME_BYTES = 255
 # The lock is held for a rename, never while bytes are written.
 _LOCK_TIMEOUT_S = 30
 _LOCK_POLL_S = 0.002
+
+# What is read or written in one step, on its way through memory.
+_PIECE_BYTES = 1 << 20
 
 # No write takes this long after its last byte; what is older was left by a crash.
 _ABANDONED_AFTER_S = 3600
@@ -77,43 +82,104 @@ class FileStore:
     async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         return await asyncio.to_thread(self._write, key, data, lambda path: _version_of_file(path) == version)
 
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        def may_replace(path: Path) -> bool:
+            if if_absent and path.exists():
+                return False
+            return if_tag is None or _tag_of_file(path) == if_tag
+
+        def open_new() -> tuple[Path, IO[bytes]]:
+            with self._translated("put", key):
+                self._path(key)
+                new = self._name_new()
+                return new, new.open("xb")
+
+        def write(file: IO[bytes], data: bytes) -> None:
+            with self._translated("put", key):
+                file.write(data)
+
+        def finish(new: Path, file: IO[bytes]) -> ObjectInfo | None:
+            with self._translated("put", key):
+                _sync_file(file)
+                status = os.fstat(file.fileno())
+                if not self._put_in_place(key, new, may_replace):
+                    return None
+                # By the file and not by its name, which may be somebody else's by now.
+                return _info(key, status)
+
+        new, file = await asyncio.to_thread(open_new)
+        try:
+            async for piece in _gathered(pieces, _PIECE_BYTES):
+                await asyncio.to_thread(write, file, piece)
+            return await asyncio.to_thread(finish, new, file)
+        finally:
+            # Not in a thread: a cancelled upload must still come to this end.
+            file.close()
+            new.unlink(missing_ok=True)
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        def copy() -> bool:
+            with self._translated("copy", source):
+                path = self._path(source)
+                self._path(target)
+                if not self._is_object(path):
+                    raise self._missing(source)
+                new = self._name_new()
+                try:
+                    try:
+                        shutil.copyfile(path, new)  # in the kernel
+                    except FileNotFoundError:
+                        raise self._missing(source) from None
+                    with new.open("rb+") as file:
+                        _sync_file(file)
+                    return self._put_in_place(target, new, lambda path: not (if_absent and path.exists()))
+                finally:
+                    new.unlink(missing_ok=True)
+
+        return await asyncio.to_thread(copy)
+
+    async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        self._path(key)
+        return None
+
     def _write(self, key: str, data: bytes, may_replace: Callable[[Path], bool]) -> bool:
         """Put `data` in place if `may_replace`, asked under the lock, says so; say whether it did."""
         with self._translated("put", key):
-            path = self._path(key)
-            new = self._write_new(data)
+            self._path(key)
+            new = self._name_new()
             try:
-                with self._locked():
-                    if path.is_dir():
-                        raise InvalidRequest(f"{key!r} is a folder of other keys in {self.url}")
-                    if not may_replace(path):
-                        return False
-                    try:
-                        _make_directories(path.parent)
-                    except (FileExistsError, NotADirectoryError):
-                        raise InvalidRequest(f"{key!r}: a part of it is an object in {self.url}") from None
-                    new.rename(path)
+                with new.open("xb") as file:
+                    file.write(data)
+                    _sync_file(file)
+                return self._put_in_place(key, new, may_replace)
             finally:
                 new.unlink(missing_ok=True)
-            _sync_directory(path.parent)
-            return True
 
-    def _write_new(self, data: bytes) -> Path:
-        """A new file with these bytes, durable but for its name."""
+    def _put_in_place(self, key: str, new: Path, may_replace: Callable[[Path], bool]) -> bool:
+        """Give the durable file `new` its name, if `may_replace`, asked under the lock, says so; say whether it did."""
+        path = self._path(key)
+        with self._locked():
+            if path.is_dir():
+                raise InvalidRequest(f"{key!r} is a folder of other keys in {self.url}")
+            if not may_replace(path):
+                return False
+            try:
+                _make_directories(path.parent)
+            except (FileExistsError, NotADirectoryError):
+                raise InvalidRequest(f"{key!r}: a part of it is an object in {self.url}") from None
+            new.rename(path)
+        _sync_directory(path.parent)
+        return True
+
+    def _name_new(self) -> Path:
+        """The name of a file to be written."""
         _make_directories(self._new)
         if not self._swept:
             self._swept = True
             self._sweep()
-        path = self._new / uuid.uuid4().hex
-        try:
-            with path.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
-        return path
+        return self._new / uuid.uuid4().hex
 
     def _sweep(self) -> None:
         for left in self._new.iterdir():
@@ -187,17 +253,80 @@ class FileStore:
             except FileNotFoundError:
                 raise self._missing(key) from None
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        for info in await asyncio.to_thread(self._list, prefix):
+    async def head(self, key: str) -> ObjectInfo:
+        def head() -> ObjectInfo:
+            with self._translated("head", key):
+                path = self._path(key)
+                if not self._is_object(path):
+                    raise self._missing(key)
+                try:
+                    return _info(key, path.stat(follow_symlinks=False))
+                except FileNotFoundError:
+                    raise self._missing(key) from None
+
+        return await asyncio.to_thread(head)
+
+    async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        def open_tagged() -> IO[bytes]:
+            with self._translated("get", key):
+                path = self._path(key)
+                if not self._is_object(path):
+                    raise self._missing(key)
+                try:
+                    file = path.open("rb")
+                except FileNotFoundError:
+                    raise self._missing(key) from None
+                if _tag(os.fstat(file.fileno())) != tag:
+                    file.close()
+                    raise self._missing(key)
+                file.seek(start)
+                return file
+
+        def read(file: IO[bytes], size: int) -> bytes:
+            with self._translated("get", key):
+                return file.read(size)
+
+        file = await asyncio.to_thread(open_tagged)
+        try:
+            left = length
+            while left is None or left > 0:
+                piece = await asyncio.to_thread(read, file, _PIECE_BYTES if left is None else min(left, _PIECE_BYTES))
+                if not piece:
+                    return
+                left = None if left is None else left - len(piece)
+                yield piece
+        finally:
+            file.close()
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        for info in await asyncio.to_thread(self._list, prefix, after):
             yield info
 
-    def _list(self, prefix: str) -> tuple[ObjectInfo, ...]:
+    def _list(self, prefix: str, after: str) -> tuple[ObjectInfo, ...]:
         with self._translated("list", prefix):
-            check_prefix(prefix)
-            self._check_root()
-            folder = prefix[: prefix.rfind("/") + 1]
-            path = self._path(folder.removesuffix("/")) if folder else self._root
-            return tuple(self._walk(path, folder, prefix))
+            path, folder = self._folder(prefix)
+            return tuple(info for info in self._walk(path, folder, prefix) if info.key > after)
+
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        def found() -> list[str]:
+            with self._translated("list", prefix):
+                path, folder = self._folder(prefix)
+                try:
+                    with os.scandir(path) as entries:
+                        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                except (FileNotFoundError, NotADirectoryError):
+                    return []
+                return [name for name in names if folder or name != _OURS]
+
+        for name in await asyncio.to_thread(found):
+            yield name
+
+    def _folder(self, prefix: str) -> tuple[Path, str]:
+        """The directory that holds all keys with `prefix`, and the part of `prefix` that names it."""
+        check_prefix(prefix)
+        self._check_root()
+        folder = prefix[: prefix.rfind("/") + 1]
+        return self._path(folder.removesuffix("/")) if folder else self._root, folder
 
     def _walk(self, directory: Path, folder: str, prefix: str) -> Iterator[ObjectInfo]:
         try:
@@ -222,7 +351,7 @@ class FileStore:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue  # deleted meanwhile
-                yield ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                yield _info(key, status)
 
     async def close(self) -> None:
         pass
@@ -291,6 +420,39 @@ class FileStore:
             f"{self.url}{key} leads through a symbolic link, which is not followed",
             "put the files themselves there, or let GATEWAY_STORE name the directory they are in",
         )
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), _tag(status))
+
+
+def _tag(status: os.stat_result) -> str:
+    """Changes with every put, which makes a new inode, and with the time of every edit by somebody else."""
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _tag_of_file(path: Path) -> str | None:
+    try:
+        return _tag(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+async def _gathered(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of at least `size`, but for the last: each costs a thread."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        if len(held) >= size:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+def _sync_file(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _version(data: bytes) -> str:

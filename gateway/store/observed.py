@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from gateway.store.protocol import ObjectInfo, Store, Versioned
+from gateway.store.through import Through
 
 
 class Counts(Protocol):
@@ -15,15 +16,12 @@ class Counts(Protocol):
     def store_refused(self, operation: str, error: str) -> None: ...
 
 
-class Observed:
+class Observed(Through):
     """`store`, and nothing else, but counted."""
 
     def __init__(self, store: Store, counts: Counts) -> None:
-        self._store, self._counts = store, counts
-
-    @property
-    def url(self) -> str:
-        return self._store.url
+        super().__init__(store)
+        self._counts = counts
 
     async def put(self, key: str, data: bytes) -> None:
         with self._counted("put", len(data)):
@@ -55,17 +53,51 @@ class Observed:
         self._counts.store_asked("get_range", down_bytes=len(data))
         return data
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+    async def head(self, key: str) -> ObjectInfo:
+        with self._counted("head", 0):
+            return await self._store.head(key)
+
+    async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        down_bytes = 0
+        with self._counted("download"):
+            async for piece in self._store.download(key, start, length, tag=tag):
+                down_bytes += len(piece)
+                yield piece
+        self._counts.store_asked("download", down_bytes=down_bytes)
+
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        up_bytes = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal up_bytes
+            async for piece in pieces:
+                up_bytes += len(piece)
+                yield piece
+
+        with self._counted("upload"):
+            stored = await self._store.upload(key, counted(), if_absent=if_absent, if_tag=if_tag)
+        self._counts.store_asked("upload", up_bytes=up_bytes)
+        return stored
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        with self._counted("copy", 0):
+            return await self._store.copy(source, target, if_absent=if_absent)
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         with self._counted("list", 0):
-            async for each in self._store.list(prefix):
+            async for each in self._store.list(prefix, after):
+                yield each
+
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        with self._counted("folders", 0):
+            async for each in self._store.folders(prefix):
                 yield each
 
     async def delete(self, key: str) -> None:
         with self._counted("delete", 0):
             await self._store.delete(key)
-
-    async def close(self) -> None:
-        await self._store.close()
 
     @contextmanager
     def _counted(self, operation: str, up_bytes: int | None = None) -> Iterator[None]:

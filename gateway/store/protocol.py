@@ -6,6 +6,13 @@ old object or the new one, never a mixture, and an object whose put returned sur
 A *version* is an opaque token that changes whenever a key's bytes do. Writing the same bytes again may
 keep it (S3's is the ETag, a digest), so what must be told apart has to differ in its bytes.
 
+A *tag* is what a listing or `head` tells of an object: it too changes whenever the key's bytes do, and
+maybe when the same bytes are only written again. It costs the store nothing to tell (S3's is the ETag, a
+file's is made of its inode, times and size), but it is not a version and cannot be given in place of one.
+
+Large objects come and go in pieces: `upload` and `download` never hold one whole, and an upload that does
+not come to its end leaves nothing under its key.
+
 Errors of every method:
 
 - `StoreUnavailable`: could not be reached, or said "later", even after retries. Transient.
@@ -32,6 +39,7 @@ class ObjectInfo:
     key: str
     size_bytes: int
     modified_at: datetime
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +93,55 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+    async def head(self, key: str) -> ObjectInfo:
+        """The object as a listing tells it, without its bytes. Raises ObjectMissing. Safe to retry."""
+        ...
+
+    def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        """The object that `tag` was told of, in pieces: `length` bytes from `start`, or all to its end.
+
+        Raises ObjectMissing if it has another tag by now, at the latest where another object's bytes would
+        begin: what was yielded before is of one object. Bodies that break off are gone on with from there.
+        """
+        ...
+
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        """Store what `pieces` yields, under `key`, and tell of it; None, and nothing stored, if a condition failed.
+
+        `if_absent`: the key may not exist; `if_tag`: it must exist and have this tag. Both as atomic as
+        conditional puts. What `pieces` raises is raised on, and then too nothing is stored: an upload can be
+        refused at its last byte. Not retried as a whole, since `pieces` can be read only once.
+        """
+        ...
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        """Store the bytes of `source` under `target` too, within the store; say whether it was done.
+
+        False only where `if_absent` was asked for and `target` exists. Raises ObjectMissing. Safe to retry.
+        """
+        ...
+
+    async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        """A URL that anybody can get the object with for `expires_s`; None where the store has no such thing.
+
+        It does not look whether the object exists. A browser saves what it gets as `filename`.
+        """
+        ...
+
+    def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in key order. An empty store yields nothing.
 
-        `prefix` is compared as a string: `a/b` finds `a/bc` too; end it with `/` for a folder.
+        `prefix` is compared as a string: `a/b` finds `a/bc` too; end it with `/` for a folder. With
+        `after`, only keys that come after it, which need not exist.
+        """
+        ...
+
+    def folders(self, prefix: str) -> AsyncIterator[str]:
+        """The names directly below `prefix`, in order, that are parts of longer keys: "b" for `a/` and `a/b/c`.
+
+        `prefix` is empty or ends with `/`.
         """
         ...
 

@@ -13,8 +13,9 @@ import base64
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import aioboto3
 import aiohttp
@@ -54,6 +55,12 @@ _DEFAULT_REGION = "us-east-1"
 
 _RETRY_FIRST_S = 0.1
 _RETRY_LONGEST_S = 5.0
+
+# S3 allows 10,000 parts of at least 5 MiB, and copies of 5 GiB at once.
+_PART_BYTES = 8 << 20
+_COPY_BYTES = 1 << 30
+_PIECE_BYTES = 256 << 10
+_ABORT_TIMEOUT_S = 5
 
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError, aiohttp.ClientError)
 _TRANSPORT = (*_BROKEN_OFF, ConnectionError, ChecksumError, OSError)
@@ -124,6 +131,8 @@ class S3Store:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"addressing_style": addressing},
+            # Else botocore makes links of a kind that newer regions refuse.
+            "signature_version": "s3v4",
         }
         self._connecting = asyncio.Lock()
         self._connected: tuple[S3Client, S3Client] | None = None
@@ -168,6 +177,130 @@ class S3Store:
                             return False
                         raise
             return True
+
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        condition = ({"IfNoneMatch": "*"} if if_absent else {}) | ({"IfMatch": f'"{if_tag}"'} if if_tag else {})
+        where = {"Bucket": self._bucket, "Key": self._key(key)}
+        size_bytes, multipart, tag = 0, None, None
+        try:
+            async for part, is_last in _parts(pieces, _PART_BYTES):
+                size_bytes += len(part)
+                if is_last and multipart is None:
+                    tag = await self._put_part(key, part, condition)
+                else:
+                    multipart = multipart or await self._begin_multipart(key, where)
+                    await multipart.add(part)
+                    # Looked first: some servers know conditions, but not here.
+                    if is_last and await self._may_complete(key, if_absent, if_tag):
+                        tag = await self._complete(key, multipart, condition)
+        except BaseException:
+            if multipart is not None:
+                await self._abort(multipart)
+            raise
+        if multipart is not None:
+            if tag is None:
+                await self._abort(multipart)
+            else:
+                # rclone tells another ETag now than from now on.
+                return await self.head(key)
+        if tag is None:
+            return None
+        return ObjectInfo(key, size_bytes, datetime.now(UTC), tag)
+
+    async def _put_part(self, key: str, data: bytes, condition: dict[str, Any]) -> str | None:
+        """Put an object that came in one part; return its tag, or None if the condition failed."""
+        async with self._call("put", key):
+            retrying, once = await self._clients()
+            answer = await self._conditionally(
+                condition,
+                (once if condition else retrying).put_object,
+                Bucket=self._bucket,
+                Key=self._key(key),
+                Body=data,
+                ContentMD5=await _content_md5(data),
+            )
+            return _tag(answer["ETag"]) if answer else None
+
+    async def _begin_multipart(self, key: str, where: dict[str, str]) -> "_Multipart":
+        async with self._call("put", key):
+            client, _ = await self._clients()
+            answer: Any = await client.create_multipart_upload(**where)  # type: ignore[arg-type]
+        return _Multipart(where | {"UploadId": answer["UploadId"]}, client, lambda: self._call("put", key))
+
+    async def _may_complete(self, key: str, if_absent: bool, if_tag: str | None) -> bool:
+        if not if_absent and if_tag is None:
+            return True
+        try:
+            return (await self.head(key)).tag == if_tag
+        except ObjectMissing:
+            return if_tag is None
+
+    async def _complete(self, key: str, multipart: "_Multipart", condition: dict[str, Any]) -> str | None:
+        async with self._call("put", key):
+            _, once = await self._clients()
+            answer = await self._conditionally(
+                condition,
+                once.complete_multipart_upload,
+                **multipart.where,
+                MultipartUpload={"Parts": multipart.parts},
+            )
+            return _tag(answer["ETag"]) if answer else None
+
+    async def _conditionally(self, condition: dict[str, Any], call: Any, **arguments: Any) -> dict[str, Any] | None:
+        """What `call` answers; None if the condition failed. A conflict with another write is asked again."""
+        async for attempt in self._retrying(lambda error: bool(condition) and _status(error) == 409):
+            with attempt:
+                try:
+                    answer: dict[str, Any] = await call(**arguments, **condition)
+                except ClientError as error:
+                    if condition and (_status(error) == 412 or _code(error) == "NoSuchKey"):
+                        return None
+                    raise
+        return answer
+
+    async def _abort(self, multipart: "_Multipart") -> None:
+        """Give the parts back. What that cannot reach stays until the bucket's lifecycle rule removes it."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_ABORT_TIMEOUT_S):
+                client, _ = await self._clients()
+                await client.abort_multipart_upload(**multipart.where)  # type: ignore[arg-type]
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        info = await self.head(source)
+        if if_absent:  # S3 copies have no condition on their target that every server knows
+            return await self.upload(target, self.download(source, tag=info.tag), if_absent=True) is not None
+        where = {"Bucket": self._bucket, "Key": self._key(target)}
+        origin = {"Bucket": self._bucket, "Key": self._key(source)}
+        if info.size_bytes <= _COPY_BYTES:
+            async with self._call("copy", source):
+                client, _ = await self._clients()
+                await client.copy_object(**where, CopySource=origin)  # type: ignore[arg-type]
+            return True
+        multipart = await self._begin_multipart(target, where)
+        try:
+            for start in range(0, info.size_bytes, _COPY_BYTES):
+                end = min(start + _COPY_BYTES, info.size_bytes) - 1
+                await multipart.add_copy(origin, info.tag, start, end)
+            await self._complete(target, multipart, {})
+        except BaseException:
+            await self._abort(multipart)
+            raise
+        return True
+
+    async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        async with self._call("presign", key):
+            client, _ = await self._clients()
+            return await client.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": self._key(key),
+                    "ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+                },
+                ExpiresIn=expires_s,
+            )
 
     async def delete(self, key: str) -> None:
         async with self._call("delete", key):
@@ -222,23 +355,118 @@ class S3Store:
                         answer["Body"].close()
             return data, answer
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        after: dict[str, Any] = {}
-        while True:
-            page = await self._page(prefix, after)
+    async def head(self, key: str) -> ObjectInfo:
+        async with self._call("head", key):
+            client, _ = await self._clients()
+            try:
+                answer = await client.head_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+            else:
+                modified_at = answer["LastModified"].astimezone(UTC)
+                return ObjectInfo(key, answer["ContentLength"], modified_at, _tag(answer["ETag"]))
+        # An answer without a body does not say what is missing: a key, a bucket, or the whole server. A list does.
+        if not await self._page(key, {"MaxKeys": 1}):
+            raise StoreDenied(f"head {self.url}{key}: the answer is not a list of objects", _CHECK_ENDPOINT)
+        raise ObjectMissing(f"head {self.url}{key}: there is no such object")
+
+    async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        end = None if length is None else start + length
+        broken = 0
+        while end is None or start < end:
+            try:
+                async with self._body(key, start, end, tag) as body:
+                    async for piece in body:
+                        # Time while the reader does something else is not the store's.
+                        start, broken = start + len(piece), 0
+                        yield piece
+                return
+            except _PastTheEnd:
+                return
+            except _BodyBrokeOff as error:
+                broken += 1
+                if broken >= self._attempts:
+                    raise StoreUnavailable(
+                        f"get {self.url}{key}: the body broke off {broken} times: {error}"
+                    ) from error
+                await asyncio.sleep(_RETRY_FIRST_S * 2**broken)
+
+    @contextlib.asynccontextmanager
+    async def _body(self, key: str, start: int, end: int | None, tag: str) -> "AsyncIterator[AsyncIterator[bytes]]":
+        """The pieces of an object from `start` to before `end`, once. What breaks them off is _BodyBrokeOff."""
+        asked: dict[str, Any] = (
+            {} if (start, end) == (0, None) else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        )
+        async with self._call("get", key):
+            client, _ = await self._clients()
+            try:
+                answer: Any = await client.get_object(
+                    Bucket=self._bucket, Key=self._key(key), IfMatch=f'"{tag}"', **asked
+                )
+            except ClientError as error:
+                if _status(error) == 416:
+                    raise _PastTheEnd from None
+                if _status(error) == 412:
+                    raise ObjectMissing(f"get {self.url}{key}: it was replaced meanwhile") from None
+                raise
+        body = answer["Body"]
+        try:
+            if _tag(answer["ETag"]) != tag:  # a server that ignores conditions
+                raise ObjectMissing(f"get {self.url}{key}: it was replaced meanwhile")
+            whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not answer.get("ContentRange")
+            yield self._pieces(body, start if whole else 0, None if end is None else end - start)
+        finally:
+            body.close()
+
+    async def _pieces(self, body: Any, skip: int, length: int | None) -> AsyncIterator[bytes]:
+        left = length
+        while left is None or left > 0:
+            try:
+                async with asyncio.timeout(self._call_timeout_s):
+                    piece: bytes = await body.read(_PIECE_BYTES)
+            except (*_BROKEN_OFF, OSError) as error:  # TimeoutError is an OSError
+                raise _BodyBrokeOff(_reason(error)) from error
+            if not piece:
+                return
+            skipped = min(skip, len(piece))
+            skip -= skipped
+            piece = piece[skipped:] if left is None else piece[skipped : skipped + left]
+            left = None if left is None else left - len(piece)
+            if piece:
+                yield piece
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for page in self._pages(prefix, {"StartAfter": self._prefix + after} if after else {}):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._prefix)
-                if _is_key(key):
-                    yield ObjectInfo(key, item["Size"], item["LastModified"].astimezone(UTC))
+                # Not every server knows StartAfter.
+                if _is_key(key) and key > after:
+                    yield ObjectInfo(
+                        key, item["Size"], item["LastModified"].astimezone(UTC), _tag(item.get("ETag", ""))
+                    )
+
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        async for page in self._pages(prefix, {"Delimiter": "/"}):
+            for item in page.get("CommonPrefixes", ()):
+                name = item["Prefix"].removeprefix(self._prefix + prefix).removesuffix("/")
+                if _is_key(name):
+                    yield name
+
+    async def _pages(self, prefix: str, first: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        asked = first
+        while True:
+            page = await self._page(prefix, asked)
+            yield page
             if not page["IsTruncated"]:
                 return
-            after = {"ContinuationToken": page["NextContinuationToken"]}
+            asked = first | {"ContinuationToken": page["NextContinuationToken"]}
 
-    async def _page(self, prefix: str, after: dict[str, Any]) -> dict[str, Any]:
+    async def _page(self, prefix: str, asked: dict[str, Any]) -> dict[str, Any]:
         async with self._call("list", prefix):
             client, _ = await self._clients()
             page: Any = await client.list_objects_v2(
-                Bucket=self._bucket, Prefix=check_prefix(self._prefix + prefix), **after
+                Bucket=self._bucket, Prefix=check_prefix(self._prefix + prefix), **asked
             )
             # Some web page answered with 200, if it parses at all, would pass for an empty list.
             if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
@@ -334,6 +562,38 @@ class S3Store:
         return StoreDenied(message, _HINTS.get(code) or _HINTS_BY_STATUS.get(status, _CHECK_ENDPOINT))
 
 
+class _Multipart:
+    """An upload under way, part by part. Whoever begins one completes or aborts it."""
+
+    def __init__(
+        self, where: dict[str, str], client: Any, call: Callable[[], contextlib.AbstractAsyncContextManager[None]]
+    ) -> None:
+        self.where, self._client, self._call = where, client, call
+        self.parts: list[dict[str, Any]] = []
+
+    async def add(self, data: bytes) -> None:
+        """Send the next part. botocore may repeat it: a part is the same however often it comes."""
+        number = len(self.parts) + 1
+        async with self._call():
+            answer = await self._client.upload_part(
+                **self.where, PartNumber=number, Body=data, ContentMD5=await _content_md5(data)
+            )
+        self.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    async def add_copy(self, origin: dict[str, str], tag: str, start: int, last: int) -> None:
+        """Take the next part from another object, which must still have `tag`."""
+        number = len(self.parts) + 1
+        async with self._call():
+            answer = await self._client.upload_part_copy(
+                **self.where,
+                PartNumber=number,
+                CopySource=origin,
+                CopySourceIfMatch=f'"{tag}"',
+                CopySourceRange=f"bytes={start}-{last}",
+            )
+        self.parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+
+
 class _BodyBrokeOff(Exception):
     """An answer's body did not come whole."""
 
@@ -375,6 +635,22 @@ def _code(error: ClientError) -> str:
 def _reason(error: BaseException) -> str:
     """What botocore or aiohttp says, on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tag(etag: str) -> str:
+    """An ETag as it is in a header and in a list: some servers quote it only in one of them."""
+    return etag.removeprefix("W/").strip('"')
+
+
+async def _parts(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[tuple[bytes, bool]]:
+    """The same bytes in parts of exactly `size`, and whether each is the last, which may be shorter or empty."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        while len(held) > size:
+            yield bytes(held[:size]), False
+            del held[:size]
+    yield bytes(held), True
 
 
 async def _content_md5(data: bytes) -> str:

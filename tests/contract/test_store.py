@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 
 from gateway.errors import InvalidRequest, ObjectMissing
@@ -322,3 +323,187 @@ async def test_no_increment_is_lost(conditional_store: Store) -> None:
 
     await asyncio.gather(*(increment() for _ in range(6)))
     assert await store.get("counter") == b"6"
+
+
+# ------------------------------------------------------------------ objects that come and go in pieces
+
+PIECES = [b"", b"x", os.urandom(3 << 20), b"y" * 100, os.urandom(6 << 20), os.urandom(9 << 20), b"the end"]
+WHOLE = b"".join(PIECES)
+
+
+async def of(pieces: list[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def gathered(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in pieces])
+
+
+@pytest.mark.parametrize("pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=len)
+async def test_what_was_uploaded_is_downloaded(store: Store, pieces: list[bytes]) -> None:
+    """An upload in pieces, of many parts or of none, comes back byte for byte and is told as a listing tells it."""
+    told = await store.upload("a/b", of(pieces))
+    assert told is not None
+    (listed,) = [info async for info in store.list("")]
+    headed = await store.head("a/b")
+    assert (told.key, told.size_bytes, told.tag) == ("a/b", len(b"".join(pieces)), listed.tag)
+    assert (headed.key, headed.size_bytes, headed.tag) == (listed.key, listed.size_bytes, listed.tag)
+    assert headed.tag
+    assert await gathered(store.download("a/b", tag=told.tag)) == b"".join(pieces)
+    assert await store.get("a/b") == b"".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("start", "length"),
+    [(0, 0), (0, 1), (5, 100), (8 << 20, 1 << 20), (len(WHOLE) - 3, 100), (len(WHOLE), 1), (3, None)],
+)
+async def test_a_part_can_be_downloaded(store: Store, start: int, length: int | None) -> None:
+    """A download may begin and end anywhere, as `get_range` may."""
+    told = await store.upload("a", of(PIECES))
+    assert told is not None
+    end = None if length is None else start + length
+    assert await gathered(store.download("a", start, length, tag=told.tag)) == WHOLE[start:end]
+
+
+@pytest.mark.parametrize("before", [[], PIECES[:1], PIECES], ids=["at once", "early", "late"])
+async def test_an_upload_that_fails_stores_nothing(store: Store, before: list[bytes]) -> None:
+    """What the pieces raise is raised, and the key has what it had: nothing, or the old object."""
+
+    async def failing() -> AsyncIterator[bytes]:
+        for piece in before:
+            yield piece
+        raise LookupError("the client is gone")
+
+    with pytest.raises(LookupError):
+        await store.upload("a", failing())
+    assert await keys(store) == []
+    await store.put("a", b"old")
+    with pytest.raises(LookupError):
+        await store.upload("a", failing())
+    assert await store.get("a") == b"old"
+    assert await keys(store) == ["a"]
+
+
+@pytest.mark.parametrize("pieces", [[b"new"], PIECES], ids=["small", "large"])
+async def test_an_upload_may_have_conditions(conditional_store: Store, pieces: list[bytes]) -> None:
+    """`if_absent` never replaces, `if_tag` never creates and follows the tag; what fails stores nothing."""
+    store = conditional_store
+    assert await store.upload("a", of(pieces), if_tag="0123") is None
+    assert await keys(store) == []
+    first = await store.upload("a", of(pieces), if_absent=True)
+    assert first is not None
+    assert await store.upload("a", of([b"lost"]), if_absent=True) is None
+    second = await store.upload("a", of([b"second"]), if_tag=first.tag)
+    assert second is not None
+    assert second.tag != first.tag
+    assert await store.upload("a", of(pieces), if_tag=first.tag) is None
+    assert await store.get("a") == b"second"
+
+
+async def test_of_many_uploads_one_wins(conditional_store: Store) -> None:
+    """However many upload if nobody else did, exactly one is told that it did."""
+    offers = [bytes([n]) * 50_000 for n in range(WRITERS)]
+    won = await asyncio.gather(*(conditional_store.upload("a", of([offer]), if_absent=True) for offer in offers))
+    (winner,) = [n for n, told in enumerate(won) if told]
+    assert await conditional_store.get("a") == offers[winner]
+
+
+async def test_a_tag_follows_the_bytes(store: Store) -> None:
+    """Other bytes have another tag, and the tag of what was replaced downloads nothing."""
+    await store.put("a", b"one")
+    first = (await store.head("a")).tag
+    await store.put("a", b"two")
+    second = (await store.head("a")).tag
+    assert second != first
+    with pytest.raises(ObjectMissing):
+        await gathered(store.download("a", tag=first))
+    assert await gathered(store.download("a", tag=second)) == b"two"
+
+
+@pytest.mark.parametrize("key", ["missing", "folder", "object/below"])
+async def test_what_is_not_there_has_no_head(store: Store, key: str) -> None:
+    """`head`, `download` and `copy` of what was never put raise ObjectMissing."""
+    await store.put("folder/object", b"x")
+    await store.put("object", b"x")
+    for call in (store.head(key), gathered(store.download(key, tag="t")), store.copy(key, "target")):
+        with pytest.raises(ObjectMissing, match=key):
+            await call
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_copy_has_the_same_bytes(store: Store, key: str) -> None:
+    """A copy is an object of its own under exactly the names given, and replaces what was there."""
+    await store.put(key, b"original")
+    await store.put("target", b"old")
+    assert await store.copy(key, "target") is True
+    assert await store.copy("target", f"copies/{key}") is True
+    await store.delete(key)
+    assert await store.get("target") == b"original"
+    assert await keys(store, "copies/") == [f"copies/{key}"]
+
+
+async def test_a_copy_may_be_refused(conditional_store: Store) -> None:
+    """With `if_absent` a copy replaces nothing."""
+    store = conditional_store
+    await store.put("a", b"a")
+    await store.put("b", b"b")
+    assert await store.copy("a", "b", if_absent=True) is False
+    assert await store.copy("a", "c", if_absent=True) is True
+    assert (await store.get("b"), await store.get("c")) == (b"b", b"a")
+
+
+async def test_a_list_can_be_gone_on_with(store: Store) -> None:
+    """After a key come the keys that follow it in order, whether or not it exists itself."""
+    names = ["a/b-c", "a/b/d", "a/ü", "b"]
+    for name in names:
+        await store.put(name, b"")
+    for n, name in enumerate(names):
+        assert [info.key async for info in store.list("", name)] == names[n + 1 :]
+        assert [info.key async for info in store.list("", name + "!")] == names[n + 1 :]
+    assert [info.key async for info in store.list("a/", "a/b-c")] == names[names.index("a/b-c") + 1 : -1]
+
+
+async def test_folders_are_the_next_parts_of_names(store: Store) -> None:
+    """Folders below a prefix come once each, in order, and objects beside them do not."""
+    for name in ("b/c/d", "b/c/e", "b/ü/x", "b/file", "a/x", "top"):
+        await store.put(name, b"")
+    assert [name async for name in store.folders("")] == ["a", "b"]
+    assert [name async for name in store.folders("b/")] == ["c", "ü"]
+    assert [name async for name in store.folders("nothing/")] == []
+
+
+async def test_a_link_gives_the_bytes(store: Store) -> None:
+    """Whoever has a link gets the object without credentials, as an attachment; a file store has none."""
+    await store.put("a/ü b", b"linked")
+    url = await store.presign("a/ü b", 60, 'ü "b"')
+    if "file" in store.url:
+        assert url is None
+        return
+    assert url is not None
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(url)
+    assert (answer.status_code, answer.content) == (200, b"linked")
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
+async def test_bad_keys_are_refused_in_pieces_too(store: Store, key: str) -> None:
+    """What cannot be a key is refused before a piece is asked for."""
+
+    async def unasked() -> AsyncIterator[bytes]:
+        pytest.fail("asked for")
+        yield b""
+
+    await store.put("a", b"")
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.upload(key, unasked()),
+        lambda: store.head(key),
+        lambda: gathered(store.download(key, tag="t")),
+        lambda: store.copy("a", key),
+        lambda: store.copy(key, "b"),
+        lambda: store.presign(key, 60, "name"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest):
+            await call()
+    assert await keys(store) == ["a"]

@@ -1,0 +1,341 @@
+"""Training: a collection gets exactly the chunks of the documents that are flagged true.
+
+Nothing but the collection remembers what was trained: each record says of which bytes it is and how it was
+made. So a run after a crash, after a restore, or beside a hand that deleted records does what is missing.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gateway.documents.collection import Admit, ChromaClient
+from gateway.documents.embedding import Embedding
+from gateway.documents.layout import VECTORSTORE_DATA, avatar_place, collection_name
+from gateway.documents.library import Document, Library
+from gateway.documents.plan import RESERVED, Held, held, record_id, training_of
+from gateway.documents.split import Splitting
+from gateway.documents.workshop import Unreadable, Workshop
+from gateway.errors import Conflict
+from gateway.jobs import Progress
+
+_EMBED_AT_ONCE = 64
+_MAX_TRAINED_BYTES = 512 << 20
+_MARK = "chroma-gateway:avatar"
+
+Value = str | int | float | bool
+
+
+class Training(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    collection: str | None = Field(None, min_length=3, max_length=512, description="by default `avatar-{avatar_id}`")
+    tenant: str = Field("default_tenant", description="of the collection")
+    database: str = Field("default_database", description="of the collection")
+    splitting: Splitting = Field(default_factory=Splitting, description="into chunks")
+    embedding: Embedding | None = Field(
+        None, description="by default the one the collection has, else GATEWAY_EMBEDDING; cannot change afterwards"
+    )
+    hnsw: dict[str, Value] = Field(
+        default_factory=dict, description="of a new collection: `space`, `ef_construction`, `max_neighbors`, …"
+    )
+    metadata: dict[str, Value] = Field(default_factory=dict, description="for every record")
+    document_metadata: dict[str, dict[str, Value]] = Field(
+        default_factory=dict, description="for the records of one document, by its name"
+    )
+    dry_run: bool = Field(False, description="only say what would change")
+    adopt: bool = Field(
+        False, description="take over a collection that was not made by training this avatar; its records leave"
+    )
+
+    @field_validator("metadata", "document_metadata")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        named = {key for key, inner in value.items() for key in (inner if isinstance(inner, dict) else (key,))}
+        if taken := sorted(named & RESERVED):
+            raise ValueError(f"{taken[0]!r} is what the gateway itself says of a record")
+        return value
+
+
+class Trained(BaseModel):
+    """What a training did, or would do."""
+
+    collection: str = Field(description="its name")
+    dry_run: bool = Field(description="whether nothing was written")
+    added: list[str] = Field(default_factory=list, description="documents that were not in the collection")
+    changed: list[str] = Field(default_factory=list, description="documents whose chunks were replaced")
+    removed: list[str] = Field(default_factory=list, description="documents whose chunks left")
+    unchanged: int = Field(0, description="how many documents cost nothing")
+    failed: dict[str, str] = Field(default_factory=dict, description="why, by document; they have no chunks")
+    foreign: int = Field(0, description="records that were of no document, and left")
+    written: int = Field(0, description="chunks written")
+    deleted: int = Field(0, description="chunks deleted, not counting those that were replaced")
+
+
+class Source(Protocol):
+    """Where the documents to be trained come from."""
+
+    async def documents(self) -> list[Document]:
+        """Those to be used."""
+
+    def read(self, document: Document) -> AsyncIterator[bytes]:
+        """The bytes of one."""
+
+    async def digest(self, document: Document) -> str:
+        """The SHA-256 of one, in hex."""
+
+
+class Flagged:
+    """The documents of an avatar that are flagged true."""
+
+    def __init__(self, library: Library, avatar_id: str) -> None:
+        self._library, self._place = library, avatar_place(library.user_id, avatar_id, VECTORSTORE_DATA)
+
+    async def documents(self) -> list[Document]:
+        await self._library.set_flags(self._place, {}, repair=True)
+        return [document async for document in self._library.all(self._place) if document.used]
+
+    def read(self, document: Document) -> AsyncIterator[bytes]:
+        return self._library.read(self._place, document)
+
+    async def digest(self, document: Document) -> str:
+        return await self._library.digest(self._place, document)
+
+
+class Trainer:
+    """Trains collections of one Chroma; each by one training at a time."""
+
+    def __init__(
+        self,
+        url: str,
+        admit: Admit,
+        *,
+        embedding: Embedding,
+        module: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self._url, self._admit, self._headers = url, admit, headers
+        self._embedding, self._module = embedding, module
+        self._busy: set[tuple[str, str, str]] = set()
+
+    def work(self, library: Library, avatar_id: str, asked: Training) -> Callable[[Progress], Awaitable[Trained]]:
+        """The work of a job that trains an avatar's collection. Raises Conflict while another one does."""
+        name = asked.collection or collection_name(avatar_id)
+        self._require_free(name, asked)
+
+        async def work(progress: Progress) -> Trained:
+            owner = f"{library.user_id}/{avatar_id}"
+            return await self.train(Flagged(library, avatar_id), name, owner, asked, progress)
+
+        return work
+
+    async def forget(self, avatar_id: str) -> str | None:
+        """Delete the collection that an avatar was trained into by default, if it was; return its name then."""
+        name = collection_name(avatar_id)
+        with self._claim(name, Training()):
+            async with self._client(Training()) as chroma:
+                found = await chroma.collection(name)
+                if found is None or not (found.get("metadata") or {}).get(_MARK):
+                    return None
+                await chroma.drop(name)
+                return name
+
+    async def train(self, source: Source, name: str, owner: str, asked: Training, progress: Progress) -> Trained:
+        """Make collection `name` hold exactly the chunks of the source's documents. Safe to repeat."""
+        with self._claim(name, asked):
+            async with self._client(asked) as chroma, Workshop() as workshop:
+                return await self._train(source, name, owner, asked, progress, chroma, workshop)
+
+    # ------------------------------------------------------------------ inside
+
+    async def _train(
+        self,
+        source: Source,
+        name: str,
+        owner: str,
+        asked: Training,
+        progress: Progress,
+        chroma: ChromaClient,
+        workshop: Workshop,
+    ) -> Trained:
+        trained = Trained(collection=name, dry_run=asked.dry_run)
+        progress.phase("look", None, "records")
+        documents = await source.documents()
+        collection = await chroma.collection(name)
+        present, foreign = await self._present(chroma, collection, owner, asked, progress)
+        trained.foreign = len(foreign)
+        todo: list[tuple[Document, str]] = []
+        for document in documents:
+            says = asked.metadata | asked.document_metadata.get(document.name, {})
+            training = training_of(asked.splitting.model_dump(), says)
+            before = present.get(document.name)
+            if before is not None and await _is_unchanged(source, document, before, training):
+                trained.unchanged += 1
+                continue
+            (trained.added if before is None else trained.changed).append(document.name)
+            todo.append((document, training))
+        wanted = {document.name for document in documents}
+        trained.removed = sorted(present.keys() - wanted)
+        if asked.dry_run:
+            return trained
+        if todo or collection is None:
+            progress.phase("load the embedding function", None, "")
+            configuration = await workshop.load(self._embedding_of(collection, asked), self._module, dict(asked.hnsw))
+            if collection is None:
+                collection = await chroma.create(name, configuration, {_MARK: owner})
+        assert collection is not None
+        collection_id: str = collection["id"]
+        progress.phase("train", len(todo), "documents")
+        for document, training in todo:
+            before = present.get(document.name, Held())
+            try:
+                written, kept = await self._train_one(
+                    source, chroma, workshop, collection_id, document, training, asked
+                )
+                trained.written += written
+            except Unreadable as error:
+                trained.failed[document.name] = str(error)
+                for names in (trained.added, trained.changed):
+                    if document.name in names:
+                        names.remove(document.name)
+                kept = set()
+            leftover = before.ids - kept
+            await chroma.delete(collection_id, leftover)
+            trained.deleted += len(leftover)
+            progress.advance(1)
+        gone = [key for document in trained.removed for key in present[document].ids]
+        progress.phase("remove", len(gone) + len(foreign), "records")
+        await chroma.delete(collection_id, [*gone, *foreign])
+        trained.deleted += len(gone)
+        return trained
+
+    async def _present(
+        self, chroma: ChromaClient, collection: dict[str, Any] | None, owner: str, asked: Training, progress: Progress
+    ) -> tuple[dict[str, Held], list[str]]:
+        if collection is None:
+            return {}, []
+        records = []
+        async for record in chroma.records(collection["id"]):
+            records.append(record)
+            if len(records) % 1000 == 0:
+                progress.at(len(records))
+        present, foreign = held(records)
+        mark = (collection.get("metadata") or {}).get(_MARK)
+        if mark != owner and records and not asked.adopt:
+            raise Conflict(
+                f"collection {collection['name']!r} holds records and was "
+                + (f"trained for {mark!r}" if mark else "not made by training"),
+                "name another collection, or set 'adopt' to let its records go",
+            )
+        if mark != owner and not asked.dry_run:
+            await chroma.describe(collection["id"], (collection.get("metadata") or {}) | {_MARK: owner})
+        return present, foreign
+
+    def _embedding_of(self, collection: dict[str, Any] | None, asked: Training) -> Embedding:
+        """The collection's own embedding function, or a new one's. Raises Conflict if another one is asked for."""
+        if collection is None:
+            return asked.embedding or self._embedding
+        own = (collection.get("configuration_json") or {}).get("embedding_function") or {}
+        if "name" not in own:
+            raise Conflict(
+                f"collection {collection['name']!r} does not say how it is embedded", "train into another collection"
+            )
+        if asked.embedding is not None and asked.embedding.name != own["name"]:
+            raise Conflict(
+                f"collection {collection['name']!r} is embedded with {own['name']!r}, not {asked.embedding.name!r}",
+                "delete the collection, or train into another one",
+            )
+        return Embedding(name=own["name"], config=own.get("config") or {})
+
+    async def _train_one(
+        self,
+        source: Source,
+        chroma: ChromaClient,
+        workshop: Workshop,
+        collection_id: str,
+        document: Document,
+        training: str,
+        asked: Training,
+    ) -> tuple[int, set[str]]:
+        """Replace the chunks of one document; return how many there are, and their ids. Raises Unreadable."""
+        if document.size_bytes > _MAX_TRAINED_BYTES:
+            raise Unreadable(f"it has more than {_MAX_TRAINED_BYTES} bytes")
+        with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
+            copy, chunks = Path(directory, "document"), Path(directory, "chunks")
+            await _fetch(source.read(document), copy)
+            total = await workshop.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
+            says = asked.metadata | asked.document_metadata.get(document.name, {})
+            says |= {
+                "document": document.name,
+                "chunks": total,
+                "digest": await source.digest(document),
+                "tag": document.tag,
+                "training": training,
+            }
+            ids: set[str] = set()
+            async for batch in _batches_in(chunks):
+                embeddings = await workshop.embed([text for _, text in batch])
+                numbers = range(len(ids), len(ids) + len(batch))
+                records: list[dict[str, Any]] = [
+                    {
+                        "id": record_id(document.name, number),
+                        "embedding": embedding,
+                        "document": text,
+                        "metadata": says | {"chunk": number, "position": position},
+                    }
+                    for number, embedding, (position, text) in zip(numbers, embeddings, batch, strict=True)
+                ]
+                await chroma.upsert(collection_id, records)
+                ids.update(record_id(document.name, number) for number in numbers)
+            return total, ids
+
+    def _client(self, asked: Training) -> ChromaClient:
+        return ChromaClient(self._url, self._admit, asked.tenant, asked.database, self._headers)
+
+    @contextlib.contextmanager
+    def _claim(self, name: str, asked: Training) -> Iterator[None]:
+        self._require_free(name, asked)
+        claimed = (asked.tenant, asked.database, name)
+        self._busy.add(claimed)
+        try:
+            yield
+        finally:
+            self._busy.discard(claimed)
+
+    def _require_free(self, name: str, asked: Training) -> None:
+        if (asked.tenant, asked.database, name) in self._busy:
+            raise Conflict(f"collection {name!r} is being trained", "wait for that job, or cancel it")
+
+
+async def _is_unchanged(source: Source, document: Document, before: Held, training: str) -> bool:
+    """Whether the collection has exactly this document's chunks; its bytes are read only if its tag is another."""
+    if not before.whole or before.training != training:
+        return False
+    return bool(before.tag == document.tag or before.digest == await source.digest(document))
+
+
+async def _fetch(pieces: AsyncIterator[bytes], path: Path) -> None:
+    file = await asyncio.to_thread(path.open, "wb")
+    with file:
+        async for piece in pieces:
+            await asyncio.to_thread(file.write, piece)
+
+
+async def _batches_in(chunks: Path) -> AsyncIterator[list[tuple[int, str]]]:
+    """What the worker wrote: the position and text of each chunk, so many at a time as are embedded at once."""
+
+    def batch(lines: IO[str]) -> list[tuple[int, str]]:
+        return [(each[0], each[1]) for each in map(json.loads, itertools.islice(lines, _EMBED_AT_ONCE))]
+
+    file = await asyncio.to_thread(chunks.open, encoding="utf-8")
+    with file:
+        while found := await asyncio.to_thread(batch, file):
+            yield found

@@ -1,0 +1,132 @@
+"""Documents that harm whoever opens them, and providers that say "later": training outlives both."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gateway.documents.embedding import Embedding, NoEmbedding, embed
+from gateway.documents.workshop import Unreadable, Workshop
+from gateway.errors import InvalidRequest
+
+SPLITTING: dict[str, Any] = {}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    return str(tmp_path / "chunks")
+
+
+async def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the next document is read by a new one."""
+    monkeypatch.setattr("gateway.documents.workshop._READ_TIMEOUT_S", 0.001)
+    document = tmp_path / "document"
+    document.write_text("words")
+    async with Workshop() as workshop:
+        with pytest.raises(Unreadable, match="longer than"):
+            await workshop.read(str(document), "a.txt", SPLITTING, out)
+        monkeypatch.undo()
+        assert await workshop.read(str(document), "a.txt", SPLITTING, out) == 1
+    assert json.loads(Path(out).read_text()) == [0, "words"]
+
+
+async def test_a_reader_that_dies_harms_nobody(tmp_path: Path, out: str) -> None:
+    """What it read last has no chunks; the next is read."""
+    document = tmp_path / "document"
+    document.write_text("words " * 100)
+    async with Workshop() as workshop:
+        await workshop.read(str(document), "a.txt", SPLITTING, out)
+        process = workshop._reader._process
+        assert process is not None
+        process.kill()
+        await process.wait()
+        with pytest.raises(Unreadable):
+            await workshop.read(str(document), "a.txt", SPLITTING, out)
+        assert await workshop.read(str(document), "a.txt", SPLITTING, out) == 1
+
+
+async def test_a_reader_has_bounded_memory(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs more than it may have fails alone, and soon."""
+    monkeypatch.setattr("gateway.documents.workshop._READER_MEMORY_BYTES", 400 << 20)
+    document = tmp_path / "document"
+    with document.open("wb") as file:
+        file.truncate(1 << 30)
+    async with Workshop() as workshop:
+        with pytest.raises(Unreadable):
+            await workshop.read(str(document), "a.txt", SPLITTING, out)
+
+
+async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, out: str) -> None:
+    """Whoever stops waiting takes the worker along: answers never come to the wrong question."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text("first " * 1000)
+    second.write_text("second")
+    async with Workshop() as workshop:
+        asking = asyncio.ensure_future(workshop.read(str(first), "a.txt", SPLITTING, out))
+        await asyncio.sleep(0)
+        while workshop._reader._process is None:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert await workshop.read(str(second), "a.txt", SPLITTING, out) == 1
+    assert json.loads(Path(out).read_text()) == [0, "second"]
+
+
+@pytest.mark.parametrize(
+    ("embedding", "module", "why"),
+    [
+        (Embedding(name="nobody"), None, "no embedding function 'nobody'"),
+        (Embedding(name="openai", config={"model_name": "m", "api_key_env_var": "NOT_SET"}), None, "openai"),
+        (Embedding(), "no.such.module", "No module named"),
+        (Embedding(name="sentence_transformer", config={}), None, "sentence_transformer"),
+    ],
+    ids=["unknown", "no key", "no module", "bad config"],
+)
+async def test_what_cannot_embed_is_told_before_any_work(embedding: Embedding, module: str | None, why: str) -> None:
+    """With what is missing."""
+    async with Workshop() as workshop:
+        with pytest.raises(InvalidRequest, match=why):
+            await workshop.load(embedding, module, {})
+
+
+async def test_a_collection_is_configured_with_its_function() -> None:
+    """As Chroma's own client would do it, with parameters of one's own."""
+    async with Workshop() as workshop:
+        said = await workshop.load(Embedding(name="words_for_tests"), "tests.word_embedding", {"max_neighbors": 24})
+        (vector,) = await workshop.embed(["a word"])
+    assert said["embedding_function"] == {"name": "words_for_tests", "type": "known", "config": {}}
+    assert (said["hnsw"]["space"], said["hnsw"]["max_neighbors"]) == ("cosine", 24)
+    assert isinstance(vector, str)
+
+
+class RateLimitError(Exception):
+    status_code = 429
+
+
+class Refused(Exception):
+    status_code = 401
+
+
+def test_a_provider_that_says_later_is_asked_again() -> None:
+    """With pauses that grow; another refusal is final."""
+    pauses: list[float] = []
+    answers = [RateLimitError(), RateLimitError(), ConnectionError(), np.ones((1, 3))]
+
+    def function(_texts: list[str]) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert len(embed(function, ["a"], pauses.append)) == 1
+    assert len(pauses) == 3
+    assert pauses[0] < pauses[2]
+    answers[:] = [Refused("wrong key")]
+    with pytest.raises(NoEmbedding, match="wrong key"):
+        embed(function, ["a"], pauses.append)
+    answers[:] = [RateLimitError("always") for _ in range(10)]
+    with pytest.raises(NoEmbedding, match="always"):
+        embed(function, ["a"], pauses.append)

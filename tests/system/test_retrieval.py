@@ -1,0 +1,258 @@
+"""Two hundred real documents, from a folder to answers, asked as people ask: by each client there is."""
+
+import importlib
+import inspect
+import io
+import json
+import pkgutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docx
+import pytest
+from fpdf import FPDF
+
+from tests.house import House
+from tests.system.test_documents import AVATAR, listed, records, running, train
+from tests.word_embedding import WordEmbedding
+
+ASKED = {
+    "How do I make a temporary directory that is deleted afterwards?": "tempfile",
+    "How can I parse command line arguments?": "argparse",
+    "How do I copy a whole directory tree?": "shutil",
+    "sort a list while inserting with binary search": "bisect",
+    "priority queue based on a heap": "heapq",
+    "encode binary data as base64 text": "base64",
+    "What measures the execution time of small bits of code?": "timeit",
+    "generate universally unique identifiers": "uuid",
+    "compare sequences and show the differences of two texts": "difflib",
+    "read and write comma separated values": "csv",
+    "send mail with the simple mail transfer protocol": "smtplib",
+    "connect to a file transfer protocol server": "ftplib",
+    "How do I guess the MIME type of a file?": "mimetypes",
+    "wrap paragraphs of text to a given width": "textwrap",
+    "serialize Python objects to bytes and back": "pickle",
+    "work with rational numbers": "fractions",
+    "decimal floating point arithmetic for money": "decimal",
+    "mean, median and standard deviation": "statistics",
+    "random numbers": "random",
+    "secure tokens for passwords": "secrets",
+    "gzip compressed files": "gzip",
+    "read and write ZIP archives": "zipfile",
+    "print data structures prettily": "pprint",
+    "a read-eval-print command interpreter framework for line oriented tools": "cmd",
+    "schedule events to run later": "sched",
+    "match file names with shell patterns": "fnmatch",
+    "match against Unix shell wildcards in file lists": "glob",
+    "debugger": "pdb",
+    "fetch URLs robots may visit": "urllib.robotparser",
+    "configuration files with sections": "configparser",
+}
+
+
+def texts() -> dict[str, str]:
+    """The documentation strings of the standard library's modules that have anything to say."""
+    names = sorted(
+        sys.stdlib_module_names - {"this", "antigravity", "idlelib", "turtle", "turtledemo", "tkinter", "test"}
+    )
+    for package in ("concurrent.futures", "email", "http", "json", "logging", "urllib", "xml.etree", "asyncio"):
+        parent = importlib.import_module(package)
+        names += [f"{package}.{info.name}" for info in pkgutil.iter_modules(parent.__path__) if "__" not in info.name]
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            try:
+                module = importlib.import_module(name)
+            except ImportError:  # not of this platform
+                continue
+            said = [module.__doc__ or ""]
+            public = getattr(module, "__all__", [each for each, value in vars(module).items() if callable(value)])
+            said += [f"{each}: {inspect.getdoc(getattr(module, each, None))}" for each in public]
+            if not name.startswith("_") and len("\n\n".join(said)) > 80:
+                found[name] = "\n\n".join(said)[:1500]
+    return found
+
+
+def as_pdf(text: str) -> bytes:
+    made = FPDF()
+    made.add_page()
+    made.set_font("helvetica", size=10)
+    made.multi_cell(0, 5, text.encode("latin-1", "replace").decode("latin-1"))
+    return bytes(made.output())
+
+
+def as_docx(text: str) -> bytes:
+    made, out = docx.Document(), io.BytesIO()
+    for paragraph in text.split("\n\n"):
+        made.add_paragraph("".join(c for c in paragraph if c >= " " or c in "\n\t"))
+    made.save(out)
+    return out.getvalue()
+
+
+def as_html(text: str) -> bytes:
+    escaped = text.replace("&", "&amp;").replace("<", "&lt;")
+    return f"<!doctype html><html><head><meta charset=utf-8></head><body><p>{escaped}</p></body></html>".encode()
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 200 documents of four kinds; every sixth is a PDF, a Word document or a page."""
+    directory = tmp_path_factory.mktemp("course")
+    chosen = texts()
+    names = sorted(set(chosen) - set(ASKED.values()))[: 200 - len(set(ASKED.values()))] + sorted(set(ASKED.values()))
+    assert len(names) >= 180
+    for n, name in enumerate(names):
+        text = f"The module {name}\n\n{chosen[name]}"
+        suffix, data = {
+            3: (".pdf", as_pdf(text)),
+            4: (".docx", as_docx(text)),
+            5: (".html", as_html(text)),
+        }.get(n % 6, (".md", text.encode()))
+        (directory / f"{name}{suffix}").write_bytes(data)
+    return directory
+
+
+def ingest(home: House, *arguments: str) -> dict[str, Any]:
+    """What `chroma-gateway ingest` says."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "ingest", *arguments],
+        env=home.env,
+        cwd=home.directory,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+@pytest.fixture(scope="module", params=["file", "s3"])
+def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[House]:
+    with running(request.param) as home:
+        said = ingest(home, str(course), "--avatar", "ada")
+        assert said["failed"] == {}
+        assert len(said["uploaded"]) == len(said["added"]) == len(list(course.iterdir()))
+        yield home
+
+
+def module_of(document: object) -> str:
+    return str(document).rpartition(".")[0]
+
+
+def test_a_second_time_changes_nothing(trained: House, course: Path) -> None:
+    """Nothing is uploaded, nothing written; also by a gateway that knows no digests yet."""
+    before = listed(trained, limit=1000)
+    said = ingest(trained, str(course), "--avatar", "ada")
+    assert (said["uploaded"], said["added"], said["changed"], said["removed"], said["written"]) == ([], [], [], [], 0)
+    assert {n: d["etag"] for n, d in listed(trained, limit=1000).items()} == {n: d["etag"] for n, d in before.items()}
+
+
+def test_a_folder_becomes_a_collection_without_the_store(trained: House, course: Path) -> None:
+    """The same chunks as by way of the store, and the second time nothing changes."""
+    said = ingest(trained, str(course), "--collection", "plain-folder")
+    assert (said["failed"], len(said["added"])) == ({}, len(list(course.iterdir())))
+    assert ingest(trained, str(course), "--collection", "plain-folder")["written"] == 0
+    assert records(trained, "plain-folder") == records(trained)
+
+
+def first_words(home: House) -> dict[str, str]:
+    """A question for each of thirty documents that words alone can answer: its own beginning."""
+    found = records(home)
+    return {chunks[0]: name for name, chunks in found.items() if module_of(name) in ASKED.values()}
+
+
+def test_chromas_own_client_finds_them(trained: House) -> None:
+    """With the embedding function that the collection itself names."""
+    collection = trained.client().get_collection("avatar-ada")
+    for question, name in first_words(trained).items():
+        got = collection.query(query_texts=[question], n_results=1)
+        assert (got["metadatas"] or [])[0][0]["document"] == name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_langchain_finds_them(trained: House) -> None:
+    """langchain-chroma, with the same function as an embedding of its own kind."""
+    from langchain_chroma import Chroma
+    from langchain_core.embeddings import Embeddings
+
+    class Words(Embeddings):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [list(map(float, vector)) for vector in WordEmbedding()(texts)]
+
+        def embed_query(self, text: str) -> list[float]:
+            return self.embed_documents([text])[0]
+
+    store = Chroma(
+        collection_name="avatar-ada",
+        client=trained.client(),
+        embedding_function=Words(),
+        create_collection_if_not_exists=False,
+    )
+    for question, name in first_words(trained).items():
+        (found,) = store.similarity_search(question, k=1)
+        assert found.metadata["document"] == name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llama_index_finds_them(trained: House) -> None:
+    """llama-index-vector-stores-chroma; it brings 27 packages along, so it is asked only where it is installed."""
+    pytest.importorskip("llama_index.vector_stores.chroma")
+    from llama_index.core.vector_stores import VectorStoreQuery
+    from llama_index.vector_stores.chroma import ChromaVectorStore
+
+    store = ChromaVectorStore(chroma_collection=trained.client().get_collection("avatar-ada"))
+    for question, name in first_words(trained).items():
+        vector = [float(each) for each in WordEmbedding()([question])[0]]
+        found = store.query(VectorStoreQuery(query_embedding=vector, similarity_top_k=1))
+        assert [node.metadata["document"] for node in found.nodes or []] == [name]
+
+
+def test_they_live_their_whole_life(trained: House, course: Path) -> None:
+    """Changed, flagged off and deleted in bulk; the collection follows."""
+    names = sorted(path.name for path in course.iterdir())
+    before = records(trained)
+    trained.admin("PATCH", f"{AVATAR}/vectorstore_data", json={"flags": dict.fromkeys(names[:50], False)})
+    for name in names[50:60]:
+        trained.admin("DELETE", f"{AVATAR}/vectorstore_data/{name}")
+    said = train(trained)
+    assert (sorted(said["removed"]), said["written"]) == (names[:60], 0)
+    assert records(trained) == {name: before[name] for name in names[60:]}
+    trained.admin("PATCH", f"{AVATAR}/vectorstore_data", json={"used": True})
+    assert sorted(train(trained)["added"]) == names[:50]
+    assert records(trained) == {name: before[name] for name in names if name not in names[50:60]}
+
+
+MODEL = Path.home() / ".cache/chroma/onnx_models/all-MiniLM-L6-v2/onnx/model.onnx"
+
+
+@pytest.mark.skipif(not MODEL.exists(), reason=f"Chroma's default model is not at {MODEL}")
+def test_the_real_model_answers_thirty_questions(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chroma's default model, in the gateway and in the client: the right document is among the first three."""
+    from tests.house import house
+
+    with house(HOME=str(Path.home())) as home:
+        home.start()
+        said = ingest(
+            home,
+            str(course),
+            "--avatar",
+            "ada",
+            "--request",
+            '{"splitting": {"size": 200, "overlap": 30, "unit": "tokens"}}',
+        )
+        assert said["failed"] == {}
+        collection = home.client().get_collection("avatar-ada")
+        missed = {}
+        for question, module in ASKED.items():
+            got = collection.query(query_texts=[question], n_results=3)
+            found = [module_of(each["document"]) for each in (got["metadatas"] or [])[0]]
+            if module not in found:
+                missed[question] = (module, found)
+        assert not missed

@@ -1,0 +1,150 @@
+"""Text from every kind of document, made by other libraries; and from what only pretends to be one."""
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import docx
+import pypdf
+import pytest
+from fpdf import FPDF
+
+from gateway.documents.text import NoText, read_text, suffixes
+
+WORDS = "The heron stands in the reeds"
+
+
+def pdf() -> bytes:
+    made = FPDF()
+    made.set_font("helvetica", size=12)
+    for n in range(3):
+        made.add_page()
+        made.multi_cell(0, 8, f"Page {n}. {WORDS}.")
+    return bytes(made.output())
+
+
+def encrypted_pdf() -> bytes:
+    writer, out = pypdf.PdfWriter(io.BytesIO(pdf())), io.BytesIO()
+    writer.encrypt("secret", algorithm="AES-256")
+    writer.write(out)
+    return out.getvalue()
+
+
+def word() -> bytes:
+    made, out = docx.Document(), io.BytesIO()
+    made.add_heading("Birds")
+    made.add_paragraph(WORDS)
+    made.add_table(1, 2).rows[0].cells[1].text = "in a table"
+    made.save(out)
+    return out.getvalue()
+
+
+def bomb() -> bytes:
+    """A .docx that unpacks to more than anybody has."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(word())) as good, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bad:
+        for entry in good.infolist():
+            bad.writestr(entry, good.read(entry))
+        bad.writestr("word/filler.xml", b"\0" * (600 << 20))
+    return out.getvalue()
+
+
+def laughs() -> bytes:
+    """A .docx whose XML names an entity of entities of entities."""
+    entities = '<!DOCTYPE w [<!ENTITY a "ha">' + "".join(
+        f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
+    )
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(word())) as good, zipfile.ZipFile(out, "w") as bad:
+        for entry in good.infolist():
+            data = good.read(entry)
+            if entry.filename == "word/document.xml":
+                text = data.decode().replace("<w:document", entities + "]><w:document", 1).replace(WORDS, "&j;")
+                data = text.encode()
+            bad.writestr(entry, data)
+    return out.getvalue()
+
+
+def read(tmp_path: Path, name: str, data: bytes) -> str:
+    path = tmp_path / "document"
+    path.write_bytes(data)
+    return read_text(path, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", WORDS.encode()),
+        ("a.TXT", WORDS.encode("utf-16")),
+        ("a.md", b"\xef\xbb\xbf# Birds\n\n" + WORDS.encode()),
+        ("a.html", f"<html><script>no()</script><style>no</style><p>{WORDS}</p>".encode()),
+        ("a.json", json.dumps({"birds": [{"text": WORDS, "n": 1}]}).encode()),
+        ("a.jsonl", (json.dumps({"t": WORDS}) + "\n\n" + json.dumps(["x"])).encode()),
+        ("a.csv", f"name;text\nheron;{WORDS}\n".encode()),
+        ("a.pdf", pdf()),
+        ("a.docx", word()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_words_are_found(tmp_path: Path, name: str, data: bytes) -> None:
+    """In every kind that we say we read, and nothing of scripts."""
+    text = read(tmp_path, name, data)
+    assert WORDS in " ".join(text.split())
+    assert "no()" not in text
+
+
+def test_encodings_are_told(tmp_path: Path) -> None:
+    """Old encodings are recognised by what their bytes say in the language."""
+    text = "Die Größe der Bäume überrascht, so schön grün wächst das Gemüse auf den Äckern von Köln. " * 5
+    assert read(tmp_path, "a.txt", text.encode("cp1252")) == text
+    html = '<html><head><meta charset="iso-8859-1"></head><body>Größe</body></html>'
+    assert read(tmp_path, "a.html", html.encode("latin-1")) == "Größe"
+
+
+def test_tables_are_read(tmp_path: Path) -> None:
+    """Also those of Word, and each row of a CSV with the names of its columns."""
+    assert "in a table" in read(tmp_path, "a.docx", word())
+    assert read(tmp_path, "a.csv", b"a,b\n1,2\n3,4\n") == "a: 1\nb: 2\n\na: 3\nb: 4"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.exe", b"x", "no text can be read from"),
+        ("a", b"x", "no text can be read from"),
+        ("a.txt", b" \n", "no text"),
+        ("a.txt", os.urandom(5000) + b"\0\0", ""),
+        ("a.pdf", b"%PDF-1.4 broken", "cannot be read"),
+        ("a.pdf", pdf()[:600], ""),
+        ("a.pdf", b"", ""),
+        ("a.pdf", encrypted_pdf(), "encrypted"),
+        ("a.docx", b"PK\x03\x04broken", "cannot be read"),
+        ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 512, "encrypted"),
+        ("a.docx", bomb(), "unpacks to too much"),
+        ("a.json", b"{", "cannot be read"),
+        ("a.json", b"[" * 1_000_000, ""),
+        ("a.json", b"[" * 50_000 + b"]" * 50_000, "nested"),
+        ("a.jsonl", b"{}\n{", "cannot be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_broken_says_why(tmp_path: Path, name: str, data: bytes, why: str) -> None:
+    """As NoText with a reason, whatever the library raises."""
+    with pytest.raises(NoText, match=why or "."):
+        read(tmp_path, name, data)
+
+
+def test_entities_do_not_multiply(tmp_path: Path) -> None:
+    """A billion laughs are refused, or read as nothing: never expanded."""
+    try:
+        text = read(tmp_path, "a.docx", laughs())
+    except NoText:
+        return
+    assert len(text) < 10_000
+
+
+def test_every_kind_is_tried_here() -> None:
+    """What this file tries is what the code reads."""
+    assert suffixes() == [".csv", ".docx", ".htm", ".html", ".json", ".jsonl", ".md", ".pdf", ".txt"]
