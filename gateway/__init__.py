@@ -8,7 +8,7 @@ Three ways lead through the house:
 
 1. request:  client → auth → classify → gate (a write takes a ticket; while closed it waits)
    → exchange, streaming both ways → Chroma                                       (`gateway.proxy`)
-2. snapshot: close gate, drain → freeze (ms) → open gate → read the frozen state → store what is new
+2. snapshot: close gate, drain → freeze (ms) → open gate → read what changed → store it
    → manifest last                                                         (`gateway.snapshot.create`)
 3. restore:  manifest → fetch into a fresh directory → verify every digest and the database → swap
    → start Chroma → warm → open gate                                      (`gateway.snapshot.restore`)

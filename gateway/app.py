@@ -189,6 +189,7 @@ class House:
             self.watch,
             lambda: len(self.data_path.clients),
             settings.data_dir,
+            self._lease,
         )
         self.health = Health(
             settings,
@@ -203,7 +204,7 @@ class House:
         self.changed_bytes: ChangedBytes = lambda: (
             self.operations.snapshotter.changed_bytes() if self.changes.any else 0
         )
-        self.jobs = Jobs()
+        self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
         self.documents = Documents(
             Library(everything, settings.user_id, settings.max_document_bytes),
             Trainer(
@@ -287,6 +288,9 @@ class House:
         writes = self.changes.writes
         snapshot = await self.operations.snapshot(label)
         log.info("everything that was acknowledged is in the last snapshot", snapshot=snapshot.id, writes=writes)
+
+    def _lease(self) -> tuple[bool, int]:
+        return self.place.may_write, self.place.status()["epoch"] or 0
 
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:

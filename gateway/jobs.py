@@ -100,8 +100,8 @@ class Progress:
 class Job:
     """One of them."""
 
-    def __init__(self, job_id: str, kind: str, subject: str) -> None:
-        self.id, self.kind, self.subject = job_id, kind, subject
+    def __init__(self, job_id: str, kind: str, subject: str, on_end: Callable[["Job"], None]) -> None:
+        self.id, self.kind, self.subject, self._on_end = job_id, kind, subject, on_end
         self.state: State = "running"
         self.started_at = datetime.now(UTC)
         self.ended_at: datetime | None = None
@@ -174,7 +174,8 @@ class Job:
             self._task.cancel()
             await asyncio.wait([self._task])
             if not self._ended.is_set():  # before its first step
-                self._end_cancelled()
+                self._note_cancelled()
+                self._end()
 
     async def _run(self, work: Callable[[Progress], Awaitable[Result]]) -> None:
         try:
@@ -183,21 +184,21 @@ class Job:
         except GatewayError as error:
             self.state, self.failure = "failed", error
         except asyncio.CancelledError:
-            self._end_cancelled()
+            self._note_cancelled()
         except Exception as error:
             log.error("a job failed unexpectedly", job=self.id, kind=self.kind, exc_info=error)
             self.state, self.failure = "failed", GatewayError("the gateway failed unexpectedly", "its log says more")
         finally:
             self._end()
 
-    def _end_cancelled(self) -> None:
+    def _note_cancelled(self) -> None:
         self.state, self.failure = "cancelled", GatewayError(f"the {self.kind} was cancelled")
-        self._end()
 
     def _end(self) -> None:
         self.ended_at = datetime.now(UTC)
         self._ended.set()
         self._tell()
+        self._on_end(self)
 
     def _tell(self) -> None:
         self._news.set()
@@ -206,13 +207,15 @@ class Job:
 class Jobs:
     """All jobs of this run of the gateway. Used from the event loop's thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: Callable[[Job], None] = lambda _: None) -> None:
+        """`on_end` hears of every job that ended."""
+        self._on_end = on_end
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
 
     def start(self, kind: str, subject: str, work: Callable[[Progress], Awaitable[Result]]) -> Job:
         """Begin `work` in a task of its own and return its job."""
-        job = Job(str(next(self._numbers)), kind, subject)
+        job = Job(str(next(self._numbers)), kind, subject, self._on_end)
         self._jobs[job.id] = job
         job._task = asyncio.create_task(job._run(work))
         self._forget_oldest()

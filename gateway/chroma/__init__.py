@@ -6,7 +6,9 @@ directory named by the segment's id. The *log* is SQLite's `embeddings_queue`. A
 
 - `disk`        what lies in a data directory, and what changed in it
 - `directory`   the data directory as a whole: locks, staging, swapping, rolling back
-- `database`    chroma.sqlite3: mode, freeze, what it says about collections and segments
+- `database`    chroma.sqlite3: mode, lock, what it says about collections and segments
+- `wal`, `pages`  its pages: those of one moment, and those that changed since another
+- `log`         Chroma's log, kept so that an index may be older than the database
 - `migrations`  which schema changes the installed Chroma knows
 - `hnsw`        whether an index's files fit each other
 - `process`     how Chroma is started

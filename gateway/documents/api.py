@@ -142,10 +142,13 @@ async def delete_avatar(
     if not contents:
         raise NotFound(f"there is nothing of avatar {avatar_id!r}")
 
+    documents.trainer.require_free(avatar_id)
+
     async def delete(progress: Any) -> dict[str, Any]:
+        # First what may be refused.
+        collection = None if asked.keep_collection else await documents.trainer.forget(avatar_id)
         progress.phase("delete", len(contents), "objects")
         await documents.library.delete_contents(contents, lambda _: progress.advance(1))
-        collection = None if asked.keep_collection else await documents.trainer.forget(avatar_id)
         return {"objects": len(contents), "bytes": sum(info.size_bytes for info in contents), "collection": collection}
 
     return accepted(documents.jobs.start("delete-avatar", avatar_id, delete), response)

@@ -137,6 +137,10 @@ class Trainer:
 
         return work
 
+    def require_free(self, avatar_id: str) -> None:
+        """Raise Conflict while the collection that an avatar has by default is being trained."""
+        self._require_free(collection_name(avatar_id), Training())
+
     async def forget(self, avatar_id: str) -> str | None:
         """Delete the collection that an avatar was trained into by default, if it was; return its name then."""
         name = collection_name(avatar_id)

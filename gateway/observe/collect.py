@@ -54,7 +54,10 @@ class Collection:
         watch: Watched,
         connections: Callable[[], int],
         data_dir: Path,
+        lease: Callable[[], tuple[bool, int]],
     ) -> None:
+        """`lease` tells whether it is held, and its epoch."""
+        self._lease = lease
         self._metrics, self._tallies, self._gate, self._pool = metrics, tallies, gate, pool
         self._watch, self._connections, self._data_dir = watch, connections, data_dir
         self._survey: Survey | None = None
@@ -66,6 +69,8 @@ class Collection:
     async def render(self) -> bytes:
         """All metrics as Prometheus text."""
         await self.survey()
+        held, epoch = self._lease()
+        self._metrics.lease(held=held, epoch=epoch)
         self._metrics.refresh()
         return generate_latest(self._metrics.registry)
 

@@ -136,6 +136,7 @@ class S3Store:
         }
         self._connecting = asyncio.Lock()
         self._connected: tuple[S3Client, S3Client] | None = None
+        self._patient: Any = None
         self._exit = contextlib.AsyncExitStack()
 
     @property
@@ -239,10 +240,11 @@ class S3Store:
 
     async def _complete(self, key: str, multipart: "_Multipart", condition: dict[str, Any]) -> str | None:
         async with self._call("put", key):
-            _, once = await self._clients()
+            await self._clients()
             answer = await self._conditionally(
                 condition,
-                once.complete_multipart_upload,
+                # Some servers put all parts together before they say a word.
+                self._patient.complete_multipart_upload,
                 **multipart.where,
                 MultipartUpload={"Parts": multipart.parts},
             )
@@ -497,18 +499,22 @@ class S3Store:
             http_session_cls=_Session,
             retries={"mode": "standard", "total_max_attempts": self._attempts},
         )
-        once = AioConfig(
-            **self._config,
-            http_session_cls=_Once,
-            # Ceph stalls on a connection on which it refused a write; new ones cost little here.
-            connector_args={"force_close": True, "keepalive_timeout": None},
-            retries={"mode": "standard", "total_max_attempts": 1},
+        once, patient = (
+            AioConfig(
+                **self._config | timeouts,
+                http_session_cls=_Once,
+                # Ceph stalls on a connection on which it refused a write; new ones cost little here.
+                connector_args={"force_close": True, "keepalive_timeout": None},
+                retries={"mode": "standard", "total_max_attempts": 1},
+            )
+            for timeouts in ({}, {"read_timeout": self._call_timeout_s})
         )
         async with contextlib.AsyncExitStack() as stack:
             clients = [
                 await stack.enter_async_context(session.client("s3", region_name=region, config=config))
-                for config in (retrying, once)
+                for config in (retrying, once, patient)
             ]
+            self._patient = clients[2]
             self._exit = stack.pop_all()
         if has_generations(clients[1].meta.endpoint_url):
             clients[1].meta.events.register("before-call.s3.PutObject", translate)

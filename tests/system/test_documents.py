@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import json
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -424,3 +425,19 @@ def test_unchanged_documents_cost_next_to_nothing(home: House) -> None:
     since = time.monotonic()
     assert train(home)["unchanged"] == 1000
     assert time.monotonic() - since < 2
+
+
+def test_the_readmes_commands_work(home: House, tmp_path: Path) -> None:
+    """Those of "Training documents", as they are written there."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme.partition("# documents\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", home.url)
+    (tmp_path / "notes.md").write_text("# Notes\n\nThe exam is in May.")
+    said = f'auth="Authorization: Bearer {ADMIN_TOKEN}"; curl() {{ command curl -fsS "$@"; echo; }}\n{block}'
+    done = subprocess.run(["bash", "-euc", said], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"notes.md"') == 3
+    refused = home.admin("DELETE", AVATAR, json={"avatar_id": "ada"})
+    assert refused.status_code in (202, 404, 409)
+    home.until(
+        lambda: all(each["state"] != "running" for each in home.admin("GET", "/jobs").json()["jobs"]), "it is idle"
+    )

@@ -51,7 +51,7 @@ async def test_an_open_house_tells_everybody(tmp_path: Path) -> None:
     body = (await ask(app, {})).json()
     assert (body["phase"], body["collections_done"], body["collections_total"]) == ("reading", 3, 7)
     house.watch.warmed = True
-    assert (await ask(app, {})).json() == {"status": "ready"}
+    assert (await ask(app, {})).json() == {"status": "ready", "warnings": []}
 
 
 async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:

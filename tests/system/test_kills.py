@@ -1,0 +1,147 @@
+"""kill -9 of the gateway at random moments of snapshots, restores, deletions and garbage collections.
+
+The whole house: supervisord starts it anew each time. Whatever the moment, what is listed is whole, the next
+snapshot succeeds, and no acknowledged write is lost but by a restore that was asked for.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from chromadb import Collection
+
+from gateway.errors import GatewayError
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import fetch_verified
+from gateway.store import FileStore
+from tests.house import House, house
+
+KILLS = int(os.environ.get("KILLS", "50"))
+SEED = int(os.environ.get("KILLS_SEED", "7"))
+BATCH = 20
+# supervisord gives up on a program that ends more often than five times a minute.
+KILLS_AT_ONCE = 5
+# An operation of a house this small is over after about so long.
+LONGEST_S = 0.35
+
+
+@pytest.fixture(scope="module")
+def built() -> Iterator[House]:
+    with house(GATEWAY_KEEP_LAST="3", GATEWAY_GC_GRACE_S="0", GATEWAY_LOG_LEVEL="info") as made:
+        yield made.start()
+
+
+class Records:
+    """What was acknowledged, by id: a number that its document and its vector carry."""
+
+    def __init__(self, collection: Collection, chooser: random.Random) -> None:
+        self._collection, self._chooser = collection, chooser
+        self.acknowledged: dict[str, int] = {}
+        self._turn = 0
+
+    def write(self) -> None:
+        """Upsert some, new and old."""
+        self._turn += 1
+        ids = sorted({f"r{self._chooser.randrange(40 * BATCH)}" for _ in range(BATCH)})
+        self._collection.upsert(
+            ids=ids,
+            embeddings=[[float(self._turn), float(number)] + [0.5] * 14 for number in range(len(ids))],
+            documents=[f"turn {self._turn} " + "of many words " * 20] * len(ids),
+            metadatas=[{"turn": self._turn}] * len(ids),
+        )
+        self.acknowledged |= dict.fromkeys(ids, self._turn)
+
+    def read(self) -> dict[str, int]:
+        """What Chroma has; every record must be in one piece."""
+        got = self._collection.get(include=["embeddings", "documents", "metadatas"])
+        held = {}
+        for id_, vector, text, metadata in zip(
+            got["ids"], got["embeddings"], got["documents"], got["metadatas"], strict=True
+        ):
+            assert text.startswith(f"turn {metadata['turn']} ")
+            assert vector[0] == metadata["turn"]
+            held[id_] = metadata["turn"]
+        return held
+
+
+def ask(built: House, operation: str) -> None:
+    """Begin it; its answer is nobody's concern."""
+
+    def post() -> None:
+        with suppress(httpx.HTTPError):
+            match operation:
+                case "snapshot":
+                    built.admin("POST", "/snapshot", json={"label": "killed?"})
+                case "restore":
+                    built.admin("POST", "/snapshot/latest/restore")
+                case "collect":
+                    built.admin("POST", "/gc")
+                case "delete":
+                    found = built.admin("GET", "/snapshot").json()["snapshots"]
+                    if len(found) > 1:
+                        built.admin("DELETE", f"/snapshot/{found[-1]['id']}")
+
+    threading.Thread(target=post, daemon=True).start()
+
+
+def kill(built: House) -> None:
+    pid = built.pid("gateway")
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    built.until(lambda: (built.pid("gateway") or pid) != pid, "the gateway is started anew")
+    built.wait_until_ready()
+
+
+async def problems(store_dir: Path, target: Path) -> dict[str, str]:
+    """Why snapshots that are listed cannot be restored, by id."""
+    repository, found = Repository(FileStore(store_dir / "users/default/vectorstore")), {}
+    for number, snapshot in enumerate(await repository.snapshots()):
+        room = target / str(number)
+        room.mkdir(parents=True)
+        try:
+            await fetch_verified(repository, room, await repository.manifest(snapshot.id), lambda _done, _total: None)
+        except GatewayError as error:
+            found[snapshot.id] = error.message
+    await repository.close()
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_no_moment_is_a_bad_one_to_die(built: House, tmp_path: Path) -> None:
+    """Fifty kills: nothing broken is ever listed, the next snapshot succeeds, acknowledged writes are there."""
+    chooser = random.Random(SEED)
+    collection = built.client().create_collection(
+        "notes", embedding_function=None, configuration={"hnsw": {"sync_threshold": 60, "batch_size": 30}}
+    )
+    records = Records(collection, chooser)
+    at_snapshot: dict[str, int] = {}
+    for number in range(KILLS):
+        for _ in range(chooser.randrange(1, 4)):
+            records.write()
+        operation = chooser.choice(["snapshot", "snapshot", "restore", "collect", "delete"]) if number else "snapshot"
+        ask(built, operation)
+        time.sleep(chooser.random() * LONGEST_S)
+        kill(built)
+        held = records.read()
+        # A restore may have gone through: then it is what the latest snapshot held, and nothing between.
+        assert held in ([records.acknowledged, at_snapshot] if operation == "restore" else [records.acknowledged]), (
+            f"kill {number}, of a {operation}"
+        )
+        records.acknowledged = held
+        if number % KILLS_AT_ONCE == KILLS_AT_ONCE - 1:
+            assert built.stop() == 0
+            built.start()
+            bad = asyncio.run(problems(built.store_dir, tmp_path / str(number)))
+            assert not bad, f"kill {number}, of a {operation}: {bad}"
+        taken = built.snapshot(f"after kill {number}")
+        assert taken["collections"][0]["records"] == len(held)
+        at_snapshot = dict(held)
+    assert not {"incoming", "previous", "rejected", "swap.json"} & set(os.listdir(built.data_dir / ".gateway"))
