@@ -173,6 +173,9 @@ class Job:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
+            if not self._ended.is_set():  # before its first step
+                self._note_cancelled()
+                self._end()
 
     async def _run(self, work: Callable[[Progress], Awaitable[Result]]) -> None:
         try:
@@ -181,15 +184,21 @@ class Job:
         except GatewayError as error:
             self.state, self.failure = "failed", error
         except asyncio.CancelledError:
-            self.state, self.failure = "cancelled", GatewayError(f"the {self.kind} was cancelled")
+            self._note_cancelled()
         except Exception as error:
             log.error("a job failed unexpectedly", job=self.id, kind=self.kind, exc_info=error)
             self.state, self.failure = "failed", GatewayError("the gateway failed unexpectedly", "its log says more")
         finally:
-            self.ended_at = datetime.now(UTC)
-            self._ended.set()
-            self._tell()
-            self._on_end(self)
+            self._end()
+
+    def _note_cancelled(self) -> None:
+        self.state, self.failure = "cancelled", GatewayError(f"the {self.kind} was cancelled")
+
+    def _end(self) -> None:
+        self.ended_at = datetime.now(UTC)
+        self._ended.set()
+        self._tell()
+        self._on_end(self)
 
     def _tell(self) -> None:
         self._news.set()

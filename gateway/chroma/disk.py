@@ -35,6 +35,8 @@ _SEGMENT_DIRECTORY = re.compile(_UUID)
 # both; what changed this recently may be changing still.
 _SETTLED_NS = 100_000_000
 
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
+
 
 class Signature(NamedTuple):
     """What `stat` says of a file; any change of its bytes changes it, but see `is_settled`."""
@@ -47,6 +49,18 @@ class Signature(NamedTuple):
     def is_settled(self, now_ns: int) -> bool:
         """Whether the last change lies so far back that a later one must show."""
         return now_ns - max(self.mtime_ns, self.ctime_ns) > _SETTLED_NS
+
+
+def has_super_journal(data_dir: Path) -> bool:
+    """Whether the database's journal names another file, at its very end: SQLite would open it, and perhaps delete
+    it (`pager.c`, `readSuperJournal`, `pager_delsuper`). Chroma never writes such a one."""
+    try:
+        with (data_dir / f"{DATABASE}-journal").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - len(_JOURNAL_MAGIC)))
+            return file.read() == _JOURNAL_MAGIC
+    except FileNotFoundError:
+        return False
 
 
 def is_snapshot_path(path: str) -> bool:

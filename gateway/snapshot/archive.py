@@ -15,15 +15,18 @@ from collections.abc import AsyncIterator, Generator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from gateway.chroma.disk import DATABASE, is_chromas, is_snapshot_path, write_error
+from gateway.chroma.disk import DATABASE, has_super_journal, is_chromas, is_snapshot_path, write_error
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.snapshot.progress import Progress
 
 _BLOCK_BYTES = 512
 _PIECE_BYTES = 1 << 20
 _END = bytes(2 * _BLOCK_BYTES)
-# What SQLite needs beside a database that was not closed; the rest it makes itself.
-_BESIDE = f"{DATABASE}-wal"
+# What SQLite needs beside a database that was not closed; the rest it makes itself. Without the journal a
+# transaction that was cut off, as chromadb 0.4 and 0.5 leave it when killed, would count in part.
+_BESIDE = (f"{DATABASE}-wal", f"{DATABASE}-journal")
+# `tarfile` reads long names, and whatever else such a header holds, into memory.
+_MAX_HEADER_BYTES = 1 << 20
 _MAX_MEMBERS = 1_000_000
 
 
@@ -56,7 +59,7 @@ def _files(directory: Path) -> list[tuple[Path, str]]:
         for parent, _, names in os.walk(directory)
         for name in names
     ]
-    return sorted((path, name) for path, name in found if is_snapshot_path(name) or name == _BESIDE)
+    return sorted((path, name) for path, name in found if is_snapshot_path(name) or name in _BESIDE)
 
 
 # ---------------------------------------------------------------------- in
@@ -135,7 +138,7 @@ class _Arriving:
 def _unpack(arriving: _Arriving, target: Path) -> None:
     around: str | None = None
     try:
-        with tarfile.open(fileobj=arriving, mode="r|", errorlevel=2) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=arriving, mode="r|", errorlevel=2, tarinfo=_Member) as archive:  # type: ignore[call-overload]
             for number, member in enumerate(archive):
                 if number > _MAX_MEMBERS:
                     raise InvalidRequest(f"the archive has more than {_MAX_MEMBERS} members")
@@ -145,18 +148,32 @@ def _unpack(arriving: _Arriving, target: Path) -> None:
                 if around and parts and parts[0] == around:
                     parts = parts[1:]
                 name = "/".join(parts)
-                if member.isreg() and (is_snapshot_path(name) or name == _BESIDE):
+                if member.isreg() and (is_snapshot_path(name) or name in _BESIDE):
                     _write(archive, member, target / name)
     except tarfile.TarError as error:
         raise InvalidRequest(
             f"the body is no tar archive, or is cut off: {error}",
             "send a plain, uncompressed tar of a Chroma directory, as tar -C chroma_db -cf - . writes it",
         ) from error
+    if has_super_journal(target):
+        raise InvalidRequest(
+            f"the archive's {DATABASE}-journal belongs to a transaction over several databases",
+            "Chroma writes no such one: open the database with SQLite once, then make the archive again",
+        )
     if not (target / DATABASE).exists():
         raise InvalidRequest(
             f"the archive holds no {DATABASE} at its top, nor in the one directory that all of it is in",
             "make it of the directory that Chroma was given as its path; chromadb before 0.4 kept its data otherwise",
         )
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose extended header is not absurdly long."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and self.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from gateway.snapshot.baseline import Baseline, Stored
 from gateway.snapshot.capture import Cut, choose, freeze, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
-from gateway.snapshot.parallel import to_its_end
+from gateway.snapshot.parallel import past_cancelling, to_its_end
 from gateway.snapshot.progress import Progress, Silent
 from gateway.snapshot.repository import Repository
 
@@ -108,11 +108,12 @@ class Snapshotter:
             # The writer has waited: every pack is stored before the manifest names it.
             manifest = self._manifest(taken, label, await self._repository.newest_id(), started, writer.uploaded_bytes)
             progress.phase("publishing", None)
-            await self._repository.publish(manifest)
+            # Whole or not at all: a manifest that arrives after its packs were dropped would be a broken snapshot.
+            await past_cancelling(self._repository.publish(manifest))
         except BaseException:
             if cut is not None:
                 self._tracker.undo(cut.database)
-            await asyncio.shield(self._drop(writer.sent))
+            await past_cancelling(self._drop(writer.sent))
             raise
         await self._remember(baseline, manifest, taken, writer)
         snapshot = manifest.snapshot

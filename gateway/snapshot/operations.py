@@ -108,12 +108,19 @@ class Operations:
                 self.restored_bytes = (done, total)
                 note(done, total)
 
+            @contextlib.asynccontextmanager
+            async def refuse(reason: str) -> AsyncIterator[None]:
+                if progress:
+                    progress.phase("exchanging", None)
+                async with self._refuse(reason):
+                    yield
+
             try:
                 restored = await restore_live(
                     self.repository,
                     self._directory,
                     self._chroma,
-                    self._refuse,
+                    refuse,
                     snapshot_id,
                     fetched,
                 )

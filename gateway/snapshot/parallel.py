@@ -1,6 +1,7 @@
 """Tasks and threads with the manners this package needs."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -68,3 +69,15 @@ async def to_its_end(
         if undo and not task.cancelled() and task.exception() is None:
             undo(task.result())
         raise
+
+
+async def past_cancelling(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Await `work` to its end although the caller is cancelled, which is forgotten then.
+
+    For what must not be left halfway, however long it takes. Only the end of the event loop ends it.
+    """
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+    return task.result()

@@ -25,7 +25,7 @@ from gateway.snapshot.model import (
     damaged,
     is_snapshot_id,
 )
-from gateway.snapshot.parallel import Crew
+from gateway.snapshot.parallel import Crew, past_cancelling
 from gateway.snapshot.plan import unreferenced
 from gateway.snapshot.tenure import CONDEMNED_AT_ONCE
 from gateway.store import ObjectInfo, Store
@@ -310,8 +310,11 @@ class Repository:
         return frozenset(self._rotten)
 
     async def put_pack(self, name: str, data: bytes) -> None:
-        """Safe to retry; what lies under that name is replaced, and mended if it was rotten."""
-        await self._store.put(f"{_DATA}{name}", data)
+        """Safe to retry; what lies under that name is replaced, and mended if it was rotten.
+
+        Goes to its end when cancelled: a pack that arrived after all was dropped would stay for good.
+        """
+        await past_cancelling(self._store.put(f"{_DATA}{name}", data))
         self._rotten.discard(name)
 
     async def get_pack(self, pack: Pack) -> bytes:

@@ -37,7 +37,7 @@ from gateway.snapshot.baseline import Baseline, stored
 from gateway.snapshot.blocks import Fingerprints, Layout, Sketch, digest_of_pages, page_digests, parse_patch
 from gateway.snapshot.model import File, Manifest, Snapshot
 from gateway.snapshot.packing import unpack
-from gateway.snapshot.parallel import Crew, to_its_end
+from gateway.snapshot.parallel import Crew, past_cancelling, to_its_end
 from gateway.snapshot.plan import Fetch, plan_restore
 from gateway.snapshot.repository import Repository
 
@@ -170,14 +170,26 @@ async def restore_live(
     """Exchange the data under a running gateway; returns when the restored data is being served.
 
     Clients are refused from the moment Chroma stops until the new state, or after a failure the old one,
-    was read. After any error the data served is what it was before. Raises what `stage` raises, and
-    SnapshotError if Chroma could not serve the snapshot.
+    was read. After any error the data served is what it was before. Can be cancelled until then; after that
+    it goes to its end. Raises what `stage` raises, and SnapshotError if Chroma could not serve the snapshot.
     """
     chroma.require_control()
     manifest = await repository.manifest(snapshot_id)
     if directory.is_exchanging():
         raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
     staged = await stage(repository, directory, manifest, progress)
+    await past_cancelling(_exchange(snapshot_id, staged, directory, chroma, refuse))
+    log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
+    return manifest.snapshot
+
+
+async def _exchange(
+    snapshot_id: str,
+    staged: Staged,
+    directory: DataDirectory,
+    chroma: Chroma,
+    refuse: Callable[[str], AbstractAsyncContextManager[None]],
+) -> None:
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
             await chroma.stop()
@@ -195,8 +207,6 @@ async def restore_live(
                 await try_out(directory, chroma)
             else:
                 await chroma.start()
-    log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
-    return manifest.snapshot
 
 
 async def try_out(directory: DataDirectory, chroma: Chroma) -> None:

@@ -140,3 +140,16 @@ def test_an_estimate_needs_a_total_and_a_rate() -> None:
     assert progress.remaining_s is None
     progress.advance(10)
     assert progress.remaining_s == 0
+
+
+async def test_a_job_that_is_cancelled_before_its_first_step_has_ended() -> None:
+    """Nobody waits for it in vain."""
+
+    async def work(_: Progress) -> None:
+        raise AssertionError("it never begins")
+
+    job = Jobs().start("wait", "", work)
+    await job.cancel()
+    assert job.status().state == "cancelled"
+    with pytest.raises(GatewayError, match="cancelled"):
+        await job.outcome()

@@ -1,0 +1,37 @@
+"""What must not be left halfway is not."""
+
+import asyncio
+
+import pytest
+
+from gateway.errors import Conflict
+from gateway.snapshot.parallel import past_cancelling
+
+
+async def test_what_was_begun_goes_to_its_end_although_cancelled() -> None:
+    """However often; the caller goes on with its result as if nobody had cancelled."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def work() -> int:
+        begun.set()
+        await go.wait()
+        return 42
+
+    caller = asyncio.create_task(past_cancelling(work()))
+    await begun.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0)
+    assert not caller.done()
+    go.set()
+    assert await caller == 42
+
+
+async def test_its_failure_is_raised_as_itself() -> None:
+    """As if it had been awaited."""
+
+    async def work() -> None:
+        raise Conflict("something is under way")
+
+    with pytest.raises(Conflict):
+        await past_cancelling(work())

@@ -1,0 +1,72 @@
+"""What is unpacked of an archive from elsewhere can neither fill the memory nor reach out of its directory."""
+
+import io
+import sqlite3
+import tarfile
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from gateway.chroma import database
+from gateway.errors import InvalidRequest
+from gateway.snapshot.archive import untar
+from gateway.snapshot.progress import Silent
+
+
+async def sent(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return written.getvalue()
+
+
+def cut_off(room: Path) -> tuple[bytes, bytes]:
+    """A database in rollback mode and its journal, as a Chroma that is killed in the middle of a commit leaves them."""
+    path = room / "made.sqlite3"
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("create table records (text)")
+        connection.executemany("insert into records values (?)", [("before" * 200,)] * 200)
+        connection.execute("pragma cache_size = 2")  # so that pages are written before the commit
+        connection.execute("begin")
+        connection.execute("update records set text = replace(text, 'before', 'after!')")
+        return path.read_bytes(), (room / "made.sqlite3-journal").read_bytes()
+
+
+async def test_a_transaction_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    """The journal is taken over and SQLite rolls back by it: nothing of what was not committed is there."""
+    data, journal = cut_off(tmp_path)
+    assert b"after!" in data
+    target = tmp_path / "target"
+    target.mkdir()
+    archive = packed({"db/chroma.sqlite3": data, "db/chroma.sqlite3-journal": journal})
+    await untar(sent(archive), target, 1 << 30, Silent())
+    database.require_sound(target)
+    with closing(sqlite3.connect(target / "chroma.sqlite3")) as connection:
+        assert connection.execute("select count(*) from records where text like '%after%'").fetchone() == (0,)
+        assert connection.execute("select count(*) from records").fetchone() == (200,)
+
+
+async def test_a_journal_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    """SQLite may delete what such a journal names."""
+    name = str(tmp_path / "dear").encode()
+    tail = name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + bytes.fromhex("d9d505f920a163d7")
+    archive = packed({"chroma.sqlite3": b"x", "chroma.sqlite3-journal": bytes(1024) + tail})
+    with pytest.raises(InvalidRequest, match="several databases"):
+        await untar(sent(archive), tmp_path, 1 << 30, Silent())
+
+
+async def test_an_absurdly_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A header that says it is as long as memory is refused for that."""
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 32
+    with pytest.raises(InvalidRequest, match="a header of"):
+        await untar(sent(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 21)), tmp_path, 1 << 40, Silent())
