@@ -6,11 +6,12 @@ If-Match), some look first and write later, so that two racers both win (Swift: 
 
 import asyncio
 import uuid
+from collections.abc import Awaitable, Iterable
 from enum import Enum
 
 import structlog
 
-from gateway.errors import ObjectMissing, StoreDenied
+from gateway.errors import ObjectMissing, StoreDenied, StoreUnavailable
 from gateway.store import Store
 
 log = structlog.get_logger()
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 _FOLDER = "probe/"
 _ROUNDS = 2
 _RACERS = 6
+_TRIES = 5
 
 
 class Conditions(Enum):
@@ -35,10 +37,16 @@ async def probe(store: Store, *, may_delete: bool = True) -> Conditions:
     not even a plain write is allowed.
     """
     verdict = Conditions.KEPT
-    for _ in range(_ROUNDS):
+    rounds = tries = 0
+    while rounds < _ROUNDS:
         key = f"{_FOLDER}{uuid.uuid4().hex}"
         try:
             verdict = await _race(store, key)
+            rounds += 1
+        except StoreUnavailable:
+            # A server may stumble over a race (rclone does); what its answer was worth, only another one tells.
+            if (tries := tries + 1) == _TRIES:
+                raise
         except StoreDenied as error:
             await store.put(key, b"whether a plain write is allowed")
             log.debug("conditional writes are refused", cause=str(error))
@@ -53,17 +61,27 @@ async def probe(store: Store, *, may_delete: bool = True) -> Conditions:
 
 async def _race(store: Store, key: str) -> Conditions:
     racers = [f"racer {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
-    won = await asyncio.gather(*(store.put_if_absent(key, data) for data in racers))
+    won = await _all(store.put_if_absent(key, data) for data in racers)
     if not await _one_won(store, key, racers, won):
         return Conditions.BROKEN
     start = await store.get_versioned(key)
     racers = [f"second {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
-    won = await asyncio.gather(*(store.put_if_match(key, data, start.version) for data in racers))
+    won = await _all(store.put_if_match(key, data, start.version) for data in racers)
     if not await _one_won(store, key, racers, won):
         return Conditions.BROKEN
     # Who comes late, and whoever finds nothing there, is refused without any race.
     late = await store.put_if_match(key, b"late", start.version) or await store.put_if_absent(key, b"late")
     return Conditions.BROKEN if late else Conditions.KEPT
+
+
+async def _all(racing: Iterable[Awaitable[bool]]) -> list[bool]:
+    """Who won. Raises StoreUnavailable if some racer does not know, unless two of the others won."""
+    results = await asyncio.gather(*racing, return_exceptions=True)
+    if results.count(True) < 2:
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+    return [result is True for result in results]
 
 
 async def _one_won(store: Store, key: str, racers: list[bytes], won: list[bool]) -> bool:

@@ -126,8 +126,10 @@ async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path:
     assert collected.dropped_snapshots == [OLDER]
     assert await repository.ids() == [NEWER]
     assert packs_in(store) == {b"shared", b"of the newer"}
-    kinds = [key.split("/")[0] for key in store.deleted if not key.startswith("probe/")]
-    assert kinds == ["snapshots", "data"]
+    gone = [key for key in store.deleted if not key.startswith("probe/")]
+    assert gone[0] == f"snapshots/{OLDER}/manifest.json"
+    assert {key.split("/")[0] for key in gone[1:]} == {"snapshots", "data"}
+    assert gone[-1].startswith("data/")
 
 
 async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
