@@ -73,10 +73,16 @@ def _operations(request: Request) -> Operations:
 
 
 async def _begin(
-    request: Request, kind: str, subject: str, work: Callable[[Progress], Coroutine[Any, Any, Result]]
+    request: Request,
+    kind: str,
+    subject: str,
+    work: Callable[[Progress], Coroutine[Any, Any, Result]],
+    *,
+    looks: bool = False,
 ) -> Job:
-    """Start a job, or raise Conflict at once."""
-    _operations(request).require_idle()
+    """Start a job, or raise Conflict at once. `looks`: it is one that changes nothing."""
+    if not looks:
+        _operations(request).require_idle()
     job = jobs_of(request).start(kind, subject, work)
     await job.begun()
     return job
@@ -186,7 +192,7 @@ async def download_snapshot(request: Request, snapshot_id: SnapshotId) -> Stream
             await rooms.aclose()
             raise
 
-    job = await _begin(request, "archive", snapshot_id, work)
+    job = await _begin(request, "archive", snapshot_id, work, looks=True)
     try:
         await job.outcome()
         size_bytes = await asyncio.to_thread(tar_size, found[0])
@@ -234,7 +240,11 @@ async def verify_snapshot(
     """
     level = (asked or Verify()).level
     job = await _begin(
-        request, "verify", snapshot_id, lambda progress: _operations(request).verify(snapshot_id, level, progress)
+        request,
+        "verify",
+        snapshot_id,
+        lambda progress: _operations(request).verify(snapshot_id, level, progress),
+        looks=True,
     )
     return await job.outcome() if wait else accepted(job, response)
 
@@ -275,11 +285,22 @@ async def restore_snapshot(request: Request, response: Response, snapshot_id: Sn
     return await job.outcome() if wait else accepted(job, response)
 
 
-@router.post("/gc", summary="Apply the retention and collect garbage")
-async def collect_garbage(request: Request) -> Collected:
+@router.post(
+    "/gc",
+    summary="Apply the retention and collect garbage",
+    response_model=Collected | JobStatus,
+    responses=_ACCEPTED,
+)
+async def collect_garbage(request: Request, response: Response, wait: Wait = True) -> Result:
     """Drops snapshots that no `GATEWAY_KEEP_…` keeps, then packs that none needs and that are past the grace age."""
     tidy: Callable[[], Awaitable[Collected]] = request.app.state.tidy
-    return await tidy()
+
+    async def work(progress: Progress) -> Collected:
+        progress.phase("collecting", None)
+        return await tidy()
+
+    job = await _begin(request, "gc", "", work)
+    return await job.outcome() if wait else accepted(job, response)
 
 
 @router.post("/quiesce", summary="Hold writes back, for a disk snapshot from outside")

@@ -51,6 +51,8 @@ class Operations:
         self.snapshotter = Snapshotter(repository, directory, source, hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
+        self._removing = False
+        self._look: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
@@ -59,19 +61,33 @@ class Operations:
         """Told of every snapshot that ended; None is one that failed."""
 
     @contextlib.contextmanager
-    def _claim(self, what: str) -> Iterator[None]:
-        if self.current is not None:
+    def _claim(self, what: str, *, removes: bool = False) -> Iterator[None]:
+        """`removes` says that it takes away what a look at a snapshot needs."""
+        if (other := self.current or (self._look if removes else None)) is not None:
             raise Conflict(
-                f"{self.current} is under way",
+                f"{other} is under way",
                 "wait for it, or for POST /admin/resume; see GET /admin/status",
             )
-        self.current = what
+        self.current, self._removing = what, removes
         self._idle.clear()
         try:
             yield
         finally:
-            self.current = None
+            self.current, self._removing = None, False
             self._idle.set()
+
+    @contextlib.contextmanager
+    def _looking(self, what: str) -> Iterator[None]:
+        """Looks at snapshots take long and change nothing: one at a time, and beside them snapshots go on."""
+        if self._look is not None:
+            raise Conflict(f"{self._look} is under way", "wait for it; see GET /admin/jobs")
+        if self._removing:
+            raise Conflict(f"{self.current} is under way", "wait for it; see GET /admin/status")
+        self._look = what
+        try:
+            yield
+        finally:
+            self._look = None
 
     async def until_idle(self) -> None:
         """Wait for the operation under way, if there is one."""
@@ -145,7 +161,7 @@ class Operations:
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
-        with self._claim(f"the deletion of snapshot {name}"):
+        with self._claim(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
             if self._place:
                 self._place.changed()
@@ -153,7 +169,7 @@ class Operations:
 
     async def collect(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> Collected:
         """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.collect`."""
-        with self._claim("a garbage collection"):
+        with self._claim("a garbage collection", removes=True):
             if self._place is None:
                 raise Conflict("this gateway has no lease to collect garbage under")
             return await collect(self.repository, self._place, keep, grace_s, may_delete=may_delete)
@@ -162,7 +178,7 @@ class Operations:
 
     async def verify(self, name: str, level: Level, progress: Progress) -> Verification:
         """Look at all of a snapshot; see `verify`."""
-        with self._claim(f"the verification of snapshot {name}"):
+        with self._looking(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
             return await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
 
@@ -171,7 +187,7 @@ class Operations:
 
         Needs free disk for all of it in the data directory. Raises what a restore raises.
         """
-        with self._claim(f"the archiving of snapshot {name}"):
+        with self._looking(f"the archiving of snapshot {name}"):
             manifest = await self.repository.manifest(await self.repository.resolve(name))
             path = await rooms.enter_async_context(room(self._directory.scratch, "archive"))
             await fetch_verified(self.repository, path, manifest, counted(progress, "fetching"), keep_log=False)
