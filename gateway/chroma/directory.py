@@ -154,10 +154,6 @@ class DataDirectory:
     def swap_in(self, snapshot_id: str) -> None:
         """Make `incoming` live and keep what was live as `previous`. Chroma must not be running."""
         self._remove("previous")
-        with _writing("exchanging the data failed"):
-            # Of the data that goes. What is not known is read again; what is known wrongly would be lost.
-            self.baseline.unlink(missing_ok=True)
-            _sync_directory(self._private)
         self._proceed("out", snapshot_id)
 
     def may_run_trial(self) -> bool:
@@ -203,6 +199,8 @@ class DataDirectory:
 
     def _move_on(self, phase: str | None, snapshot_id: str) -> None:
         while phase in _MOVES:
+            # Of the data that goes. What is not known is read again; what is known wrongly would be lost.
+            self.baseline.unlink(missing_ok=True)
             self._write_swap({"phase": phase, "snapshot": snapshot_id})
             move = _MOVES[phase]
             source, target = self._room(move.source), self._room(move.target)

@@ -117,7 +117,6 @@ class Operations:
             if self._place:
                 await self._place.adopt()
             snapshot_id = await self.repository.resolve(name)
-            self.snapshotter.forget()
             note = counted(progress or Silent(), "fetching")
 
             def fetched(done: int, total: int) -> None:
@@ -145,6 +144,13 @@ class Operations:
                 return restored
             finally:
                 self.restored_bytes = None
+
+    @contextlib.asynccontextmanager
+    async def _exchanging(self, reason: str) -> AsyncIterator[None]:
+        async with self._refuse(reason):
+            # Not before: a restore that comes to nothing takes nothing from what is known of the data.
+            self.snapshotter.forget()
+            yield
 
     async def begin(self) -> None:
         """Take over from an earlier gateway on this directory that may have died at any point of a restore.
