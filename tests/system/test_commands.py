@@ -138,9 +138,15 @@ def test_jobs_are_begun_watched_and_remembered(served: House) -> None:
 
 
 def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: House) -> None:
-    """While one runs another gets 409; once cancelled its room is gone and the next one may begin."""
+    """Beside a look at a snapshot there is no second one, and nothing is removed; snapshots go on.
+
+    Once it is cancelled its room is gone and the next one may begin.
+    """
     job = served.admin("POST", "/snapshot/latest/verify?wait=false", json={"level": "boot"}).json()
-    assert served.admin("POST", "/snapshot?wait=false").status_code == 409
+    assert served.admin("POST", "/snapshot/latest/verify?wait=false").status_code == 409
+    assert served.admin("DELETE", "/snapshot/latest").status_code == 409
+    assert served.admin("POST", "/gc").status_code == 409
+    assert served.admin("POST", "/snapshot").status_code == 201
     cancelled = served.admin("DELETE", f"/jobs/{job['id']}").json()
     assert cancelled["state"] == "cancelled"
     assert scratch_of(served) == []

@@ -20,6 +20,11 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 HONEST = (502, 503, 504, 507)
 
 
+@schemathesis.serializer("application/x-tar")
+def _tar(_context: object, value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
 @pytest.fixture(scope="module")
 def served() -> Iterator[House]:
     with house() as built:
@@ -40,7 +45,9 @@ def test_every_answer_is_as_promised(served: House, headers: dict[str, str]) -> 
             case.validate_response(answer, checks=CHECKS)
             assert answer.status_code < 500 or answer.status_code in HONEST, answer.text
             if headers is not ADMIN and case.path.startswith("/admin"):
-                assert answer.status_code == 401
+                # A parameter may make it a path that is no route at all.
+                nowhere = answer.status_code == 404 and "there is nothing at" in answer.text
+                assert answer.status_code == 401 or nowhere, answer.text
             if "quiesce" in case.path:
                 httpx.post(f"{served.url}/admin/resume", headers=ADMIN)
 
