@@ -186,7 +186,7 @@ class Container:
         script = (
             "import pathlib\n"
             "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    try: s = (p / 'stat').read_text(); c = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').decode()\n"
+            "    try: s = (p / 'stat').read_text(); c = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').replace(b'\\n', b' ').decode()\n"
             "    except OSError: continue\n"
             "    print(p.name, s.rpartition(')')[2].split()[0], c, sep='\\t')\n"
         )

@@ -31,7 +31,7 @@ def main() -> None:
 def smoke(url: str, token: str, ready_timeout_s: float) -> None:
     """Raises whatever is wrong with the gateway at `url`."""
     begun = time.monotonic()
-    until_ready(url, ready_timeout_s)
+    until_ready(url, token, ready_timeout_s)
     print(f"smoke: ready after {time.monotonic() - begun:.1f} s")
     headers = {"Authorization": f"Bearer {token}"}
     parts = urlsplit(url)
@@ -70,13 +70,22 @@ def smoke(url: str, token: str, ready_timeout_s: float) -> None:
             httpx.delete(f"{url}/admin/snapshot/{snapshot['id']}", headers=headers, timeout=60)
 
 
-def until_ready(url: str, timeout_s: float) -> None:
-    """Wait until `/readyz` answers 200. Raises TimeoutError with what it said last."""
+def until_ready(url: str, token: str, timeout_s: float) -> None:
+    """Wait until the gateway says that it is ready. Raises TimeoutError with what it said last.
+
+    Cloud Run keeps some paths that end with z for itself and answers 404: `/admin/status` says the same then.
+    """
     deadline = time.monotonic() + timeout_s
+    headers = {"Authorization": f"Bearer {token}"}
     while True:
         try:
             answer = httpx.get(f"{url}/readyz", timeout=10)
-            if answer.status_code == 200:
+            if answer.status_code == 404:
+                answer = httpx.get(f"{url}/admin/status", headers=headers, timeout=10)
+                is_ready = answer.status_code == 200 and answer.json()["ready"]
+            else:
+                is_ready = answer.status_code == 200
+            if is_ready:
                 return
             last = f"{answer.status_code} {answer.text[:500]}"
         except httpx.TransportError as error:
