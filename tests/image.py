@@ -29,7 +29,6 @@ ROOT = Path(__file__).parents[1]
 DIMENSIONS = 384
 BATCH = 1000
 READY_TIMEOUT_S = 300
-MAX_START_S = 5.0
 GRACE_S = 10
 COMEBACK_S = 60
 
@@ -158,7 +157,8 @@ class Container:
         expect(collection.count() == records, f"{collection.count()} records instead of {records}")
         for number in {0, records // 3, records - 1}:
             found = collection.get(ids=[str(number)], include=["embeddings", "documents", "metadatas"])
-            assert found["embeddings"] is not None and found["documents"] is not None
+            assert found["embeddings"] is not None
+            assert found["documents"] is not None
             assert found["metadatas"] is not None
             expect(found["documents"][0] == f"record {number}", f"document {number}")
             expect(found["metadatas"][0]["number"] == number, f"metadata of {number}")
@@ -183,13 +183,16 @@ class Container:
 
     def processes(self) -> list[tuple[int, str, str]]:
         """(process id in the container, state, command) of each process."""
-        script = (
-            "import pathlib\n"
-            "for p in pathlib.Path('/proc').glob('[0-9]*'):\n"
-            "    try: s = (p / 'stat').read_text(); c = (p / 'cmdline').read_bytes().replace(b'\\0', b' ').replace(b'\\n', b' ').decode()\n"
-            "    except OSError: continue\n"
-            "    print(p.name, s.rpartition(')')[2].split()[0], c, sep='\\t')\n"
-        )
+        script = """
+import pathlib
+for directory in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+        state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
+        command = (directory / "cmdline").read_text().replace(chr(0), " ")
+    except OSError:
+        continue
+    print(directory.name, state, " ".join(command.split()), sep=chr(9))
+"""
         lines = self.execute("python", "-I", "-c", script).splitlines()
         rows = [line.split("\t") for line in lines]
         return [(int(row[0]), row[1], row[2] if len(row) > 2 else "") for row in rows]
@@ -244,12 +247,12 @@ def is_closed_by_default(engine: Engine) -> None:
     say("without a key it does not start", status=done.returncode)
 
 
-def starts(engine: Engine) -> Container:
+def starts(engine: Engine, max_start_s: float) -> Container:
     """Ready on empty data, as another user than root, on a root that cannot be written to."""
     container = engine.start()
     took_s = container.until_ready()
     say("ready on empty data", seconds=f"{took_s:.2f}")
-    expect(took_s <= MAX_START_S, f"it took more than {MAX_START_S} s")
+    expect(took_s <= max_start_s, f"it took more than {max_start_s} s")
     expect(container.execute("id", "-u") != "0", "it runs as root")
     refused = docker("exec", container.name, "touch", "/opt/gateway/x", "/home/gateway/x", check=False)
     expect(refused.returncode != 0 and "Read-only" in refused.stderr, f"the root can be written to: {refused.stderr}")
@@ -405,6 +408,9 @@ def main() -> None:
     parser.add_argument("--image", help="one that is there already, instead of building")
     parser.add_argument("--memory", default="512m")
     parser.add_argument("--records", type=int, default=5_000, help=f"of {DIMENSIONS} dimensions")
+    parser.add_argument(
+        "--max-start", type=float, default=5, help="seconds to ready on empty data; more where it is busy"
+    )
     parser.add_argument("--store", choices=("s3", "volume"))
     parser.add_argument("--oom", default="300m", help="memory of the container that runs out of it; 0 leaves it out")
     options = parser.parse_args()
@@ -429,7 +435,7 @@ def main() -> None:
         try:
             image_is_small(engine)
             is_closed_by_default(engine)
-            container = starts(engine)
+            container = starts(engine, options.max_start)
             container = keeps_everything(engine, container, options.records)
             container = loses_only_the_newest(engine, container, options.records + BATCH)
             comes_back(container)

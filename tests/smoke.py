@@ -36,8 +36,10 @@ def smoke(url: str, token: str, ready_timeout_s: float) -> None:
     headers = {"Authorization": f"Bearer {token}"}
     parts = urlsplit(url)
     client = chromadb.HttpClient(
-        host=parts.hostname or "", port=parts.port or (443 if parts.scheme == "https" else 80),
-        ssl=parts.scheme == "https", headers=headers,
+        host=parts.hostname or "",
+        port=parts.port or (443 if parts.scheme == "https" else 80),
+        ssl=parts.scheme == "https",
+        headers=headers,
     )
     name = f"smoke-{secrets.token_hex(6)}"
     collection = client.create_collection(name, embedding_function=None)
