@@ -7,8 +7,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 
 from gateway.config import Settings, variable_of
 
@@ -192,3 +194,31 @@ def test_versions_of_chromadb_are_those_of_the_project() -> None:
             [ROOT / "scripts/test-chromadb", which, "--print"], capture_output=True, text=True, timeout=60, check=True
         )
         assert re.fullmatch(rf"test-chromadb: {form}\n", said.stdout)
+
+
+def test_ecs_would_take_the_task() -> None:
+    """The task definition is as Amazon's own model of RegisterTaskDefinition wants it."""
+    task = json.loads((ROOT / "scripts/deploy/ecs-task.json").read_text())
+    operation = botocore.session.get_session().get_service_model("ecs").operation_model("RegisterTaskDefinition")
+    problems = ParamValidator().validate(task, operation.input_shape)
+    assert not problems.has_errors(), problems.generate_report()
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "ecs-task.json", "fly.toml", "cloudrun.yaml"])
+def test_examples_fit_the_image(name: str) -> None:
+    """Ports, directories and routes in the examples are those of the image."""
+    text = (ROOT / "scripts/deploy" / name).read_text()
+    assert "8000" in text
+    if name != "cloudrun.yaml":
+        assert "/data" in text
+    assert "/readyz" in text or "healthcheck" in text
+
+
+def test_a_unit_names_what_is_there() -> None:
+    """The systemd unit starts the gateway in its own directory and gives it time for its final snapshot."""
+    unit = subprocess.run(
+        [ROOT / "scripts/install-service", "unit"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert f"WorkingDirectory={ROOT}\n" in unit
+    assert f"ExecStart={ROOT}/.venv/bin/chroma-gateway serve\n" in unit
+    assert "TimeoutStopSec=30" in unit
