@@ -1,0 +1,224 @@
+"""What ships parses, is pinned, names settings that there are, and has its steps in scripts."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+import yaml
+from botocore.validate import ParamValidator
+
+from gateway.config import Settings, variable_of
+
+ROOT = Path(__file__).parents[2]
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+DOCKERFILES = [ROOT / "Dockerfile", ROOT / "Dockerfile.dev"]
+SHIPPED = [
+    *DOCKERFILES,
+    ROOT / "docker-compose.yml",
+    ROOT / ".env.example",
+    *sorted(
+        path for path in (ROOT / "scripts/deploy").rglob("*") if path.suffix in {".yaml", ".yml", ".toml", ".json"}
+    ),
+    *WORKFLOWS,
+]
+KNOWN = {variable_of(field) for field in Settings.model_fields}
+# Of a server in the image for development.
+OTHERS = {"GATEWAY_PORT"}
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    return [step for job in jobs.values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_setting_is_unknown(path: Path) -> None:
+    """Every GATEWAY_ variable in what ships is one that the gateway reads: it would not start otherwise."""
+    assert set(re.findall(r"\bGATEWAY_[A-Z0-9_]+\b", path.read_text())) - KNOWN <= OTHERS
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_it_parses(path: Path) -> None:
+    """No YAML or JSON file is broken."""
+    if path.suffix in {".yaml", ".yml"}:
+        assert list(yaml.safe_load_all(path.read_text()))
+    elif path.suffix == ".json":
+        assert json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned(path: Path) -> None:
+    """An action is named by digest, and the version stands beside it for people and Dependabot."""
+    uses = re.findall(r"uses: *(.+)", path.read_text())
+    assert uses
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each) for each in uses)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_permissions_are_the_least(path: Path) -> None:
+    """Nothing is allowed to a workflow as a whole; a job may read the code, and one may ask for an identity."""
+    workflow = yaml.safe_load(path.read_text())
+    assert workflow["permissions"] == {}
+    for name, job in workflow["jobs"].items():
+        allowed = {"contents": "read"} | ({"id-token": "write"} if name == "cloud-run" else {})
+        assert job["permissions"] == allowed
+        assert job["timeout-minutes"] <= 90
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_steps_are_scripts(path: Path) -> None:
+    """A step runs one of our scripts, and takes nothing of the event into its text, where it could be code."""
+    for step in steps(path):
+        if run := step.get("run"):
+            assert "${{" not in run
+            assert run.startswith("docker login") or any(
+                (ROOT / script).is_file() for script in re.findall(r"scripts/[a-z-]+", run)
+            ), run
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_any_builder_can_build_it(path: Path) -> None:
+    """A Dockerfile needs no frontend of BuildKit, and starts from the pinned minor version of Python."""
+    text = path.read_text()
+    assert not re.search(r"^# *syntax=|<<|--link|--mount", text, re.MULTILINE)
+    stages = set(re.findall(r"^FROM \S+ AS (\w+)", text, re.MULTILINE))
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) - stages == {"python:3.12-slim"}
+
+
+def test_the_image_is_as_promised() -> None:
+    """Not root, stopped by SIGTERM, asked for /readyz, under an init, with locked packages."""
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.+)", text, re.MULTILINE)[-1] == "10001:0"
+    assert "STOPSIGNAL SIGTERM" in text
+    assert "tini" in text.partition("ENTRYPOINT")[2]
+    assert "--require-hashes" in text
+    assert '"/readyz"' in (ROOT / "scripts/image/healthcheck").read_text()
+
+
+def test_what_docker_copies_is_let_in() -> None:
+    """Every file that a Dockerfile copies from here is there and not ignored."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for path in DOCKERFILES:
+        for line in re.findall(r"^COPY (?!--from)(.+)", path.read_text(), re.MULTILINE):
+            for source in line.split()[:-1]:
+                assert (ROOT / source).exists()
+                assert any(f"{source.removeprefix('./')}/".startswith(f"{each}/") for each in allowed), source
+
+
+def test_compose_publishes_to_this_machine_only() -> None:
+    """No port of the development setup is open to the network, and no image is without a version."""
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for service in services.values():
+        assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+        assert "build" in service or re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"])
+
+
+def cloudrun(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [ROOT / "scripts/deploy-cloudrun", *arguments],
+        env={"PATH": os.environ["PATH"], **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+WHERE = ("--project", "some-project", "--region", "europe-west1", "--service", "vectors")
+WHAT = ("--image", "docker.io/me/chroma-gateway@sha256:" + "0" * 64, "--store", "s3://my-bucket/prefix")
+
+
+def test_a_dry_run_shows_the_service() -> None:
+    """It has no blank left, one instance, CPU all the time, and probes where we answer them."""
+    shown = cloudrun("deploy", "--dry-run", *WHERE, *WHAT, "--memory", "4Gi")
+    assert shown.returncode == 0, shown.stderr
+    text, _, commands = shown.stdout.partition("\n---\n")
+    assert "${" not in text
+    service = yaml.safe_load(text)
+    template = service["spec"]["template"]
+    annotations = template["metadata"]["annotations"]
+    assert annotations["autoscaling.knative.dev/maxScale"] == "1"
+    assert annotations["run.googleapis.com/cpu-throttling"] == "false"
+    (container,) = template["spec"]["containers"]
+    assert container["image"] == WHAT[1]
+    assert container["resources"]["limits"]["memory"] == "4Gi"
+    assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    # More is refused by Cloud Run.
+    assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 240
+    assert "gcloud run services replace" in commands
+    assert "scripts/smoke" in commands
+
+
+def test_no_text_becomes_more_than_a_value() -> None:
+    """A value with a line break or quotes is refused, so that it cannot add to the service or to a command."""
+    for bad in ("s3://b\n  evil: true", "s3://b'; true", "$(true)"):
+        assert cloudrun("deploy", "--dry-run", *WHERE, *WHAT[:2], "--store", bad).returncode == 2
+
+
+FAKE_GCLOUD = """#!/bin/sh
+echo "$@" >>"$CALLS"
+case "$*" in
+    *revisionName*) echo vectors-00001 ;;
+    *status.url*) echo http://127.0.0.1:1 ;;
+    *replace*) exit "$REPLACED" ;;
+esac
+"""
+
+
+def test_a_failed_deployment_goes_back(tmp_path: Path) -> None:
+    """Where the new revision cannot be put up, all traffic goes to the one before, and the script fails."""
+    (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "REPLACED": "1",
+        "GATEWAY_ADMIN_TOKEN": "a-token-for-tests-only",
+    }
+    failed = cloudrun("deploy", *WHERE, *WHAT, env=env)
+    assert failed.returncode == 1
+    assert "--to-revisions vectors-00001=100" in (tmp_path / "calls").read_text().splitlines()[-1]
+    assert "a-token-for-tests-only" not in (tmp_path / "calls").read_text() + failed.stdout + failed.stderr
+
+
+def test_versions_of_chromadb_are_those_of_the_project() -> None:
+    """The oldest that is tested is the oldest that pyproject.toml allows."""
+    for which, form in (("oldest", r"chromadb==[\d.]+"), ("newest", r"chromadb>=[\d.]+,<[\d.]+")):
+        said = subprocess.run(
+            [ROOT / "scripts/test-chromadb", which, "--print"], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert re.fullmatch(rf"test-chromadb: {form}\n", said.stdout)
+
+
+def test_ecs_would_take_the_task() -> None:
+    """The task definition is as Amazon's own model of RegisterTaskDefinition wants it."""
+    task = json.loads((ROOT / "scripts/deploy/ecs-task.json").read_text())
+    operation = botocore.session.get_session().get_service_model("ecs").operation_model("RegisterTaskDefinition")
+    problems = ParamValidator().validate(task, operation.input_shape)
+    assert not problems.has_errors(), problems.generate_report()
+
+
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "ecs-task.json", "fly.toml", "cloudrun.yaml"])
+def test_examples_fit_the_image(name: str) -> None:
+    """Ports, directories and routes in the examples are those of the image."""
+    text = (ROOT / "scripts/deploy" / name).read_text()
+    assert "8000" in text
+    if name != "cloudrun.yaml":
+        assert "/data" in text
+    assert "/readyz" in text or "healthcheck" in text
+
+
+def test_a_unit_names_what_is_there() -> None:
+    """The systemd unit starts the gateway in its own directory and gives it time for its final snapshot."""
+    unit = subprocess.run(
+        [ROOT / "scripts/install-service", "unit"], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert f"WorkingDirectory={ROOT}\n" in unit
+    assert f"ExecStart={ROOT}/.venv/bin/chroma-gateway serve\n" in unit
+    assert "TimeoutStopSec=30" in unit
