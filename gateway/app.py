@@ -75,6 +75,7 @@ from gateway.snapshot.home import Home
 from gateway.snapshot.lease import this_process
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations
+from gateway.snapshot.parallel import within
 from gateway.snapshot.probe import Conditions, probe
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
@@ -90,6 +91,8 @@ log = structlog.get_logger()
 # Chroma's own stop.
 _GRACE_S = 4
 _LEAST_FOR_THE_LEASE_S = 0.5
+# Bytes on their way to a store that does not answer are waited for no longer than this.
+_BREAK_OFF_S = 0.5
 _AGAIN_S = 0.02
 _JOBS_END_S = 2.0
 # What has not ended then breaks off: everybody else is turned away meanwhile.
@@ -281,6 +284,11 @@ class House:
             else:
                 return
 
+    async def _drain(self, timeout_s: float) -> None:
+        await self.operations.until_idle()
+        async with self.gate.hold(timeout_s):
+            pass
+
     async def _save_now(self, label: str) -> None:
         if not self.changes.any or (not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)):
             log.info("nothing changed since the latest snapshot, so it is the last one")
@@ -371,13 +379,7 @@ class House:
         left_s, writes = self._left_s(), self.changes.writes
         wanted = self.settings.takes_final_snapshot and self.watch.starts and self.place.may_write
         try:
-            async with asyncio.timeout(left_s):
-                await self.operations.until_idle()
-                if wanted:
-                    await self._save("final")
-                else:
-                    async with self.gate.hold(left_s):
-                        pass
+            await within(left_s, self._save("final") if wanted else self._drain(left_s), break_off_s=_BREAK_OFF_S)
         except TimeoutError:
             self.last_failure = GatewayError(f"the final snapshot did not fit into the {left_s:.1f} s that were left")
         except GatewayError as error:

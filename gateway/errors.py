@@ -118,6 +118,10 @@ class BodyTooLarge(GatewayError):
     status = 413
 
 
+class RangeNotSatisfiable(GatewayError):
+    status = 416
+
+
 class RateLimited(GatewayError):
     status = 429
     retryable = True
@@ -126,10 +130,6 @@ class RateLimited(GatewayError):
     def __init__(self, message: str, hint: str | None = None, *, retry_after_s: int = 1) -> None:
         super().__init__(message, hint)
         self.retry_after_s = retry_after_s
-
-
-class RangeNotSatisfiable(GatewayError):
-    status = 416
 
 
 class HeadTooLarge(GatewayError):

@@ -136,6 +136,12 @@ class DataDirectory:
         """Remove what a restore left behind that did not go live."""
         self._remove("incoming")
 
+    def drop_abandoned(self) -> None:
+        """Remove what a restore had fetched when it died, unless a restore at boot is at it or an exchange needs it."""
+        # In this order: a boot restores into an empty directory only, and notes its exchange before it fills it.
+        if not self.is_empty() and not self.is_exchanging():
+            self.drop_incoming()
+
     def _remove(self, room: str) -> None:
         shutil.rmtree(self._private / room, ignore_errors=True)
 

@@ -160,6 +160,7 @@ class Operations:
         """
         with self._claim("the start"), contextlib.suppress(GatewayError):
             if not self._directory.is_exchanging():
+                await asyncio.to_thread(self._directory.drop_abandoned)
                 await self._chroma.ensure_running()
                 return
             async with self._refuse("an interrupted restore is being finished"):

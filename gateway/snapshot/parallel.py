@@ -81,3 +81,28 @@ async def past_cancelling(work: Coroutine[Any, Any, _Result]) -> _Result:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([task])
     return task.result()
+
+
+async def within(timeout_s: float, work: Coroutine[Any, Any, _Result], *, break_off_s: float) -> _Result:
+    """Await `work` for `timeout_s`; raise TimeoutError at the latest `break_off_s` after that.
+
+    It is cancelled then, and left to itself if it is still busy with what must not be left halfway.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait([task], timeout=timeout_s)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=break_off_s)
+    finally:
+        if not task.done():
+            task.cancel()
+            task.add_done_callback(_forget)
+    if not task.done() or task.cancelled():
+        raise TimeoutError
+    return task.result()
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
