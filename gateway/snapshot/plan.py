@@ -51,7 +51,7 @@ def plan_file(size_bytes: int, patches: Sequence[int], changed_bytes: int, *, re
 
 
 class Part(NamedTuple):
-    """A piece of a file: of its patch `number`, which says itself where its blocks go, or, 0, of its base at `offset`."""
+    """A piece of a file: of its patch `number`, which says where its blocks go, or, 0, of its base at `offset`."""
 
     file: File
     piece: Piece
