@@ -16,7 +16,7 @@ from gateway.errors import GatewayError, LeaseLost, StoreDenied, StoreUnavailabl
 from gateway.snapshot.collect import Collected, collect
 from gateway.snapshot.home import Home
 from gateway.snapshot.lease import read_tenure
-from gateway.snapshot.model import Manifest
+from gateway.snapshot.model import Manifest, Verification
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
@@ -130,6 +130,20 @@ async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path:
     assert gone[0] == f"snapshots/{OLDER}/manifest.json"
     assert {key.split("/")[0] for key in gone[1:]} == {"snapshots", "data"}
     assert gone[-1].startswith("data/")
+
+
+async def test_a_snapshot_that_failed_its_verification_takes_nobodys_place(tmp_path: Path) -> None:
+    """The newest that may be whole is kept, and the one that is not stays to be looked at."""
+    repository, place = await writer(AgingStore(), tmp_path)
+    await stored(repository, OLDER, b"of the older")
+    await stored(repository, NEWER, b"of the newer")
+    failed = Verification(
+        ok=False, level="data", at=datetime(2026, 11, 20, tzinfo=UTC), duration_s=1, problems=("rot",)
+    )
+    await repository.note_verified(NEWER, failed)
+    collected = await collect(repository, place, Keep(last=1), DAY_S)
+    assert collected.dropped_snapshots == []
+    assert collected.kept_snapshots == {NEWER: ["damaged"], OLDER: ["newest", "last"]}
 
 
 async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
