@@ -5,6 +5,7 @@ head is worked out once for each distinct one: `parse_request` is a function of 
 door keeps its results with what follows from the keys; `response_head` keeps its own latest results.
 """
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ _PROBES = frozenset(
     for version in ("v1", "v2")
     for name in ("heartbeat", "healthcheck", "version", "pre-flight-checks")
 )
+# It is repeated in logs, in the audit and to Chroma.
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
 _NO_BODY_STATUSES = (204, 304)
 _RETRIED = (Kind.READ, Kind.RECORD_READ)
 
@@ -149,7 +152,9 @@ def parse_request(raw: bytes) -> RequestHead:
         old=version == "1.0",
         expects_continue=any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers),
         forwarded_for=b", ".join(value for name, value in headers if name == b"x-forwarded-for") or None,
-        request_id=next((value for name, value in headers if name == b"x-request-id"), None),
+        request_id=next(
+            (value for name, value in headers if name == b"x-request-id" and _REQUEST_ID.fullmatch(value)), None
+        ),
         probe=method in (b"GET", b"HEAD") and path in _PROBES,
         idempotent=route.kind in _RETRIED,
         to=addressed(method.decode("ascii"), path),
