@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_HOST_BITS = 64
+
 
 def networks(text: str) -> tuple[Network, ...]:
     """`10.0.0.0/8,::1`. Raises ValueError."""
@@ -26,6 +28,19 @@ def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Net
             break
         address = believed
     return address
+
+
+def counted_as(address: str) -> str:
+    """What limits by address go by: of IPv6 the network, for whoever has one address there has 2^64."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, ipaddress.IPv6Address):
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(parsed) >> _HOST_BITS << _HOST_BITS))
 
 
 def is_loopback(host: str) -> bool:
