@@ -190,6 +190,9 @@ def test_what_was_done_is_written_down(served: Served) -> None:
     assert [note["who"] for note in notes(served, action="delete_collection", status=403)] == ["reader"]
     (snapshot,) = notes(served, who="admin", path="/admin/snapshot")
     assert (snapshot["status"], snapshot["address"], snapshot["request_id"]) == (201, "8.8.4.4", "deed-1")
+    assert httpx.post(f"{served.house.url}/admin/gc", headers=served.keys.bearer("reader")).status_code == 403
+    served.house.until(lambda: bool(notes(served, who="reader", path="/admin/gc")), "it is written", 10)
+    assert [note["status"] for note in notes(served, who="reader", path="/admin/gc")] == [403]
     text = served.audit.read_text()
     assert name not in text
     assert not any(token in text for token in (*served.keys.tokens.values(), ADMIN_TOKEN))
@@ -401,4 +404,21 @@ def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
         assert built.stop() == 0
         built.start()
         built.until(lambda: 0 <= told() < 60, "it is known again", 20)
+        assert built.stop() == 0
+
+
+def test_a_proxy_of_the_environments_gets_nothing_of_this_machines() -> None:
+    """The gateway reaches its Chroma, and commands the gateway, without it: they carry data and the admin token."""
+    with house(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as built:
+        built.start()
+        for command in (["list"], ["documents", "avatars"], ["status"]):
+            shown = subprocess.run(
+                [sys.executable, "-m", "gateway", *command],
+                env=built.env,
+                cwd=built.directory,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert shown.returncode == 0, shown.stderr
         assert built.stop() == 0

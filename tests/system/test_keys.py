@@ -565,6 +565,22 @@ def test_admins_alone_administer(served: Served) -> None:
     assert httpx.get(f"{served.house.url}/healthz").status_code == 200
 
 
+def test_nobody_says_where_an_admin_comes_from(served: Served) -> None:
+    """No proxy is trusted here, not even one of this machine: what a client says of its address is not written down."""
+    headers = served.headers("admin") | {"X-Forwarded-For": "6.6.6.6", "X-Request-Id": "from-afar"}
+    assert httpx.post(f"{served.house.url}/admin/resume", headers=headers).status_code == 200
+    served.house.until(lambda: '"from-afar"' in served.house.output(), "it is written", 10)
+    served.house.until(
+        lambda: any(
+            json.loads(line)["address"] == "127.0.0.1"
+            for line in served.house.output().splitlines()
+            if '"stream": "audit"' in line and '"from-afar"' in line
+        ),
+        "the address is the peer's",
+        10,
+    )
+
+
 def test_no_key_reaches_a_log_or_chroma(served: Served) -> None:
     """What was said of requests names keys, never tokens."""
     place = served.make("acme", "web", f"pages-{next(_numbers)}")
