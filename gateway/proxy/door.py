@@ -188,7 +188,7 @@ class Door:
         try:
             require_role(visitor.role, action)
             if action is Action.RESET and not self._allow_reset:
-                raise RESET_DISABLED
+                raise _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")
             entry.plan = plan(visitor.scope, entry.head.to)
             if action is Action.IDENTITY and visitor.key is not None:
                 entry.answer = identity(visitor.name, visitor.scope)
@@ -204,6 +204,3 @@ class _ResetDisabled(Forbidden):
     @property
     def name(self) -> str:
         return "ChromaError"
-
-
-RESET_DISABLED = _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")
