@@ -1,10 +1,12 @@
 """What visitors may ask for, on the wire: limits by address, and how much may be held for them."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
 from gateway.auth.addresses import networks
+from gateway.auth.keyring import Keyring
 from gateway.auth.quota import Limits
 from gateway.proxy import data_path
 from gateway.proxy.door import Door
@@ -98,3 +100,27 @@ def test_bodies_that_wait_for_their_end_do_not_fill_the_memory(limited: Front) -
         third.send(head + b" " * LONG)
         assert status(third.answer()) == 400  # it counts nothing, as there is nothing
     until(lambda: room.taken_bytes == 0)
+
+
+def test_requests_that_come_at_once_take_turns_with_others() -> None:
+    """A client that sends thousands in one piece gets an answer to each, but not all of them before anybody else."""
+    number, ask = 3000, b"GET /api/v2/tenants/t HTTP/1.1\r\nHost: x\r\n\r\n"
+    with front(free_port()) as built, built.connect() as wire:
+        built.path.door = Door(Keyring("an-admin-token"), anonymous=False, max_body_bytes=MIB)
+        until(lambda: bool(built.path.clients))
+        (client,) = built.path.clients
+        answered: Future[int] = Future()
+
+        def come() -> None:
+            client.data_received(ask * number)
+            answered.set_result(refused())
+
+        def refused() -> int:
+            return sum(tally.statuses[401] for tally in built.path.door.tallies.by_label.values())
+
+        client.loop.call_soon_threadsafe(come)
+        assert 0 < answered.result(10) < 100
+        assert [status(wire.answer()) for _ in range(number)] == [401] * number
+        wire.send(ask)
+        assert status(wire.answer()) == 401
+        assert refused() == number + 1
