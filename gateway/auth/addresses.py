@@ -10,6 +10,8 @@ from collections.abc import Iterable
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST_BITS = 64
+# Nobody has more proxies one behind the other, and each that is told of costs time.
+_MAX_HOPS = 16
 
 
 def networks(text: str) -> tuple[Network, ...]:
@@ -20,7 +22,8 @@ def networks(text: str) -> tuple[Network, ...]:
 def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Network]) -> str:
     """The address of whoever sent what `peer` brought. `forwarded_for` is all such headers, joined by commas."""
     trusted = tuple(trusted)
-    hops = [each.strip() for each in forwarded_for.decode("latin-1").split(",")] if forwarded_for else []
+    told = forwarded_for.decode("latin-1").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if forwarded_for else []
+    hops = [each.strip() for each in told]
     address = peer
     while hops and _is_one_of(address, trusted):
         believed = _plain(hops.pop())

@@ -13,13 +13,16 @@ import httptools
 
 from gateway.auth.routes import Addressed, addressed
 from gateway.auth.tokens import CREDENTIALS
-from gateway.errors import InvalidRequest
+from gateway.errors import HeadTooLarge, InvalidRequest
 from gateway.proxy.classify import Kind, Route, classify
 from gateway.proxy.framing import BadFraming, Body, Chunked, Counted, UntilClose
 from gateway.proxy.headers import Headers, for_client, for_upstream
 
 END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
+# Chroma's server takes no more (hyper, `DEFAULT_MAX_HEADERS`); thousands of empty ones cost us much to look at.
+_MAX_HEADERS = 100
+_OTHER_LINES = 2
 
 # Longer ones are rare, and would let strangers fill the memory.
 _REMEMBERED_BYTES = 2048
@@ -118,7 +121,9 @@ class _Parts:
 
 
 def parse_request(raw: bytes) -> RequestHead:
-    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest."""
+    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest, HeadTooLarge."""
+    if raw.count(b"\r\n") > _MAX_HEADERS + _OTHER_LINES:
+        raise HeadTooLarge(f"a request may have {_MAX_HEADERS} headers")
     parts = _Parts()
     parser = parts.parser = httptools.HttpRequestParser(parts)
     try:
