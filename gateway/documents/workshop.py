@@ -93,12 +93,13 @@ class _Process:
     async def ask(self, asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Raises WorkerEnded; the next question goes to a new one then."""
         if self._process is None:
+            inherited = {**os.environ}
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gateway.documents.worker", *self._arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_BYTES,
-                env={name: value for name, value in os.environ.items() if not name.startswith(self._withheld)},
+                env={name: value for name, value in inherited.items() if not name.startswith(self._withheld)},
             )
         process = self._process
         assert process.stdin is not None
