@@ -165,6 +165,9 @@ class Door:
             entry.extra = allow_origin(head.origin)
             if method == "OPTIONS" and head.asks_method:
                 entry.refusal, entry.answer = None, preflight(head.origin)
+        elif head.of_another_page and visitor is self._nobody and method not in ("GET", "HEAD"):
+            # It asked for no permission before, and needs none to be harmful; where keys are wanted it has none.
+            entry.refusal = Forbidden("pages of other origins may not change anything", "see GATEWAY_CORS_ORIGINS")
         if visitor is not None and head.for_chroma and entry.answer is None:
             self._plan(entry, visitor, action)
         entry.plain = (

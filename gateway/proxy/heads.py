@@ -35,6 +35,7 @@ _PROBES = frozenset(
 )
 # It is repeated in logs, in the audit and to Chroma.
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+_ELSEWHERE = (b"cross-site", b"same-site")
 _NO_BODY_STATUSES = (204, 304)
 _RETRIED = (Kind.READ, Kind.RECORD_READ)
 
@@ -70,6 +71,8 @@ class RequestHead(NamedTuple):
     origin: bytes | None
     asks_method: bool
     """Whether it may be a browser's question before the request that matters."""
+    of_another_page: bool
+    """Whether a browser says that a page from elsewhere wants this."""
 
     def body(self) -> Body | None:
         """The body to come, None if there is none."""
@@ -168,6 +171,7 @@ def parse_request(raw: bytes) -> RequestHead:
         credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
         traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
+        of_another_page=any(name == b"sec-fetch-site" and value in _ELSEWHERE for name, value in headers),
         asks_method=any(name == b"access-control-request-method" for name, _ in headers),
     )
 

@@ -165,6 +165,27 @@ def test_pages_of_others_may_not(served: Served, origin: str) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_others_change_nothing_where_no_key_is_needed(site: str) -> None:
+    """A browser sends what any page wants, without a question before, if it has no Content-Type; Chroma takes that."""
+    told = {"Origin": "https://evil.example.com", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+    with house(GATEWAY_CORS_ORIGINS=PAGE) as built:
+        built.start()
+
+        def make(name: str, headers: dict[str, str]) -> int:
+            content = json.dumps({"name": name}).encode()
+            return httpx.post(f"{built.url}{BASE}/collections", content=content, headers=headers).status_code
+
+        assert make("theirs", told) == 403
+        assert httpx.get(f"{built.url}{BASE}/collections").json() == []
+        # A link that is clicked, a page of ours, a page that came from here, and whoever is no browser.
+        assert httpx.get(f"{built.url}/api/v2/version", headers=told).status_code == 200
+        assert make("ours", told | {"Origin": PAGE}) == 200
+        assert make("from-here", told | {"Origin": "http://behind-a-proxy", "Sec-Fetch-Site": "same-origin"}) == 200
+        assert make("mine", {}) == 200
+        assert built.stop() == 0
+
+
 # ---------------------------------------------------------------------- the audit
 
 
