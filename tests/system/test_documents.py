@@ -220,7 +220,12 @@ def listening() -> Iterator[tuple[str, list[dict[str, str]]]]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             heard.append(dict(self.headers))
-            self.send_error(404)
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
+            answer = json.dumps([[1.0, 2.0, 3.0]] * len(texts)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -262,6 +267,23 @@ def test_a_collection_does_not_say_what_training_runs(home: House, name: str) ->
             assert (refused.status_code, "embedding" in refused.json()["message"]) == (400, True)
         assert not heard
     assert httpx.delete(f"{base}/avatar-ada").status_code == 200
+
+
+def test_a_collection_is_trained_again_with_what_it_was_trained_with(home: House) -> None:
+    """Whoever trains says it each time, unless the settings do; another one, or another configuration, is refused."""
+    put(home, "a.txt", "A text.")
+    with listening() as (url, heard):
+        embedding = {"name": "huggingface_server", "config": {"url": url}}
+        assert train(home, embedding=embedding)["added"] == ["a.txt"]
+        put(home, "b.txt", "Another text.")
+        assert train(home, embedding=embedding)["added"] == ["b.txt"]
+        assert heard
+        put(home, "c.txt", "A third text.")
+        elsewhere = embedding | {"config": {"url": f"{url}elsewhere"}}
+        for asked in ({}, {"embedding": elsewhere}):
+            status = done(home, home.admin("POST", f"{AVATAR}/vectorstore/train", json=asked))
+            assert (status["state"], status["error"]["error"]) == ("failed", "UniqueConstraintError"), status
+        assert sorted(records(home)) == ["a.txt", "b.txt"]
 
 
 def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: House) -> None:
