@@ -1,5 +1,6 @@
 """What visitors may ask for, on the wire: limits by address, and how much may be held for them."""
 
+import socket
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -8,7 +9,7 @@ import pytest
 from gateway.auth.addresses import networks
 from gateway.auth.keyring import Keyring
 from gateway.auth.quota import Limits
-from gateway.proxy import data_path
+from gateway.proxy import data_path, exchange
 from gateway.proxy.door import Door
 from gateway.proxy.visits import CollectionNames
 from tests.front import COLLECTION, MIB, Front, front, until
@@ -124,3 +125,35 @@ def test_requests_that_come_at_once_take_turns_with_others() -> None:
         wire.send(ask)
         assert status(wire.answer()) == 401
         assert refused() == number + 1
+
+
+def test_who_sends_slowly_keeps_no_place_that_others_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of which Chroma has a part makes room if it does not go on; where nobody waits it may take long."""
+    monkeypatch.setattr(exchange, "_MAY_BE_SLOW_S", 0.2)
+    head = f"POST {COLLECTION}/get HTTP/1.1\r\nHost: x\r\nContent-Length: {40 * MIB}\r\n\r\n".encode()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as chroma,
+        front(chroma.getsockname()[1], max_in_flight=1) as built,
+        built.connect() as slow,
+        built.connect() as other,
+    ):
+        chroma.settimeout(10)
+        slow.send(head + b" " * 70_000)
+        taken, _ = chroma.accept()
+        with taken:
+            (client,) = [each for each in built.path.clients if each._exchange is not None]
+            checked: Future[bool] = Future()
+
+            def much_later() -> None:
+                client._exchange.check(client.loop.time() + 1000, 10_000, 10_000)
+                checked.set_result(client._exchange is not None)
+
+            client.loop.call_soon_threadsafe(much_later)
+            assert checked.result(10)
+            other.send(b"GET /api/v2/tenants/t HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert status(slow.answer()) == 408
+            next_one, _ = chroma.accept()
+            with next_one:
+                assert next_one.recv(100).startswith(b"GET /api/v2/tenants/t ")
+                next_one.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+                assert status(other.answer()) == 200
