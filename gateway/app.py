@@ -410,7 +410,11 @@ def serve(settings: Settings) -> None:
     house = House(settings, token)
     config = uvicorn.Config(
         numbered(
-            audited(_bounded(house.admin, settings.max_document_bytes), house.audit, networks(settings.trusted_proxies))
+            audited(
+                _bounded(house.admin, KeyHolder(house.keyring, Role.ADMIN), settings.max_document_bytes),
+                house.audit,
+                networks(settings.trusted_proxies),
+            )
         ),
         http=house.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
         ws="none",
@@ -419,6 +423,7 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn believes any process of this machine; see GATEWAY_TRUSTED_PROXIES
         date_header=False,
         timeout_graceful_shutdown=max(1, min(_GRACE_S, int(settings.exit_budget_s / 2))),
     )
@@ -548,10 +553,19 @@ class ErrorBody(BaseModel):
     hint: str | None = Field(None, description="the way out, where we know it")
 
 
-def _bounded(app: ASGIApp, max_document_bytes: int) -> ASGIApp:
-    """`app`, with a declared body that is too long refused in the shape of all errors, before it is read."""
+def _bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp:
+    """`app`, with what is not an admin's, and a declared body that is too long, refused before the body is read.
+
+    FastAPI reads and parses a body first, and asks who sent it afterwards.
+    """
 
     async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/admin/"):
+            try:
+                admins(Request(scope))
+            except GatewayError as error:
+                await _answer(error)(scope, receive, send)
+                return
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
         limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
         bound = documents_api.body_bound(scope, max_document_bytes) or _MAX_ADMIN_BODY_BYTES

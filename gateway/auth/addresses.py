@@ -9,6 +9,10 @@ from collections.abc import Iterable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_HOST_BITS = 64
+# Nobody has more proxies one behind the other, and each that is told of costs time.
+_MAX_HOPS = 16
+
 
 def networks(text: str) -> tuple[Network, ...]:
     """`10.0.0.0/8,::1`. Raises ValueError."""
@@ -18,7 +22,8 @@ def networks(text: str) -> tuple[Network, ...]:
 def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Network]) -> str:
     """The address of whoever sent what `peer` brought. `forwarded_for` is all such headers, joined by commas."""
     trusted = tuple(trusted)
-    hops = [each.strip() for each in forwarded_for.decode("latin-1").split(",")] if forwarded_for else []
+    told = forwarded_for.decode("latin-1").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if forwarded_for else []
+    hops = [each.strip() for each in told]
     address = peer
     while hops and _is_one_of(address, trusted):
         believed = _plain(hops.pop())
@@ -26,6 +31,19 @@ def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Net
             break
         address = believed
     return address
+
+
+def counted_as(address: str) -> str:
+    """What limits by address go by: of IPv6 the network, for whoever has one address there has 2^64."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, ipaddress.IPv6Address):
+        return address
+    if parsed.ipv4_mapped:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(parsed) >> _HOST_BITS << _HOST_BITS))
 
 
 def is_loopback(host: str) -> bool:

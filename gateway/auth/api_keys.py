@@ -34,12 +34,12 @@ class KeyHolder(SecurityBase):
             if self._anonymous:
                 return None
             raise Unauthorized(error.message, _HINT) from None
+        request.state.key = key  # before it is refused: the audit tells of that too
         if key.role < self._role or not key.scope.everything:
             raise Forbidden(
                 f"this key is a {key.role.name.lower()}'s{'' if key.scope.everything else ' for a part of the data'}",
                 f"this wants the key of {'an admin' if self._role is Role.ADMIN else 'somebody who sees everything'}",
             )
-        request.state.key = key
         return key
 
     def lets_pass(self, request: Request) -> bool:

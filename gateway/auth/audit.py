@@ -23,6 +23,8 @@ log = structlog.get_logger()
 
 _CLOSE_TIMEOUT_S = 2.0
 _MAX_WAITING = 100_000
+# A path may have as many bytes as a head. What is beyond is no name of Chroma's, and could fill the disk.
+_MAX_PATH_CHARACTERS = 2000
 
 
 class Audit:
@@ -66,7 +68,7 @@ class Audit:
             "role": role,
             "address": address,
             "method": method,
-            "path": path,
+            "path": path if len(path) <= _MAX_PATH_CHARACTERS else f"{path[:_MAX_PATH_CHARACTERS]}…",
             "action": action,
             "status": status,
             "request_id": request_id,

@@ -102,7 +102,7 @@ async def scratch_chroma(data_dir: Path) -> AsyncIterator[str]:
 
 async def _until_it_answers(process: asyncio.subprocess.Process, url: str, said: IO[bytes]) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    async with httpx.AsyncClient(base_url=url, timeout=_HEARTBEAT_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=_HEARTBEAT_TIMEOUT_S, trust_env=False) as client:
         while process.returncode is None and time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK:

@@ -46,7 +46,9 @@ class ChromaWatch:
 
     async def run(self) -> None:
         """Follow Chroma until cancelled: connect, warm every collection, wait for its end, begin anew."""
-        async with httpx.AsyncClient(base_url=base_url(self._port), timeout=_PROBE_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(
+            base_url=base_url(self._port), timeout=_PROBE_TIMEOUT_S, trust_env=False
+        ) as client:
             while True:
                 async with self._connection(client) as ended:
                     self.up, self.starts = True, self.starts + 1
@@ -93,7 +95,9 @@ class ChromaWatch:
         """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
         alive = False
         with contextlib.suppress(Exception):
-            async with httpx.AsyncClient(base_url=base_url(self._port), timeout=_HEARTBEAT_TIMEOUT_S) as client:
+            async with httpx.AsyncClient(
+                base_url=base_url(self._port), timeout=_HEARTBEAT_TIMEOUT_S, trust_env=False
+            ) as client:
                 alive = (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
         if not alive or not self.up or self.starts != run:
             raise Unavailable(

@@ -51,7 +51,12 @@ class _Gateway:
                     "set GATEWAY_ADMIN_TOKEN to the gateway's",
                 ) from None
         self.user = f"/admin/users/{settings.user_id}"
-        self._client = httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT_S)
+        self._client = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=_TIMEOUT_S,
+            trust_env=url is not None,  # what stays on this machine goes through no proxy
+        )
 
     def place(self, path: str) -> str:
         """The URL's path of AVATAR/FOLDER/NAME."""

@@ -30,7 +30,9 @@ class ChromaClient:
     ) -> None:
         self._admit = admit
         self._base = f"/api/v2/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}/collections"
-        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, headers=headers)
+        # A proxy of the environment's is not for what stays on this machine.
+        away = not url.startswith("http://127.0.0.1:")
+        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=away)
         self.batch_size = 0
 
     async def __aenter__(self) -> "ChromaClient":

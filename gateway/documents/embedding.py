@@ -39,6 +39,19 @@ class Embedding(BaseModel):
             ) from None
 
 
+def require_harmless(config: Any) -> None:
+    """Raise ValueError for what is the operator's to say, in GATEWAY_EMBEDDING, and nobody's who sends requests.
+
+    That is which of the gateway's own keys a provider is sent, and that code comes with a model.
+    """
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if key.endswith("env_var") and str(value).upper().startswith(("GATEWAY_", "AWS_")):
+            raise ValueError(f"{key} names a key that is for the gateway alone")
+        if key == "trust_remote_code":
+            raise ValueError(f"{key} can be said in GATEWAY_EMBEDDING only")
+        require_harmless(value)
+
+
 class NoEmbedding(Exception):
     """An embedding function cannot be had, or does not work; says why."""
 

@@ -16,7 +16,7 @@ from typing import IO, Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.documents.collection import Admit, ChromaClient
-from gateway.documents.embedding import Embedding
+from gateway.documents.embedding import Embedding, require_harmless
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_place, collection_name
 from gateway.documents.library import Document, Library
 from gateway.documents.plan import RESERVED, Held, held, record_id, training_of
@@ -42,7 +42,7 @@ class Training(BaseModel):
     database: str = Field("default_database", description="of the collection")
     splitting: Splitting = Field(default_factory=Splitting, description="into chunks")
     embedding: Embedding | None = Field(
-        None, description="by default the one the collection has, else GATEWAY_EMBEDDING; cannot change afterwards"
+        None, description="by default GATEWAY_EMBEDDING; a collection has one for good, and training must name that"
     )
     hnsw: dict[str, Value] = Field(
         default_factory=dict, description="of a new collection: `space`, `ef_construction`, `max_neighbors`, …"
@@ -55,6 +55,12 @@ class Training(BaseModel):
     adopt: bool = Field(
         False, description="take over a collection that was not made by training this avatar; its records leave"
     )
+
+    @field_validator("embedding")
+    @classmethod
+    def _harmless(cls, value: Embedding | None) -> Embedding | None:
+        require_harmless(value.config if value else {})
+        return value
 
     @field_validator("metadata", "document_metadata")
     @classmethod
@@ -192,8 +198,10 @@ class Trainer:
             return trained
         if todo or collection is None:
             progress.phase("load the embedding function", None, "")
-            configuration = await workshop.load(self._embedding_of(collection, asked), self._module, dict(asked.hnsw))
-            if collection is None:
+            configuration = await workshop.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
+            if collection is not None:
+                _require_same(collection, configuration)
+            else:
                 collection = await chroma.create(name, configuration, {_MARK: owner})
         assert collection is not None
         collection_id: str = collection["id"]
@@ -243,21 +251,26 @@ class Trainer:
             await chroma.describe(collection["id"], (collection.get("metadata") or {}) | {_MARK: owner})
         return present, foreign
 
-    def _embedding_of(self, collection: dict[str, Any] | None, asked: Training) -> Embedding:
-        """The collection's own embedding function, or a new one's. Raises Conflict if another one is asked for."""
+    def _embedding_for(self, collection: dict[str, Any] | None, asked: Training) -> Embedding:
+        """What the request or the gateway's settings say. Raises Conflict if the collection has another one.
+
+        Never what the collection says: whoever may write to it could have it name any host, any variable of our
+        environment to be sent there, and any model whose code runs here.
+        """
+        wanted = asked.embedding or self._embedding
         if collection is None:
-            return asked.embedding or self._embedding
-        own = (collection.get("configuration_json") or {}).get("embedding_function") or {}
+            return wanted
+        own = _own(collection)
         if "name" not in own:
             raise Conflict(
                 f"collection {collection['name']!r} does not say how it is embedded", "train into another collection"
             )
-        if asked.embedding is not None and asked.embedding.name != own["name"]:
+        if wanted.name != own["name"]:
             raise Conflict(
-                f"collection {collection['name']!r} is embedded with {own['name']!r}, not {asked.embedding.name!r}",
-                "delete the collection, or train into another one",
+                f"collection {collection['name']!r} is embedded with {own['name']!r}, not {wanted.name!r}",
+                "say so with 'embedding' in the request, train into another collection, or delete this one",
             )
-        return Embedding(name=own["name"], config=own.get("config") or {})
+        return wanted
 
     async def _train_one(
         self,
@@ -317,6 +330,24 @@ class Trainer:
     def _require_free(self, name: str, asked: Training) -> None:
         if (asked.tenant, asked.database, name) in self._busy:
             raise Conflict(f"collection {name!r} is being trained", "wait for that job, or cancel it")
+
+
+def _own(collection: dict[str, Any]) -> dict[str, Any]:
+    return (collection.get("configuration_json") or {}).get("embedding_function") or {}
+
+
+def _require_same(collection: dict[str, Any], configuration: dict[str, Any]) -> None:
+    """Raise Conflict if a collection is embedded with the same function, but configured otherwise."""
+
+    def without_keys(config: dict[str, Any] | None) -> dict[str, Any]:  # whose place depends on the environment
+        return {key: value for key, value in (config or {}).items() if not key.endswith("env_var")}
+
+    own, ours = _own(collection), configuration["embedding_function"]
+    if without_keys(own.get("config")) != without_keys(ours.get("config")):
+        raise Conflict(
+            f"collection {collection['name']!r} is embedded with another configuration of {own['name']!r}",
+            "give its 'embedding' in the request, train into another collection, or delete this one",
+        )
 
 
 async def _is_unchanged(source: Source, document: Document, before: Held, training: str) -> bool:

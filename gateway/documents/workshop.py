@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -29,8 +30,9 @@ class Workshop:
     """One process that reads documents, in bounds, and one that embeds; `async with` ends them."""
 
     def __init__(self) -> None:
-        self._reader = _Process(str(_READER_MEMORY_BYTES))
-        self._embedder = _Process()
+        # What documents can do to a reader must not cost keys; some of Chroma's embedding functions use those of AWS.
+        self._reader = _Process("GATEWAY_", "AWS_", arguments=(str(_READER_MEMORY_BYTES),))
+        self._embedder = _Process("GATEWAY_")
         self.loaded = False
 
     async def __aenter__(self) -> "Workshop":
@@ -82,19 +84,22 @@ class Workshop:
 class _Process:
     """One worker, started at the first question and again after it ended."""
 
-    def __init__(self, *arguments: str) -> None:
-        self._arguments = arguments
+    def __init__(self, *withheld: str, arguments: tuple[str, ...] = ()) -> None:
+        """It does not get variables of the environment that begin with one of `withheld`."""
+        self._withheld, self._arguments = withheld, arguments
         self._process: asyncio.subprocess.Process | None = None
         self._dying: asyncio.subprocess.Process | None = None
 
     async def ask(self, asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Raises WorkerEnded; the next question goes to a new one then."""
         if self._process is None:
+            inherited = {**os.environ}
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gateway.documents.worker", *self._arguments),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=_LINE_BYTES,
+                env={name: value for name, value in inherited.items() if not name.startswith(self._withheld)},
             )
         process = self._process
         assert process.stdin is not None

@@ -71,10 +71,13 @@ async def healthz() -> Alive:
 async def readyz(request: Request) -> Response:
     """503 with the reason as long as it is not, and how far a start has come."""
     health = _health(request)
-    if (reason := health.why_not_ready()) is None:
-        return JSONResponse(Ready(status="ready", warnings=health.warnings).model_dump())
-    progress = health.progress()
     tells: Callable[[Request], bool] = request.app.state.tells_names
+    if (reason := health.why_not_ready()) is None:
+        warnings = health.warnings
+        if warnings and not tells(request):
+            warnings = [f"{len(warnings)}, for those who ask with a key"]
+        return JSONResponse(Ready(status="ready", warnings=warnings).model_dump())
+    progress = health.progress()
     if not tells(request):
         # Names of collections and of the store are for those who have a key that sees everything.
         reason, unreadable = _IN_GENERAL.get(progress["phase"], "Chroma is starting"), progress.pop("unreadable", {})

@@ -13,6 +13,8 @@ _ID = re.compile(r"[\x21-\x7e]{1,200}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 # Anybody can ask for anything else, as often as they like.
 _LOGGED = "/admin/"
+# Strangers are told of, too.
+_MAX_PATH_CHARACTERS = 500
 
 
 def trace_of(traceparent: str) -> dict[str, str]:
@@ -52,7 +54,7 @@ def numbered(app: ASGIApp) -> ASGIApp:
                     log.info(
                         "request",
                         method=scope["method"],
-                        path=scope["path"],
+                        path=scope["raw_path"].decode("latin-1")[:_MAX_PATH_CHARACTERS],  # as it came: one line
                         status=status,
                         duration_s=round(time.monotonic() - began_s, 3),
                     )

@@ -27,6 +27,8 @@ from gateway.proxy.upstream import Pool
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # How long to go on reading what nobody wants, so that the client reads our answer before it sees a reset.
 _LINGER_S = 2.0
+# What is refused takes no time to answer: of thousands that come at once, others wait for so many.
+_AT_ONCE = 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -57,7 +59,7 @@ class ClientConnection(HttpToolsProtocol):
         self._received_bytes = self._max_body_bytes = 0
         self._exchange: Exchange | Reply | None = None
         self._in_application = False  # the ASGI application has the present request
-        self._advancing = False
+        self._advancing = self._resting = False
         self._lingers_until_s: float | None = None
         self.moved_at_s = self.loop.time()  # when bytes last came, or an answer ended
         self._head_since_s: float | None = None  # when an unfinished head began
@@ -107,7 +109,10 @@ class ClientConnection(HttpToolsProtocol):
         """Go as far as the bytes that are here allow."""
         if self._advancing:
             return  # an answer ended at once: the loop below goes on anyway
-        self._advancing = True
+        if self._resting:
+            self._hold_still()
+            return
+        self._advancing, taken = True, 0
         try:
             while self._rest and self._lingers_until_s is None and not self.transport.is_closing():
                 if self._body is not None:
@@ -115,15 +120,30 @@ class ClientConnection(HttpToolsProtocol):
                 elif self._exchange is not None or self._in_application or self.slow:
                     # Pipelined: its turn comes when the answer under way ended. Not to read at all would
                     # mean not to see the client go.
-                    if len(self._rest) > HELD_BYTES:
-                        self.stop_reading()
+                    self._hold_still()
+                    return
+                elif taken == _AT_ONCE:
+                    self._resting = True
+                    self._hold_still()
+                    self.loop.call_soon(self._go_on)
                     return
                 elif not self._take_head():
                     return
+                else:
+                    taken += 1
         except GatewayError as error:
             self._refuse(error)
         finally:
             self._advancing = False
+
+    def _hold_still(self) -> None:
+        if len(self._rest) > HELD_BYTES:
+            self.stop_reading()
+
+    def _go_on(self) -> None:
+        self._resting = False
+        self.read_on()
+        self._advance()
 
     def _take_head(self) -> bool:
         """Begin the next message; False if its head is not all here."""

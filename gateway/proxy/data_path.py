@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from gateway.auth.access import Answer
-from gateway.auth.addresses import Network, client_address
+from gateway.auth.addresses import Network, client_address, counted_as
 from gateway.auth.audit import Audit
 from gateway.auth.quota import Quota
 from gateway.auth.routes import DESTRUCTIVE, RECORD_WRITES, RENAMES
@@ -23,12 +23,13 @@ from gateway.proxy.gate import Gate
 from gateway.proxy.limits import Limits
 from gateway.proxy.reply import Reply, Words
 from gateway.proxy.upstream import Pool
-from gateway.proxy.visits import CollectionNames, FilteredExchange, Note, ScopedExchange, Watcher
+from gateway.proxy.visits import CollectionNames, FilteredExchange, Note, Room, ScopedExchange, Watcher
 
 log = structlog.get_logger()
 
 # Strangers come and go; each of them is forgotten once that changes nothing.
 _MAX_ADDRESSES = 10_000
+_ROOM_BYTES = 256 << 20
 
 
 class Tracing(Protocol):
@@ -60,6 +61,7 @@ class DataPath:
         self.clients: set[ClientConnection] = set()
         self._names, self._audit, self._trusted = names, audit, tuple(trusted_proxies)
         self._addresses: dict[str, Quota] = {}
+        self._room = Room(max(_ROOM_BYTES, limits.max_body_bytes))
         self._run = os.urandom(4).hex().encode()
         self._numbers = itertools.count(1)
 
@@ -110,7 +112,7 @@ class DataPath:
             return Exchange(client, entry.head, request_id, self.gate, self.pool, entry.tally)
         if self._names is None:
             raise AssertionError("a scope wants to know names")
-        return ScopedExchange(client, entry, request_id, self.gate, self.pool, self._names, records)
+        return ScopedExchange(client, entry, request_id, self.gate, self.pool, self._names, records, self._room)
 
     def _refuse(
         self, client: ClientConnection, entry: Entry, request_id: bytes, error: GatewayError, note: Note | None
@@ -136,7 +138,7 @@ class DataPath:
         now_s = client.moved_at_s
         quota = visitor.quota
         if quota is None:
-            address = self.address(client, entry)
+            address = counted_as(self.address(client, entry))
             quota = self._addresses.get(address)
             if quota is None:
                 if len(self._addresses) >= _MAX_ADDRESSES:
@@ -147,8 +149,10 @@ class DataPath:
 
     def _forget_idle(self, now_s: float) -> None:
         self._addresses = {address: quota for address, quota in self._addresses.items() if not quota.idle(now_s)}
-        while len(self._addresses) >= _MAX_ADDRESSES:
-            del self._addresses[next(iter(self._addresses))]
+        if len(self._addresses) >= _MAX_ADDRESSES:
+            # The eldest, and so many that the next address does not cost all this again.
+            for address in list(itertools.islice(self._addresses, _MAX_ADDRESSES // 10)):
+                del self._addresses[address]
 
     def address(self, client: ClientConnection, entry: Entry) -> str:
         """Where a request comes from, as far as can be believed."""

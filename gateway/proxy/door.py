@@ -165,6 +165,9 @@ class Door:
             entry.extra = allow_origin(head.origin)
             if method == "OPTIONS" and head.asks_method:
                 entry.refusal, entry.answer = None, preflight(head.origin)
+        elif head.of_another_page and visitor is self._nobody and method not in ("GET", "HEAD"):
+            # It asked for no permission before, and needs none to be harmful; where keys are wanted it has none.
+            entry.refusal = Forbidden("pages of other origins may not change anything", "see GATEWAY_CORS_ORIGINS")
         if visitor is not None and head.for_chroma and entry.answer is None:
             self._plan(entry, visitor, action)
         entry.plain = (
@@ -188,7 +191,7 @@ class Door:
         try:
             require_role(visitor.role, action)
             if action is Action.RESET and not self._allow_reset:
-                raise RESET_DISABLED
+                raise _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")
             entry.plan = plan(visitor.scope, entry.head.to)
             if action is Action.IDENTITY and visitor.key is not None:
                 entry.answer = identity(visitor.name, visitor.scope)
@@ -204,6 +207,3 @@ class _ResetDisabled(Forbidden):
     @property
     def name(self) -> str:
         return "ChromaError"
-
-
-RESET_DISABLED = _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")

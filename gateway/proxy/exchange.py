@@ -15,7 +15,7 @@ from typing import Protocol
 
 import structlog
 
-from gateway.errors import BadUpstream, GatewayError, Overloaded, Unavailable, UpstreamTimeout
+from gateway.errors import BadUpstream, ClientTooSlow, GatewayError, Overloaded, Unavailable, UpstreamTimeout
 from gateway.proxy.answers import error_answer
 from gateway.proxy.framing import LAST_CHUNK, Body, Chunked, UntilClose, chunk
 from gateway.proxy.gate import Gate, Ticket
@@ -26,6 +26,9 @@ from gateway.proxy.upstream import Pool, Upstream
 log = structlog.get_logger()
 
 HELD_BYTES = 64 * 1024
+# Where others wait for a slot, a request that has one must arrive; a client that is slow on purpose would keep it.
+_MAY_BE_SLOW_S = 5.0
+_LEAST_BYTES_PER_S = 64 * 1024
 
 
 class Client(Protocol):
@@ -73,8 +76,9 @@ class Exchange:
     has_slot = False
     _begun = _retried = _chunks = _last = False
     _awaits_end = False  # streams up without a ticket, all but its last piece
+    _held_up = False  # by Chroma, which takes less than the client sends
     _can_repeat = False  # all of it is in `_held`, and Chroma may be asked twice
-    _held_bytes = 0
+    _held_bytes = _streamed_bytes = 0
     _status = CLIENT_GONE
     _asked_at_s = 0.0  # when Chroma was given the request
     companion: Companion | None = None
@@ -109,6 +113,7 @@ class Exchange:
         """The next piece of the request's body, framed for Chroma; or nothing, and `complete`."""
         self.received = complete
         if self._upstream is not None:
+            self._streamed_bytes += len(data)
             if self._awaits_end:
                 data = self._hold_back(data)
             self._upstream.send(data)
@@ -154,6 +159,11 @@ class Exchange:
             self._waits_since_s = self._waits_since_s or now_s
             if now_s - self._waits_since_s > queue_timeout_s:
                 self.fail(Overloaded(f"this request waited {queue_timeout_s:g} s for its turn", "send it again"))
+        elif not self.received and not self.answering and not self._held_up and self._pool.queued:
+            asked_s = now_s - self._asked_at_s - _MAY_BE_SLOW_S
+            if asked_s > 0 and self._streamed_bytes < asked_s * _LEAST_BYTES_PER_S:
+                upstream.drop()
+                self.fail(ClientTooSlow("this request arrived too slowly while others waited", "send it again"))
         elif (
             self._ticket is None
             and self.received
@@ -339,9 +349,11 @@ class Exchange:
             self._broken(BadUpstream(f"Chroma broke off before it answered: {cause}", hint))
 
     def upstream_full(self) -> None:
+        self._held_up = True
         self._client.stop_reading()
 
     def upstream_ready(self) -> None:
+        self._held_up = False
         self._client.read_on()
 
     # ------------------------------------------------------------------ ends

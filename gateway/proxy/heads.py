@@ -5,6 +5,7 @@ head is worked out once for each distinct one: `parse_request` is a function of 
 door keeps its results with what follows from the keys; `response_head` keeps its own latest results.
 """
 
+import re
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -12,13 +13,16 @@ import httptools
 
 from gateway.auth.routes import Addressed, addressed
 from gateway.auth.tokens import CREDENTIALS
-from gateway.errors import InvalidRequest
+from gateway.errors import HeadTooLarge, InvalidRequest
 from gateway.proxy.classify import Kind, Route, classify
 from gateway.proxy.framing import BadFraming, Body, Chunked, Counted, UntilClose
 from gateway.proxy.headers import Headers, for_client, for_upstream
 
 END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
+# Chroma's server takes no more (hyper, `DEFAULT_MAX_HEADERS`); thousands of empty ones cost us much to look at.
+_MAX_HEADERS = 100
+_OTHER_LINES = 2
 
 # Longer ones are rare, and would let strangers fill the memory.
 _REMEMBERED_BYTES = 2048
@@ -29,6 +33,9 @@ _PROBES = frozenset(
     for version in ("v1", "v2")
     for name in ("heartbeat", "healthcheck", "version", "pre-flight-checks")
 )
+# It is repeated in logs, in the audit and to Chroma.
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
+_ELSEWHERE = (b"cross-site", b"same-site")
 _NO_BODY_STATUSES = (204, 304)
 _RETRIED = (Kind.READ, Kind.RECORD_READ)
 
@@ -64,6 +71,8 @@ class RequestHead(NamedTuple):
     origin: bytes | None
     asks_method: bool
     """Whether it may be a browser's question before the request that matters."""
+    of_another_page: bool
+    """Whether a browser says that a page from elsewhere wants this."""
 
     def body(self) -> Body | None:
         """The body to come, None if there is none."""
@@ -115,7 +124,9 @@ class _Parts:
 
 
 def parse_request(raw: bytes) -> RequestHead:
-    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest."""
+    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest, HeadTooLarge."""
+    if raw.count(b"\r\n") > _MAX_HEADERS + _OTHER_LINES:
+        raise HeadTooLarge(f"a request may have {_MAX_HEADERS} headers")
     parts = _Parts()
     parser = parts.parser = httptools.HttpRequestParser(parts)
     try:
@@ -149,7 +160,9 @@ def parse_request(raw: bytes) -> RequestHead:
         old=version == "1.0",
         expects_continue=any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers),
         forwarded_for=b", ".join(value for name, value in headers if name == b"x-forwarded-for") or None,
-        request_id=next((value for name, value in headers if name == b"x-request-id"), None),
+        request_id=next(
+            (value for name, value in headers if name == b"x-request-id" and _REQUEST_ID.fullmatch(value)), None
+        ),
         probe=method in (b"GET", b"HEAD") and path in _PROBES,
         idempotent=route.kind in _RETRIED,
         to=addressed(method.decode("ascii"), path),
@@ -158,6 +171,7 @@ def parse_request(raw: bytes) -> RequestHead:
         credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
         traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
+        of_another_page=any(name == b"sec-fetch-site" and value in _ELSEWHERE for name, value in headers),
         asks_method=any(name == b"access-control-request-method" for name, _ in headers),
     )
 

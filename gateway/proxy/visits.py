@@ -16,7 +16,7 @@ import msgspec
 from gateway.auth.access import Answer, Lists, Plan, require_name
 from gateway.auth.quota import Quota
 from gateway.auth.scope import Names, Scope
-from gateway.errors import BadUpstream, BodyTooLarge, GatewayError, InvalidRequest, Unavailable
+from gateway.errors import BadUpstream, BodyTooLarge, GatewayError, InvalidRequest, Overloaded, Unavailable
 from gateway.proxy.answers import own_answer
 from gateway.proxy.door import Entry
 from gateway.proxy.exchange import Client, Exchange
@@ -42,11 +42,18 @@ class CollectionNames(Protocol):
     async def find(self, collection_id: str) -> "tuple[str, str, str] | None": ...
 
 
+class Room:
+    """How much of bodies that must be whole may be here at once, of all visitors together."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.taken_bytes = most_bytes, 0
+
+
 class ScopedExchange(Exchange):
     """Of a visitor who sees a part only, or may write so many records at once."""
 
     _generation: object = None
-    _shown = True
+    _taken_bytes = 0  # of the room
 
     def __init__(
         self,
@@ -57,12 +64,13 @@ class ScopedExchange(Exchange):
         pool: Pool,
         names: CollectionNames,
         max_records: int,
+        room: Room,
     ) -> None:
         super().__init__(client, entry.head, request_id, gate, pool, entry.tally)
         assert entry.visitor is not None
         self._plan: Plan = entry.plan
         self._scope: Scope = entry.visitor.scope
-        self._names, self._max_records = names, max_records
+        self._names, self._max_records, self._room = names, max_records, room
         self._wants_whole = self._plan.name_field is not None or max_records > 0
 
     def receive(self, data: bytes, *, complete: bool) -> None:
@@ -81,7 +89,11 @@ class ScopedExchange(Exchange):
         if data:
             self._held.append(data)
             self._held_bytes += len(data)
-        if self._plan.name_field is not None and self._held_bytes > _MAX_NAMING_BODY_BYTES:
+            self._taken_bytes += len(data)
+            self._room.taken_bytes += len(data)
+        if self._room.taken_bytes > self._room.most_bytes:
+            self.fail(Overloaded("too many long requests are arriving at once", "send it again, a little later"))
+        elif self._plan.name_field is not None and self._held_bytes > _MAX_NAMING_BODY_BYTES:
             self.fail(BodyTooLarge(f"the body of {self.head.what} may have {_MAX_NAMING_BODY_BYTES} bytes"))
         elif complete:
             try:
@@ -161,6 +173,11 @@ class ScopedExchange(Exchange):
         if self._upstream is not None:
             self._upstream.drop()
         self.fail(Unavailable(_RENAMED, "nothing happened; send it again"))
+
+    def _end(self) -> None:
+        self._room.taken_bytes -= self._taken_bytes
+        self._taken_bytes = 0
+        super()._end()
 
     def _say(self, answer: Answer) -> None:
         if self.over:

@@ -285,6 +285,7 @@ class _Gateway:
             base_url=self.url,
             headers={"Authorization": f"Bearer {_token(settings)}"},
             timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
+            trust_env=url is not None,  # what stays on this machine goes through no proxy
         )
 
     def __enter__(self) -> "_Gateway":

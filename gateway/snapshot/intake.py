@@ -71,7 +71,7 @@ async def _migrate(path: Path, progress: Progress) -> None:
     async with scratch_chroma(path) as url:
         contents = await asyncio.to_thread(database.read_contents, path)
         progress.phase("reading collections", len(contents.collections), "collections")
-        async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S, trust_env=False) as client:
             for collection in contents.collections:
                 try:
                     problem = await probe(client, collection)

@@ -94,7 +94,7 @@ async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str
     problems = list[str]()
     collections = manifest.snapshot.collections
     progress.phase("reading collections", len(collections), "collections")
-    async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S, trust_env=False) as client:
 
         async def read(collection: SnapshotCollection) -> None:
             name = f"{collection.tenant}/{collection.database}/{collection.name}"

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import http.client
+import http.server
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +210,80 @@ def test_training_follows_documents_and_flags(home: House) -> None:
     says = (got["metadatas"] or [[{}]])[0][0]
     assert (says["document"], says["chunk"], says["position"], says["course"]) == ("a.md", 0, 0, "fruit")
     assert says["digest"] == hashlib.sha256(b"Apples are green now.").hexdigest()
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server of somebody's, and the headers of what it was sent."""
+    heard: list[dict[str, str]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(dict(self.headers))
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"]
+            answer = json.dumps([[1.0, 2.0, 3.0]] * len(texts)).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/", heard
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("name", ["huggingface_server", "words_for_tests"])
+def test_a_collection_does_not_say_what_training_runs(home: House, name: str) -> None:
+    """Whoever may write to it could have keys of the gateway's sent anywhere, or run a model of theirs."""
+    put(home, "a.txt", "A text.")
+    if name == "words_for_tests":
+        train(home)
+    base = f"{home.url}/api/v2/tenants/default_tenant/databases/default_database/collections"
+    with listening() as (url, heard):
+        function = {"type": "known", "name": name, "config": {"url": url, "api_key_env_var": "GATEWAY_ADMIN_TOKEN"}}
+        if name == "words_for_tests":
+            collection_id = httpx.get(f"{base}/avatar-ada").json()["id"]
+            body = {"new_configuration": {"embedding_function": function}}
+            assert httpx.put(f"{base}/{collection_id}", json=body).status_code == 200
+        else:
+            body = {"name": "avatar-ada", "configuration": {"embedding_function": function}}
+            assert httpx.post(base, json=body).status_code == 200
+        put(home, "b.txt", "Another text.")
+        status = done(home, home.admin("POST", f"{AVATAR}/vectorstore/train"))
+        assert (status["state"], status["error"]["error"]) == ("failed", "UniqueConstraintError"), status
+        assert "is embedded with" in status["error"]["message"]
+        # Not by a request either, for who may train need not know the keys of the house.
+        for config in (function["config"], {"url": url, "kwargs": {"trust_remote_code": True}}):
+            asked = {"embedding": {"name": "huggingface_server", "config": config}, "collection": "another"}
+            refused = home.admin("POST", f"{AVATAR}/vectorstore/train", json=asked)
+            assert (refused.status_code, "embedding" in refused.json()["message"]) == (400, True)
+        assert not heard
+    assert httpx.delete(f"{base}/avatar-ada").status_code == 200
+
+
+def test_a_collection_is_trained_again_with_what_it_was_trained_with(home: House) -> None:
+    """Whoever trains says it each time, unless the settings do; another one, or another configuration, is refused."""
+    put(home, "a.txt", "A text.")
+    with listening() as (url, heard):
+        embedding = {"name": "huggingface_server", "config": {"url": url}}
+        assert train(home, embedding=embedding)["added"] == ["a.txt"]
+        put(home, "b.txt", "Another text.")
+        assert train(home, embedding=embedding)["added"] == ["b.txt"]
+        assert heard
+        put(home, "c.txt", "A third text.")
+        elsewhere = embedding | {"config": {"url": f"{url}elsewhere"}}
+        for asked in ({}, {"embedding": elsewhere}):
+            status = done(home, home.admin("POST", f"{AVATAR}/vectorstore/train", json=asked))
+            assert (status["state"], status["error"]["error"]) == ("failed", "UniqueConstraintError"), status
+        assert sorted(records(home)) == ["a.txt", "b.txt"]
 
 
 def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: House) -> None:

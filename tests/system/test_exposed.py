@@ -165,6 +165,27 @@ def test_pages_of_others_may_not(served: Served, origin: str) -> None:
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pages_of_others_change_nothing_where_no_key_is_needed(site: str) -> None:
+    """A browser sends what any page wants, without a question before, if it has no Content-Type; Chroma takes that."""
+    told = {"Origin": "https://evil.example.com", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
+    with house(GATEWAY_CORS_ORIGINS=PAGE) as built:
+        built.start()
+
+        def make(name: str, headers: dict[str, str]) -> int:
+            content = json.dumps({"name": name}).encode()
+            return httpx.post(f"{built.url}{BASE}/collections", content=content, headers=headers).status_code
+
+        assert make("theirs", told) == 403
+        assert httpx.get(f"{built.url}{BASE}/collections").json() == []
+        # A link that is clicked, a page of ours, a page that came from here, and whoever is no browser.
+        assert httpx.get(f"{built.url}/api/v2/version", headers=told).status_code == 200
+        assert make("ours", told | {"Origin": PAGE}) == 200
+        assert make("from-here", told | {"Origin": "http://behind-a-proxy", "Sec-Fetch-Site": "same-origin"}) == 200
+        assert make("mine", {}) == 200
+        assert built.stop() == 0
+
+
 # ---------------------------------------------------------------------- the audit
 
 
@@ -190,6 +211,9 @@ def test_what_was_done_is_written_down(served: Served) -> None:
     assert [note["who"] for note in notes(served, action="delete_collection", status=403)] == ["reader"]
     (snapshot,) = notes(served, who="admin", path="/admin/snapshot")
     assert (snapshot["status"], snapshot["address"], snapshot["request_id"]) == (201, "8.8.4.4", "deed-1")
+    assert httpx.post(f"{served.house.url}/admin/gc", headers=served.keys.bearer("reader")).status_code == 403
+    served.house.until(lambda: bool(notes(served, who="reader", path="/admin/gc")), "it is written", 10)
+    assert [note["status"] for note in notes(served, who="reader", path="/admin/gc")] == [403]
     text = served.audit.read_text()
     assert name not in text
     assert not any(token in text for token in (*served.keys.tokens.values(), ADMIN_TOKEN))
@@ -401,4 +425,21 @@ def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
         assert built.stop() == 0
         built.start()
         built.until(lambda: 0 <= told() < 60, "it is known again", 20)
+        assert built.stop() == 0
+
+
+def test_a_proxy_of_the_environments_gets_nothing_of_this_machines() -> None:
+    """The gateway reaches its Chroma, and commands the gateway, without it: they carry data and the admin token."""
+    with house(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as built:
+        built.start()
+        for command in (["list"], ["documents", "avatars"], ["status"]):
+            shown = subprocess.run(
+                [sys.executable, "-m", "gateway", *command],
+                env=built.env,
+                cwd=built.directory,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert shown.returncode == 0, shown.stderr
         assert built.stop() == 0

@@ -39,7 +39,7 @@ IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}
 # The one reader of settings, and those that make the environment of the program they turn into: they
 # may pass the whole environment on, and put our own commands first in PATH.
 READS_SETTINGS = "gateway.config"
-MAKES_AN_ENVIRONMENT = {"gateway.serve", "gateway.chroma.process"}
+MAKES_AN_ENVIRONMENT = {"gateway.serve", "gateway.chroma.process", "gateway.documents.workshop"}
 PASSED_ON = {"PATH"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 

@@ -1,5 +1,6 @@
 """Keys files: what they say, what they must not say, and what no text can make of them."""
 
+import asyncio
 import json
 import tomllib
 from datetime import UTC, datetime
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from gateway.auth import keyring
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import Key, parse_keys
 from gateway.auth.scope import Role
@@ -209,6 +211,50 @@ async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
     assert changes == [1]
     with pytest.raises(Unauthorized):
         ring.find(token)
+
+
+async def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry without its last lines is an entry too: one that sees everything."""
+    file, changed = tmp_path / "keys.toml", asyncio.Event()
+    file.write_text("keys = []")
+    ring = Keyring("an-admin-token", file=file)
+    scopes: list[bool] = []
+
+    def note() -> None:
+        scopes.extend(key.scope.everything for key in ring.keys)
+        changed.set()
+
+    ring.when_changed(note)
+    half = "[[keys]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in GOOD.items())
+    stamp, read, looks = keyring._stamp, keyring._read, 0
+
+    def finish() -> None:
+        if file.read_text() == half:
+            file.write_text(half + 'tenants = ["acme"]\n')
+
+    def slow_stamp(of: Path) -> tuple[int, ...]:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            finish()
+        return stamp(of)
+
+    def slow_read(of: Path) -> list[Key]:
+        keys = read(of)
+        finish()
+        return keys
+
+    monkeypatch.setattr(keyring, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(keyring, "_stamp", slow_stamp)
+    file.write_text(half)
+    monkeypatch.setattr(keyring, "_read", slow_read)
+    running = asyncio.create_task(ring.run())
+    try:
+        async with asyncio.timeout(10):
+            await changed.wait()
+    finally:
+        running.cancel()
+    assert scopes == [False]
 
 
 def test_the_readmes_example_is_a_keys_file() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from gateway.auth.access import NOTHING_HERE, plan
-from gateway.auth.addresses import client_address, is_loopback, networks
+from gateway.auth.addresses import client_address, counted_as, is_loopback, networks
 from gateway.auth.routes import BY_ID, READS, Action, addressed, collection_id
 from gateway.auth.scope import Names, Scope
 from gateway.proxy.classify import Kind, classify
@@ -128,6 +128,8 @@ def test_ids_are_written_in_one_way(text: str, id_: str | None) -> None:
         ("10.0.0.1", b"nonsense", "10.0.0.0/8", "10.0.0.1"),
         ("10.0.0.1", b"1.1.1.1, nonsense", "10.0.0.0/8", "10.0.0.1"),
         ("10.0.0.1", None, "10.0.0.0/8", "10.0.0.1"),
+        ("10.0.0.1", b"1.1.1.1," + b"10.0.0.2," * 14 + b"10.0.0.2", "10.0.0.0/8", "1.1.1.1"),
+        ("10.0.0.1", b"1.1.1.1," + b"10.0.0.2," * 6000 + b"10.0.0.3", "10.0.0.0/8", "10.0.0.2"),
         ("::1", b"2001:db8::1", "::1", "2001:db8::1"),
         ("::ffff:10.0.0.1", b"1.1.1.1", "10.0.0.0/8", "1.1.1.1"),
         ("unknown", b"1.1.1.1", "0.0.0.0/0", "unknown"),
@@ -142,6 +144,23 @@ def test_only_our_proxies_are_believed(peer: str, forwarded: bytes | None, trust
 def test_no_forwarded_header_breaks_it(forwarded: bytes) -> None:
     """It is an address or the peer."""
     assert client_address("10.0.0.1", forwarded, networks("0.0.0.0/0,::/0"))
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8:1:2::", "2001:db8:1:2::"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:3::6", "2001:db8:1:3::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_a_network_of_ipv6_is_one_visitor(address: str, counted: str) -> None:
+    """Its owner has as many addresses as there are requests to send."""
+    assert counted_as(address) == counted
 
 
 def test_loopback() -> None:

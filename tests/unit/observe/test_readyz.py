@@ -8,6 +8,7 @@ from fastapi import FastAPI
 
 from gateway.app import House, _admin_application
 from gateway.config import Settings
+from gateway.errors import StoreDenied
 from tests.keys import Keys
 
 NAME = "acme/web/payroll"
@@ -52,6 +53,19 @@ async def test_an_open_house_tells_everybody(tmp_path: Path) -> None:
     assert (body["phase"], body["collections_done"], body["collections_total"]) == ("reading", 3, 7)
     house.watch.warmed = True
     assert (await ask(app, {})).json() == {"status": "ready", "warnings": []}
+
+
+@pytest.mark.parametrize(("who", "told"), [(None, False), ("part", False), ("reader", True)])
+async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: str | None, told: bool) -> None:
+    """They name the store. That there are some everybody may know."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
+    house = House(settings, "an-admin-token")
+    house.watch.up = house.watch.warmed = True
+    house.place._problem = StoreDenied("put s3://payroll/lease.json: AccessDenied")
+    answer = await ask(_admin_application(house), keys.bearer(who) if who else {})
+    assert answer.status_code == 200
+    assert len(answer.json()["warnings"]) == 1
+    assert ("payroll" in answer.text) is told
 
 
 async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
