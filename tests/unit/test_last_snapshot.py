@@ -1,6 +1,7 @@
 """The last snapshot is taken, whatever else goes on."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 from gateway.app import House
 from gateway.config import Settings
 from gateway.errors import Conflict
+from gateway.snapshot import operations
+from gateway.snapshot.progress import Silent
+from tests.unit.snapshot.manifests import manifest
 
 
 async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +35,25 @@ async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest
     assert tries == ["handover"] * 3
     await asyncio.wait_for(house._save("handover"), 10)
     assert len(tries) == 3, "nothing changed since"
+
+
+async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the newest snapshot, of other data: a new container would find those, not what was acknowledged here."""
+    house = House(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    house.directory.make()
+    house.changes.cut()
+    house.changes.saved()
+
+    async def published(*_: object) -> Any:
+        async with house.repository._fence.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
+            pass
+        return manifest().snapshot
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    monkeypatch.setattr(operations, "take_in", published)
+    await house.place.require()
+    assert not house.changes.any
+    await house.operations.take_in(nothing(), None, 1, Silent(), asyncio.Event())
+    assert house.changes.any

@@ -1,0 +1,115 @@
+"""One thing at a time, and nothing of it stays when it comes to nothing."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.chroma import database
+from gateway.chroma.database import prepare
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE
+from gateway.errors import NotFound
+from gateway.snapshot import operations
+from gateway.snapshot.home import Home
+from gateway.snapshot.operations import Operations
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.succession import Role, Succession
+from tests.unit.snapshot.manifests import ID
+from tests.unit.snapshot.stores import MemoryStore
+
+
+class Source:
+    def require_served(self) -> int:
+        return 1
+
+    async def require_same_run(self, run: int) -> None: ...
+
+
+class Writes:
+    def refuse_writes(self, reason: str) -> None: ...
+
+    def accept_writes(self) -> None: ...
+
+
+@asynccontextmanager
+async def hold() -> AsyncIterator[float]:
+    yield 0.0
+
+
+@asynccontextmanager
+async def refuse(_: str) -> AsyncIterator[None]:
+    yield
+
+
+async def nothing(_label: str) -> None: ...
+
+
+def made(path: Path, store: MemoryStore, place: Succession | None = None) -> Operations:
+    directory = DataDirectory(path)
+    directory.make()
+    prepare(path)
+    chroma: Any = None
+    return Operations(Repository(store, place), directory, Source(), chroma, hold, refuse, place)
+
+
+async def test_a_quiesce_that_is_broken_off_holds_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that it was just about to get is given back, or Chroma would wait for it for good."""
+    asked, go = threading.Event(), threading.Event()
+
+    def lock(data_dir: Path) -> Any:
+        asked.set()
+        assert go.wait(10)
+        return database.write_lock(data_dir)
+
+    def slow(data_dir: Path) -> Any:
+        return _Later(lambda: lock(data_dir))
+
+    monkeypatch.setattr(operations, "write_lock", slow)
+    asking = asyncio.create_task(made(tmp_path, MemoryStore()).quiesce(60))
+    await asyncio.to_thread(asked.wait, 10)
+    asking.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(asking, return_exceptions=True)
+    with closing(sqlite3.connect(tmp_path / DATABASE, timeout=2)) as writer:
+        writer.execute("create table t(n)")
+
+
+class _Later:
+    """A context manager that is made when it is entered."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._made = self._make()
+        self._made.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._made.__exit__(*error)
+
+
+async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path: Path) -> None:
+    """A wrong id on a gateway that is behind takes the lease from nobody."""
+    store = MemoryStore()
+
+    def gateway(name: str, *, has_data: bool) -> Succession:
+        DataDirectory(tmp_path / name).make()
+        home = Home(tmp_path / name)
+        return Succession(store, home, name, Writes(), has_data=lambda: has_data, save=nothing, takeover_timeout_s=0)
+
+    writer, behind = gateway("writer", has_data=False), gateway("behind", has_data=True)
+    await writer.require()
+    behind._had_data = True
+    with pytest.raises(Exception, match="another gateway"):
+        await behind.require()
+    assert (writer.role, behind.role) == (Role.WRITER, Role.BEHIND)
+    with pytest.raises(NotFound):
+        await made(tmp_path / "behind", store, behind).restore(ID)
+    await writer.settle()
