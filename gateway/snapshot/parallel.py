@@ -55,7 +55,7 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def to_its_end(
-    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], None] | None = None
+    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], object] | None = None
 ) -> _Result:
     """Run `function(*args)` in a thread; when cancelled, however often, wait for its end, and `undo` its result.
 
