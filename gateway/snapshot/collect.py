@@ -25,6 +25,7 @@ import structlog
 from pydantic import BaseModel, Field
 
 from gateway.errors import NotFound, SnapshotError
+from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Candidate, Keep, plan_retention
 
@@ -63,9 +64,7 @@ async def collect(
         )
     await fence.settle()
     snapshots = await repository.snapshots()
-    plan = plan_retention(
-        (Candidate(each.id, each.created_at, each.label, each.state == "complete") for each in snapshots), keep
-    )
+    plan = plan_retention((Candidate(each.id, each.created_at, each.label, _is_good(each)) for each in snapshots), keep)
     for snapshot_id in plan.dropped:
         await repository.drop(snapshot_id)
         log.info("snapshot dropped, no rule keeps it", snapshot=snapshot_id)
@@ -95,6 +94,10 @@ async def collect(
         young_packs=collected.young_packs,
     )
     return collected
+
+
+def _is_good(snapshot: Snapshot) -> bool:
+    return snapshot.state == "complete" and (snapshot.verified is None or snapshot.verified.ok)
 
 
 async def _named(repository: Repository) -> set[str]:

@@ -16,7 +16,7 @@ from gateway.errors import GatewayError, LeaseLost, StoreDenied, StoreUnavailabl
 from gateway.snapshot.collect import Collected, collect
 from gateway.snapshot.home import Home
 from gateway.snapshot.lease import read_tenure
-from gateway.snapshot.model import Manifest
+from gateway.snapshot.model import Manifest, Verification
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
@@ -130,6 +130,21 @@ async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path:
     assert gone[0] == f"snapshots/{OLDER}/manifest.json"
     assert {key.split("/")[0] for key in gone[1:]} == {"snapshots", "data"}
     assert gone[-1].startswith("data/")
+
+
+async def test_a_snapshot_that_failed_its_verification_is_no_reason_to_drop_a_good_one(tmp_path: Path) -> None:
+    """The newest good one stays, and so does the failed one, which somebody may want to look at."""
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, OLDER, b"of the older")
+    await stored(repository, ID, b"of the one between")
+    await stored(repository, NEWER, b"of the newer")
+    found = Verification(ok=False, level="data", at=store.now, problems=("a pack is missing",))
+    await repository.note_verified(NEWER, found)
+    collected = await collect(repository, place, Keep(last=1), DAY_S)
+    assert collected.dropped_snapshots == [OLDER]
+    assert await repository.ids() == [NEWER, ID]
+    await repository.note_verified(NEWER, found.model_copy(update={"ok": True}))
+    assert (await collect(repository, place, Keep(last=1), DAY_S)).dropped_snapshots == [ID]
 
 
 async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
