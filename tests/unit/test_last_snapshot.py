@@ -1,16 +1,19 @@
 """The last snapshot is taken, whatever else goes on."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway import app
 from gateway.app import House
 from gateway.config import Settings
 from gateway.errors import Conflict
 from gateway.snapshot import operations
+from gateway.snapshot.parallel import past_cancelling
 from gateway.snapshot.progress import Silent
 from tests.unit.snapshot.manifests import manifest
 
@@ -57,3 +60,40 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
     assert not house.changes.any
     await house.operations.take_in(nothing(), None, 1, Silent(), asyncio.Event())
     assert house.changes.any
+
+
+async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduled snapshot whose bytes are on their way to a store that does not answer keeps nobody from ending."""
+    monkeypatch.setattr(app, "_JOBS_END_S", 0.05)
+    answer, ended = asyncio.Event(), asyncio.Event()
+
+    async def failing() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+            raise Conflict("it fails at its end")
+
+    stuck = asyncio.create_task(past_cancelling(answer.wait()))
+    other = asyncio.create_task(failing())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await app._end(stuck, other)  # type: ignore[arg-type]
+    assert (stuck.done(), ended.is_set()) == (False, True)
+    answer.set()
+    await stuck
+
+
+async def test_a_last_snapshot_that_fails_whatever_it_fails_of_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the exit status too: an error that nobody thought of is no success."""
+    house = House(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+
+    async def broken(*_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(house, "_save", broken)
+    monkeypatch.setattr(house, "_drain", broken)
+    await house._last_snapshot()
+    assert house.last_failure is not None
