@@ -4,6 +4,7 @@ Until everything was fetched and verified nothing of the data directory is touch
 """
 
 import asyncio
+import functools
 import hashlib
 import os
 import secrets
@@ -131,7 +132,8 @@ async def fetch_verified(
     """
     _require_known_paths(manifest)
     staged = Staged(manifest)
-    await asyncio.to_thread(_make_files, target, manifest.files)
+    # What writes goes to its end: after a restore that was cancelled there may be files of the next one's here.
+    await to_its_end(_make_files, target, manifest.files)
     for file in manifest.files:
         staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
     async with Crew(2) as crew:
@@ -141,7 +143,7 @@ async def fetch_verified(
         await crew.start(asyncio.to_thread, _check_contents, target, manifest)
         for file in sorted(manifest.files, key=lambda file: -file.size_bytes):
             await crew.start(asyncio.to_thread, _check_file, target, file, staged)
-    await asyncio.to_thread(put_back, target, manifest.positions, keep=keep_log)
+    await to_its_end(functools.partial(put_back, target, manifest.positions, keep=keep_log))
     return staged
 
 
@@ -284,7 +286,7 @@ async def _fetch(repository: Repository, staged: Staged, target: Path, progress:
     async def fetch(each: Fetch, number: int) -> None:
         nonlocal done
         data = await repository.get_pack(each.pack)
-        done += await asyncio.to_thread(_place, target, each, data, number, staged)
+        done += await to_its_end(_place, target, each, data, number, staged)
         progress(done, total)
 
     for number, stage in enumerate(stages):
@@ -307,11 +309,18 @@ def _place(target: Path, fetch: Fetch, data: bytes, number: int, staged: Staged)
         try:
             with (target / file.path).open("r+b", 0) as opened:
                 for position, some in writes:
-                    os.pwrite(opened.fileno(), some, position)
+                    _write(opened.fileno(), some, position)
         except OSError as error:
             raise write_error(f"writing {file.path} failed", error) from error
         done += piece.size_bytes
     return done
+
+
+def _write(descriptor: int, data: memoryview, position: int) -> None:
+    """All of `data`: what a disk takes before it is full is less, and no error."""
+    while data:
+        written = os.pwrite(descriptor, data, position)
+        data, position = data[written:], position + written
 
 
 # ---------------------------------------------------------------------- verifying
