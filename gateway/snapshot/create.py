@@ -261,12 +261,13 @@ class Snapshotter:
 
     async def _remember(self, before: Baseline, manifest: Manifest, taken: _Taken, writer: PackWriter) -> None:
         """The snapshot is stored; from now on it is what the next one is measured against."""
+        files, signatures = {file.path: file for file in taken.files}, before.signatures | taken.signatures
         self._baseline = Baseline(
             manifest.snapshot.id,
             before.seed,
-            {file.path: file for file in taken.files},
+            files,
             dict(taken.positions),
-            before.signatures | taken.signatures,
+            {path: each for path, each in signatures.items() if path in files},
         )
         with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
             named = {pack.sha256 for pack in manifest.packs}
@@ -314,7 +315,8 @@ class Snapshotter:
                 if time.monotonic() - counted_at > _COUNT_EVERY_S:
                     counted_at = time.monotonic()
                     await to_its_end(self._bound_log)
-            except GatewayError as error:
+            except Exception as error:
+                # Whatever it was: a log that nobody bounds any more grows until the disk is full.
                 log.warning("the logs could not be bounded, trying again", cause=str(error))
 
     def _bound_wal(self) -> None:
@@ -327,7 +329,8 @@ class Snapshotter:
 
     def _bound_log(self) -> None:
         """When indexes in the store lag too far behind, give the rows up: the next snapshot reads those anew."""
-        if self._baseline is None or count_log(self._directory.path) <= _MAX_LOG_ROWS:
+        # Also while nothing is known of the store: it may stay away for long.
+        if count_log(self._directory.path) <= _MAX_LOG_ROWS:
             return
         trim_log(self._directory.path, synced_to(self._directory.path))
 

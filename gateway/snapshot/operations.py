@@ -191,7 +191,10 @@ class Operations:
         """Look at all of a snapshot; see `verify`."""
         with self._looking(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
-            return await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
+            found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
+            if not found.ok and self._place:
+                self._place.changed()
+            return found
 
     async def unfold(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
         """Restore a snapshot into a room of its own, which `rooms` gives back; for a Chroma without a gateway.

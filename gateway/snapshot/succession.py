@@ -190,7 +190,7 @@ class Succession:
             self._become_writer()
 
     def changed(self) -> None:
-        """The newest snapshot may have been deleted, or be of other data: what is served is no longer saved."""
+        """The newest snapshot may have been deleted, be broken, or of other data: what is served is no longer saved."""
         self._on_change()
 
     async def end(self) -> None:

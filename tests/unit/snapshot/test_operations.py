@@ -1,10 +1,12 @@
 """One thing at a time, and nothing of it stays when it comes to nothing."""
 
 import asyncio
+import errno
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.errors import NotFound
-from gateway.snapshot import operations
+from gateway.snapshot import create, operations
 from gateway.snapshot.home import Home
+from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
+from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.succession import Role, Succession
 from tests.unit.snapshot.manifests import ID
@@ -113,3 +117,48 @@ async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path
     with pytest.raises(NotFound):
         await made(tmp_path / "behind", store, behind).restore(ID)
     await writer.settle()
+
+
+@pytest.mark.parametrize("ok", [True, False])
+async def test_what_is_in_a_broken_snapshot_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: bool
+) -> None:
+    """The next turn, or the end, takes another one, although nothing was written since."""
+    changes = list[str]()
+
+    async def verify(*_: object) -> Verification:
+        return Verification(ok=ok, level="data", at=datetime.now(UTC))
+
+    monkeypatch.setattr(operations, "verify", verify)
+    store, home = MemoryStore(), Home(tmp_path)
+    place = Succession(
+        store,
+        home,
+        "a test",
+        Writes(),
+        has_data=lambda: True,
+        save=nothing,
+        on_change=lambda: changes.append("changed"),
+    )
+    await made(tmp_path, store, place).verify(ID, "data", Silent())
+    assert changes == ([] if ok else ["changed"])
+
+
+async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is short of descriptors for a while does not let SQLite's log grow for good."""
+    monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
+    snapshotter, times, again = made(tmp_path, MemoryStore()).snapshotter, list[int](), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def bound() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        loop.call_soon_threadsafe(again.set)
+
+    monkeypatch.setattr(snapshotter, "_bound_wal", bound)
+    keeping = asyncio.create_task(snapshotter.keep_bounded())
+    async with asyncio.timeout(5):
+        await again.wait()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
