@@ -17,6 +17,7 @@ from typing import IO, NoReturn, Self
 
 from gateway.chroma.disk import DATABASE, has_super_journal, is_chromas, is_snapshot_path, write_error
 from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.progress import Progress
 
 _BLOCK_BYTES = 512
@@ -229,5 +230,6 @@ def _copy(source: IO[bytes], target: IO[bytes], member: tarfile.TarInfo) -> None
 async def in_pieces(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
     """`pieces`, each made in a thread."""
     with contextlib.closing(pieces):
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        # To its end: a generator that runs in a thread cannot be closed.
+        while (piece := await to_its_end(next, pieces, None)) is not None:
             yield piece
