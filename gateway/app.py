@@ -374,7 +374,9 @@ class House:
                 await self.jobs.close(spare="snapshot")
 
     async def _last_snapshot(self) -> None:
-        """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
+        """Take the final snapshot in what is left of the grace; keep why, if it failed."""
+        # Most requests have ended. One that is still arriving would be acknowledged after the cut.
+        self.gate.refuse_writes("this gateway is stopping")
         await self.operations.resume()
         left_s, writes = self._left_s(), self.changes.writes
         wanted = self.settings.takes_final_snapshot and self.watch.starts and self.place.may_write

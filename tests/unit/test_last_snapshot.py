@@ -11,7 +11,7 @@ import pytest
 from gateway import app
 from gateway.app import House
 from gateway.config import Settings
-from gateway.errors import Conflict
+from gateway.errors import Conflict, LeaseLost
 from gateway.snapshot import operations
 from gateway.snapshot.parallel import past_cancelling
 from gateway.snapshot.progress import Silent
@@ -97,3 +97,19 @@ async def test_a_last_snapshot_that_fails_whatever_it_fails_of_is_told(
     monkeypatch.setattr(house, "_drain", broken)
     await house._last_snapshot()
     assert house.last_failure is not None
+
+
+async def test_no_write_is_let_through_after_the_last_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that takes longer than the grace is turned away: acknowledged it would be in no snapshot."""
+    house = House(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    refusals: list[str | None] = []
+
+    async def note(*_: object) -> None:
+        refusals.append(house.gate.write_refusal)
+
+    monkeypatch.setattr(house, "_save", note)
+    monkeypatch.setattr(house, "_drain", note)
+    await house._last_snapshot()
+    assert refusals == ["this gateway is stopping"]
+    with pytest.raises(LeaseLost, match="stopping"):
+        await house.gate.enter("upsert")
