@@ -151,9 +151,8 @@ class Operations:
 
     @contextlib.asynccontextmanager
     async def _exchanging(self, reason: str) -> AsyncIterator[None]:
-        async with self._refuse(reason):
-            # Not before: a restore that comes to nothing takes nothing from what is known of the data.
-            await to_its_end(self.snapshotter.forget)
+        # Not before: a restore that comes to nothing takes nothing from what is known of the data.
+        async with self._refuse(reason), self.snapshotter.exchanging():
             yield
 
     async def begin(self) -> None:

@@ -162,3 +162,29 @@ async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, m
         await again.wait()
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_nothing_of_ours_touches_the_data_while_they_are_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection to the database that goes may leave a log beside the one that comes."""
+    monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
+    snapshotter = made(tmp_path, MemoryStore()).snapshotter
+    bounding, go, bounded = threading.Event(), threading.Event(), list[int]()
+
+    def bound() -> None:
+        bounding.set()
+        assert go.wait(10)
+        bounded.append(1)
+
+    monkeypatch.setattr(snapshotter, "_bound_wal", bound)
+    keeping = asyncio.create_task(snapshotter.keep_bounded())
+    assert await asyncio.to_thread(bounding.wait, 10)
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    async with snapshotter.exchanging():
+        assert bounded == [1]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert bounded == [1]
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
