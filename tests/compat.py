@@ -5,7 +5,8 @@ Chroma too, for reasons of its own (missing models, old expectations, a server i
 Left out are the parts that never ask a server over HTTP, or need a cluster, and the property tests, whose
 dice fall differently in each run: tests/integration/test_same_answers.py throws its own.
 
-Both Chromas run with `allow_reset: true`, for this run only: the tests reset the server between each other.
+Both Chromas run with `allow_reset: true`, and the gateway lets it pass, for this run only: the tests reset the server
+between each other.
 """
 
 import os
@@ -80,7 +81,12 @@ def gateway(chroma_port: int, data_dir: Path, directory: Path) -> Iterator[int]:
     """The gateway's own process in front of that Chroma; yields its port."""
     directory.mkdir()
     port = free_port()
-    settings = {"PORT": str(port), "GATEWAY_CHROMA_PORT": str(chroma_port), "GATEWAY_DATA_DIR": str(data_dir)}
+    settings = {
+        "PORT": str(port),
+        "GATEWAY_CHROMA_PORT": str(chroma_port),
+        "GATEWAY_DATA_DIR": str(data_dir),
+        "GATEWAY_ALLOW_RESET": "true",
+    }
     command = [sys.executable, "-P", "-m", "gateway", "gateway"]
     with running(command, directory, f"http://127.0.0.1:{port}/readyz", GATEWAY_LOG_LEVEL="warning", **settings):
         yield port

@@ -146,11 +146,13 @@ def _patch(numbers: list[int], data: bytearray) -> bytes:
     return len(numbers).to_bytes(_COUNT_BYTES, "little") + steps.tobytes() + bytes(data)
 
 
-def parse_patch(patch: bytes, layout: Layout, size_bytes: int) -> tuple[Numbers, Iterator[tuple[int, memoryview]]]:
+def parse_patch(
+    patch: bytes | memoryview, layout: Layout, size_bytes: int, written: npt.NDArray[np.bool_] | None = None
+) -> tuple[Numbers, Iterator[tuple[int, memoryview]]]:
     """The numbers of the blocks in `patch`, and what to write where: (offset, bytes).
 
     The file is `size_bytes` long by now, and may have been longer when the patch was made: what lies past its end
-    is left out. Raises CorruptSnapshot.
+    is left out. So are blocks that are `written`, one bool per block of the file. Raises CorruptSnapshot.
     """
     count = int.from_bytes(patch[:_COUNT_BYTES], "little")
     first = _COUNT_BYTES + count * _WORD_BYTES
@@ -165,14 +167,39 @@ def parse_patch(patch: bytes, layout: Layout, size_bytes: int) -> tuple[Numbers,
         lengths[-1] += len(patch) - first - int(lengths.sum())
         if lengths[-1] <= 0 or lengths[-1] > max(layout.parts):
             raise CorruptSnapshot("a patch does not hold the blocks it names")
-    return numbers, _writes(memoryview(patch)[first:], offsets, lengths, size_bytes)
-
-
-def _writes(data: memoryview, offsets: Numbers, lengths: Numbers, size_bytes: int) -> Iterator[tuple[int, memoryview]]:
-    """Blocks that follow each other in the file are written at once."""
     starts = np.cumsum(lengths) - lengths
+    if written is not None:
+        wanted = numbers >= len(written)
+        wanted[~wanted] = ~written[numbers[~wanted]]
+        numbers, starts, offsets, lengths = (each[wanted] for each in (numbers, starts, offsets, lengths))
+    return numbers, _writes(memoryview(patch)[first:], starts, offsets, lengths, size_bytes)
+
+
+def parse_base(
+    base: bytes | memoryview, layout: Layout, size_bytes: int, offset: int, written: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, memoryview]]:
+    """What to write where of `base`, which lies at `offset` of the file: (offset, bytes).
+
+    Left out is what lies past `size_bytes`, and every block that is `written`, one bool per block of the file.
+    """
+    view, end = memoryview(base), min(offset + len(base), size_bytes)
+    first, last = (byte // layout.period_bytes * len(layout.parts) for byte in (offset, end + layout.period_bytes))
+    starts, lengths = layout.spans(np.flatnonzero(written[first:last]) + first, _FAR)
+    position = offset
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        if position < min(start, end):
+            yield position, view[position - offset : min(start, end) - offset]
+        position = max(position, start + length)
+    if position < end:
+        yield position, view[position - offset : end - offset]
+
+
+def _writes(
+    data: memoryview, starts: Numbers, offsets: Numbers, lengths: Numbers, size_bytes: int
+) -> Iterator[tuple[int, memoryview]]:
+    """Blocks that follow each other, in the data and in the file, are written at once."""
     ends = offsets + lengths
-    breaks = np.flatnonzero(offsets[1:] != ends[:-1]) + 1
+    breaks = np.flatnonzero((offsets[1:] != ends[:-1]) | (np.diff(starts) != lengths[:-1])) + 1
     for run in np.split(np.arange(len(offsets)), breaks):
         if not len(run):
             continue

@@ -24,7 +24,7 @@ from gateway.snapshot.repository import Repository
 PIECE_BYTES = 4 << 20
 PACK_BYTES = 8 << 20
 UPLOADS_AT_ONCE = 4
-FAST, TIGHT = 1, 3
+FAST, TIGHT = 1, 9
 """zstd's level for whole files, of which vectors hardly compress, and for patches, which are few and mostly text."""
 # Vectors hardly compress; unpacking them again would cost more than the few percent they save.
 _WORTH_IT = 0.95
@@ -133,9 +133,9 @@ class PackWriter:
             await self._crew.start(self._repository.put_pack, name, data)
 
 
-def unpack(piece: Piece, pack: Pack, data: bytes) -> bytes:
+def unpack(piece: Piece, pack: Pack, data: bytes) -> bytes | memoryview:
     """The bytes of `piece` out of its pack's `data`. Raises CorruptSnapshot if they cannot be had."""
-    stored = data[piece.offset : piece.offset + piece.stored_bytes]
+    stored: bytes | memoryview = memoryview(data)[piece.offset : piece.offset + piece.stored_bytes]
     if piece.codec == "zstd":
         try:
             # The frame's own size is what gets allocated, so it is compared first.

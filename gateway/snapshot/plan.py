@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from gateway.snapshot.model import File, Manifest, Pack, Piece
 
-# A restore applies patches one after the other, and keeps what it fetches for them in memory one pack at a time.
+# Each is bytes that a restore fetches beside those it ends up with, and lines in the manifest.
 MAX_PATCHES = 8
 # Patches together may have this part of the file's bytes. Then the file is stored anew.
 _MAX_PATCHED = 0.5
@@ -50,38 +50,38 @@ def plan_file(size_bytes: int, patches: Sequence[int], changed_bytes: int, *, re
     return FilePlan(How.PATCH, replaced)
 
 
-class Fetch(NamedTuple):
-    """One pack to get, and the pieces to take from it: file, piece, and where it goes.
+class Part(NamedTuple):
+    """A piece of a file: of its patch `number`, which says where its blocks go, or, 0, of its base at `offset`."""
 
-    `offset` is that of a piece of the base; None for a patch, which says itself where its blocks go.
-    """
+    file: File
+    piece: Piece
+    number: int
+    offset: int
+
+
+class Fetch(NamedTuple):
+    """One pack to get, and the parts to take from it."""
 
     pack: Pack
-    pieces: tuple[tuple[File, Piece, int | None], ...]
+    parts: tuple[Part, ...]
 
 
-def plan_restore(manifest: Manifest) -> list[list[Fetch]]:
-    """What to fetch, in stages: within one the order is free, and each must be done before the next.
-
-    The first stage are the bases, stage n the nth patch of every file that has so many. Every pack is named once in
-    a stage.
-    """
-    stages: list[dict[int, list[tuple[File, Piece, int | None]]]] = []
-
-    def note(stage: int, file: File, piece: Piece, offset: int | None) -> None:
-        while len(stages) <= stage:
-            stages.append({})
-        stages[stage].setdefault(piece.pack, []).append((file, piece, offset))
-
+def plan_restore(manifest: Manifest) -> tuple[list[Fetch], list[Fetch]]:
+    """What to fetch: all patches, then all bases. The order within each is free; each names a pack once."""
+    patches, bases = dict[int, list[Part]](), dict[int, list[Part]]()
     for file in manifest.files:
         offset = 0
         for piece in file.base:
-            note(0, file, piece, offset)
+            bases.setdefault(piece.pack, []).append(Part(file, piece, 0, offset))
             offset += piece.size_bytes
         for number, patch in enumerate(file.patches, 1):
             for piece in patch:
-                note(number, file, piece, None)
-    return [[Fetch(manifest.packs[pack], tuple(pieces)) for pack, pieces in sorted(stage.items())] for stage in stages]
+                patches.setdefault(piece.pack, []).append(Part(file, piece, number, 0))
+
+    def fetches(parts: dict[int, list[Part]]) -> list[Fetch]:
+        return [Fetch(manifest.packs[pack], tuple(some)) for pack, some in sorted(parts.items())]
+
+    return fetches(patches), fetches(bases)
 
 
 def unreferenced(names: Iterable[str], manifests: Iterable[Manifest]) -> list[str]:

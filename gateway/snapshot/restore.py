@@ -9,7 +9,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import structlog
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.disk import is_snapshot_path, signatures_of, write_error
+from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of, write_error
 from gateway.chroma.hnsw import index_problems
 from gateway.chroma.log import put_back
 from gateway.chroma.migrations import installed_migrations
@@ -35,7 +36,7 @@ from gateway.errors import (
 )
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, stored
-from gateway.snapshot.blocks import Fingerprints, Layout, Sketch, digest_of_pages, page_digests, parse_patch
+from gateway.snapshot.blocks import Fingerprints, Layout, Sketch, digest_of_pages, page_digests, parse_base, parse_patch
 from gateway.snapshot.model import File, Manifest, Snapshot
 from gateway.snapshot.packing import unpack
 from gateway.snapshot.parallel import Crew, past_cancelling, to_its_end
@@ -48,7 +49,7 @@ Progress = Callable[[int, int], None]
 """Called with bytes restored so far, and of how many."""
 
 _FETCHES_AT_ONCE = 4
-_CHECKS_AT_ONCE = 3
+_CHECKS_AT_ONCE = 4
 _READ_BYTES = 4 << 20
 # Chroma opens the database and makes a WAL beside it.
 _HEADROOM_BYTES = 16 << 20
@@ -88,6 +89,7 @@ class Staged:
     sketch: Sketch = field(default_factory=lambda: Sketch(secrets.randbits(64)))
     fingerprints: dict[str, Fingerprints] = field(default_factory=dict)
     origins: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+    patching: threading.Lock = field(default_factory=threading.Lock)
 
     def baseline(self, directory: DataDirectory) -> Baseline:
         """It is what the next snapshot is measured against, once it is in place. Blocks."""
@@ -136,15 +138,30 @@ async def fetch_verified(
     await to_its_end(_make_files, target, manifest.files)
     for file in manifest.files:
         staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
-    async with Crew(2) as crew:
-        await crew.start(asyncio.to_thread, _require_known_migrations, manifest)
-        await crew.start(_fetch, repository, staged, target, progress)
-    async with Crew(_CHECKS_AT_ONCE) as crew:
-        await crew.start(asyncio.to_thread, _check_contents, target, manifest)
-        for file in sorted(manifest.files, key=lambda file: -file.size_bytes):
-            await crew.start(asyncio.to_thread, _check_file, target, file, staged)
+    try:
+        await _fetch_and_check(repository, staged, target, progress)
+    except CorruptSnapshot:
+        # The files tell that something is wrong, their packs what it is.
+        await repository.require_sound(manifest.packs)
+        raise
     await to_its_end(functools.partial(put_back, target, manifest.positions, keep=keep_log))
     return staged
+
+
+async def _fetch_and_check(repository: Repository, staged: Staged, target: Path, progress: Progress) -> None:
+    """Packs are not verified one by one: every byte that is used of them is in a file, and files have digests."""
+    manifest = staged.manifest
+    async with Crew(_CHECKS_AT_ONCE) as checks:
+
+        async def check(file: File) -> None:
+            if file.path == DATABASE:
+                await checks.start(asyncio.to_thread, _check_database, target, manifest)
+            await checks.start(asyncio.to_thread, _make_durable, target, file)
+            await checks.start(asyncio.to_thread, _check_file, target, file, staged)
+
+        await checks.start(asyncio.to_thread, _require_known_migrations, manifest)
+        await _fetch(repository, staged, target, progress, check)
+    await asyncio.to_thread(_check_indexes, target, manifest)
 
 
 async def restore_at_boot(
@@ -277,78 +294,107 @@ def _make_files(incoming: Path, files: tuple[File, ...]) -> None:
         raise write_error(f"making the files in {incoming} failed", error) from error
 
 
-async def _fetch(repository: Repository, staged: Staged, target: Path, progress: Progress) -> None:
-    stages = plan_restore(staged.manifest)
-    total = sum(piece.size_bytes for stage in stages for fetch in stage for _, piece, _ in fetch.pieces)
+async def _fetch(
+    repository: Repository,
+    staged: Staged,
+    target: Path,
+    progress: Progress,
+    complete: Callable[[File], Awaitable[None]],
+) -> None:
+    """Put every piece where it belongs; await `complete(file)` for each file that has all of them."""
+    patches, bases = plan_restore(staged.manifest)
+    total = sum(part.piece.size_bytes for fetch in (*patches, *bases) for part in fetch.parts)
     done = 0
     progress(done, total)
+    missing = {file.path: len(file.base) for file in staged.manifest.files}
 
-    async def fetch(each: Fetch, number: int) -> None:
+    async def place(fetch: Fetch) -> None:
         nonlocal done
-        data = await repository.get_pack(each.pack)
-        done += await to_its_end(_place, target, each, data, number, staged)
+        data = await repository.get_unverified(fetch.pack)
+        done += await to_its_end(_place, target, fetch, data, staged)
         progress(done, total)
 
-    for number, stage in enumerate(stages):
-        async with Crew(_FETCHES_AT_ONCE) as crew:
-            for each in stage:
-                await crew.start(fetch, each, number)
+    async def place_base(fetch: Fetch) -> None:
+        await place(fetch)
+        for part in fetch.parts:
+            missing[part.file.path] -= 1
+            if not missing[part.file.path]:
+                await complete(part.file)
+
+    async with Crew(_FETCHES_AT_ONCE) as crew:
+        for fetch in patches:
+            await crew.start(place, fetch)
+    for file in staged.manifest.files:
+        if not file.base:
+            await complete(file)
+    # Last, and only where no patch has been: so a file is complete as soon as all of its base is there.
+    async with Crew(_FETCHES_AT_ONCE) as crew:
+        for fetch in bases:
+            await crew.start(place_base, fetch)
 
 
-def _place(target: Path, fetch: Fetch, data: bytes, number: int, staged: Staged) -> int:
+def _place(target: Path, fetch: Fetch, data: bytes, staged: Staged) -> int:
     """Write the pieces of a pack where they belong; return how many bytes that were."""
     done = 0
-    for file, piece, offset in fetch.pieces:
-        raw = unpack(piece, fetch.pack, data)
-        if offset is None:
-            blocks, writes = parse_patch(raw, Layout(file.layout), file.size_bytes)
-            origins = staged.origins[file.path]
-            origins[blocks[blocks < len(origins)]] = number
-        else:
-            writes = iter([(offset, memoryview(raw)[: max(0, file.size_bytes - offset)])])
+    for part in fetch.parts:
+        file, raw = part.file, unpack(part.piece, fetch.pack, data)
+        layout, origins = Layout(file.layout), staged.origins[file.path]
         try:
             with (target / file.path).open("r+b", 0) as opened:
-                for position, some in writes:
-                    _write(opened.fileno(), some, position)
+                if part.number:
+                    # One patch after the other, in any order: older blocks leave newer ones alone.
+                    with staged.patching:
+                        blocks, writes = parse_patch(raw, layout, file.size_bytes, origins > part.number)
+                        origins[blocks[blocks < len(origins)]] = part.number
+                        _write(opened.fileno(), writes)
+                else:
+                    _write(opened.fileno(), parse_base(raw, layout, file.size_bytes, part.offset, origins != 0))
         except OSError as error:
             raise write_error(f"writing {file.path} failed", error) from error
-        done += piece.size_bytes
+        done += part.piece.size_bytes
     return done
 
 
-def _write(descriptor: int, data: memoryview, position: int) -> None:
-    """All of `data`: what a disk takes before it is full is less, and no error."""
-    while data:
-        written = os.pwrite(descriptor, data, position)
-        data, position = data[written:], position + written
+def _write(descriptor: int, writes: Iterator[tuple[int, memoryview]]) -> None:
+    for position, some in writes:
+        rest = some
+        while rest:  # what a disk takes before it is full is less, and no error
+            rest = rest[os.pwrite(descriptor, rest, position + len(some) - len(rest)) :]
 
 
 # ---------------------------------------------------------------------- verifying
 
 
+def _make_durable(target: Path, file: File) -> None:
+    try:
+        with (target / file.path).open("r+b", 0) as opened:
+            os.fsync(opened.fileno())
+    except OSError as error:
+        raise write_error(f"making {file.path} durable failed", error) from error
+
+
 def _check_file(target: Path, file: File, staged: Staged) -> None:
-    """Read a file back, compare it with its digest, take its fingerprints, and make it durable."""
+    """Read a file back, compare it with its digest, and take its fingerprints."""
     layout, digest = Layout(file.layout), hashlib.sha256()
     found = [np.empty((0, 2), np.uint64)]
-    at_once = max(1, _READ_BYTES // layout.period_bytes) * layout.period_bytes
+    buffer = memoryview(bytearray(max(1, _READ_BYTES // layout.period_bytes) * layout.period_bytes))
     try:
-        with (target / file.path).open("r+b") as opened:
-            while data := opened.read(at_once):
+        with (target / file.path).open("rb", 0) as opened:
+            while data := buffer[: opened.readinto(buffer)]:
                 if file.page_bytes:
                     found.append(page_digests(data, file.page_bytes))
                 else:
                     digest.update(data)
                     found.append(staged.sketch.of(data, layout))
-            os.fsync(opened.fileno())
     except OSError as error:
-        raise write_error(f"making {file.path} durable failed", error) from error
+        raise write_error(f"reading {file.path} back failed", error) from error
     staged.fingerprints[file.path] = fingerprints = np.concatenate(found)
     sha256 = digest_of_pages(fingerprints) if file.page_bytes else digest.hexdigest()
     if sha256 != file.sha256:
         raise CorruptSnapshot(f"{file.path} does not have the digest the manifest names")
 
 
-def _check_contents(target: Path, manifest: Manifest) -> None:
+def _check_database(target: Path, manifest: Manifest) -> None:
     contents = database.check(target)
     if contents.segments != manifest.segments:
         raise CorruptSnapshot("the database names other segments than the manifest")
@@ -356,6 +402,9 @@ def _check_contents(target: Path, manifest: Manifest) -> None:
     found = {collection.id: collection.records for collection in contents.collections}
     if found != expected:
         raise CorruptSnapshot("the database holds other collections or records than the manifest")
+
+
+def _check_indexes(target: Path, manifest: Manifest) -> None:
     for segment_id, position in manifest.positions.items():
         if position and (problems := index_problems(target / segment_id)):
             raise CorruptSnapshot(f"the index of segment {segment_id} is torn: {'; '.join(problems)}")

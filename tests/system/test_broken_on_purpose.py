@@ -274,14 +274,13 @@ class Broken:
         (id_map,) = [file.path for file in made.files if file.path.endswith(ID_MAP)]
         (file,) = [file for file in made.files if file.path == f"{id_map.removesuffix(ID_MAP)}{name}"]
         data = bytearray(file.size_bytes)
-        for fetch in [each for stage in plan_restore(made) for each in stage]:
-            for of, piece, offset in fetch.pieces:
-                if of is file:
-                    raw = unpack(piece, fetch.pack, await repository.get_pack(fetch.pack))
-                    layout = Layout(file.layout)
-                    writes = [(offset, raw)] if offset is not None else parse_patch(raw, layout, file.size_bytes)[1]
-                    for position, some in writes:
-                        data[position : position + len(some)] = some
+        patches, bases = plan_restore(made)
+        parts = [(each, fetch.pack) for fetch in (*bases, *patches) for each in fetch.parts if each.file is file]
+        for part, pack in sorted(parts, key=lambda each: each[0].number):
+            raw = unpack(part.piece, pack, await repository.get_pack(pack))
+            patch = parse_patch(raw, Layout(file.layout), file.size_bytes)[1] if part.number else [(part.offset, raw)]
+            for position, some in patch:
+                data[position : position + len(some)] = some
         changed = change(bytes(data))
         async with PackWriter(repository, {}, Silent()) as writer:
             (packed,) = await writer.add([changed])

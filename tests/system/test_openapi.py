@@ -38,7 +38,7 @@ def test_every_answer_is_as_promised(served: House, headers: dict[str, str]) -> 
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=20, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def ask(case: schemathesis.Case) -> None:
             answer = case.call(headers={**(case.headers or {}), **headers}, timeout=60)

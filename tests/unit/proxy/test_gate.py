@@ -665,7 +665,7 @@ class GateMachine(RuleBasedStateMachine):
 
 def test_no_write_is_under_way_while_closed_in_whatever_order_things_happen() -> None:
     """In every order: closed means no write under way; nobody waits for an open gate; at the end nothing is left."""
-    run_state_machine_as_test(GateMachine, settings=settings(max_examples=60, stateful_step_count=30, deadline=None))
+    run_state_machine_as_test(GateMachine, settings=settings(max_examples=60, stateful_step_count=30))
 
 
 def test_the_gates_errors_are_the_gateways() -> None:

@@ -17,6 +17,7 @@ from gateway.snapshot.blocks import (
     changed_blocks,
     digest_of_pages,
     page_digests,
+    parse_base,
     parse_patch,
     patches,
 )
@@ -251,3 +252,50 @@ def test_random_patches_of_a_large_layout_round_trip() -> None:
 def _bounds(layout: Layout, number: int, size_bytes: int) -> tuple[int, int]:
     offset, length = layout.span(number, size_bytes)
     return offset, offset + length
+
+
+@given(
+    layouts,
+    st.binary(max_size=600),
+    st.integers(0, 600),
+    st.lists(st.booleans(), max_size=120),
+    st.integers(1, 200),
+)
+def test_a_base_fills_what_was_not_written(
+    layout: Layout, base: bytes, size_bytes: int, chosen: list[bool], piece_bytes: int
+) -> None:
+    """Whatever its pieces, it leaves every byte of a written block alone and writes every other one up to the end."""
+    count = layout.count(size_bytes)
+    patched = np.array((chosen + [False] * count)[:count], bool)
+    written = bytearray(b"?" * size_bytes)
+    for offset in range(0, len(base), piece_bytes):
+        for position, some in parse_base(base[offset : offset + piece_bytes], layout, size_bytes, offset, patched):
+            assert position + len(some) <= size_bytes
+            assert written[position : position + len(some)] == b"?" * len(some), "twice"
+            written[position : position + len(some)] = some
+    expected = bytearray(base[:size_bytes].ljust(size_bytes, b"?"))
+    for number in np.flatnonzero(patched):
+        start, length = layout.span(int(number), size_bytes)
+        expected[start : start + length] = b"?" * length
+    assert written == expected
+
+
+@given(layouts, st.binary(max_size=300), st.data())
+def test_patches_may_come_in_any_order(layout: Layout, before: bytes, data: st.DataObject) -> None:
+    """If each leaves those blocks alone that a newer one wrote, the result is that of oldest first."""
+    count = layout.count(len(before))
+    expected, made = bytearray(before), list[bytes]()
+    for number in range(data.draw(st.integers(0, 4))):
+        chosen = data.draw(st.lists(st.integers(0, count - 1), unique=True).map(sorted)) if count else []
+        blocks = [(each, bytes([number]) * layout.span(each, len(before))[1]) for each in chosen]
+        made += [*patches(blocks, 1 << 20)]
+        for each, block in blocks:
+            start, length = layout.span(each, len(before))
+            expected[start : start + length] = block
+    written, origins = bytearray(before), np.zeros(count, np.uint8)
+    for number in data.draw(st.permutations(range(len(made)))):
+        numbers, writes = parse_patch(made[number], layout, len(before), origins > number + 1)
+        origins[numbers] = number + 1
+        for position, some in writes:
+            written[position : position + len(some)] = some
+    assert written == expected

@@ -434,9 +434,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(
-    max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestAnyHistory.settings = settings(max_examples=25, stateful_step_count=15, suppress_health_check=list(HealthCheck))
 
 
 def test_the_answer_is_described() -> None:

@@ -104,9 +104,14 @@ class Generations:
             _make_files(target, made.files)
             for file in made.files:
                 staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
-            await _fetch(self.repository, staged, target, lambda done, total: None)
-            for file in made.files:
+            complete: list[str] = []
+
+            async def check(file: File) -> None:
                 _check_file(target, file, staged)
+                complete.append(file.path)
+
+            await _fetch(self.repository, staged, target, lambda done, total: None, check)
+            assert sorted(complete) == sorted(file.path for file in made.files)
             return {file.path: (target / file.path).read_bytes() for file in made.files}, staged
 
 
@@ -156,7 +161,7 @@ async def test_every_generation_comes_back_as_it_was(tmp_path: Path, layout: Lay
     assert all(reached[how] >= 5 for how in ("kept", "patched", "merged", "rebased")), reached
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     layout=st.sampled_from(LAYOUTS),
     generations=st.lists(st.one_of(st.binary(max_size=600), st.integers(0, 600)), min_size=1, max_size=8),

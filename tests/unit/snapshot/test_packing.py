@@ -72,7 +72,7 @@ compressible = st.builds(lambda piece, times: piece * times, st.binary(max_size=
 contents = st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.binary(max_size=1000), compressible))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(contents=contents, sealed_after=st.sets(st.sampled_from("abcdef")))
 def test_any_bytes_come_back_as_they_were(contents: dict[str, bytes], sealed_after: set[str]) -> None:
     """Whatever is packed, however it is gathered, unpacks to the same bytes, from packs named by their digest."""

@@ -110,37 +110,31 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 @given(manifests())
-def test_a_plan_places_every_piece_once_patches_after_what_they_lie_on(made: Manifest) -> None:
-    """The bases whole and in order in the first stage, the nth patch of every file in stage n, no pack twice in one."""
-    stages = plan_restore(made)
-    for stage in stages:
-        fetched = [fetch.pack.sha256 for fetch in stage]
-        assert len(set(fetched)) == len(fetched)
-        assert all(made.packs[piece.pack] == fetch.pack for fetch in stage for _, piece, _ in fetch.pieces)
+def test_a_plan_places_every_piece_once(made: Manifest) -> None:
+    """Patches by their number and bases by where they lie, no pack twice among either."""
+    patches, bases = plan_restore(made)
+    for fetches in (patches, bases):
+        assert len({fetch.pack.sha256 for fetch in fetches}) == len(fetches)
+        assert all(made.packs[part.piece.pack] == fetch.pack for fetch in fetches for part in fetch.parts)
     for file in made.files:
-        by_stage = [
-            [(piece, offset) for fetch in stage for which, piece, offset in fetch.pieces if which.path == file.path]
-            for stage in stages
-        ]
-        based = sorted((offset, piece) for piece, offset in (by_stage[0] if by_stage else []) if offset is not None)
+        based = sorted((part.offset, part.piece) for each in bases for part in each.parts if part.file == file)
         assert [piece for _, piece in based] == list(file.base)
         position = 0
         for offset, piece in based:
             assert offset == position
             position += piece.size_bytes
         assert position == file.size_bytes
-        patched = by_stage[1:]
-        assert all(offset is None for stage in patched for _, offset in stage)
-        expected = [sorted(patch) for patch in file.patches] + [[]] * (len(patched) - len(file.patches))
-        assert [sorted(piece for piece, _ in stage) for stage in patched] == expected[: len(patched)]
-        assert not any(expected[len(patched) :])
+        patched = [(part.number, part.piece) for each in patches for part in each.parts if part.file == file]
+        assert sorted(patched) == sorted((n, piece) for n, patch in enumerate(file.patches, 1) for piece in patch)
+    assert not any(part.number for fetch in bases for part in fetch.parts)
 
 
 def test_a_pack_that_holds_nothing_is_not_fetched() -> None:
     """A listed pack that no piece is in costs nothing."""
     made = manifest()
-    (stage,) = plan_restore(made)
-    assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == [stage[:1]]
+    patches, bases = plan_restore(made)
+    assert not patches
+    assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == ([], bases[:1])
 
 
 def test_unreferenced_are_the_packs_no_other_manifest_names() -> None:

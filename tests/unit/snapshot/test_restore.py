@@ -190,11 +190,16 @@ async def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
     """As one does that is just about to be full: what it did not take is not taken for written."""
     staged, repository = Staged(manifest()), Repository(MemoryStore())
     restore._make_files(tmp_path, staged.manifest.files)
+    staged.origins = {file.path: np.zeros(1, np.uint8) for file in staged.manifest.files}
     for data in (b"database", b"index"):
         await repository.put_pack(sha(data), data)
+
+    async def fetch() -> None:
+        await restore._fetch(repository, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0))
+
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, position: pwrite(descriptor, data[:3], position))
-    await restore._fetch(repository, staged, tmp_path, lambda done, total: None)
+    await fetch()
     assert (tmp_path / "chroma.sqlite3").read_bytes() == b"database"
 
     def full(*_: object) -> int:
@@ -202,4 +207,4 @@ async def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DiskFull):
-        await restore._fetch(repository, staged, tmp_path, lambda done, total: None)
+        await fetch()
