@@ -97,6 +97,7 @@ async def collect(
 
 
 def _is_good(snapshot: Snapshot) -> bool:
+    """One that failed its verification is not what a rule should keep in the place of one that may be whole."""
     return snapshot.state == "complete" and (snapshot.verified is None or snapshot.verified.ok)
 
 

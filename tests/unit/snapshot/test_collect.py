@@ -132,19 +132,18 @@ async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path:
     assert gone[-1].startswith("data/")
 
 
-async def test_a_snapshot_that_failed_its_verification_is_no_reason_to_drop_a_good_one(tmp_path: Path) -> None:
-    """The newest good one stays, and so does the failed one, which somebody may want to look at."""
-    repository, place = await writer(store := AgingStore(), tmp_path)
+async def test_a_snapshot_that_failed_its_verification_takes_nobodys_place(tmp_path: Path) -> None:
+    """The newest that may be whole is kept, and the one that is not stays to be looked at."""
+    repository, place = await writer(AgingStore(), tmp_path)
     await stored(repository, OLDER, b"of the older")
-    await stored(repository, ID, b"of the one between")
     await stored(repository, NEWER, b"of the newer")
-    found = Verification(ok=False, level="data", at=store.now, problems=("a pack is missing",))
-    await repository.note_verified(NEWER, found)
+    failed = Verification(
+        ok=False, level="data", at=datetime(2026, 11, 20, tzinfo=UTC), duration_s=1, problems=("rot",)
+    )
+    await repository.note_verified(NEWER, failed)
     collected = await collect(repository, place, Keep(last=1), DAY_S)
-    assert collected.dropped_snapshots == [OLDER]
-    assert await repository.ids() == [NEWER, ID]
-    await repository.note_verified(NEWER, found.model_copy(update={"ok": True}))
-    assert (await collect(repository, place, Keep(last=1), DAY_S)).dropped_snapshots == [ID]
+    assert collected.dropped_snapshots == []
+    assert collected.kept_snapshots == {NEWER: ["damaged"], OLDER: ["newest", "last"]}
 
 
 async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
