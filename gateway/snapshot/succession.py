@@ -196,7 +196,7 @@ class Succession:
     async def end(self) -> None:
         """Give the lease back at the end of this process, after its last snapshot. Never raises for the store."""
         lease, self._lease = self._lease, None
-        if lease and self.role in (Role.WRITER, Role.LEAVING):
+        if lease and self.role in (Role.WRITER, Role.LEAVING, Role.BEHIND):
             self._refuse("this gateway is stopping")
             self.role = Role.READER
             try:
