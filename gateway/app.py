@@ -374,16 +374,22 @@ class House:
                 await self.jobs.close(spare="snapshot")
 
     async def _last_snapshot(self) -> None:
-        """Requests have ended. Take the final snapshot in what is left of the grace; keep why, if it failed."""
+        """Take the final snapshot in what is left of the grace; keep why, if it failed."""
+        # Most requests have ended. One that is still arriving would be acknowledged after the cut.
+        self.gate.refuse_writes("this gateway is stopping")
         await self.operations.resume()
         left_s, writes = self._left_s(), self.changes.writes
         wanted = self.settings.takes_final_snapshot and self.watch.starts and self.place.may_write
         try:
             await within(left_s, self._save("final") if wanted else self._drain(left_s), break_off_s=_BREAK_OFF_S)
         except TimeoutError:
-            self.last_failure = GatewayError(f"the final snapshot did not fit into the {left_s:.1f} s that were left")
+            what = "the final snapshot did not fit into" if wanted else "what was under way did not end within"
+            self.last_failure = GatewayError(f"{what} the {left_s:.1f} s that were left")
         except GatewayError as error:
             self.last_failure = error
+        except Exception:
+            log.exception("the final snapshot failed unexpectedly")
+            self.last_failure = GatewayError("the final snapshot failed unexpectedly", "the lines before say why")
         if self.last_failure is not None:
             log.error(
                 "what was written since the latest snapshot is not in the store",
@@ -586,9 +592,10 @@ def _answer(error: GatewayError) -> JSONResponse:
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel `tasks` and wait until they have ended, not for ever: one may be at what must not be left halfway."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.wait([asyncio.gather(task, return_exceptions=True) for task in tasks], timeout=_JOBS_END_S)
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

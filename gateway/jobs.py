@@ -141,7 +141,7 @@ class Job:
         """
         await self._ended.wait()
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
         return self.result
 
     async def ended(self) -> None:
@@ -156,7 +156,8 @@ class Job:
             yield status
             if status.state != "running":
                 return
-            await self._news.wait()
+            if self.state == "running":  # else another watcher may have taken the news of its end
+                await self._news.wait()
             if self.state == "running":
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_TELL_EVERY_S):
@@ -183,6 +184,8 @@ class Job:
             self.state = "succeeded"
         except GatewayError as error:
             self.state, self.failure = "failed", error
+            # They hold what the work had in its hands, and a failure is remembered for long.
+            error.__traceback__ = error.__cause__ = error.__context__ = None
         except asyncio.CancelledError:
             self._note_cancelled()
         except Exception as error:

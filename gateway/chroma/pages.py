@@ -51,10 +51,9 @@ class DatabaseCut(Pinned):
         """The pages with these numbers."""
         for number in numbers:
             if frame := self.frames.get(number):
-                page = wal.read_frame(self._files.log, frame, self.page_bytes)
+                yield self._whole(wal.read_frame(self._files.log, frame, self.page_bytes), self.page_bytes)
             else:
-                page = os.pread(self._files.database, self.page_bytes, (number - 1) * self.page_bytes)
-            yield self._whole(page, self.page_bytes)
+                yield bytes(self._in_database(number, 1))
 
     def read_all(self) -> Iterator[bytes]:
         """All pages in order, in pieces of `4 MiB`."""
@@ -63,15 +62,19 @@ class DatabaseCut(Pinned):
         position = 0
         for first in range(1, self.pages + 1, at_once):
             count = min(at_once, self.pages + 1 - first)
-            piece = bytearray(os.pread(self._files.database, count * self.page_bytes, (first - 1) * self.page_bytes))
-            # Pages at the end may be in the log alone.
-            piece.extend(bytes(count * self.page_bytes - len(piece)))
+            piece = self._in_database(first, count)
             while position < len(newer) and newer[position] < first + count:
                 number, position = newer[position], position + 1
                 offset = (number - first) * self.page_bytes
                 page = wal.read_frame(self._files.log, self.frames[number], self.page_bytes)
                 piece[offset : offset + self.page_bytes] = self._whole(page, self.page_bytes)
             yield bytes(piece)
+
+    def _in_database(self, first: int, count: int) -> bytearray:
+        """Pages of the database file; zeros past its end, for pages that are in the log alone or that nothing uses,
+        such as the one at 1 GiB, which SQLite never writes (https://sqlite.org/fileformat.html, 1.4)."""
+        pages = bytearray(os.pread(self._files.database, count * self.page_bytes, (first - 1) * self.page_bytes))
+        return pages + bytes(count * self.page_bytes - len(pages))
 
     def _number(self, pragma: str) -> int:
         return int(self._connection.execute(pragma).fetchone()[0])

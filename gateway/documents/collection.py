@@ -12,7 +12,9 @@ import httpx
 from gateway.errors import BadUpstream, GatewayError, NotFound, Unavailable
 
 Admit = Callable[[str, str | None], AbstractAsyncContextManager[None]]
-"""`admit(what, collection_id)` lets one request at a time through to Chroma, or raises Unavailable."""
+"""`admit(what, collection_id)` lets one request at a time through to Chroma, or raises Unavailable.
+
+The id is for reads of records alone: with one it is no write, and neither counted nor turned away like one."""
 
 _TIMEOUT_S = 300.0
 # A restore takes its time; training waits for it rather than to fail of it.
@@ -58,7 +60,7 @@ class ChromaClient:
     async def describe(self, collection_id: str, metadata: dict[str, Any]) -> None:
         """Give a collection this metadata."""
         body = {"new_metadata": metadata}
-        await self._ask("PUT", f"{self._base}/{collection_id}", "describe a collection", collection_id, body)
+        await self._ask("PUT", f"{self._base}/{collection_id}", "describe a collection", None, body)
 
     async def drop(self, name: str) -> None:
         """Delete a collection."""
@@ -85,14 +87,14 @@ class ChromaClient:
             body = {
                 f"{part}s": [record[part] for record in batch] for part in ("id", "embedding", "document", "metadata")
             }
-            await self._ask("POST", f"{self._base}/{collection_id}/upsert", "upsert", collection_id, body)
+            await self._ask("POST", f"{self._base}/{collection_id}/upsert", "upsert", None, body)
 
     async def delete(self, collection_id: str, ids: Iterable[str]) -> None:
         """Delete records; those that are not there are no error."""
         waiting, size = sorted(ids), await self._batch_size()
         for start in range(0, len(waiting), size):
             body = {"ids": waiting[start : start + size]}
-            await self._ask("POST", f"{self._base}/{collection_id}/delete", "delete", collection_id, body)
+            await self._ask("POST", f"{self._base}/{collection_id}/delete", "delete", None, body)
 
     async def _batch_size(self) -> int:
         if not self.batch_size:

@@ -135,7 +135,8 @@ async def upload_snapshot(
     wait: Annotated[bool, Query(description="with `false` the answer comes once the archive has arrived")] = True,
 ) -> Result:
     """The body is a plain tar of a directory that Chroma 0.4 or newer wrote. Chroma brings it to its own version
-    and reads every collection, on the side, before it becomes a snapshot. It is the newest one then."""
+    and reads every collection, on the side, before it becomes a snapshot. It is the newest one until
+    another is taken of what is served."""
     received, max_bytes = asyncio.Event(), request.app.state.max_upload_bytes
 
     async def work(progress: Progress) -> Snapshot:

@@ -13,10 +13,11 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator, Generator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NoReturn, Self
 
 from gateway.chroma.disk import DATABASE, has_super_journal, is_chromas, is_snapshot_path, write_error
 from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.progress import Progress
 
 _BLOCK_BYTES = 512
@@ -108,9 +109,9 @@ class _Arriving:
         return b"".join(pieces)
 
     def _piece(self) -> bytes:
-        if self._ended:
-            raise concurrent.futures.CancelledError
         self._next = asyncio.run_coroutine_threadsafe(self._arrive(), self._loop)
+        if self._ended:  # asked now and not before: `end` may come from the other thread at any moment
+            self._next.cancel()
         return self._next.result()
 
     async def _arrive(self) -> bytes:
@@ -140,6 +141,7 @@ def _unpack(arriving: _Arriving, target: Path) -> None:
     try:
         with tarfile.open(fileobj=arriving, mode="r|", errorlevel=2, tarinfo=_Member) as archive:  # type: ignore[call-overload]
             for number, member in enumerate(archive):
+                archive.members.clear()  # which would be all of them in the end, with their headers
                 if number > _MAX_MEMBERS:
                     raise InvalidRequest(f"the archive has more than {_MAX_MEMBERS} members")
                 parts = _parts(member)
@@ -150,7 +152,8 @@ def _unpack(arriving: _Arriving, target: Path) -> None:
                 name = "/".join(parts)
                 if member.isreg() and (is_snapshot_path(name) or name in _BESIDE):
                     _write(archive, member, target / name)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ArithmeticError, LookupError, RecursionError, ValueError) as error:
+        # `tarfile` stumbles in many ways over headers that make no sense.
         raise InvalidRequest(
             f"the body is no tar archive, or is cut off: {error}",
             "send a plain, uncompressed tar of a Chroma directory, as tar -C chroma_db -cf - . writes it",
@@ -168,12 +171,28 @@ def _unpack(arriving: _Arriving, target: Path) -> None:
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended header is not absurdly long."""
+    """A member whose extended header is not absurdly long, in an archive that goes on to its end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            # After the first member `tarfile` takes whatever is no header, and nothing at all, for the end.
+            raise tarfile.ReadError(str(error)) from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._proc_gnusparse_10()
         if self.type not in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE) and self.size > _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {self.size} bytes")
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+    def _proc_gnusparse_10(self, *_: object) -> NoReturn:
+        # The map of such a file goes on for as long as it says itself, and is read into memory.
+        raise tarfile.ReadError(f"{self.name!r} is a sparse file")
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
@@ -211,5 +230,6 @@ def _copy(source: IO[bytes], target: IO[bytes], member: tarfile.TarInfo) -> None
 async def in_pieces(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
     """`pieces`, each made in a thread."""
     with contextlib.closing(pieces):
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        # To its end: a generator that runs in a thread cannot be closed.
+        while (piece := await to_its_end(next, pieces, None)) is not None:
             yield piece

@@ -197,7 +197,10 @@ def load(
                 )
 
             def is_same(name: str) -> bool:
-                return name in signatures and tuple(arrays[f"signature/{name}"]) == _lasting(signatures[name])
+                noted = f"signature/{name}"
+                return name in signatures and noted in arrays and tuple(arrays[noted]) == _lasting(signatures[name])
+
+            baseline.signatures = {name: each for name, each in signatures.items() if is_same(name)}
 
             if int(arrays[f"signature/{DATABASE}"][_INODE]) == signatures[DATABASE].inode:
                 baseline.positions = {

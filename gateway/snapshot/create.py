@@ -82,6 +82,7 @@ class Snapshotter:
         self._baseline: Baseline | None = None
         self._saved_at = float("-inf")
         self._saved_id: str | None = None
+        self._bounding = asyncio.Lock()
 
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot and return it once its manifest is stored.
@@ -261,12 +262,13 @@ class Snapshotter:
 
     async def _remember(self, before: Baseline, manifest: Manifest, taken: _Taken, writer: PackWriter) -> None:
         """The snapshot is stored; from now on it is what the next one is measured against."""
+        files, signatures = {file.path: file for file in taken.files}, before.signatures | taken.signatures
         self._baseline = Baseline(
             manifest.snapshot.id,
             before.seed,
-            {file.path: file for file in taken.files},
+            files,
             dict(taken.positions),
-            before.signatures | taken.signatures,
+            {path: each for path, each in signatures.items() if path in files},
         )
         with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
             named = {pack.sha256 for pack in manifest.packs}
@@ -289,10 +291,14 @@ class Snapshotter:
         await to_its_end(baselines.save, self._directory.baseline, baseline)
         self._saved_at, self._saved_id = time.monotonic(), baseline.snapshot_id
 
-    def forget(self) -> None:
-        """The data was, or will be, exchanged: what is on disk says what is known of it."""
-        self._tracker.forget()
-        self._baseline, self._saved_id = None, None
+    @contextlib.asynccontextmanager
+    async def exchanging(self) -> AsyncIterator[None]:
+        """Around an exchange of the data: what is known of them is forgotten, and nothing here touches them."""
+        async with self._bounding:
+            # What is on disk says from now on what is known.
+            self._baseline, self._saved_id = None, None
+            await to_its_end(self._tracker.forget)
+            yield
 
     def changed_bytes(self) -> int | None:
         """What a snapshot taken now would send of the database, about; None if unknown.
@@ -310,11 +316,13 @@ class Snapshotter:
         while True:
             await asyncio.sleep(_BOUND_EVERY_S)
             try:
-                await to_its_end(self._bound_wal)
-                if time.monotonic() - counted_at > _COUNT_EVERY_S:
-                    counted_at = time.monotonic()
-                    await to_its_end(self._bound_log)
-            except GatewayError as error:
+                async with self._bounding:
+                    await to_its_end(self._bound_wal)
+                    if time.monotonic() - counted_at > _COUNT_EVERY_S:
+                        counted_at = time.monotonic()
+                        await to_its_end(self._bound_log)
+            except Exception as error:
+                # Whatever it was: a log that nobody bounds any more grows until the disk is full.
                 log.warning("the logs could not be bounded, trying again", cause=str(error))
 
     def _bound_wal(self) -> None:
@@ -327,7 +335,8 @@ class Snapshotter:
 
     def _bound_log(self) -> None:
         """When indexes in the store lag too far behind, give the rows up: the next snapshot reads those anew."""
-        if self._baseline is None or count_log(self._directory.path) <= _MAX_LOG_ROWS:
+        # Also while nothing is known of the store: it may stay away for long.
+        if count_log(self._directory.path) <= _MAX_LOG_ROWS:
             return
         trim_log(self._directory.path, synced_to(self._directory.path))
 

@@ -13,6 +13,7 @@ import httpx
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE
 from gateway.chroma.process import scratch_chroma
 from gateway.chroma.watch import probe
 from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
@@ -63,6 +64,8 @@ async def _migrate(path: Path, progress: Progress) -> None:
     """Let Chroma bring the directory to its own version and read every collection. Raises SnapshotError."""
     progress.phase("checking", None)
     await asyncio.to_thread(database.require_sound, path)
+    if await asyncio.to_thread(database.is_empty, path):
+        raise CorruptSnapshot(f"its {DATABASE} is empty")
     progress.phase("migrating", None)
     # Chroma 1.5.9 that has just migrated a directory of 0.4 goes on with the columns there were before, and
     # panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"); its next process does not.

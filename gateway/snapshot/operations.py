@@ -17,6 +17,7 @@ from gateway.snapshot.collect import Collected, collect
 from gateway.snapshot.create import Hold, Snapshotter, Source
 from gateway.snapshot.intake import take_in
 from gateway.snapshot.model import Snapshot, Verification
+from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import Chroma, fetch_verified, restore_live, try_out
@@ -115,6 +116,9 @@ class Operations:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
             if self._place:
+                if name != "latest":  # which one that is shows afterwards
+                    # Nobody is to leave for a snapshot that is not there.
+                    await self.repository.manifest(await self.repository.resolve(name))
                 await self._place.adopt()
             snapshot_id = await self.repository.resolve(name)
             note = counted(progress or Silent(), "fetching")
@@ -127,7 +131,7 @@ class Operations:
             async def refuse(reason: str) -> AsyncIterator[None]:
                 if progress:
                     progress.phase("exchanging", None)
-                async with self._refuse(reason):
+                async with self._exchanging(reason):
                     yield
 
             try:
@@ -147,9 +151,8 @@ class Operations:
 
     @contextlib.asynccontextmanager
     async def _exchanging(self, reason: str) -> AsyncIterator[None]:
-        async with self._refuse(reason):
-            # Not before: a restore that comes to nothing takes nothing from what is known of the data.
-            self.snapshotter.forget()
+        # Not before: a restore that comes to nothing takes nothing from what is known of the data.
+        async with self._refuse(reason), self.snapshotter.exchanging():
             yield
 
     async def begin(self) -> None:
@@ -187,7 +190,10 @@ class Operations:
         """Look at all of a snapshot; see `verify`."""
         with self._looking(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
-            return await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
+            found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
+            if not found.ok and self._place:
+                self._place.changed()
+            return found
 
     async def unfold(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
         """Restore a snapshot into a room of its own, which `rooms` gives back; for a Chroma without a gateway.
@@ -211,7 +217,12 @@ class Operations:
         """Make a snapshot of an archive; see `take_in`."""
         with self._claim("an upload"):
             scratch = self._directory.scratch
-            return await take_in(self.repository, scratch, body, label, max_bytes, progress, received)
+            try:
+                return await take_in(self.repository, scratch, body, label, max_bytes, progress, received)
+            finally:
+                if self._place:
+                    # The newest snapshot may be of other data than those that are served.
+                    self._place.changed()
 
     # ------------------------------------------------------------------ for snapshots made by others
 
@@ -268,7 +279,7 @@ class _Quiesced:
 async def _in_thread(make: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:
     """Enter and leave a blocking context manager in threads."""
     manager = make()
-    await asyncio.to_thread(manager.__enter__)
+    await to_its_end(manager.__enter__, undo=lambda _: manager.__exit__(None, None, None))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ import zstandard
 
 from gateway.errors import CorruptSnapshot
 from gateway.snapshot.model import Pack, Piece
-from gateway.snapshot.parallel import Crew
+from gateway.snapshot.parallel import Crew, to_its_end
 from gateway.snapshot.progress import Progress
 from gateway.snapshot.repository import Repository
 
@@ -97,7 +97,8 @@ class PackWriter:
     async def add(self, pieces: Iterable[bytes], level: int = FAST) -> list[Packed]:
         """Pack `pieces`, each at most `PIECE_BYTES` or so. They are asked for in a thread, one at a time."""
         result, source = [], iter(pieces)
-        while packed := await asyncio.to_thread(self._take, source, level):
+        # To its end: what is read from must not be closed under a thread that reads.
+        while packed := await to_its_end(self._take, source, level):
             result.append(packed)
             self._progress.advance(packed.size_bytes)
             if len(self._open.data) >= PACK_BYTES:

@@ -55,9 +55,9 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 async def to_its_end(
-    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], None] | None = None
+    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], object] | None = None
 ) -> _Result:
-    """Run `function(*args)` in a thread; when cancelled, wait for its end nevertheless, and `undo` its result.
+    """Run `function(*args)` in a thread; when cancelled, however often, wait for its end, and `undo` its result.
 
     For steps that must not go on behind the back of what comes next.
     """
@@ -65,7 +65,9 @@ async def to_its_end(
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
         if undo and not task.cancelled() and task.exception() is None:
             undo(task.result())
         raise

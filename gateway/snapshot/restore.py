@@ -4,6 +4,7 @@ Until everything was fetched and verified nothing of the data directory is touch
 """
 
 import asyncio
+import functools
 import hashlib
 import os
 import secrets
@@ -133,7 +134,8 @@ async def fetch_verified(
     """
     _require_known_paths(manifest)
     staged = Staged(manifest)
-    await asyncio.to_thread(_make_files, target, manifest.files)
+    # What writes goes to its end: after a restore that was cancelled there may be files of the next one's here.
+    await to_its_end(_make_files, target, manifest.files)
     for file in manifest.files:
         staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
     try:
@@ -142,7 +144,7 @@ async def fetch_verified(
         # The files tell that something is wrong, their packs what it is.
         await repository.require_sound(manifest.packs)
         raise
-    await asyncio.to_thread(put_back, target, manifest.positions, keep=keep_log)
+    await to_its_end(functools.partial(put_back, target, manifest.positions, keep=keep_log))
     return staged
 
 
@@ -309,7 +311,7 @@ async def _fetch(
     async def place(fetch: Fetch) -> None:
         nonlocal done
         data = await repository.get_unverified(fetch.pack)
-        done += await asyncio.to_thread(_place, target, fetch, data, staged)
+        done += await to_its_end(_place, target, fetch, data, staged)
         progress(done, total)
 
     async def place_base(fetch: Fetch) -> None:
@@ -355,7 +357,9 @@ def _place(target: Path, fetch: Fetch, data: bytes, staged: Staged) -> int:
 
 def _write(descriptor: int, writes: Iterator[tuple[int, memoryview]]) -> None:
     for position, some in writes:
-        os.pwrite(descriptor, some, position)
+        rest = some
+        while rest:  # what a disk takes before it is full is less, and no error
+            rest = rest[os.pwrite(descriptor, rest, position + len(some) - len(rest)) :]
 
 
 # ---------------------------------------------------------------------- verifying

@@ -7,7 +7,7 @@ each of them. What no rule keeps is dropped, except:
 - with no rule at all everything is kept;
 - the newest good one is kept in any case;
 - what a person labelled is kept until a person deletes it; the gateway's own labels do not count;
-- what cannot be read is kept: it cannot be said what it is, and it may be wanted to find that out.
+- what cannot be read, or failed its verification, is kept: it may be wanted to find out what it is.
 """
 
 from collections.abc import Callable, Iterable

@@ -190,13 +190,13 @@ class Succession:
             self._become_writer()
 
     def changed(self) -> None:
-        """The newest snapshot may have been deleted: what it held is no longer saved."""
+        """The newest snapshot may have been deleted, be broken, or of other data: what is served is no longer saved."""
         self._on_change()
 
     async def end(self) -> None:
         """Give the lease back at the end of this process, after its last snapshot. Never raises for the store."""
         lease, self._lease = self._lease, None
-        if lease and self.role in (Role.WRITER, Role.LEAVING):
+        if lease and self.role in (Role.WRITER, Role.LEAVING, Role.BEHIND):
             self._refuse("this gateway is stopping")
             self.role = Role.READER
             try:

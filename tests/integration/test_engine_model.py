@@ -1,6 +1,6 @@
 """Whatever is written, snapshotted, restored, restarted or deleted, in whatever order: a snapshot is what it was.
 
-A seeded random walk over a real Chroma and a real `Snapshotter`, beside a plain dictionary that says what
+A seeded random walk over a real Chroma and real `Operations`, beside a plain dictionary that says what
 must be held. The sizes and thresholds of the engine are made small, so that a few hundred records reach
 every way of storing them. `ENGINE_MODEL_SECONDS` makes it walk longer, `ENGINE_MODEL_SEED` begins with
 another seed; a failure tells its seed and its steps.
@@ -29,8 +29,9 @@ from gateway.chroma.directory import DataDirectory
 from gateway.errors import NotFound, StoreUnavailable
 from gateway.snapshot import capture, create, packing
 from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified, restore_live
+from gateway.snapshot.restore import fetch_verified
 from gateway.store import FileStore
 from tests.bare_chroma import BareChroma, bare_chroma
 
@@ -109,6 +110,11 @@ class Chroma:
         return problems
 
 
+@contextlib.asynccontextmanager
+async def _refuse(_: str) -> AsyncIterator[None]:
+    yield
+
+
 class Walk:
     """One walk: steps are chosen by `seed` alone."""
 
@@ -125,7 +131,7 @@ class Walk:
         self.at_cut: Model = {}
         self.snapshots: dict[str, Model] = {}
         self.made = 0
-        self.snapshotter = self._snapshotter()
+        self.operations = self._operations()
         choice = self.random.choice
         for module, name, value in (
             (capture, "PIECE_BYTES", choice((16 << 10, 4 << 20))),
@@ -138,8 +144,12 @@ class Walk:
             self.steps.append(f"{name}={value}")
             patch.setattr(module, name, value)
 
-    def _snapshotter(self) -> Snapshotter:
-        return Snapshotter(self.repository, self.directory, self.chroma, self._hold)
+    def _operations(self) -> Operations:
+        return Operations(self.repository, self.directory, self.chroma, self.chroma, self._hold, _refuse)
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        return self.operations.snapshotter
 
     @contextlib.asynccontextmanager
     async def _hold(self) -> AsyncIterator[float]:
@@ -221,7 +231,7 @@ class Walk:
             self.chroma.client.get_collection(name, embedding_function=None).count()
 
     async def snapshot(self) -> None:
-        taken = await self.snapshotter.take(None)
+        taken = await self.operations.snapshot()
         self.snapshots[taken.id] = self.at_cut
 
     async def snapshot_under_writes(self) -> None:
@@ -270,7 +280,7 @@ class Walk:
         if how == "forgetful":
             self.directory.baseline.unlink(missing_ok=True)
         self.repository = Repository(self.store)
-        self.snapshotter = self._snapshotter()
+        self.operations = self._operations()
 
     async def restart_chroma(self) -> None:
         self.chroma.end()
@@ -281,13 +291,7 @@ class Walk:
         if not self.snapshots:
             return
         snapshot_id = self.random.choice(sorted(self.snapshots))
-        self.snapshotter.forget()
-
-        @contextlib.asynccontextmanager
-        async def refuse(_: str) -> AsyncIterator[None]:
-            yield
-
-        await restore_live(self.repository, self.directory, self.chroma, refuse, snapshot_id, lambda done, total: None)
+        await self.operations.restore(snapshot_id)
         self.model = copy.deepcopy(self.snapshots[snapshot_id])
         self.compare(self.chroma.client, self.model)
 
@@ -408,8 +412,47 @@ async def test_rows_given_up_are_not_missed_after_a_restart(tmp_path: Path, monk
         add(24)
         await walk.bound_logs()
         await walk.snapshotter.close()
-        walk.snapshotter = walk._snapshotter()
+        walk.operations = walk._operations()
         await walk.snapshot()
+        for snapshot_id in walk.snapshots:
+            await walk.open(snapshot_id)
+    finally:
+        await walk.snapshotter.close()
+        walk.chroma.end()
+
+
+async def test_a_restore_begins_a_history_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it an index may come to the very place in the log that it had before, with other vectors in it."""
+    walk = Walk(tmp_path, 0, monkeypatch)
+    walk.chroma.begin()
+    try:
+        hnsw = {"sync_threshold": 10, "batch_size": 5}
+        walk.chroma.client.create_collection("col", embedding_function=None, configuration={"hnsw": hnsw})
+        walk.model["col"] = Collection(3)
+
+        def add(start: int) -> None:
+            ids = [str(number) for number in range(start, start + 10)]
+            vectors = [walk._vector(3) for _ in ids]
+            collection = walk.chroma.client.get_collection("col", embedding_function=None)
+            collection.upsert(ids=ids, embeddings=vectors, documents=ids, metadatas=[{"n": 1} for _ in ids])
+            collection.count()
+            walk.model["col"].records |= {
+                each: (vector, each, {"n": 1}) for each, vector in zip(ids, vectors, strict=True)
+            }
+
+        async def positions() -> list[int]:
+            await walk.snapshot()
+            return list((await walk.repository.manifest(max(walk.snapshots))).positions.values())
+
+        add(0)
+        before = await positions()
+        back_to = max(walk.snapshots)
+        add(10)
+        first = await positions()
+        await walk.operations.restore(back_to)
+        walk.model = copy.deepcopy(walk.snapshots[back_to])
+        add(10)
+        assert before < first == await positions()
         for snapshot_id in walk.snapshots:
             await walk.open(snapshot_id)
     finally:

@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import tarfile
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -260,6 +261,82 @@ async def test_an_archive_that_is_cut_off_is_refused(cut: int, tmp_path: Path) -
         await untar(arriving(old("0.5.23")[:cut]), tmp_path, LIMIT, Progress())
 
 
+def headers(data: bytes) -> list[int]:
+    """Where the header of each member is."""
+    with tarfile.open(fileobj=io.BytesIO(data)) as opened:
+        return [each.offset for each in opened]
+
+
+@pytest.mark.parametrize("how", ["ends", "goes on with nonsense"])
+async def test_an_archive_that_breaks_off_between_two_members_is_refused(how: str, tmp_path: Path) -> None:
+    """A database without its indexes is none that may become the newest snapshot."""
+    whole = archive((member("chroma.sqlite3"), b"database"), (member("other"), b"x"))
+    cut = headers(whole)[1]
+    data = whole[:cut] if how == "ends" else whole[:cut] + b"\xff" + whole[cut + 1 :]
+    with pytest.raises(InvalidRequest, match="cut off"):
+        await untar(arriving(data), tmp_path, LIMIT, Progress())
+
+
+def pax(name: str = "chroma.sqlite3", **fields: str) -> bytes:
+    """A member that is preceded by an extended header."""
+    made = tarfile.TarInfo(name)
+    made.pax_headers = {name.replace("_", "."): value for name, value in fields.items()}
+    return made.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pax(GNU_sparse_map="a,b"),
+        pax(GNU_sparse_size="x", GNU_sparse_numblocks="1"),
+        pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"9" * 512,
+        pax(comment="x")[:-512] * 2000 + pax(),
+    ],
+    ids=["sparse 0.1", "sparse 0.0", "sparse 1.0", "headers without end"],
+)
+async def test_headers_that_make_no_sense_are_refused(head: bytes, tmp_path: Path) -> None:
+    """Whatever Python's reader makes of them: it is the archive that is wrong, and not the gateway."""
+    with pytest.raises(InvalidRequest):
+        await untar(arriving(head + bytes(10240)), tmp_path, LIMIT, Progress())
+
+
+def sparse() -> bytes:
+    """A member whose map goes on in the block after its header."""
+    header = bytearray(member("chroma.sqlite3", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("head", [sparse(), pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"99999999\n"])
+async def test_the_map_of_a_sparse_file_is_not_read(head: bytes, tmp_path: Path) -> None:
+    """It would be held in memory, and may be as long as all of the archive."""
+    seen = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal seen
+        yield head
+        while seen < 8 << 20:
+            seen += 1 << 16
+            yield (b"00000000001\0" * 42 + b"\1" + b"1\n1\n1\n\n") * 128
+
+    with pytest.raises(InvalidRequest, match="sparse"):
+        await untar(endless(), tmp_path, LIMIT, Progress())
+    assert seen < 1 << 20
+
+
+async def test_what_was_read_of_an_archive_is_not_kept(tmp_path: Path) -> None:
+    """An extended header may be long, and there may be many of them."""
+    data = pax() + pax("other", comment="x" * 500_000) * 40 + bytes(10240)
+    tracemalloc.start()
+    try:
+        await untar(arriving(data, 1 << 20), tmp_path, LIMIT, Progress())
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10 << 20
+
+
 async def test_an_archive_longer_than_allowed_is_refused_while_it_arrives(tmp_path: Path) -> None:
     """No more than the limit is read of it."""
     seen = 0
@@ -290,6 +367,13 @@ async def test_a_damaged_database_becomes_no_snapshot(repository: Repository, tm
         await taken_in(repository, tmp_path, data)
     assert await repository.ids() == []
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+async def test_an_empty_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
+    """SQLite takes a file of no bytes for a sound database; the newest snapshot would hold nothing."""
+    with pytest.raises(InvalidRequest, match="not one of a sound Chroma directory"):
+        await taken_in(repository, tmp_path, archive((member("chroma.sqlite3"), b"")))
+    assert await repository.ids() == []
 
 
 async def test_a_body_that_stops_arriving_can_be_cancelled(tmp_path: Path) -> None:

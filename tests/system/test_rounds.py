@@ -1,6 +1,9 @@
 """What happens without being asked for: schedules, retention, garbage, and the last seconds."""
 
+import gzip
 import json
+import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -143,3 +146,70 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(budget_s: int) -> None:
             proxy.rules = []
             built.start()
             assert set(notes(built).get()["ids"]) == {"saved", "not saved"}
+
+
+def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck() -> None:
+    """Its bytes are on their way to a store that does not answer: the gateway ends in time, and says what was lost."""
+    with ministack() as server, faults(server.port) as proxy:
+        server.make_bucket("slow")
+        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        settings = {"GATEWAY_EXIT_BUDGET_S": "6", "GATEWAY_SNAPSHOT_INTERVAL_S": "1"}
+        with house(GATEWAY_STORE="s3://slow", **settings, **env) as built:
+            built.start()
+            proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=30)]
+            write(built, "not saved")
+            built.until(
+                lambda: any(method == "PUT" and "data/" in target for method, target in list(proxy.requests)),
+                "a scheduled snapshot is on its way",
+            )
+            began = time.monotonic()
+            assert built.stop() != 0
+            assert time.monotonic() - began < 6 + 2.5, "Chroma's own stop comes on top"
+            assert "what was written since the latest snapshot is not in the store" in built.output()
+
+
+def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot() -> None:
+    """A write whose last bytes come after the cut is not acknowledged any more: nothing would save it."""
+    with ministack() as server, faults(server.port) as proxy:
+        server.make_bucket("late")
+        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with house(GATEWAY_STORE="s3://late", **env) as built:
+            built.start()
+            write(built, "early")
+            body = json.dumps({"ids": ["late"], "embeddings": [[2.0, 1.0]]}).encode()
+            path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{notes(built).id}/upsert"
+            with socket.create_connection(("127.0.0.1", built.port), 20) as client:
+                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+                proxy.requests.clear()
+                proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=1.5)]
+                stopping = threading.Thread(target=built.stop)
+                stopping.start()
+                built.until(
+                    lambda: any(method == "PUT" and "data/" in target for method, target in list(proxy.requests)),
+                    "the final snapshot is on its way",
+                )
+                client.sendall(body[5:])
+                try:
+                    acknowledged = client.recv(65536).split(b" ")[1:2] == [b"200"]
+                except ConnectionError:
+                    acknowledged = False
+            stopping.join()
+            proxy.rules = []
+            shutil.rmtree(built.data_dir)
+            built.start()
+            assert set(notes(built).get()["ids"]) == ({"early", "late"} if acknowledged else {"early"})
+
+
+def test_an_upload_does_not_take_the_place_of_what_is_served() -> None:
+    """It is the newest snapshot until the end; a new container finds what was acknowledged, not the upload."""
+    archive = gzip.decompress((Path(__file__).parents[1] / "data/chroma-0.5.23.tar.gz").read_bytes())
+    with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+        built.start()
+        write(built, "a")
+        built.snapshot()
+        assert built.admin("POST", "/snapshot/upload", content=archive).status_code == 201
+        assert built.stop() == 0
+        shutil.rmtree(built.data_dir)
+        built.start()
+        assert notes(built).get()["ids"] == ["a"]

@@ -1,6 +1,8 @@
 """Jobs: they end one way, tell how far they came, and clean up when cancelled."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -106,6 +108,54 @@ async def test_events_end_with_how_it_ended() -> None:
     assert (seen[-1].done, seen[-1].total) == (1000, 1000)
     assert len(seen) < 20
     assert [status.state async for status in job.events()] == ["succeeded"]
+
+
+async def test_everybody_who_watches_sees_the_end() -> None:
+    """Also who was slow to take an event while the job ended, and another one had seen that already."""
+    go = asyncio.Event()
+
+    async def work(_: Progress) -> None:
+        await go.wait()
+
+    job = Jobs().start("go", "", work)
+    slow, quick = job.events(), job.events()
+    assert (await anext(slow)).state == (await anext(quick)).state == "running"
+    at_end = asyncio.create_task(anext(quick))
+    go.set()
+    assert (await at_end).state == "succeeded"
+    assert [each async for each in quick] == []
+    async with asyncio.timeout(5):
+        assert (await anext(slow)).state == "succeeded"
+
+
+async def test_a_failed_job_keeps_nothing_of_what_its_work_held() -> None:
+    """A hundred are remembered, and a pack may be 64 MiB: why it failed is kept, not where."""
+
+    class Pack:
+        pass
+
+    packs = []
+
+    def unpack(pack: Pack) -> None:
+        raise ZeroDivisionError
+
+    def fetch() -> None:
+        pack = Pack()
+        packs.append(weakref.ref(pack))
+        try:
+            unpack(pack)
+        except ZeroDivisionError as error:
+            raise Conflict("it is not what it should be") from error
+
+    async def work(_: Progress) -> None:
+        await asyncio.to_thread(fetch)
+
+    job = Jobs().start("fetch", "", work)
+    with pytest.raises(Conflict):
+        await job.outcome()
+    gc.collect()
+    assert [pack() for pack in packs] == [None]
+    assert job.status().error == Conflict("it is not what it should be").body()
 
 
 async def test_the_last_ones_are_remembered_and_what_runs_is_never_forgotten() -> None:

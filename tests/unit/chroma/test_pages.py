@@ -305,6 +305,31 @@ def test_pages_of_any_size(tmp_path: Path, page_bytes: int) -> None:
     assert image.scans == 1
 
 
+def test_a_database_that_grows_past_a_gibibyte(tmp_path: Path) -> None:
+    """SQLite leaves the page there out, for its locks: it is in no log, and not yet in the database."""
+    page_bytes, last = 65536, (1 << 30) // 65536
+    with closing(connect(tmp_path)) as connection:
+        connection.execute(f"pragma page_size={page_bytes}")
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("create table t(id integer primary key, data blob)")
+    with (tmp_path / DATABASE).open("r+b") as file:  # up to there, with pages that nothing uses
+        file.truncate(1 << 30)
+        file.seek(28)
+        file.write(last.to_bytes(4, "big"))
+    with closing(connect(tmp_path)) as connection:
+        connection.execute("insert into t values (1, x'01')")
+        tracker = PageTracker(tmp_path)
+        tracker.cut().close()
+        connection.execute("insert into t values (2, zeroblob(100000))")
+        cut = tracker.cut()
+        assert cut.changed is not None
+        assert last + 1 not in cut.changed
+        assert cut.pages > last + 1
+        assert next(cut.read([last + 1])) == bytes(page_bytes)
+        cut.close()
+        tracker.forget()
+
+
 def test_without_wal_every_page_may_have_changed_and_is_right(tmp_path: Path) -> None:
     """Where there is no log there is nothing to learn from."""
     with closing(connect(tmp_path)) as connection:

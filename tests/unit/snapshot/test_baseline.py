@@ -79,6 +79,25 @@ def test_what_was_saved_is_loaded(path: Path, data_dir: Path) -> None:
     assert [each.name for each in path.parent.iterdir() if each.is_file()] == ["baseline"]
 
 
+def test_what_was_loaded_can_be_saved_and_loaded_again(path: Path, data_dir: Path) -> None:
+    """After a snapshot in which no index moved, and a second restart, the store still has all of it."""
+    found = loaded(path, data_dir)
+    assert found is not None
+    save(path, replace(found, snapshot_id=NEWER))
+    again = loaded(path, data_dir, made=manifest(NEWER))
+    assert again is not None
+    assert again.positions == {SEGMENT: POSITION}
+
+
+def test_an_index_of_whose_files_nothing_was_noted_has_no_position(path: Path, data_dir: Path) -> None:
+    """The rest of what the store has is known all the same."""
+    database = signatures_of(data_dir, [])
+    save(path, baseline_of(manifest(), database))
+    found = loaded(path, data_dir)
+    assert found is not None
+    assert (found.positions, found.files.keys()) == ({}, {file.path for file in manifest().files})
+
+
 def test_that_of_another_snapshot_is_not_loaded(path: Path, data_dir: Path) -> None:
     """Its fingerprints are of other bytes."""
     assert loaded(path, data_dir, made=manifest(NEWER)) is None

@@ -6,16 +6,19 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gateway.chroma import log
 from gateway.chroma.database import prepare
+from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, INDEX_FILES, index_signatures
 from gateway.chroma.pages import PageTracker
-from gateway.snapshot import capture
+from gateway.snapshot import capture, create
 from gateway.snapshot.baseline import Baseline, Stored, nothing
 from gateway.snapshot.capture import Choice, Cut, choose, freeze, read_database, read_index
+from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
@@ -258,3 +261,16 @@ async def test_without_wal_the_database_is_read_while_writers_wait(
     cut.close()
     assert stored.size_bytes == (data_dir / DATABASE).stat().st_size
     execute(data_dir, "create table t(n)")
+
+
+def test_chromas_log_is_bounded_also_while_the_store_cannot_be_reached(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of the store then, for as long as it stays away; what Chroma itself needs is kept."""
+    monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
+    nobody: Any = None
+    snapshotter = Snapshotter(Repository(MemoryStore()), DataDirectory(data_dir), nobody, nobody)
+    before, synced = log.count_log(data_dir), log.synced_to(data_dir)
+    snapshotter._bound_log()
+    assert before == 80
+    assert log.count_log(data_dir) == len(synced) == 2

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import threading
 from collections.abc import Collection, Iterator
 from typing import Literal
 from unittest.mock import patch
@@ -227,3 +228,22 @@ def test_a_piece_that_would_unpack_to_more_than_promised_is_refused_unread(promi
     piece, pack_ = piece_of(os.urandom(promised), bomb, "zstd")
     with pytest.raises(CorruptSnapshot, match=f"data/{pack_.sha256}"):
         unpack(piece, pack_, bomb)
+
+
+async def test_nothing_is_read_any_more_when_packing_was_cancelled() -> None:
+    """What it is read from may be closed then."""
+    reading, go, under_way = threading.Event(), threading.Event(), [True]
+
+    def source() -> Iterator[bytes]:
+        reading.set()
+        assert go.wait(10)
+        under_way.clear()
+        yield b"piece"
+
+    adding = asyncio.create_task(PackWriter(Repository(MemoryStore()), {}, Silent()).add(source()))
+    assert await asyncio.to_thread(reading.wait, 10)
+    adding.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert not under_way

@@ -1,11 +1,12 @@
 """What must not be left halfway is not."""
 
 import asyncio
+import threading
 
 import pytest
 
 from gateway.errors import Conflict
-from gateway.snapshot.parallel import past_cancelling
+from gateway.snapshot.parallel import past_cancelling, to_its_end
 
 
 async def test_what_was_begun_goes_to_its_end_although_cancelled() -> None:
@@ -35,3 +36,25 @@ async def test_its_failure_is_raised_as_itself() -> None:
 
     with pytest.raises(Conflict):
         await past_cancelling(work())
+
+
+async def test_a_thread_is_waited_for_and_undone_however_often_its_caller_is_cancelled() -> None:
+    """A stop cancels again what was cancelled before: what was made meanwhile would stay for good."""
+    begun, go = asyncio.Event(), threading.Event()
+    loop, undone = asyncio.get_running_loop(), list[str]()
+
+    def work() -> str:
+        loop.call_soon_threadsafe(begun.set)
+        assert go.wait(10)
+        return "made"
+
+    caller = asyncio.create_task(to_its_end(work, undo=undone.append))
+    await begun.wait()
+    for _ in range(3):
+        caller.cancel()
+        await asyncio.sleep(0.01)
+    ended_early = caller.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert (ended_early, undone) == (False, ["made"])

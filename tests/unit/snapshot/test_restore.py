@@ -1,6 +1,9 @@
 """A live restore that cannot be finished ends with Chroma running on what it had before."""
 
+import asyncio
 import errno
+import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +17,8 @@ from gateway.snapshot import restore
 from gateway.snapshot.baseline import saved_snapshot
 from gateway.snapshot.model import Manifest
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Staged, restore_live
-from tests.unit.snapshot.manifests import ID, manifest
+from gateway.snapshot.restore import Staged, restore_live, stage
+from tests.unit.snapshot.manifests import ID, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
 
@@ -151,3 +154,57 @@ async def test_a_chroma_that_does_not_stop_in_time_is_started_again(restoring: R
         await restoring.run()
     assert restoring.chroma.serves == "old"
     assert not restoring.directory.is_exchanging()
+
+
+async def test_a_restore_that_is_cancelled_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it has ended its files are gone, and what the next restore puts in their place is left alone."""
+    directory, repository = DataDirectory(tmp_path), Repository(MemoryStore())
+    directory.make()
+    for data in (b"database", b"index"):
+        await repository.put_pack(sha(data), data)
+    begun, go, under_way = threading.Event(), threading.Event(), set[int]()
+
+    def slow(descriptor: int, data: bytes, position: int) -> int:
+        under_way.add(threading.get_ident())
+        begun.set()
+        assert go.wait(10)
+        written = pwrite(descriptor, data, position)
+        under_way.discard(threading.get_ident())
+        return written
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", slow)
+    staging = asyncio.create_task(stage(repository, directory, manifest(), lambda done, total: None))
+    assert await asyncio.to_thread(begun.wait, 10)
+    staging.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await staging
+    assert not under_way
+    assert not (tmp_path / ".gateway/incoming").exists()
+
+
+async def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does that is just about to be full: what it did not take is not taken for written."""
+    staged, repository = Staged(manifest()), Repository(MemoryStore())
+    restore._make_files(tmp_path, staged.manifest.files)
+    staged.origins = {file.path: np.zeros(1, np.uint8) for file in staged.manifest.files}
+    for data in (b"database", b"index"):
+        await repository.put_pack(sha(data), data)
+
+    async def fetch() -> None:
+        await restore._fetch(repository, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0))
+
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, position: pwrite(descriptor, data[:3], position))
+    await fetch()
+    assert (tmp_path / "chroma.sqlite3").read_bytes() == b"database"
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DiskFull):
+        await fetch()

@@ -269,3 +269,15 @@ async def test_an_end_releases_the_lease(made: Callable[..., Gateway]) -> None:
     down = await made(other_store := MemoryStore(), "down").start().until_role(Role.WRITER)
     other_store.unreachable = True
     await asyncio.wait_for(down.place.end(), 10)
+
+
+async def test_a_gateway_that_took_the_lease_for_a_restore_gives_it_back(made: Callable[..., Gateway]) -> None:
+    """The restore failed, so it never became the writer; who comes next need not wait until it seems dead."""
+    store = MemoryStore()
+    await made(store, "writer").place.require()
+    behind = await made(store, "behind", has_data=True).start().until_role(Role.BEHIND)
+    await behind.place.adopt()
+    await behind.place.end()
+    tenure = await read_tenure(store)
+    assert tenure is not None
+    assert (tenure.where, tenure.state) == ("behind", "released")

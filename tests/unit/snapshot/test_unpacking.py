@@ -1,9 +1,11 @@
 """What is unpacked of an archive from elsewhere can neither fill the memory nor reach out of its directory."""
 
+import asyncio
 import io
 import sqlite3
 import tarfile
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Generator
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from gateway.chroma import database
 from gateway.errors import InvalidRequest
-from gateway.snapshot.archive import untar
+from gateway.snapshot.archive import in_pieces, untar
 from gateway.snapshot.progress import Silent
 
 
@@ -62,6 +64,31 @@ async def test_a_journal_that_names_another_file_is_refused(tmp_path: Path) -> N
     archive = packed({"chroma.sqlite3": b"x", "chroma.sqlite3-journal": bytes(1024) + tail})
     with pytest.raises(InvalidRequest, match="several databases"):
         await untar(sent(archive), tmp_path, 1 << 30, Silent())
+
+
+async def test_a_download_that_is_broken_off_lets_go_of_its_files() -> None:
+    """Also where a piece is just being read: the thread ends first, and then the files are closed."""
+    reading, go, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def pieces() -> Generator[bytes, None, None]:
+        try:
+            reading.set()
+            assert go.wait(10)
+            yield b"piece"
+        finally:
+            closed.set()
+
+    async def send() -> None:
+        async for _ in in_pieces(pieces()):
+            pass
+
+    sending = asyncio.create_task(send())
+    assert await asyncio.to_thread(reading.wait, 10)
+    sending.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert closed.is_set()
 
 
 async def test_an_absurdly_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""One thing at a time, and nothing of it stays when it comes to nothing."""
+
+import asyncio
+import errno
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.chroma import database
+from gateway.chroma.database import prepare
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE
+from gateway.errors import NotFound
+from gateway.snapshot import create, operations
+from gateway.snapshot.home import Home
+from gateway.snapshot.model import Verification
+from gateway.snapshot.operations import Operations
+from gateway.snapshot.progress import Silent
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.succession import Role, Succession
+from tests.unit.snapshot.manifests import ID
+from tests.unit.snapshot.stores import MemoryStore
+
+
+class Source:
+    def require_served(self) -> int:
+        return 1
+
+    async def require_same_run(self, run: int) -> None: ...
+
+
+class Writes:
+    def refuse_writes(self, reason: str) -> None: ...
+
+    def accept_writes(self) -> None: ...
+
+
+@asynccontextmanager
+async def hold() -> AsyncIterator[float]:
+    yield 0.0
+
+
+@asynccontextmanager
+async def refuse(_: str) -> AsyncIterator[None]:
+    yield
+
+
+async def nothing(_label: str) -> None: ...
+
+
+def made(path: Path, store: MemoryStore, place: Succession | None = None) -> Operations:
+    directory = DataDirectory(path)
+    directory.make()
+    prepare(path)
+    chroma: Any = None
+    return Operations(Repository(store, place), directory, Source(), chroma, hold, refuse, place)
+
+
+async def test_a_quiesce_that_is_broken_off_holds_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that it was just about to get is given back, or Chroma would wait for it for good."""
+    asked, go = threading.Event(), threading.Event()
+
+    def lock(data_dir: Path) -> Any:
+        asked.set()
+        assert go.wait(10)
+        return database.write_lock(data_dir)
+
+    def slow(data_dir: Path) -> Any:
+        return _Later(lambda: lock(data_dir))
+
+    monkeypatch.setattr(operations, "write_lock", slow)
+    asking = asyncio.create_task(made(tmp_path, MemoryStore()).quiesce(60))
+    await asyncio.to_thread(asked.wait, 10)
+    asking.cancel()
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(asking, return_exceptions=True)
+    with closing(sqlite3.connect(tmp_path / DATABASE, timeout=2)) as writer:
+        writer.execute("create table t(n)")
+
+
+class _Later:
+    """A context manager that is made when it is entered."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._made = self._make()
+        self._made.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._made.__exit__(*error)
+
+
+async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path: Path) -> None:
+    """A wrong id on a gateway that is behind takes the lease from nobody."""
+    store = MemoryStore()
+
+    def gateway(name: str, *, has_data: bool) -> Succession:
+        DataDirectory(tmp_path / name).make()
+        home = Home(tmp_path / name)
+        return Succession(store, home, name, Writes(), has_data=lambda: has_data, save=nothing, takeover_timeout_s=0)
+
+    writer, behind = gateway("writer", has_data=False), gateway("behind", has_data=True)
+    await writer.require()
+    behind._had_data = True
+    with pytest.raises(Exception, match="another gateway"):
+        await behind.require()
+    assert (writer.role, behind.role) == (Role.WRITER, Role.BEHIND)
+    with pytest.raises(NotFound):
+        await made(tmp_path / "behind", store, behind).restore(ID)
+    await writer.settle()
+
+
+@pytest.mark.parametrize("ok", [True, False])
+async def test_what_is_in_a_broken_snapshot_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: bool
+) -> None:
+    """The next turn, or the end, takes another one, although nothing was written since."""
+    changes = list[str]()
+
+    async def verify(*_: object) -> Verification:
+        return Verification(ok=ok, level="data", at=datetime.now(UTC))
+
+    monkeypatch.setattr(operations, "verify", verify)
+    store, home = MemoryStore(), Home(tmp_path)
+    place = Succession(
+        store,
+        home,
+        "a test",
+        Writes(),
+        has_data=lambda: True,
+        save=nothing,
+        on_change=lambda: changes.append("changed"),
+    )
+    await made(tmp_path, store, place).verify(ID, "data", Silent())
+    assert changes == ([] if ok else ["changed"])
+
+
+async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is short of descriptors for a while does not let SQLite's log grow for good."""
+    monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
+    snapshotter, times, again = made(tmp_path, MemoryStore()).snapshotter, list[int](), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def bound() -> None:
+        times.append(1)
+        if len(times) == 1:
+            raise OSError(errno.EMFILE, "Too many open files")
+        loop.call_soon_threadsafe(again.set)
+
+    monkeypatch.setattr(snapshotter, "_bound_wal", bound)
+    keeping = asyncio.create_task(snapshotter.keep_bounded())
+    async with asyncio.timeout(5):
+        await again.wait()
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_nothing_of_ours_touches_the_data_while_they_are_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection to the database that goes may leave a log beside the one that comes."""
+    monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
+    snapshotter = made(tmp_path, MemoryStore()).snapshotter
+    bounding, go, bounded = threading.Event(), threading.Event(), list[int]()
+
+    def bound() -> None:
+        bounding.set()
+        assert go.wait(10)
+        bounded.append(1)
+
+    monkeypatch.setattr(snapshotter, "_bound_wal", bound)
+    keeping = asyncio.create_task(snapshotter.keep_bounded())
+    assert await asyncio.to_thread(bounding.wait, 10)
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    async with snapshotter.exchanging():
+        assert bounded == [1]
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert bounded == [1]
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
