@@ -111,6 +111,7 @@ def _csv(path: Path) -> str:
     except csv.Error:
         delimiter = ","
     # Only that is guessed: what quotes mean further down, the beginning does not show.
+    csv.field_size_limit(_MAX_TEXT_CHARACTERS)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header = next(rows, [])
     pairs = (itertools.zip_longest(header, row, fillvalue="") for row in rows)

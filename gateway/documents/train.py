@@ -135,7 +135,10 @@ class Trainer:
         embedding: Embedding,
         module: str | None = None,
         headers: dict[str, str] | None = None,
+        restores: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`restores` counts what puts something else into Chroma's place."""
+        self._restores = restores
         self._url, self._admit, self._headers = url, admit, headers
         self._embedding, self._module = embedding, module
         self._busy: set[tuple[str, str, str]] = set()
@@ -175,9 +178,14 @@ class Trainer:
 
     async def train(self, source: Source, name: str, owner: str, asked: Training, progress: Progress) -> Trained:
         """Make collection `name` hold exactly the chunks of the source's documents. Safe to repeat."""
+        before = self._restores()
         with self._claim(name, asked):
             async with self._client(asked) as chroma, Workshop() as workshop:
-                return await self._train(source, name, owner, asked, progress, chroma, workshop)
+                trained = await self._train(source, name, owner, asked, progress, chroma, workshop)
+            if self._restores() != before and not asked.dry_run:
+                # What we found there and left as it was may be gone.
+                raise Conflict(f"a snapshot was restored while {name!r} was trained", "train again")
+            return trained
 
     # ------------------------------------------------------------------ inside
 

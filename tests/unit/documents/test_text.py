@@ -128,6 +128,7 @@ def test_nothing_of_a_csv_is_lost(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", late.encode()).endswith('b: he said "hi, there" twice, really')
     assert read(tmp_path, "a.csv", b"a,b\n1,2,three\n") == "a: 1\nb: 2\nthree"
     assert read(tmp_path, "a.csv", b"a,b\r1,2\r") == "a: 1\nb: 2"
+    assert read(tmp_path, "a.csv", b"a,b\n1," + b"x" * 300_000) == "a: 1\nb: " + "x" * 300_000
 
 
 def test_tables_are_read(tmp_path: Path) -> None:
