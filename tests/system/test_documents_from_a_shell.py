@@ -23,9 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A house that wants keys."""
     keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
-    keys.add("somebody")
+    writer = keys.add("writer", "writer")
     with ExitStack() as stack:
-        env = EMBEDDING | {"GATEWAY_KEYS_FILE": str(keys.path)}
+        env = EMBEDDING | {"GATEWAY_KEYS_FILE": str(keys.path), "A_WRITERS_KEY": writer}
         if request.param == "s3":
             server = stack.enter_context(servers.ministack())
             server.make_bucket("documents")
@@ -130,6 +130,9 @@ def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: House, tmp_pa
         for written in (1, 0):
             status, out, err = say(home, "ingest", str(tmp_path), "--collection", name, *avatar)
             assert (status, json.loads(out or "{}").get("written")) == (0, written), err[-3000:]
+    writer = home.env["A_WRITERS_KEY"]
+    status, out, err = _with_token(home, writer, "ingest", str(tmp_path), "--collection", "of-a-writer")
+    assert (status, json.loads(out or "{}").get("written")) == (0, 1), err[-3000:]
     status, _, err = _with_token(home, "a-token-of-nobody", "ingest", str(tmp_path), "--collection", "birds")
     assert (status != 0, "401" in err) == (True, True), err[-3000:]
     said(home, "delete-avatar", "ada", "--yes")
