@@ -215,6 +215,7 @@ class House:
                 self.gate.admitted,
                 embedding=Embedding.of(settings.embedding),
                 module=settings.embedding_module or None,
+                restores=lambda: self.gate.refusals,
             ),
             self.jobs,
         )

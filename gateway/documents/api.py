@@ -30,7 +30,7 @@ from gateway.errors import (
 from gateway.jobs import Jobs, JobStatus
 from gateway.jobs_api import accepted
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MAX_JSON_BYTES = 8 << 20
 _UNBOUNDED = 1 << 62  # the library bounds what it stores, and says so in our own words
 _AVATAR = "/avatars/{avatar_id}"
@@ -146,9 +146,9 @@ async def delete_avatar(
 
     async def delete(progress: Any) -> dict[str, Any]:
         # First what may be refused.
-        collection = None if asked.keep_collection else await documents.trainer.forget(avatar_id)
-        progress.phase("delete", len(contents), "objects")
-        await documents.library.delete_contents(contents, lambda _: progress.advance(1))
+        async with documents.trainer.forgetting(user_id, avatar_id, keep=asked.keep_collection) as collection:
+            progress.phase("delete", len(contents), "objects")
+            await documents.library.delete_contents(contents, lambda _: progress.advance(1))
         return {"objects": len(contents), "bytes": sum(info.size_bytes for info in contents), "collection": collection}
 
     return accepted(documents.jobs.start("delete-avatar", avatar_id, delete), response)

@@ -15,8 +15,9 @@ import httpx
 import typer
 
 from gateway.auth.admin_token import TOKEN_FILE
-from gateway.config import load_settings
-from gateway.errors import ConfigError, GatewayError, InvalidRequest, Unavailable
+from gateway.config import Settings, load_settings
+from gateway.documents.layout import resolve
+from gateway.errors import ConfigError, GatewayError, InvalidRequest, ObjectMissing, Unavailable
 
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 300.0
@@ -40,20 +41,16 @@ class _Gateway:
 
     def __init__(self, url: str | None) -> None:
         settings = load_settings()
-        self.url = (url or f"http://{settings.host}:{settings.port}").rstrip("/")
-        token = settings.admin_token.get_secret_value() if settings.admin_token else None
-        if token is None:
-            try:
-                token = TOKEN_FILE.read_text().strip()
-            except OSError:
-                raise ConfigError(
-                    f"there is no admin token: no GATEWAY_ADMIN_TOKEN, and no {TOKEN_FILE} here",
-                    "set GATEWAY_ADMIN_TOKEN to the gateway's",
-                ) from None
+        self.url = _url_of(url, settings)
+        if (headers := _authorization(settings)) is None:
+            raise ConfigError(
+                f"there is no admin token: no GATEWAY_ADMIN_TOKEN, and no {TOKEN_FILE} here",
+                "set GATEWAY_ADMIN_TOKEN to the gateway's",
+            )
         self.user = f"/admin/users/{settings.user_id}"
         self._client = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
+            headers=headers,
             timeout=_TIMEOUT_S,
             trust_env=url is not None,  # what stays on this machine goes through no proxy
         )
@@ -126,6 +123,36 @@ class _Gateway:
         return Unavailable(f"the gateway at {self.url} does not answer: {error}", "start it, or say --url")
 
 
+def _url_of(url: str | None, settings: Settings) -> str:
+    return (url or f"http://{settings.host}:{settings.port}").rstrip("/")
+
+
+def _authorization(settings: Settings) -> dict[str, str] | None:
+    """The header that says who we are; None if nobody told us."""
+    token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    if token is None:
+        try:
+            token = TOKEN_FILE.read_text().strip()
+        except OSError:
+            return None
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _document(path: str) -> str:
+    """Return `path` if it names a document. Raises InvalidRequest for a folder, NotFound where there is none."""
+    if resolve(path.partition("/")[2])[1] is None:
+        raise InvalidRequest(f"{path} is a folder", "name a document in it")
+    return path
+
+
+def _folder(path: str) -> str:
+    """Return `path` if it names a folder. Raises InvalidRequest for a document, NotFound where there is none."""
+    folder, name = resolve(path.partition("/")[2])
+    if name is not None:
+        raise InvalidRequest(f"{path} is a document", f"list {path.partition('/')[0]}/{folder.path}")
+    return path
+
+
 def _checked(answer: httpx.Response) -> Any:
     if answer.is_error:
         try:
@@ -161,7 +188,7 @@ def avatars(url: Url = None) -> None:
 @documents.command("list")
 def list_documents(path: Path_, url: Url = None, digests: bool = False) -> None:
     """List a folder."""
-    _say(list(_Gateway(url).documents(path, digests=digests)))
+    _say(list(_Gateway(url).documents(_folder(path), digests=digests)))
 
 
 @documents.command()
@@ -185,13 +212,18 @@ def get(path: Path_, file: Annotated[Path, typer.Argument(help="Where to put it.
     """Download a document."""
     gateway = _Gateway(url)
     part = file.with_name(f"{file.name}.part")
-    with gateway.stream(gateway.place(path)) as answer, _bars() as bars:
-        bar = bars.add_task("download", total=int(answer.headers.get("Content-Length", 0)) or None)
-        with part.open("wb") as out:
-            for piece in answer.iter_bytes(_PIECE_BYTES):
-                out.write(piece)
-                bars.advance(bar, len(piece))
-    part.replace(file)
+    try:
+        with gateway.stream(gateway.place(_document(path))) as answer, _bars() as bars:
+            bar = bars.add_task("download", total=int(answer.headers.get("Content-Length", 0)) or None)
+            with part.open("wb") as out:
+                for piece in answer.iter_bytes(_PIECE_BYTES):
+                    out.write(piece)
+                    bars.advance(bar, len(piece))
+        part.replace(file)
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @documents.command()
@@ -220,7 +252,7 @@ def flag(path: Path_, used: Annotated[bool, typer.Option("--used/--unused")], ur
 def link(path: Path_, seconds: int = 3600, url: Url = None) -> None:
     """A link that anybody can download with."""
     gateway = _Gateway(url)
-    _say(gateway.ask("GET", gateway.place(path), params={"link_s": seconds}))
+    _say(gateway.ask("GET", gateway.place(_document(path)), params={"link_s": seconds}))
 
 
 @documents.command()
@@ -335,10 +367,11 @@ async def _train_folder(
 
     settings = load_settings()
     trainer = Trainer(
-        (url or f"http://{settings.host}:{settings.port}").rstrip("/"),
+        _url_of(url, settings),
         _let_through,
         embedding=Embedding.of(settings.embedding),
         module=settings.embedding_module or None,
+        headers=_authorization(settings),
     )
     shown: dict[str, Any] = {}
 
@@ -379,10 +412,16 @@ class _Folder:
         return Document(name, status.st_size, content_type(name), modified_at, digest, f"sha256:{digest}", True)
 
     async def read(self, document: Any) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(self._files[document.name].open, "rb")
+        try:
+            file = await asyncio.to_thread(self._files[document.name].open, "rb")
+        except FileNotFoundError:
+            raise ObjectMissing(f"{self._files[document.name]} is not there any more") from None
         with file:
             while piece := await asyncio.to_thread(file.read, _PIECE_BYTES):
                 yield piece
+
+    async def again(self, document: Any) -> None:
+        """What was deleted since we looked is not to be used."""
 
     async def digest(self, document: Any) -> str:
         return self._digests[document.name]

@@ -67,7 +67,7 @@ def load(embedding: Embedding, module: str | None) -> Any:
             known = ", ".join(sorted(embedding_functions.known_embedding_functions))
             raise NoEmbedding(f"there is no embedding function {embedding.name!r}; Chroma has {known}")
         function: Any = embedding_functions.config_to_embedding_function(embedding.model_dump())
-        function(["a first try"])
+        embed(function, ["a first try"])
     except NoEmbedding:
         raise
     except Exception as error:

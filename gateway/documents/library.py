@@ -134,6 +134,7 @@ class Library:
         condition does not hold, BodyTooLarge.
         """
         key = place.key(name)
+        await self.flags(place)  # what cannot be read is told before anything is stored
         try:
             before: ObjectInfo | None = await self.store.head(key)
         except ObjectMissing:
@@ -174,6 +175,8 @@ class Library:
         """Copy a document within the store, with its flag where both folders have flags."""
         document = await self.document(source, name)
         key = target.key(new_name)
+        if key == source.key(name) and not if_absent:
+            return document  # S3 refuses what would change nothing
         if not await self.store.copy(source.key(name), key, if_absent=if_absent):
             raise Conflict(f"{new_name!r} exists already", "choose another name, or set 'replace'")
         if target.flags_key is not None:
@@ -183,6 +186,7 @@ class Library:
 
     async def delete(self, place: Place, name: str, *, if_tag: str | None = None) -> None:
         """Remove a document and its flag. Raises NotFound, and PreconditionFailed if it has not the tag `if_tag`."""
+        await self.flags(place)  # what cannot be read is told before anything is deleted
         info = await self._head(place, name)
         if if_tag is not None and info.tag != if_tag:
             raise PreconditionFailed(f"{name!r} is not what it was", "look at its present ETag")
@@ -203,9 +207,12 @@ class Library:
                 await self.store.delete(info.key)
                 progress(info.size_bytes)
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(_DELETES_AT_ONCE):
-                group.create_task(delete())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(_DELETES_AT_ONCE):
+                    group.create_task(delete())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
 
     # ------------------------------------------------------------------ flags
 
@@ -224,6 +231,7 @@ class Library:
     ) -> dict[str, bool]:
         """Change some flags, by compare-and-swap: changes that others make at the same time stay. Safe to retry.
 
+        The flags of `drop` go, but for those of documents that somebody has stored again meanwhile.
         `repair` makes the flags those of exactly the documents that exist; a missing file is made whole
         in any case. Returns what the flags are then.
         """
@@ -259,9 +267,11 @@ class Library:
             # Listed after the flags were read: whoever puts a document writes its flag afterwards, so one
             # that this list does not have yet makes our write fail.
             known = flags.repaired(known, [name async for name, _ in self._listed(place)])
+        # As above: looked after the flags were read.
+        drop = {name for name in drop if name in known and not await self._exists(place.key(name))}
         known = {name: used for name, used in (known | dict(changes)).items() if name not in drop}
         data = flags.render(known)
-        if old is not None and data == old.data:
+        if (old is not None and data == old.data) or (old is None and not known):
             return known
         if old is None:
             written = await self.store.put_if_absent(key, data)
@@ -287,9 +297,17 @@ class Library:
 
         async def digested(document: Document) -> Document:
             async with places:
-                return replace(document, digest=f"sha256:{await self.digest(place, document)}")
+                try:
+                    return replace(document, digest=f"sha256:{await self.digest(place, document)}")
+                except ObjectMissing:
+                    return document  # as it was when it was listed; it is another one now
 
-        return list(await asyncio.gather(*map(digested, documents)))
+        tasks = [asyncio.ensure_future(digested(document)) for document in documents]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _note_digest(self, key: str, tag: str, digest: str) -> None:
         self._digests[key, tag] = digest
@@ -306,6 +324,13 @@ class Library:
                     yield name, info
         except InvalidRequest as error:
             raise InvalidRequest(f"{prefix[:80]!r} cannot be the beginning of a name") from error
+
+    async def _exists(self, key: str) -> bool:
+        try:
+            await self.store.head(key)
+        except ObjectMissing:
+            return False
+        return True
 
     async def _head(self, place: Place, name: str) -> ObjectInfo:
         try:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
+from gateway.errors import InvalidRequest
+
 # Where chromadb keeps its default model (`onnx_mini_lm_l6_v2.py`, DOWNLOAD_PATH).
 _TOKENIZER = Path.home() / ".cache/chroma/onnx_models/all-MiniLM-L6-v2/onnx/tokenizer.json"
 
@@ -24,6 +26,15 @@ class Splitting(BaseModel):
         if self.overlap > self.size // 2:
             raise ValueError("overlap must be at most half of size")
         return self
+
+
+def check_tokens(how: Splitting) -> None:
+    """Raise InvalidRequest if `how` counts tokens and there is nothing to count them with."""
+    if how.unit == "tokens" and not _TOKENIZER.is_file():
+        raise InvalidRequest(
+            f"splitting: tokens are counted with the default model's tokenizer, which is not at {_TOKENIZER}",
+            "train once with the default embedding function, which fetches it, or split by characters",
+        )
 
 
 def split(text: str, name: str, how: Splitting) -> list[tuple[int, str]]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import logging
 import zipfile
@@ -43,7 +44,8 @@ def read_text(path: Path, name: str) -> str:
         raise NoText("it is nested too deeply") from None
     except Exception as error:  # these libraries raise anything at broken files
         raise NoText(f"it cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
-    text = text.replace("\x00", "")
+    # Halves of characters, which JSON and PDF can say, are no text for whoever comes next.
+    text = text.replace("\x00", "").encode("utf-8", "replace").decode()
     if not text.strip():
         raise NoText("it has no text")
     return text
@@ -61,7 +63,9 @@ def _plain(path: Path) -> str:
             return _bounded(data.decode(encoding))
         except UnicodeDecodeError:
             continue
-    best = charset_normalizer.from_bytes(data[:_SNIFFED_BYTES]).best()
+    # A beginning that ends amid a character would not be of the encoding that it is of: four bytes are enough.
+    begins = (data[: _SNIFFED_BYTES - cut] for cut in range(4 if len(data) > _SNIFFED_BYTES else 1))
+    best = next(filter(None, (charset_normalizer.from_bytes(begin).best() for begin in begins)), None)
     if best is None or (b"\x00" in data[:_SNIFFED_BYTES] and "utf" not in best.encoding):
         raise NoText("it is not text in any known encoding")
     return _bounded(data.decode(best.encoding, errors="replace"))
@@ -81,7 +85,7 @@ def _json(path: Path) -> str:
 
 
 def _jsonl(path: Path) -> str:
-    records = (json.loads(line) for line in _plain(path).splitlines() if line.strip())
+    records = (json.loads(line) for line in _plain(path).split("\n") if line.strip())
     return _bounded("\n\n".join("\n".join(_leaves(record, "")) for record in records))
 
 
@@ -103,12 +107,15 @@ def _leaves(value: Any, where: str) -> Iterator[str]:
 def _csv(path: Path) -> str:
     text = _plain(path)
     try:
-        dialect: Any = csv.Sniffer().sniff(text[:8192], ",;\t|")
+        delimiter = csv.Sniffer().sniff(text[:8192], ",;\t|").delimiter
     except csv.Error:
-        dialect = csv.excel
-    rows = csv.reader(io.StringIO(text), dialect)
+        delimiter = ","
+    # Only that is guessed: what quotes mean further down, the beginning does not show.
+    csv.field_size_limit(_MAX_TEXT_CHARACTERS)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     header = next(rows, [])
-    records = ("\n".join(f"{key}: {value}" for key, value in zip(header, row, strict=False) if value) for row in rows)
+    pairs = (itertools.zip_longest(header, row, fillvalue="") for row in rows)
+    records = ("\n".join(f"{key}: {value}" if key else value for key, value in row if value) for row in pairs)
     return _bounded("\n\n".join(record for record in records if record)) or "\n".join(header)
 
 

@@ -20,13 +20,14 @@ from gateway.documents.embedding import Embedding, require_harmless
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_place, collection_name
 from gateway.documents.library import Document, Library
 from gateway.documents.plan import RESERVED, Held, held, record_id, training_of
-from gateway.documents.split import Splitting
+from gateway.documents.split import Splitting, check_tokens
 from gateway.documents.workshop import Unreadable, Workshop
-from gateway.errors import Conflict
+from gateway.errors import Conflict, NotFound, ObjectMissing
 from gateway.jobs import Progress
 
 _EMBED_AT_ONCE = 64
 _MAX_TRAINED_BYTES = 512 << 20
+_READ_TRIES = 5
 _MARK = "chroma-gateway:avatar"
 
 Value = str | int | float | bool
@@ -93,24 +94,37 @@ class Source(Protocol):
         """Those to be used."""
 
     def read(self, document: Document) -> AsyncIterator[bytes]:
-        """The bytes of one."""
+        """The bytes of one. Raises ObjectMissing if it is not there any more, or is another one."""
+
+    async def again(self, document: Document) -> Document | None:
+        """What one is by now; None if it is not to be used any more."""
 
     async def digest(self, document: Document) -> str:
-        """The SHA-256 of one, in hex."""
+        """The SHA-256 of one, in hex. Raises ObjectMissing as `read` does."""
 
 
 class Flagged:
     """The documents of an avatar that are flagged true."""
 
-    def __init__(self, library: Library, avatar_id: str) -> None:
+    def __init__(self, library: Library, avatar_id: str, *, repair: bool = True) -> None:
+        """`repair` mends the file of flags where it needs it."""
         self._library, self._place = library, avatar_place(library.user_id, avatar_id, VECTORSTORE_DATA)
+        self._repair = repair
 
     async def documents(self) -> list[Document]:
-        await self._library.set_flags(self._place, {}, repair=True)
+        if self._repair:
+            await self._library.set_flags(self._place, {}, repair=True)
         return [document async for document in self._library.all(self._place) if document.used]
 
     def read(self, document: Document) -> AsyncIterator[bytes]:
         return self._library.read(self._place, document)
+
+    async def again(self, document: Document) -> Document | None:
+        try:
+            found = await self._library.document(self._place, document.name)
+        except NotFound:
+            return None
+        return found if found.used else None
 
     async def digest(self, document: Document) -> str:
         return await self._library.digest(self._place, document)
@@ -127,7 +141,10 @@ class Trainer:
         embedding: Embedding,
         module: str | None = None,
         headers: dict[str, str] | None = None,
+        restores: Callable[[], int] = lambda: 0,
     ) -> None:
+        """`restores` counts what puts something else into Chroma's place."""
+        self._restores = restores
         self._url, self._admit, self._headers = url, admit, headers
         self._embedding, self._module = embedding, module
         self._busy: set[tuple[str, str, str]] = set()
@@ -138,8 +155,8 @@ class Trainer:
         self._require_free(name, asked)
 
         async def work(progress: Progress) -> Trained:
-            owner = f"{library.user_id}/{avatar_id}"
-            return await self.train(Flagged(library, avatar_id), name, owner, asked, progress)
+            source = Flagged(library, avatar_id, repair=not asked.dry_run)
+            return await self.train(source, name, _owner(library.user_id, avatar_id), asked, progress)
 
         return work
 
@@ -147,22 +164,34 @@ class Trainer:
         """Raise Conflict while the collection that an avatar has by default is being trained."""
         self._require_free(collection_name(avatar_id), Training())
 
-    async def forget(self, avatar_id: str) -> str | None:
-        """Delete the collection that an avatar was trained into by default, if it was; return its name then."""
+    @contextlib.asynccontextmanager
+    async def forgetting(self, user_id: str, avatar_id: str, *, keep: bool) -> AsyncIterator[str | None]:
+        """Delete the collection that an avatar was trained into by default, if it was; give its name then.
+
+        With `keep` it stays. In any case nothing trains it before the block ends.
+        """
         name = collection_name(avatar_id)
         with self._claim(name, Training()):
-            async with self._client(Training()) as chroma:
-                found = await chroma.collection(name)
-                if found is None or not (found.get("metadata") or {}).get(_MARK):
-                    return None
-                await chroma.drop(name)
-                return name
+            yield None if keep else await self._forget(name, _owner(user_id, avatar_id))
+
+    async def _forget(self, name: str, owner: str) -> str | None:
+        async with self._client(Training()) as chroma:
+            found = await chroma.collection(name)
+            if found is None or (found.get("metadata") or {}).get(_MARK) != owner:
+                return None
+            await chroma.drop(name)
+            return name
 
     async def train(self, source: Source, name: str, owner: str, asked: Training, progress: Progress) -> Trained:
         """Make collection `name` hold exactly the chunks of the source's documents. Safe to repeat."""
+        before = self._restores()
         with self._claim(name, asked):
             async with self._client(asked) as chroma, Workshop() as workshop:
-                return await self._train(source, name, owner, asked, progress, chroma, workshop)
+                trained = await self._train(source, name, owner, asked, progress, chroma, workshop)
+            if self._restores() != before and not asked.dry_run:
+                # What we found there and left as it was may be gone.
+                raise Conflict(f"a snapshot was restored while {name!r} was trained", "train again")
+            return trained
 
     # ------------------------------------------------------------------ inside
 
@@ -197,37 +226,51 @@ class Trainer:
         if asked.dry_run:
             return trained
         if todo or collection is None:
-            progress.phase("load the embedding function", None, "")
-            configuration = await workshop.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
-            if collection is not None:
-                _require_same(collection, configuration)
-            else:
-                collection = await chroma.create(name, configuration, {_MARK: owner})
-        assert collection is not None
+            collection = await self._embedded(chroma, workshop, collection, name, owner, asked, progress)
         collection_id: str = collection["id"]
         progress.phase("train", len(todo), "documents")
         for document, training in todo:
             before = present.get(document.name, Held())
+            kept: set[str] = set()
             try:
-                written, kept = await self._train_one(
-                    source, chroma, workshop, collection_id, document, training, asked
-                )
-                trained.written += written
+                kept = await self._train_one(source, chroma, workshop, collection_id, document, training, asked)
+                trained.written += len(kept)
             except Unreadable as error:
                 trained.failed[document.name] = str(error)
-                for names in (trained.added, trained.changed):
-                    if document.name in names:
-                        names.remove(document.name)
-                kept = set()
+            except _Gone:
+                if document.name in present:
+                    trained.removed.append(document.name)
+            if not kept:
+                names = trained.changed if document.name in present else trained.added
+                names.remove(document.name)
             leftover = before.ids - kept
             await chroma.delete(collection_id, leftover)
             trained.deleted += len(leftover)
             progress.advance(1)
-        gone = [key for document in trained.removed for key in present[document].ids]
+        gone = [key for document in present.keys() - wanted for key in present[document].ids]
         progress.phase("remove", len(gone) + len(foreign), "records")
         await chroma.delete(collection_id, [*gone, *foreign])
         trained.deleted += len(gone)
         return trained
+
+    async def _embedded(
+        self,
+        chroma: ChromaClient,
+        workshop: Workshop,
+        collection: dict[str, Any] | None,
+        name: str,
+        owner: str,
+        asked: Training,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """The collection to write to, made if there is none, once all that can be wrong with the request was tried."""
+        progress.phase("load the embedding function", None, "")
+        configuration = await workshop.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
+        await asyncio.to_thread(check_tokens, asked.splitting)
+        if collection is None:
+            return await chroma.create(name, configuration, {_MARK: owner})
+        _require_same(collection, configuration)
+        return collection
 
     async def _present(
         self, chroma: ChromaClient, collection: dict[str, Any] | None, owner: str, asked: Training, progress: Progress
@@ -270,6 +313,13 @@ class Trainer:
                 f"collection {collection['name']!r} is embedded with {own['name']!r}, not {wanted.name!r}",
                 "say so with 'embedding' in the request, train into another collection, or delete this one",
             )
+        config = own.get("config") or {}
+        for key, value in (asked.embedding.config if asked.embedding else {}).items():
+            if key in config and config[key] != value:
+                raise Conflict(
+                    f"collection {collection['name']!r} is embedded with {key} {config[key]!r}, not {value!r}",
+                    "delete the collection, or train into another one",
+                )
         return wanted
 
     async def _train_one(
@@ -281,8 +331,32 @@ class Trainer:
         document: Document,
         training: str,
         asked: Training,
-    ) -> tuple[int, set[str]]:
-        """Replace the chunks of one document; return how many there are, and their ids. Raises Unreadable."""
+    ) -> set[str]:
+        """Replace the chunks of one document by those of what it is by now; return their ids.
+
+        Raises Unreadable, and _Gone if it is not to be used any more.
+        """
+        now = document
+        for _ in range(_READ_TRIES):
+            try:
+                return await self._replace(source, chroma, workshop, collection_id, now, training, asked)
+            except ObjectMissing:  # before anything of it was written
+                if (found := await source.again(now)) is None:
+                    raise _Gone from None
+                now = found
+        raise Conflict(f"{document.name!r} was replaced again and again while it was trained", "train again")
+
+    async def _replace(
+        self,
+        source: Source,
+        chroma: ChromaClient,
+        workshop: Workshop,
+        collection_id: str,
+        document: Document,
+        training: str,
+        asked: Training,
+    ) -> set[str]:
+        """As `_train_one`. Raises ObjectMissing, with nothing written, if the document is another one by now."""
         if document.size_bytes > _MAX_TRAINED_BYTES:
             raise Unreadable(f"it has more than {_MAX_TRAINED_BYTES} bytes")
         with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
@@ -312,7 +386,7 @@ class Trainer:
                 ]
                 await chroma.upsert(collection_id, records)
                 ids.update(record_id(document.name, number) for number in numbers)
-            return total, ids
+            return ids
 
     def _client(self, asked: Training) -> ChromaClient:
         return ChromaClient(self._url, self._admit, asked.tenant, asked.database, self._headers)
@@ -350,11 +424,22 @@ def _require_same(collection: dict[str, Any], configuration: dict[str, Any]) -> 
         )
 
 
+class _Gone(Exception):
+    """A document is not to be used any more."""
+
+
+def _owner(user_id: str, avatar_id: str) -> str:
+    return f"{user_id}/{avatar_id}"
+
+
 async def _is_unchanged(source: Source, document: Document, before: Held, training: str) -> bool:
     """Whether the collection has exactly this document's chunks; its bytes are read only if its tag is another."""
     if not before.whole or before.training != training:
         return False
-    return bool(before.tag == document.tag or before.digest == await source.digest(document))
+    try:
+        return bool(before.tag == document.tag or before.digest == await source.digest(document))
+    except ObjectMissing:
+        return False
 
 
 async def _fetch(pieces: AsyncIterator[bytes], path: Path) -> None:

@@ -44,6 +44,8 @@ class Gate:
         self._timeout_s = timeout_s
         self.state = State.OPEN
         self.refusal: str | None = None
+        self.refusals = 0
+        """How often everything was refused for a time, after which Chroma may hold something else."""
         self.write_refusal: str | None = None
         self.admitted_writes = 0
         """How many writes were ever let through; first reads are none."""
@@ -170,6 +172,7 @@ class Gate:
         Requests under way get `drain_timeout_s` to end; what has not ended then is left to break off.
         """
         self.refusal = reason
+        self.refusals += 1
         self._notify()
         try:
             await self._until(lambda: not self._tickets and not self.requests, drain_timeout_s)

@@ -103,6 +103,34 @@ def test_encodings_are_told(tmp_path: Path) -> None:
     assert read(tmp_path, "a.html", html.encode("latin-1")) == "Größe"
 
 
+@pytest.mark.parametrize("encoding", ["shift_jis", "gb18030", "euc-jp"])
+@pytest.mark.parametrize("pad", ["", "a"])
+def test_a_long_text_in_an_old_encoding_is_told_too(tmp_path: Path, encoding: str, pad: str) -> None:
+    """Wherever the beginning that is looked at ends: also amid a character."""
+    text = pad + "日本語の文章です。鷺は葦の中に立っている、夏の朝に。\n" * 9000
+    assert read(tmp_path, "a.txt", text.encode(encoding)) == text
+
+
+def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:
+    """What Unicode also calls the end of a line may be in a string as it is."""
+    line = json.dumps({"a": "one\u2028two\x85three"}, ensure_ascii=False)
+    assert read(tmp_path, "a.jsonl", f"{line}\r\n{line}\n".encode()).count("one\u2028two\x85three") == 2
+
+
+def test_half_a_character_does_not_cost_the_document(tmp_path: Path) -> None:
+    """JSON that was cut within an emoji is read, without it."""
+    assert read(tmp_path, "a.json", b'{"a": "x\\ud83d"}') == "a: x?"
+
+
+def test_nothing_of_a_csv_is_lost(tmp_path: Path) -> None:
+    """Quotes that come late, cells beyond the header, and lines that end as on old Macs."""
+    late = "a,b\n" + "".join(f'{n},"word {n}"\n' for n in range(2000)) + '7,"he said ""hi, there"" twice, really"\n'
+    assert read(tmp_path, "a.csv", late.encode()).endswith('b: he said "hi, there" twice, really')
+    assert read(tmp_path, "a.csv", b"a,b\n1,2,three\n") == "a: 1\nb: 2\nthree"
+    assert read(tmp_path, "a.csv", b"a,b\r1,2\r") == "a: 1\nb: 2"
+    assert read(tmp_path, "a.csv", b"a,b\n1," + b"x" * 300_000) == "a: 1\nb: " + "x" * 300_000
+
+
 def test_tables_are_read(tmp_path: Path) -> None:
     """Also those of Word, and each row of a CSV with the names of its columns."""
     assert "in a table" in read(tmp_path, "a.docx", word())

@@ -1,0 +1,221 @@
+"""Documents that change while something else is done with them, in a store that is a directory."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import tests.word_embedding
+from gateway.documents.digest import Expected
+from gateway.documents.embedding import Embedding
+from gateway.documents.layout import VECTORSTORE_DATA, avatar_place
+from gateway.documents.library import Document, Library
+from gateway.documents.train import Flagged, Trained, Trainer, Training
+from gateway.errors import Conflict, StoreDenied
+from gateway.jobs import Progress
+from gateway.store import FileStore
+from tests.bare_chroma import BareChroma, bare_chroma
+
+PLACE = avatar_place("user", "ada", VECTORSTORE_DATA)
+WORDS = Embedding(name="words_for_tests")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "store")
+
+
+@pytest.fixture
+def library(store: FileStore) -> Library:
+    return Library(store, "user", 1 << 20)
+
+
+async def put(library: Library, name: str, text: str, *, used: bool | None = None) -> Document:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    return (await library.put(PLACE, name, pieces(), expected=Expected({}), used=used))[0]
+
+
+async def test_a_document_that_comes_again_while_it_is_deleted_keeps_its_flag(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the new one was stored with stays, although the deletion of the old one's flag comes later."""
+    await put(library, "a.txt", "old")
+    delete = library.store.delete
+
+    async def delete_and_store_again(key: str) -> None:
+        await delete(key)
+        await put(library, "a.txt", "new", used=False)
+
+    monkeypatch.setattr(library.store, "delete", delete_and_store_again)
+    await library.delete(PLACE, "a.txt")
+    assert (await library.document(PLACE, "a.txt")).used is False
+    assert await library.flags(PLACE) == {"a.txt": False}
+
+
+async def test_flags_that_cannot_be_read_are_told_before_anything_is_done(library: Library) -> None:
+    """Neither is a document stored nor deleted, when the answer is an error."""
+    await put(library, "a.txt", "old")
+    assert PLACE.flags_key is not None
+    await library.store.put(PLACE.flags_key, b"{oops")
+    with pytest.raises(Conflict):
+        await put(library, "b.txt", "new")
+    with pytest.raises(Conflict):
+        await library.delete(PLACE, "a.txt")
+    names = [info.key.rpartition("/")[2] async for info in library.store.list(PLACE.prefix)]
+    assert names == ["a.txt"]
+
+
+async def test_a_store_that_refuses_to_delete_is_named(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the store said, not that something went wrong."""
+    await put(library, "a.txt", "text")
+
+    async def refuse(key: str) -> None:
+        raise StoreDenied(f"delete {key}: no")
+
+    monkeypatch.setattr(library.store, "delete", refuse)
+    with pytest.raises(StoreDenied):
+        await library.delete_contents(await library.contents("ada"), lambda _: None)
+
+
+async def test_a_list_with_digests_outlives_a_document_that_goes(library: Library, store: FileStore) -> None:
+    """The others have theirs; that one is told as it was listed."""
+    for name in ("a.txt", "b.txt", "c.txt"):
+        await put(library, name, name)
+    fresh = Library(store, "user", 1 << 20)
+    digest = fresh.digest
+
+    async def digest_late(place: object, document: Document) -> str:
+        if document.name == "b.txt":
+            await store.delete(PLACE.key("b.txt"))
+        return await digest(PLACE, document)
+
+    fresh.digest = digest_late  # type: ignore[method-assign]
+    page = await fresh.page(PLACE, prefix="", after="", limit=10, with_digests=True)
+    assert [each.digest.partition(":")[0] for each in page.documents] == ["sha256", "tag", "sha256"]
+
+
+# ------------------------------------------------------------------ training
+
+
+@pytest.fixture(scope="module")
+def chroma(tmp_path_factory: pytest.TempPathFactory) -> "BareChroma":  # type: ignore[misc]
+    with bare_chroma(tmp_path_factory.mktemp("chroma")) as running:
+        yield running
+
+
+@pytest.fixture
+def trainer(chroma: BareChroma) -> Trainer:
+    for each in chroma.client().list_collections():
+        chroma.client().delete_collection(each.name)
+    return Trainer(chroma.url, _admit, embedding=WORDS, module=tests.word_embedding.__name__)
+
+
+class _admit:  # noqa: N801
+    def __init__(self, _what: str, _collection_id: str | None) -> None:
+        pass
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+async def train(trainer: Trainer, library: Library, **asked: object) -> Trained:
+    return await trainer.work(library, "ada", Training.model_validate(asked))(Progress())  # type: ignore[return-value]
+
+
+def texts(chroma: BareChroma, name: str = "avatar-ada") -> dict[str, str]:
+    got = chroma.client().get_collection(name).get()
+    return {
+        str(says["document"]): text for says, text in zip(got["metadatas"] or [], got["documents"] or [], strict=True)
+    }
+
+
+async def test_documents_that_change_while_they_are_trained(
+    chroma: BareChroma, trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is replaced is trained as it is then, those that are deleted or flagged off leave; the rest is done."""
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt"):
+        await put(library, name, f"old {name}")
+    await train(trainer, library)
+    for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
+        await put(library, name, f"newer {name}")
+    listed = Flagged.documents
+
+    async def then_change(self: Flagged) -> list[Document]:
+        found = await listed(self)
+        await put(library, "b.txt", "newest b.txt")
+        await library.delete(PLACE, "c.txt")
+        await put(library, "d.txt", "newest d.txt", used=False)
+        return found
+
+    monkeypatch.setattr(Flagged, "documents", then_change)
+    trained = await train(trainer, library)
+    assert (trained.changed, sorted(trained.removed), trained.unchanged) == (["a.txt", "b.txt"], ["c.txt", "d.txt"], 1)
+    assert texts(chroma) == {"a.txt": "newer a.txt", "b.txt": "newest b.txt", "e.txt": "old e.txt"}
+    monkeypatch.undo()
+    assert (await train(trainer, library)).unchanged == 3
+
+
+async def test_a_dry_run_writes_nothing_to_the_store_either(trainer: Trainer, library: Library) -> None:
+    """And neither makes an avatar of a name that was misspelt."""
+    await train(trainer, library, dry_run=True)
+    await train(trainer, library)
+    assert await library.avatars() == []
+    await library.store.put(PLACE.key("a.txt"), b"by hand")
+    await train(trainer, library, dry_run=True)
+    assert [info.key async for info in library.store.list("")] == [PLACE.key("a.txt")]
+
+
+async def test_a_collection_that_another_avatar_was_trained_into_stays(
+    chroma: BareChroma, trainer: Trainer, library: Library
+) -> None:
+    """Whatever it is called: deleting an avatar takes along what is its own."""
+    await put(library, "a.txt", "text of ada")
+    await train(trainer, library, collection="avatar-bob")
+    async with trainer.forgetting("user", "bob", keep=False) as gone:
+        assert gone is None
+    assert texts(chroma, "avatar-bob") == {"a.txt": "text of ada"}
+
+
+async def test_nothing_is_trained_while_its_avatar_is_deleted(trainer: Trainer, library: Library) -> None:
+    """Else what is deleted would come back."""
+    await put(library, "a.txt", "text")
+    await train(trainer, library)
+    async with trainer.forgetting("user", "ada", keep=False) as gone:
+        assert gone == "avatar-ada"
+        with pytest.raises(Conflict):
+            trainer.work(library, "ada", Training())
+
+
+async def test_what_a_collection_is_embedded_with_cannot_be_another(
+    trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by its name nor by its configuration; silently keeping the old one would be neither."""
+    collection = {
+        "name": "notes",
+        "configuration_json": {"embedding_function": {"name": "openai", "config": {"model_name": "small"}}},
+    }
+    for asked in (
+        Embedding(name="cohere"),
+        Embedding(name="openai", config={"model_name": "large"}),
+    ):
+        with pytest.raises(Conflict, match="is embedded with"):
+            trainer._embedding_for(collection, Training(embedding=asked))
+    asked = Embedding(name="openai")
+    assert trainer._embedding_for(collection, Training(embedding=asked)) == asked, "never what the collection says"
+
+
+async def test_tokens_that_cannot_be_counted_cost_nothing(
+    chroma: BareChroma, trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A clear error before any work: the chunks that are there stay."""
+    await put(library, "a.txt", "text of ada")
+    await train(trainer, library)
+    monkeypatch.setattr("gateway.documents.split._TOKENIZER", tmp_path / "none.json")
+    with pytest.raises(Exception, match="tokenizer"):
+        await train(trainer, library, splitting={"size": 200, "overlap": 0, "unit": "tokens"})
+    assert texts(chroma) == {"a.txt": "text of ada"}

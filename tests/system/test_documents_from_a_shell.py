@@ -1,0 +1,148 @@
+"""`chroma-gateway documents …` against a whole house, on a directory and on a real S3 server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import servers
+from tests.house import House, house
+from tests.keys import Keys
+from tests.system.test_documents import EMBEDDING
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+
+
+@pytest.fixture(scope="module", params=["file", "s3"])
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house that wants keys."""
+    keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
+    writer = keys.add("writer", "writer")
+    with ExitStack() as stack:
+        env = EMBEDDING | {"GATEWAY_KEYS_FILE": str(keys.path), "A_WRITERS_KEY": writer}
+        if request.param == "s3":
+            server = stack.enter_context(servers.ministack())
+            server.make_bucket("documents")
+            env |= server.env | {"GATEWAY_STORE": "s3://documents/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
+        yield stack.enter_context(house(**env)).start()
+
+
+def say(home: House, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        env=home.env,
+        cwd=home.directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done.returncode, done.stdout, done.stderr
+
+
+def said(home: House, *arguments: str) -> Any:
+    """What `documents …` answers."""
+    status, out, err = say(home, "documents", *arguments)
+    assert status == 0, err[-3000:]
+    return json.loads(out) if out else None
+
+
+def refused(home: House, *arguments: str) -> str:
+    """Why `documents …` fails."""
+    status, out, err = say(home, "documents", *arguments)
+    assert (status != 0, out) == (True, ""), (status, out)
+    return err
+
+
+def test_every_command_does_what_it_says(home: House, tmp_path: Path) -> None:
+    """From the upload to the end of the avatar; answers are JSON on stdout, bars are on stderr."""
+    file, got = tmp_path / "notes ü.txt", tmp_path / "got"
+    file.write_bytes(b"The exam is in May. " * 100_000)
+    document = "ada/vectorstore_data/a/notes ü #1%.txt"
+    assert said(home, "avatars") == {"avatars": []}
+    stored = said(home, "put", str(file), document)
+    assert (stored["name"], stored["size_bytes"], stored["used"]) == ("a/notes ü #1%.txt", 2_000_000, True)
+    assert "upload" in say(home, "documents", "put", str(file), document)[2]
+    said(home, "put", str(file), "ada/vectorstore_data/unused.txt", "--no-used")
+    assert said(home, "avatars") == {"avatars": ["ada"]}
+    listed = {each["name"]: each for each in said(home, "list", "ada/vectorstore_data", "--digests")}
+    assert {name: each["used"] for name, each in listed.items()} == {"a/notes ü #1%.txt": True, "unused.txt": False}
+    assert listed["unused.txt"]["digest"].startswith("sha256:")
+    said(home, "get", document, str(got))
+    assert got.read_bytes() == file.read_bytes()
+    short = tmp_path / "short.txt"
+    short.write_text("Cranes are grey.")
+    said(home, "put", str(short), document)
+    copied = said(home, "copy", document, "bob/media/original/text/c.txt")
+    assert (copied["name"], copied["used"]) == ("c.txt", None)
+    assert "exists already" in refused(home, "copy", document, "bob/media/original/text/c.txt")
+    said(home, "copy", document, "bob/media/original/text/c.txt", "--replace")
+    said(home, "copy", document, document, "--replace")
+    assert said(home, "flag", document, "--unused")["used"] is False
+    assert set(said(home, "flag", "ada/vectorstore_data", "--used")["flags"].values()) == {True}
+    said(home, "flag", "ada/vectorstore_data/unused.txt", "--unused")
+    if "GATEWAY_STORE" in home.env:
+        assert httpx.get(said(home, "link", document)["url"]).text == "Cranes are grey."
+    else:
+        assert "has no links" in refused(home, "link", document)
+    assert said(home, "train", "ada", "--dry-run")["added"] == ["a/notes ü #1%.txt"]
+    assert said(home, "train", "ada", "--request", '{"metadata": {"course": "birds"}}')["written"] == 1
+    said(home, "delete", document)
+    assert "there is no document" in refused(home, "delete", document)
+    assert said(home, "train", "ada")["removed"] == ["a/notes ü #1%.txt"]
+    assert said(home, "delete-avatar", "ada", "--yes")["collection"] == "avatar-ada"
+    said(home, "delete-avatar", "bob", "--yes")
+    assert said(home, "avatars") == {"avatars": []}
+
+
+def test_what_is_wrong_is_told_and_nothing_is_left(home: House, tmp_path: Path) -> None:
+    """Folders for documents, documents for folders, and files that cannot be."""
+    short, got = tmp_path / "short.txt", tmp_path / "got"
+    short.write_text("Cranes are grey.")
+    said(home, "put", str(short), "ada/vectorstore_data/a.txt")
+    assert "is a folder" in refused(home, "put", str(short), "ada/vectorstore_data")
+    assert "is a folder" in refused(home, "get", "ada/vectorstore_data", str(got))
+    assert "is a folder" in refused(home, "link", "ada/vectorstore_data")
+    assert "is a document" in refused(home, "list", "ada/vectorstore_data/a.txt")
+    assert "no folder for" in refused(home, "list", "ada/nothing")
+    assert "there is no document" in refused(home, "get", "ada/vectorstore_data/b.txt", str(got))
+    assert "cannot be written" in refused(home, "get", "ada/vectorstore_data/a.txt", str(tmp_path / "no" / "got"))
+    assert "JSON" in refused(home, "train", "ada", "--request", "[1")
+    assert "does not answer" in refused(home, "avatars", "--url", "http://127.0.0.1:9")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt"]
+    said(home, "delete-avatar", "ada", "--yes")
+    assert "nothing of avatar" in refused(home, "delete-avatar", "ada", "--yes")
+
+
+def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: House, tmp_path: Path) -> None:
+    """With the admin token, or with a key in its place; without the right one it says so."""
+    (tmp_path / "a.txt").write_text("Cranes are grey.")
+    for avatar in ((), ("--avatar", "ada")):
+        name = "birds" + "-of-ada" * len(avatar[1:])
+        for written in (1, 0):
+            status, out, err = say(home, "ingest", str(tmp_path), "--collection", name, *avatar)
+            assert (status, json.loads(out or "{}").get("written")) == (0, written), err[-3000:]
+    writer = home.env["A_WRITERS_KEY"]
+    status, out, err = _with_token(home, writer, "ingest", str(tmp_path), "--collection", "of-a-writer")
+    assert (status, json.loads(out or "{}").get("written")) == (0, 1), err[-3000:]
+    status, _, err = _with_token(home, "a-token-of-nobody", "ingest", str(tmp_path), "--collection", "birds")
+    assert (status != 0, "401" in err) == (True, True), err[-3000:]
+    said(home, "delete-avatar", "ada", "--yes")
+
+
+def _with_token(home: House, token: str, *arguments: str) -> tuple[int, str, str]:
+    kept = dict(home.env)
+    home.env["GATEWAY_ADMIN_TOKEN"] = token
+    try:
+        return say(home, *arguments)
+    finally:
+        home.env.clear()
+        home.env.update(kept)
