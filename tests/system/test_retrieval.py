@@ -202,8 +202,7 @@ def test_langchain_finds_them(trained: House) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_llama_index_finds_them(trained: House) -> None:
-    """llama-index-vector-stores-chroma; it brings 27 packages along, so it is asked only where it is installed."""
-    pytest.importorskip("llama_index.vector_stores.chroma")
+    """llama-index-vector-stores-chroma."""
     from llama_index.core.vector_stores import VectorStoreQuery
     from llama_index.vector_stores.chroma import ChromaVectorStore
 
