@@ -35,6 +35,7 @@ BYTES_PER_RECORD = 557e6 / 160_000
 BATCH = 1000
 CHANGED = 0.01
 FREEZES = 100
+ROUNDS = 4
 RESTORES = 5
 WORDS = (ROOT / "README.md").read_text().split()
 
@@ -298,13 +299,18 @@ def freeze(mb: int) -> None:
     with bench(mb) as each:
         each.house.snapshot()
         taken: list[dict[str, Any]] = []
+        without: list[float] = []
+        during: list[float] = []
         with Writers(each).at_work() as writers:
-            calm, started = len(writers.latencies_ms), time.monotonic()
-            time.sleep(10)
-            without, calm = writers.latencies_ms[calm:], len(writers.latencies_ms)
-            taken += [each.house.snapshot() for _ in range(FREEZES)]
+            started = time.monotonic()
+            for _ in range(ROUNDS):
+                since = len(writers.latencies_ms)
+                time.sleep(8)
+                without += writers.latencies_ms[since:]
+                since = len(writers.latencies_ms)
+                taken += [each.house.snapshot() for _ in range(FREEZES // ROUNDS)]
+                during += writers.latencies_ms[since:]
             passed = time.monotonic() - started
-            during = writers.latencies_ms[calm:]
         wal = (each.house.data_dir / "chroma.sqlite3-wal").stat().st_size
         freezes, drains = [one["freeze_ms"] for one in taken], [one["drain_ms"] for one in taken]
         uploaded = [one["uploaded_bytes"] for one in taken]

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import time
@@ -28,6 +29,8 @@ _STOP_TIMEOUT_S = 10.0
 _HEARTBEAT_TIMEOUT_S = 5.0
 _POLL_S = 0.05
 _SAID_BYTES = 1000
+# Chroma speaks plain HTTP. httpx would read every certificate authority anew for each client: 20 ms of the loop.
+_NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 # Linux can tie a process to its parent (prctl 1 is PR_SET_PDEATHSIG, 9 is SIGKILL); elsewhere it outlives it.
 _UNTIL_PARENT_DIES = """
 import os, sys
@@ -47,6 +50,11 @@ def chroma_version() -> str:
 
 def base_url(port: int) -> str:
     return f"http://{HOST}:{port}"
+
+
+def http_client(url: str, timeout_s: float) -> httpx.AsyncClient:
+    """A client for the Chroma at `url`, which is on this machine: no proxy, no TLS."""
+    return httpx.AsyncClient(base_url=url, timeout=timeout_s, trust_env=False, verify=_NO_TLS)
 
 
 def require_free_port(port: int) -> None:
@@ -102,7 +110,7 @@ async def scratch_chroma(data_dir: Path) -> AsyncIterator[str]:
 
 async def _until_it_answers(process: asyncio.subprocess.Process, url: str, said: IO[bytes]) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
-    async with httpx.AsyncClient(base_url=url, timeout=_HEARTBEAT_TIMEOUT_S, trust_env=False) as client:
+    async with http_client(url, _HEARTBEAT_TIMEOUT_S) as client:
         while process.returncode is None and time.monotonic() < deadline:
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK:

@@ -16,7 +16,7 @@ import httpx
 import structlog
 
 from gateway.chroma.database import Collection, read_contents
-from gateway.chroma.process import HOST, base_url
+from gateway.chroma.process import HOST, base_url, http_client
 from gateway.errors import Unavailable
 
 log = structlog.get_logger()
@@ -46,9 +46,7 @@ class ChromaWatch:
 
     async def run(self) -> None:
         """Follow Chroma until cancelled: connect, warm every collection, wait for its end, begin anew."""
-        async with httpx.AsyncClient(
-            base_url=base_url(self._port), timeout=_PROBE_TIMEOUT_S, trust_env=False
-        ) as client:
+        async with http_client(base_url(self._port), _PROBE_TIMEOUT_S) as client:
             while True:
                 async with self._connection(client) as ended:
                     self.up, self.starts = True, self.starts + 1
@@ -95,9 +93,7 @@ class ChromaWatch:
         """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
         alive = False
         with contextlib.suppress(Exception):
-            async with httpx.AsyncClient(
-                base_url=base_url(self._port), timeout=_HEARTBEAT_TIMEOUT_S, trust_env=False
-            ) as client:
+            async with http_client(base_url(self._port), _HEARTBEAT_TIMEOUT_S) as client:
                 alive = (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
         if not alive or not self.up or self.starts != run:
             raise Unavailable(

@@ -14,7 +14,7 @@ import httpx
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.process import scratch_chroma
+from gateway.chroma.process import http_client, scratch_chroma
 from gateway.chroma.watch import probe
 from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
 from gateway.snapshot.archive import untar
@@ -74,7 +74,7 @@ async def _migrate(path: Path, progress: Progress) -> None:
     async with scratch_chroma(path) as url:
         contents = await asyncio.to_thread(database.read_contents, path)
         progress.phase("reading collections", len(contents.collections), "collections")
-        async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S, trust_env=False) as client:
+        async with http_client(url, _READ_TIMEOUT_S) as client:
             for collection in contents.collections:
                 try:
                     problem = await probe(client, collection)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from gateway.chroma import database
-from gateway.chroma.process import scratch_chroma
+from gateway.chroma.process import http_client, scratch_chroma
 from gateway.errors import SnapshotError
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
 from gateway.snapshot.parallel import Crew, to_its_end
@@ -94,7 +94,7 @@ async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str
     problems = list[str]()
     collections = manifest.snapshot.collections
     progress.phase("reading collections", len(collections), "collections")
-    async with httpx.AsyncClient(base_url=url, timeout=_READ_TIMEOUT_S, trust_env=False) as client:
+    async with http_client(url, _READ_TIMEOUT_S) as client:
 
         async def read(collection: SnapshotCollection) -> None:
             name = f"{collection.tenant}/{collection.database}/{collection.name}"
