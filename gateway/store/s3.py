@@ -130,7 +130,9 @@ class S3Store:
             # Else botocore sends checksums in trailers, which not every S3 server understands.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
-            "s3": {"addressing_style": addressing},
+            # Over plain HTTP botocore would hash every body on the event loop. What is sent is covered by Content-MD5,
+            # which is hashed in a thread and signed.
+            "s3": {"addressing_style": addressing, "payload_signing_enabled": False},
             # Else botocore makes links of a kind that newer regions refuse.
             "signature_version": "s3v4",
         }
