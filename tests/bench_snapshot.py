@@ -99,6 +99,14 @@ class Bench:
         )
         self.rclone_remote = f"{remote}:bench/rclone"
 
+        self.ways: dict[str, Callable[[], Any]] = {
+            "gateway": built.snapshot,
+            "restic": lambda: self._quiet(*self.restic, "backup", "--exclude", ".gateway", str(built.data_dir)),
+            "rclone": lambda: self._quiet(
+                "rclone", "sync", "--exclude", ".gateway/**", str(built.data_dir), self.rclone_remote
+            ),
+        }
+
     def run(self, *command: str) -> None:
         subprocess.run(command, env=self.env, check=True, stdout=subprocess.DEVNULL, timeout=900)
 
@@ -109,24 +117,16 @@ class Bench:
         passed = time.monotonic() - started
         return passed, sum(each[0] for path, each in _objects(self.store).items() if before.get(path) != each)
 
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
+    def _quiet(self, *command: str) -> None:
         self.house.admin("POST", "/quiesce", json={"ttl_s": 900}).raise_for_status()
         try:
-            yield
+            self.run(*command)
         finally:
             self.house.admin("POST", "/resume").raise_for_status()
 
     def all_three(self) -> dict[str, tuple[float, int]]:
         """Seconds and bytes of one backup by each."""
-        result = {"gateway": self.measured(self.house.snapshot)}
-        data = str(self.house.data_dir)
-        with self.quiet():
-            result["restic"] = self.measured(lambda: self.run(*self.restic, "backup", "--exclude", ".gateway", data))
-            result["rclone"] = self.measured(
-                lambda: self.run("rclone", "sync", "--exclude", ".gateway/**", data, self.rclone_remote)
-            )
-        return result
+        return {who: self.measured(work) for who, work in self.ways.items()}
 
     def change(self, batch: int = BATCH) -> None:
         """Upsert a hundredth of all ids, chosen at random, `batch` at a time."""
@@ -253,13 +253,13 @@ def _restored(each: Bench, work: Callable[[Path], None]) -> tuple[float, float]:
             return restored, time.monotonic() - started
 
 
-class Writers:
-    """Two clients that upsert without pause, and one that reads and keeps its times."""
+class Clients:
+    """Some that upsert without pause, and one that reads and keeps its times."""
 
-    def __init__(self, each: Bench) -> None:
+    def __init__(self, each: Bench, writers: int) -> None:
         self._each, self._stop, self.latencies_ms = each, threading.Event(), list[float]()
         self.written = 0
-        self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(2)]
+        self._threads = [threading.Thread(target=self._write, args=(n,)) for n in range(writers)]
         self._threads.append(threading.Thread(target=self._read))
 
     def _write(self, number: int) -> None:
@@ -280,7 +280,7 @@ class Writers:
             self.latencies_ms.append((time.perf_counter() - started) * 1e3)
 
     @contextmanager
-    def at_work(self) -> Iterator["Writers"]:
+    def at_work(self) -> Iterator["Clients"]:
         for thread in self._threads:
             thread.start()
         try:
@@ -301,20 +301,20 @@ def freeze(mb: int) -> None:
         taken: list[dict[str, Any]] = []
         without: list[float] = []
         during: list[float] = []
-        with Writers(each).at_work() as writers:
+        with Clients(each, writers=2).at_work() as clients:
             started = time.monotonic()
             for _ in range(ROUNDS):
-                since = len(writers.latencies_ms)
+                since = len(clients.latencies_ms)
                 time.sleep(8)
-                without += writers.latencies_ms[since:]
-                since = len(writers.latencies_ms)
+                without += clients.latencies_ms[since:]
+                since = len(clients.latencies_ms)
                 taken += [each.house.snapshot() for _ in range(FREEZES // ROUNDS)]
-                during += writers.latencies_ms[since:]
+                during += clients.latencies_ms[since:]
             passed = time.monotonic() - started
         wal = (each.house.data_dir / "chroma.sqlite3-wal").stat().st_size
         freezes, drains = [one["freeze_ms"] for one in taken], [one["drain_ms"] for one in taken]
         uploaded = [one["uploaded_bytes"] for one in taken]
-        print(f"\n{mb} MB, {FREEZES} snapshots under writers ({writers.written / passed:.0f} records/s)")
+        print(f"\n{mb} MB, {FREEZES} snapshots under writers ({clients.written / passed:.0f} records/s)")
         print("| | p50 | p99 | max |\n| --- | --- | --- | --- |")
         for name, values in (
             ("freeze, ms", freezes),
@@ -326,6 +326,26 @@ def freeze(mb: int) -> None:
         ):
             print(f"| {name} | {percentile(values, 0.5):.2f} | {percentile(values, 0.99):.2f} | {max(values):.2f} |")
         print(f"SQLite's log at the end: {wal / 1e6:.1f} MB")
+
+
+def reads(mb: int) -> None:
+    """Reads of one client while a hundredth that changed is backed up, where nobody writes meanwhile."""
+    with bench(mb) as each:
+        each.run(*each.restic, "init")
+        each.all_three()
+        ways: dict[str, Callable[[], Any]] = {"nobody": lambda: time.sleep(2), **each.ways}
+        times: dict[str, list[float]] = {who: [] for who in ways}
+        for turn in range(ROUNDS * 2):
+            each.change(BATCH - turn)
+            for who, work in ways.items():
+                with Clients(each, writers=0).at_work() as clients:
+                    work()
+                times[who] += clients.latencies_ms
+        print(f"\n{mb} MB, one reader and no writer while {CHANGED:.0%} changed is backed up, {ROUNDS * 2} times")
+        print("| a read, ms | p50 | p90 | p99 | max |\n| --- | --- | --- | --- | --- |")
+        for who, values in times.items():
+            columns = [percentile(values, part) for part in (0.5, 0.9, 0.99, 1)]
+            print(f"| backed up by {who} | " + " | ".join(f"{each:.2f}" for each in columns) + " |")
 
 
 def limits(mb: int) -> None:
@@ -368,9 +388,9 @@ def _memory(pid: int, field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=500)
-    parser.add_argument("--only", choices=["peers", "freeze", "limits"])
+    parser.add_argument("--only", choices=["peers", "freeze", "reads", "limits"])
     asked = parser.parse_args()
-    for part in (peers, freeze, limits):
+    for part in (peers, freeze, reads, limits):
         if asked.only in (None, part.__name__):
             part(asked.mb)
 
