@@ -27,8 +27,6 @@ from gateway.proxy.upstream import Pool
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # How long to go on reading what nobody wants, so that the client reads our answer before it sees a reset.
 _LINGER_S = 2.0
-# What is refused takes no time to answer: of thousands that come at once, others wait for so many.
-_AT_ONCE = 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -112,7 +110,7 @@ class ClientConnection(HttpToolsProtocol):
         if self._resting:
             self._hold_still()
             return
-        self._advancing, taken = True, 0
+        self._advancing, taken = True, False
         try:
             while self._rest and self._lingers_until_s is None and not self.transport.is_closing():
                 if self._body is not None:
@@ -122,7 +120,9 @@ class ClientConnection(HttpToolsProtocol):
                     # mean not to see the client go.
                     self._hold_still()
                     return
-                elif taken == _AT_ONCE:
+                elif taken:
+                    # The last was answered at once, as refusals are: others come first, or thousands of wrong
+                    # keys in a row would hold them up.
                     self._resting = True
                     self._hold_still()
                     self.loop.call_soon(self._go_on)
@@ -130,7 +130,7 @@ class ClientConnection(HttpToolsProtocol):
                 elif not self._take_head():
                     return
                 else:
-                    taken += 1
+                    taken = True
         except GatewayError as error:
             self._refuse(error)
         finally:
