@@ -99,12 +99,15 @@ def test_retention_and_garbage_follow_each_scheduled_snapshot() -> None:
 
 def when_free(built: House, path: str, **kwargs: Any) -> dict[str, Any]:
     """What POST `path` answers, once no scheduled work is in its way."""
-    answer = built.admin("POST", path, **kwargs)
-    while answer.status_code == 409:
-        time.sleep(0.05)
-        answer = built.admin("POST", path, **kwargs)
-    assert answer.is_success, answer.text
-    return answer.json()
+    answers = []
+
+    def is_free() -> bool:
+        answers.append(built.admin("POST", path, **kwargs))
+        return answers[-1].status_code != 409
+
+    built.until(is_free, f"no 409 to {path}")
+    assert answers[-1].is_success, answers[-1].text
+    return answers[-1].json()
 
 
 def test_a_store_that_is_never_deleted_from(tmp_path: Path) -> None:
