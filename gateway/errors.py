@@ -22,9 +22,9 @@
     ├── BadUpstream                   502                  Chroma broke off, or answered nonsense
     ├── UpstreamTimeout               504                  Chroma did not answer a read in time
     ├── DiskFull                      507
-    ├── StoreError                    502         exit 3
-    │   ├── StoreUnavailable          503  retry  exit 3   cannot be reached, or says "later"
-    │   ├── StoreDenied               502         exit 3   credentials, bucket or permission are wrong
+    ├── StorageError                  502         exit 3
+    │   ├── StorageUnavailable        503  retry  exit 3   cannot be reached, or says "later"
+    │   ├── StorageDenied             502         exit 3   credentials, bucket or permission are wrong
     │   └── ObjectMissing             502         exit 5   a key that should be there is not
     └── SnapshotError                 500         exit 5
         ├── NothingToRestore          404         exit 4   a restore was demanded and there is nothing
@@ -170,22 +170,22 @@ class DiskFull(GatewayError):
     status = 507
 
 
-class StoreError(GatewayError):
+class StorageError(GatewayError):
     status = 502
     exit_code = 3
 
 
-class StoreUnavailable(StoreError):
+class StorageUnavailable(StorageError):
     status = 503
     retryable = True
     retry_after_s = 10
 
 
-class StoreDenied(StoreError):
+class StorageDenied(StorageError):
     pass
 
 
-class ObjectMissing(StoreError):
+class ObjectMissing(StorageError):
     exit_code = 5
 
 

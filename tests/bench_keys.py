@@ -22,7 +22,7 @@ from pathlib import Path
 from gateway.auth.keyring import Keyring
 from gateway.errors import Unauthorized
 from tests.bench_proxy import BASE, Case, Result, embeddings, fill, wrk
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 from tests.keys import Keys
 
 
@@ -108,9 +108,9 @@ def main() -> None:
             "a key": keys.add("plain", "writer"),
             "a key with a scope": keys.add("scoped", "writer", tenants=["default_*"], collections=["read*"]),
         }
-        houses: dict[str, House] = {
-            "open": stack.enter_context(house()).start(),
-            "closed": stack.enter_context(house(GATEWAY_KEYS_FILE=str(keys.path))).start(),
+        houses: dict[str, Gateway] = {
+            "open": stack.enter_context(gateway_process()).start(),
+            "closed": stack.enter_context(gateway_process(GATEWAY_KEYS_FILE=str(keys.path))).start(),
         }
         query = json.dumps({"query_embeddings": embeddings(1, 3), "n_results": 10})
         ids = {name: fill(built.chroma_port) for name, built in houses.items()}

@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 
 from tests.bare_chroma import bare_chroma
-from tests.house import free_port, house
+from tests.gateway_process import free_port, gateway_process
 
 DIM = 384
 RECORDS = 5000
@@ -224,7 +224,7 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench")))
-        built = stack.enter_context(house()).start()
+        built = stack.enter_context(gateway_process()).start()
         bare = stack.enter_context(bare_chroma(directory / "bare"))
         gateway_pid = built.pid("gateway")
         assert gateway_pid

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from tests.bare_chroma import bare_chroma
-from tests.house import ROOT, House, house
+from tests.gateway_process import ROOT, Gateway, gateway_process
 from tests.servers import S3Server, rclone_in
 
 DIM = 384
@@ -85,8 +85,8 @@ def _objects(store: Path) -> dict[Path, tuple[int, int]]:
 class Bench:
     """A house on a copy of the data, and a store that the peers share."""
 
-    def __init__(self, built: House, server: S3Server, store: Path, count: int) -> None:
-        self.house, self.server, self.store, self.count = built, server, store, count
+    def __init__(self, built: Gateway, server: S3Server, store: Path, count: int) -> None:
+        self.gateway_process, self.server, self.store, self.count = built, server, store, count
         self.env = server.env | {
             "PATH": os.environ["PATH"],
             "HOME": str(built.directory),
@@ -117,11 +117,11 @@ class Bench:
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        self.house.admin("POST", "/quiesce", json={"ttl_s": 900}).raise_for_status()
+        self.gateway_process.admin("POST", "/quiesce", json={"ttl_s": 900}).raise_for_status()
         try:
             yield
         finally:
-            self.house.admin("POST", "/resume").raise_for_status()
+            self.gateway_process.admin("POST", "/resume").raise_for_status()
 
     def all_three(self) -> dict[str, tuple[float, int]]:
         """Seconds and bytes of one backup by each."""
@@ -132,7 +132,7 @@ class Bench:
 
     def change(self, batch: int = BATCH) -> None:
         """Upsert a hundredth of all ids, chosen at random, `batch` at a time."""
-        collection = self.house.client().get_collection("bench", embedding_function=None)
+        collection = self.gateway_process.client().get_collection("bench", embedding_function=None)
         chosen = sorted(random.Random(batch).sample(range(self.count), int(self.count * CHANGED)))
         for first in range(0, len(chosen), batch):
             collection.upsert(**records(chosen[first : first + batch], batch))
@@ -144,7 +144,10 @@ def bench(mb: int, **env: str) -> Iterator[Bench]:
     with tempfile.TemporaryDirectory(prefix="bench", dir=ROOT / "var/bench") as directory:
         store = Path(directory) / "served"
         store.mkdir()
-        with rclone_in(store) as server, house(GATEWAY_STORE="s3://bench/gateway", **server.env, **env) as built:
+        with (
+            rclone_in(store) as server,
+            gateway_process(GATEWAY_STORE="s3://bench/gateway", **server.env, **env) as built,
+        ):
             server.make_bucket("bench")
             built.env["GATEWAY_DATA_DIR"] = f"{directory}/data"
             shutil.copytree(data, built.data_dir)
@@ -157,7 +160,7 @@ def bench(mb: int, **env: str) -> Iterator[Bench]:
 def peers(mb: int) -> None:
     with bench(mb) as each:
         each.run(*each.restic, "init")
-        size = size_of(each.house.data_dir)
+        size = size_of(each.gateway_process.data_dir)
         rows = [("first", each.all_three())]
         full = {who: uploaded for who, (_, uploaded) in rows[0][1].items()}
         rows.append(("nothing changed", each.all_three()))
@@ -177,13 +180,13 @@ def peers(mb: int) -> None:
 
 
 def _restores(each: Bench) -> None:
-    chain = each.house.admin("GET", "/snapshot/latest").json()["id"]
+    chain = each.gateway_process.admin("GET", "/snapshot/latest").json()["id"]
     # A full one of the same state: the next gateway knows nothing of what the store has.
-    each.house.stop()
-    (each.house.data_dir / ".gateway/baseline").unlink()
-    each.house.start()
-    full = each.house.snapshot()["id"]
-    each.house.stop()
+    each.gateway_process.stop()
+    (each.gateway_process.data_dir / ".gateway/baseline").unlink()
+    each.gateway_process.start()
+    full = each.gateway_process.snapshot()["id"]
+    each.gateway_process.stop()
     ways: dict[str, Callable[[Path], None]] = {
         "gateway, the chain": lambda target: _ours(each, chain, target),
         "gateway, a full one": lambda target: _ours(each, full, target),
@@ -207,14 +210,14 @@ def _restores(each: Bench) -> None:
 
 def _boot(each: Bench, snapshot_id: str) -> tuple[float, float]:
     """Seconds that the restore takes of a house's start on an empty disk, by its log; and until it is ready."""
-    shutil.rmtree(each.house.data_dir)
-    each.house.env["GATEWAY_RESTORE"] = snapshot_id
+    shutil.rmtree(each.gateway_process.data_dir)
+    each.gateway_process.env["GATEWAY_RESTORE"] = snapshot_id
     started = time.monotonic()
-    each.house.start()
+    each.gateway_process.start()
     ready = time.monotonic() - started
-    each.house.stop()
+    each.gateway_process.stop()
     at = {}
-    for line in each.house.output().splitlines():
+    for line in each.gateway_process.output().splitlines():
         with suppress(ValueError):
             entry = json.loads(line)
             if "timestamp" in entry:
@@ -265,7 +268,7 @@ class Clients:
         self._threads.append(threading.Thread(target=self._read))
 
     def _write(self, number: int) -> None:
-        collection = self._each.house.client().get_collection("bench", embedding_function=None)
+        collection = self._each.gateway_process.client().get_collection("bench", embedding_function=None)
         chooser, turn = random.Random(number), 0
         while not self._stop.is_set():
             turn += 1
@@ -274,7 +277,7 @@ class Clients:
             self.written += 10
 
     def _read(self) -> None:
-        collection = self._each.house.client().get_collection("bench", embedding_function=None)
+        collection = self._each.gateway_process.client().get_collection("bench", embedding_function=None)
         chooser = random.Random(0)
         while not self._stop.is_set():
             started = time.perf_counter()
@@ -299,7 +302,7 @@ def percentile(values: list[float], part: float) -> float:
 
 def freeze(mb: int) -> None:
     with bench(mb) as each:
-        each.house.snapshot()
+        each.gateway_process.snapshot()
         taken: list[dict[str, Any]] = []
         without: list[float] = []
         during: list[float] = []
@@ -310,10 +313,10 @@ def freeze(mb: int) -> None:
                 time.sleep(8)
                 without += clients.latencies_ms[since:]
                 since = len(clients.latencies_ms)
-                taken += [each.house.snapshot() for _ in range(FREEZES // ROUNDS)]
+                taken += [each.gateway_process.snapshot() for _ in range(FREEZES // ROUNDS)]
                 during += clients.latencies_ms[since:]
             passed = time.monotonic() - started
-        wal = (each.house.data_dir / "chroma.sqlite3-wal").stat().st_size
+        wal = (each.gateway_process.data_dir / "chroma.sqlite3-wal").stat().st_size
         freezes, drains = [one["freeze_ms"] for one in taken], [one["drain_ms"] for one in taken]
         uploaded = [one["uploaded_bytes"] for one in taken]
         print(f"\n{mb} MB, {FREEZES} snapshots under writers ({clients.written / passed:.0f} records/s)")
@@ -353,9 +356,9 @@ def reads(mb: int) -> None:
 def limits(mb: int) -> None:
     """Extra disk and memory of a first snapshot, and of one after a hundredth changed; memory under a hard limit."""
     with bench(mb) as each:
-        pid = each.house.pid("gateway")
+        pid = each.gateway_process.pid("gateway")
         assert pid
-        data_dir = each.house.data_dir
+        data_dir = each.gateway_process.data_dir
         size = size_of(data_dir)
         before = _memory(pid, "VmRSS")
         held = _memory(pid, "VmData")
@@ -370,7 +373,7 @@ def limits(mb: int) -> None:
 
             watcher = threading.Thread(target=watch)
             watcher.start()
-            taken = each.house.snapshot()
+            taken = each.gateway_process.snapshot()
             stop.set()
             watcher.join()
             print(
@@ -379,7 +382,7 @@ def limits(mb: int) -> None:
                 f" ({before / 1e6:.0f} MB before), with 256 MiB more allowed"
             )
             each.change()
-        assert each.house.pid("gateway") == pid
+        assert each.gateway_process.pid("gateway") == pid
 
 
 def _memory(pid: int, field: str) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.house import ROOT, free_port
+from tests.gateway_process import ROOT, free_port
 
 ALL = ["test_api.py", "test_client.py", "test_chroma.py", "api", "client", "configurations"]
 FAST = [

@@ -13,7 +13,7 @@ import uvloop
 
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.gate import Gate
-from gateway.proxy.limits import Limits
+from gateway.proxy.limits import ProxyLimits
 
 MIB = 1024 * 1024
 COLLECTION = (
@@ -37,7 +37,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 class Front:
     """Serves on `port` until `stop`."""
 
-    def __init__(self, upstream_port: int, host: str, limits: Limits, gate_timeout_s: float, grace_s: int) -> None:
+    def __init__(self, upstream_port: int, host: str, limits: ProxyLimits, gate_timeout_s: float, grace_s: int) -> None:
         self.gate = Gate(gate_timeout_s)
         self.path = DataPath(self.gate, "127.0.0.1", upstream_port, limits)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -101,7 +101,7 @@ def front(
         "max_in_flight": 64,
         "max_queued": 64,
     }
-    built = Front(upstream_port, host, Limits(**defaults | limits), gate_timeout_s, grace_s).start()
+    built = Front(upstream_port, host, ProxyLimits(**defaults | limits), gate_timeout_s, grace_s).start()
     try:
         yield built
     finally:

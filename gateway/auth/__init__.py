@@ -11,6 +11,6 @@ The *keyring* holds all keys. A *visitor* is whoever sends a request: the holder
 5. `quota`    requests a second and in flight, of a key or an address                 pure
 6. `audit`    one line for whatever an operator may have to explain later
 
-The data path asks all this once for each distinct head (`gateway.proxy.door`), never once for each request.
+The data path asks all this once for each distinct head (`gateway.proxy.policy`), never once for each request.
 What a scoped key must not see answers like what does not exist, whether it exists or not.
 """

@@ -32,7 +32,7 @@ class Lists(Enum):
     COUNT = "count"
 
 
-class Plan(NamedTuple):
+class AccessPlan(NamedTuple):
     """What is left to do for a request that is not refused out of hand: nothing, where all is empty."""
 
     answer: Answer | None = None
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
     optional_name: bool = False
 
 
-GO_ON = Plan()
+GO_ON = AccessPlan()
 
 
 def require_role(role: Role, action: Action) -> None:
@@ -66,7 +66,7 @@ def require_role(role: Role, action: Action) -> None:
         )
 
 
-def plan(scope: Scope, to: Addressed) -> Plan:
+def plan(scope: Scope, to: Addressed) -> AccessPlan:
     """How to carry out a request whose role is enough. Raises Forbidden."""
     action = to.action
     if scope.everything or action in (Action.PROBE, Action.PREFLIGHT_CHECKS, Action.IDENTITY):
@@ -76,13 +76,15 @@ def plan(scope: Scope, to: Addressed) -> Plan:
     if action in (Action.GET_COLLECTION, Action.DELETE_COLLECTION):
         if scope.sees(to.tenant, to.database, to.collection):
             return GO_ON
-        return Plan(not_found(f"Collection [{to.collection}] does not exist"))
+        return AccessPlan(not_found(f"Collection [{to.collection}] does not exist"))
     if action in _OF_DATABASES:
         return _of_database(scope, to)
     if action in _OF_TENANTS:
         return _of_tenant(scope, to)
     # CRN: by a name of the tenant that is not the tenant's, which Chroma alone could tell. UNKNOWN: whatever it is.
-    return Plan(not_found(f"Collection [{to.collection}] does not exist") if action is Action.CRN else NOTHING_HERE)
+    return AccessPlan(
+        not_found(f"Collection [{to.collection}] does not exist") if action is Action.CRN else NOTHING_HERE
+    )
 
 
 _OF_DATABASES = (
@@ -94,7 +96,7 @@ _OF_TENANTS = (
 )
 
 
-def _by_id(scope: Scope, to: Addressed) -> Plan:
+def _by_id(scope: Scope, to: Addressed) -> AccessPlan:
     id_ = collection_id(to.collection)
     # Two places of Chroma's code, with and without a full stop.
     stop = "" if to.action is Action.GET_COLLECTION_BY_ID else "."
@@ -102,10 +104,10 @@ def _by_id(scope: Scope, to: Addressed) -> Plan:
     if to.action is Action.GET_FUNCTION:
         absent = not_found("Attached function not found")
     if id_ is None or not scope.sees_database(to.tenant, to.database):
-        return Plan(absent)
+        return AccessPlan(absent)
     if scope.collections.everything or to.action not in _NAMING:
-        return Plan(collection_id=id_, absent=absent)
-    return Plan(
+        return AccessPlan(collection_id=id_, absent=absent)
+    return AccessPlan(
         collection_id=id_,
         absent=absent,
         name_field=_NAMING[to.action],
@@ -121,51 +123,51 @@ _NAMING = {
 }
 
 
-def _of_database(scope: Scope, to: Addressed) -> Plan:
+def _of_database(scope: Scope, to: Addressed) -> AccessPlan:
     action, seen = to.action, scope.sees_database(to.tenant, to.database)
     if action is Action.LIST_COLLECTIONS:
         if not seen:
-            return Plan(Answer(200, b"[]"))
-        return GO_ON if scope.collections.everything else Plan(lists=Lists.COLLECTIONS, visible=scope.collections)
+            return AccessPlan(Answer(200, b"[]"))
+        return GO_ON if scope.collections.everything else AccessPlan(lists=Lists.COLLECTIONS, visible=scope.collections)
     if action is Action.COUNT_COLLECTIONS:
         if not seen:
-            return Plan(Answer(200, b"0"))
-        return GO_ON if scope.collections.everything else Plan(lists=Lists.COUNT, visible=scope.collections)
+            return AccessPlan(Answer(200, b"0"))
+        return GO_ON if scope.collections.everything else AccessPlan(lists=Lists.COUNT, visible=scope.collections)
     if action is Action.CREATE_COLLECTION:
         if not seen:
-            return Plan(chroma_error(400, "InvalidArgumentError", f"Database [{to.database}] does not exist"))
+            return AccessPlan(chroma_error(400, "InvalidArgumentError", f"Database [{to.database}] does not exist"))
         if scope.collections.everything:
             return GO_ON
-        return Plan(name_field="name", names=scope.collections)
+        return AccessPlan(name_field="name", names=scope.collections)
     if action is Action.GET_DATABASE:
         if not seen:
-            return Plan(not_found(f"Database [{to.database}] not found. Are you sure it exists?"))
+            return AccessPlan(not_found(f"Database [{to.database}] not found. Are you sure it exists?"))
         return GO_ON
     if not seen:
-        return Plan(not_found(f"Database [{to.database}] not found"))
+        return AccessPlan(not_found(f"Database [{to.database}] not found"))
     if not scope.collections.everything:
         raise _partly("database")
     return GO_ON
 
 
-def _of_tenant(scope: Scope, to: Addressed) -> Plan:
+def _of_tenant(scope: Scope, to: Addressed) -> AccessPlan:
     action = to.action
     if action is Action.CREATE_TENANT:
         if not scope.whole_tenants:
             raise _partly("tenant")
-        return Plan(name_field="name", names=scope.tenants)
+        return AccessPlan(name_field="name", names=scope.tenants)
     if to.tenant not in scope.tenants:
         if action is Action.LIST_DATABASES:
-            return Plan(Answer(200, b"[]"))
-        return Plan(not_found(f"Tenant [{to.tenant}] not found"))
+            return AccessPlan(Answer(200, b"[]"))
+        return AccessPlan(not_found(f"Tenant [{to.tenant}] not found"))
     if action is Action.GET_TENANT:
         return GO_ON
     if action is Action.LIST_DATABASES:
-        return GO_ON if scope.databases.everything else Plan(lists=Lists.DATABASES, visible=scope.databases)
+        return GO_ON if scope.databases.everything else AccessPlan(lists=Lists.DATABASES, visible=scope.databases)
     if action is Action.CREATE_DATABASE:
         if not scope.collections.everything:
             raise _partly("database")
-        return GO_ON if scope.databases.everything else Plan(name_field="name", names=scope.databases)
+        return GO_ON if scope.databases.everything else AccessPlan(name_field="name", names=scope.databases)
     if not scope.whole_tenants:
         raise _partly("tenant")
     return GO_ON
@@ -175,8 +177,8 @@ def _partly(what: str) -> GatewayError:
     return Forbidden(f"this key sees only a part of a {what}, and may neither make nor change one")
 
 
-def require_name(plan_: Plan, body: bytes) -> None:
-    """Raise Forbidden unless the body names what may be named. For bodies that must be whole, see `Plan.name_field`."""
+def require_name(plan_: AccessPlan, body: bytes) -> None:
+    """Raise Forbidden unless the body names what may be named. For whole bodies; see `AccessPlan.name_field`."""
     try:
         value = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
     except (ValueError, RecursionError):

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gateway.auth.quota import Limits
+from gateway.auth.quota import QuotaLimits
 from gateway.auth.scope import EVERYTHING, Names, Role, Scope
 from gateway.auth.tokens import is_digest
 from gateway.errors import ConfigError
@@ -46,7 +46,7 @@ class Key(NamedTuple):
     role: Role
     scope: Scope = EVERYTHING
     expires_at_s: float | None = None
-    limits: Limits | None = None
+    limits: QuotaLimits | None = None
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
@@ -124,7 +124,7 @@ class _Key(_Strict):
             Role[self.role.upper()],
             scope,
             self.expires.astimezone(UTC).timestamp() if self.expires else None,
-            Limits(**self.limits.model_dump()) if self.limits else None,
+            QuotaLimits(**self.limits.model_dump()) if self.limits else None,
         )
 
 

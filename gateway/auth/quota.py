@@ -10,7 +10,7 @@ from gateway.errors import RateLimited
 
 
 @dataclass(frozen=True)
-class Limits:
+class QuotaLimits:
     """Of one visitor; 0 is no limit."""
 
     requests_per_s: float = 0
@@ -28,7 +28,7 @@ class Quota:
 
     __slots__ = ("_at_s", "_left", "in_flight", "limits")
 
-    def __init__(self, limits: Limits, now_s: float) -> None:
+    def __init__(self, limits: QuotaLimits, now_s: float) -> None:
         self.limits, self.in_flight = limits, 0
         self._left, self._at_s = max(1.0, limits.requests_per_s), now_s
 

@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gateway.chroma import database
-from gateway.chroma.disk import is_chromas, write_error
+from gateway.chroma.disk import is_chromas
 from gateway.errors import ConfigError
+from gateway.files import write_error
 
 PRIVATE = ".gateway"
 
@@ -139,7 +140,7 @@ class DataDirectory:
     def drop_abandoned(self) -> None:
         """Remove what a restore had fetched when it died, unless a restore at boot is at it or an exchange needs it."""
         # In this order: a boot restores into an empty directory only, and notes its exchange before it fills it.
-        if not self.is_empty() and not self.is_exchanging():
+        if not self.is_empty() and not self.is_swapping():
             self.drop_incoming()
 
     def _remove(self, room: str) -> None:
@@ -147,7 +148,7 @@ class DataDirectory:
 
     # ------------------------------------------------------------------ exchanging the contents
 
-    def is_exchanging(self) -> bool:
+    def is_swapping(self) -> bool:
         """Whether an exchange was begun and neither settled nor rolled back."""
         return self._swap() is not None
 

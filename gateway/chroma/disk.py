@@ -8,14 +8,11 @@ An index's files are written in place, in that order, every `sync_threshold` rec
 Directories of deleted collections stay behind; only the table `segments` says which ones live.
 """
 
-import errno
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-from gateway.errors import DiskFull, GatewayError
 
 DATABASE = "chroma.sqlite3"
 DATABASE_FILES = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
@@ -108,10 +105,3 @@ def size_bytes(directory: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def write_error(what: str, error: OSError) -> GatewayError:
-    """`error` of writing in the data directory, as one of ours: DiskFull if that is what it was."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull(f"{what}: {error.strerror}", "free some space in the data directory, or give it more")
-    return GatewayError(f"{what}: {error}")

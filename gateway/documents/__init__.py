@@ -20,6 +20,6 @@ A request:  path → folder and name (`layout`) → object (`files`) and flag (`
 Training:   1. list the documents flagged true, and the records that the collection has    (`train`)
             2. plan: what is new, changed, unchanged, gone                                  (`plan`)
             3. each new or changed document: fetch → text → chunks, in a process of its own that may
-               be killed (`text`, `split`, `worker`, `workshop`) → embeddings → upsert → delete what is left over
+               be killed (`text`, `split`, `worker`, `worker_pool`) → embeddings → upsert → delete what is left over
             4. delete what is gone
 """

@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from gateway.documents.collection import Admit, ChromaClient
 from gateway.documents.embedding import Embedding, require_harmless
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_place, collection_name
-from gateway.documents.library import Document, Library
 from gateway.documents.plan import RESERVED, Held, held, record_id, training_of
 from gateway.documents.split import Splitting, check_tokens
-from gateway.documents.workshop import Unreadable, Workshop
+from gateway.documents.store import Document, DocumentStore
+from gateway.documents.worker_pool import Unreadable, WorkerPool
 from gateway.errors import Conflict, NotFound, ObjectMissing
 from gateway.jobs import Progress
 
@@ -106,28 +106,28 @@ class Source(Protocol):
 class Flagged:
     """The documents of an avatar that are flagged true."""
 
-    def __init__(self, library: Library, avatar_id: str, *, repair: bool = True) -> None:
+    def __init__(self, store: DocumentStore, avatar_id: str, *, repair: bool = True) -> None:
         """`repair` mends the file of flags where it needs it."""
-        self._library, self._place = library, avatar_place(library.user_id, avatar_id, VECTORSTORE_DATA)
+        self._store, self._place = store, avatar_place(store.user_id, avatar_id, VECTORSTORE_DATA)
         self._repair = repair
 
     async def documents(self) -> list[Document]:
         if self._repair:
-            await self._library.set_flags(self._place, {}, repair=True)
-        return [document async for document in self._library.all(self._place) if document.used]
+            await self._store.set_flags(self._place, {}, repair=True)
+        return [document async for document in self._store.all(self._place) if document.used]
 
     def read(self, document: Document) -> AsyncIterator[bytes]:
-        return self._library.read(self._place, document)
+        return self._store.read(self._place, document)
 
     async def again(self, document: Document) -> Document | None:
         try:
-            found = await self._library.document(self._place, document.name)
+            found = await self._store.document(self._place, document.name)
         except NotFound:
             return None
         return found if found.used else None
 
     async def digest(self, document: Document) -> str:
-        return await self._library.digest(self._place, document)
+        return await self._store.digest(self._place, document)
 
 
 class Trainer:
@@ -149,14 +149,14 @@ class Trainer:
         self._embedding, self._module = embedding, module
         self._busy: set[tuple[str, str, str]] = set()
 
-    def work(self, library: Library, avatar_id: str, asked: Training) -> Callable[[Progress], Awaitable[Trained]]:
+    def work(self, store: DocumentStore, avatar_id: str, asked: Training) -> Callable[[Progress], Awaitable[Trained]]:
         """The work of a job that trains an avatar's collection. Raises Conflict while another one does."""
         name = asked.collection or collection_name(avatar_id)
         self._require_free(name, asked)
 
         async def work(progress: Progress) -> Trained:
-            source = Flagged(library, avatar_id, repair=not asked.dry_run)
-            return await self.train(source, name, _owner(library.user_id, avatar_id), asked, progress)
+            source = Flagged(store, avatar_id, repair=not asked.dry_run)
+            return await self.train(source, name, _owner(store.user_id, avatar_id), asked, progress)
 
         return work
 
@@ -186,8 +186,8 @@ class Trainer:
         """Make collection `name` hold exactly the chunks of the source's documents. Safe to repeat."""
         before = self._restores()
         with self._claim(name, asked):
-            async with self._client(asked) as chroma, Workshop() as workshop:
-                trained = await self._train(source, name, owner, asked, progress, chroma, workshop)
+            async with self._client(asked) as chroma, WorkerPool() as worker_pool:
+                trained = await self._train(source, name, owner, asked, progress, chroma, worker_pool)
             if self._restores() != before and not asked.dry_run:
                 # What we found there and left as it was may be gone.
                 raise Conflict(f"a snapshot was restored while {name!r} was trained", "train again")
@@ -203,7 +203,7 @@ class Trainer:
         asked: Training,
         progress: Progress,
         chroma: ChromaClient,
-        workshop: Workshop,
+        worker_pool: WorkerPool,
     ) -> Trained:
         trained = Trained(collection=name, dry_run=asked.dry_run)
         progress.phase("look", None, "records")
@@ -226,14 +226,14 @@ class Trainer:
         if asked.dry_run:
             return trained
         if todo or collection is None:
-            collection = await self._embedded(chroma, workshop, collection, name, owner, asked, progress)
+            collection = await self._embedded(chroma, worker_pool, collection, name, owner, asked, progress)
         collection_id: str = collection["id"]
         progress.phase("train", len(todo), "documents")
         for document, training in todo:
             before = present.get(document.name, Held())
             kept: set[str] = set()
             try:
-                kept = await self._train_one(source, chroma, workshop, collection_id, document, training, asked)
+                kept = await self._train_one(source, chroma, worker_pool, collection_id, document, training, asked)
                 trained.written += len(kept)
             except Unreadable as error:
                 trained.failed[document.name] = str(error)
@@ -256,7 +256,7 @@ class Trainer:
     async def _embedded(
         self,
         chroma: ChromaClient,
-        workshop: Workshop,
+        worker_pool: WorkerPool,
         collection: dict[str, Any] | None,
         name: str,
         owner: str,
@@ -265,7 +265,7 @@ class Trainer:
     ) -> dict[str, Any]:
         """The collection to write to, made if there is none, once all that can be wrong with the request was tried."""
         progress.phase("load the embedding function", None, "")
-        configuration = await workshop.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
+        configuration = await worker_pool.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
         await asyncio.to_thread(check_tokens, asked.splitting)
         if collection is None:
             return await chroma.create(name, configuration, {_MARK: owner})
@@ -326,7 +326,7 @@ class Trainer:
         self,
         source: Source,
         chroma: ChromaClient,
-        workshop: Workshop,
+        worker_pool: WorkerPool,
         collection_id: str,
         document: Document,
         training: str,
@@ -339,7 +339,7 @@ class Trainer:
         now = document
         for _ in range(_READ_TRIES):
             try:
-                return await self._replace(source, chroma, workshop, collection_id, now, training, asked)
+                return await self._replace(source, chroma, worker_pool, collection_id, now, training, asked)
             except ObjectMissing:  # before anything of it was written
                 if (found := await source.again(now)) is None:
                     raise _Gone from None
@@ -350,7 +350,7 @@ class Trainer:
         self,
         source: Source,
         chroma: ChromaClient,
-        workshop: Workshop,
+        worker_pool: WorkerPool,
         collection_id: str,
         document: Document,
         training: str,
@@ -362,7 +362,7 @@ class Trainer:
         with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
             copy, chunks = Path(directory, "document"), Path(directory, "chunks")
             await _fetch(source.read(document), copy)
-            total = await workshop.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
+            total = await worker_pool.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
             says = asked.metadata | asked.document_metadata.get(document.name, {})
             says |= {
                 "document": document.name,
@@ -373,7 +373,7 @@ class Trainer:
             }
             ids: set[str] = set()
             async for batch in _batches_in(chunks):
-                embeddings = await workshop.embed([text for _, text in batch])
+                embeddings = await worker_pool.embed([text for _, text in batch])
                 numbers = range(len(ids), len(ids) + len(batch))
                 records: list[dict[str, Any]] = [
                     {

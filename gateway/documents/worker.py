@@ -1,6 +1,6 @@
 """The process that opens documents and embeds: it may be slow, leak, crash or be killed without harm.
 
-One JSON object a line comes on stdin, one goes back on stdout; `gateway.documents.workshop` is the other end.
+One JSON object a line comes on stdin, one goes back on stdout; `gateway.documents.worker_pool` is the other end.
 """
 
 import base64

@@ -9,7 +9,7 @@ its right to be under way at Chroma. An *entry* is what the door says of a head:
 
 1. `client`    finds the requests in what a client sends; hands over those that are not for Chroma
    `heads`     parses a head, strictly, and makes it ready for the next hop
-   `door`      judges each distinct head once: key, role, scope, limits, origin (`gateway.auth`)
+   `policy`      judges each distinct head once: key, role, scope, limits, origin (`gateway.auth`)
    `reply`     what is refused, or answered without Chroma, ends here
    `classify`  is it a read, a write, or a first read?                         pure
    `headers`   hop-by-hop headers stay behind                                  pure
@@ -21,6 +21,6 @@ its right to be under way at Chroma. An *entry* is what the door says of a head:
 4. `exchange`  streams up, streams down; the ticket ends with Chroma's answer, not with the client
    `answers`   what we say ourselves, in Chroma's shape                        pure
 
-`data_path` is what all connections share, `tally` what it counts. Everything runs in the event loop's
+`data_path` is what all connections share, `counter` what it counts. Everything runs in the event loop's
 callbacks, without a task per request.
 """

@@ -15,13 +15,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BodyTooLarge, ClientTooSlow, GatewayError, HeadTooLarge, InvalidRequest
 from gateway.proxy.answers import CONTINUE, error_answer
-from gateway.proxy.door import Door, Entry
-from gateway.proxy.exchange import HELD_BYTES, Exchange
 from gateway.proxy.framing import LAST_CHUNK, BadFraming, Body, Chunked, chunk
 from gateway.proxy.gate import Gate
 from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES
-from gateway.proxy.limits import Limits
-from gateway.proxy.reply import Reply
+from gateway.proxy.limits import ProxyLimits
+from gateway.proxy.local_response import LocalResponse
+from gateway.proxy.policy import Decision, RequestPolicy
+from gateway.proxy.proxied_request import HELD_BYTES, ProxiedRequest
 from gateway.proxy.upstream import Pool
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
@@ -35,14 +35,16 @@ class Path(Protocol):
 
     gate: Gate
     pool: Pool
-    limits: Limits
-    door: Door
+    limits: ProxyLimits
+    policy: RequestPolicy
     clients: "set[ClientConnection]"
 
     def new_id(self) -> bytes:
         """A request id that no other request has."""
 
-    def begin(self, client: "ClientConnection", entry: Entry, request_id: bytes) -> "Exchange | Reply":
+    def begin(
+        self, client: "ClientConnection", decision: Decision, request_id: bytes
+    ) -> "ProxiedRequest | LocalResponse":
         """What is to become of a request that is not simply passed on."""
 
 
@@ -55,7 +57,7 @@ class ClientConnection(HttpToolsProtocol):
         self._rest = b""  # what came and was not looked at yet
         self._body: Body | None = None  # of the request that is being received
         self._received_bytes = self._max_body_bytes = 0
-        self._exchange: Exchange | Reply | None = None
+        self._exchange: ProxiedRequest | LocalResponse | None = None
         self._in_application = False  # the ASGI application has the present request
         self._advancing = self._resting = False
         self._lingers_until_s: float | None = None
@@ -162,27 +164,27 @@ class ClientConnection(HttpToolsProtocol):
         self._head_since_s = None
         end += len(END_OF_HEAD)
         raw, self._rest = (rest, b"") if end == len(rest) else (rest[:end], rest[end:])
-        entry = self._path.door.enter(raw)
-        head = entry.head
+        decision = self._path.policy.enter(raw)
+        head = decision.head
         self._body, self._received_bytes = head.body(), 0
         if head.for_chroma:
-            self._begin_exchange(entry)
+            self._begin_exchange(decision)
         else:
             self._in_application = True
             super().data_received(raw)
         return True
 
-    def _begin_exchange(self, entry: Entry) -> None:
-        path, head = self._path, entry.head
-        self._max_body_bytes = entry.max_body_bytes
-        if head.length_bytes is not None and head.length_bytes > entry.max_body_bytes and entry.refusal is None:
-            raise _too_large(entry.max_body_bytes)
+    def _begin_exchange(self, decision: Decision) -> None:
+        path, head = self._path, decision.head
+        self._max_body_bytes = decision.max_body_bytes
+        if head.length_bytes is not None and head.length_bytes > decision.max_body_bytes and decision.refusal is None:
+            raise _too_large(decision.max_body_bytes)
         request_id = head.request_id or path.new_id()
-        exchange: Exchange | Reply
-        if entry.plain:
-            exchange = Exchange(self, head, request_id, path.gate, path.pool, entry.tally)
+        exchange: ProxiedRequest | LocalResponse
+        if decision.plain:
+            exchange = ProxiedRequest(self, head, request_id, path.gate, path.pool, decision.counter)
         else:
-            exchange = path.begin(self, entry, request_id)
+            exchange = path.begin(self, decision, request_id)
         self._exchange = exchange
         if self._body is None:
             exchange.receive(b"", complete=True)

@@ -17,13 +17,13 @@ from gateway.auth.routes import DESTRUCTIVE, RECORD_WRITES, RENAMES
 from gateway.errors import GatewayError
 from gateway.proxy.answers import ended_head, error_answer, own_answer
 from gateway.proxy.client import ClientConnection
-from gateway.proxy.door import NOBODY, Door, Entry
-from gateway.proxy.exchange import Exchange
 from gateway.proxy.gate import Gate
-from gateway.proxy.limits import Limits
-from gateway.proxy.reply import Reply, Words
+from gateway.proxy.limits import ProxyLimits
+from gateway.proxy.local_response import LocalResponse, Words
+from gateway.proxy.policy import NOBODY, Decision, RequestPolicy
+from gateway.proxy.proxied_request import ProxiedRequest
+from gateway.proxy.scoped_requests import CollectionNames, FilteredRequest, Note, Room, ScopedRequest, Watcher
 from gateway.proxy.upstream import Pool
-from gateway.proxy.visits import CollectionNames, FilteredExchange, Note, Room, ScopedExchange, Watcher
 
 log = structlog.get_logger()
 
@@ -33,7 +33,7 @@ _ROOM_BYTES = 256 << 20
 
 
 class Tracing(Protocol):
-    """Follows requests; see `gateway.observe.tracing`."""
+    """Follows requests; see `gateway.observability.tracing`."""
 
     def begin(self, route: str, what: str, traceparent: bytes | None, request_id: bytes) -> tuple[bytes, Note]:
         """A span begins: the header line that tells Chroma of it, and what to call at its end."""
@@ -47,8 +47,8 @@ class DataPath:
         gate: Gate,
         host: str,
         port: int,
-        limits: Limits,
-        door: Door | None = None,
+        limits: ProxyLimits,
+        policy: RequestPolicy | None = None,
         names: CollectionNames | None = None,
         audit: Audit | None = None,
         trusted_proxies: Iterable[Network] = (),
@@ -56,7 +56,7 @@ class DataPath:
     ) -> None:
         self._tracing = tracing
         self.gate, self.limits = gate, limits
-        self.door = door or Door(max_body_bytes=limits.max_body_bytes)
+        self.policy = policy or RequestPolicy(max_body_bytes=limits.max_body_bytes)
         self.pool = Pool(host, port, limits.max_in_flight, limits.max_queued)
         self.clients: set[ClientConnection] = set()
         self._names, self._audit, self._trusted = names, audit, tuple(trusted_proxies)
@@ -75,25 +75,27 @@ class DataPath:
 
     # ------------------------------------------------------------------ what is not simply passed on
 
-    def begin(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Exchange | Reply:
+    def begin(self, client: ClientConnection, decision: Decision, request_id: bytes) -> ProxiedRequest | LocalResponse:
         """What is to become of a request that the door wants more for than to be passed on."""
-        note = self._note(client, entry, request_id)
-        if entry.refusal is not None:
-            return self._refuse(client, entry, request_id, entry.refusal, note)
-        if isinstance(entry.answer, bytes):
-            return Reply(client, entry.head, 204, partial(ended_head, entry.answer, request_id), entry.tally)
-        if entry.answer is not None:
-            return self._answer(client, entry, request_id, entry.answer, note)
+        note = self._note(client, decision, request_id)
+        if decision.refusal is not None:
+            return self._refuse(client, decision, request_id, decision.refusal, note)
+        if isinstance(decision.answer, bytes):
+            return LocalResponse(
+                client, decision.head, 204, partial(ended_head, decision.answer, request_id), decision.counter
+            )
+        if decision.answer is not None:
+            return self._answer(client, decision, request_id, decision.answer, note)
         try:
-            quota = self._quota(client, entry)
+            quota = self._quota(client, decision)
         except GatewayError as error:
-            return self._refuse(client, entry, request_id, error, note)
-        exchange = self._exchange(client, entry, request_id)
-        exchange.extra = entry.extra
-        names = self._names if entry.head.to.action in RENAMES else None
+            return self._refuse(client, decision, request_id, error, note)
+        exchange = self._exchange(client, decision, request_id)
+        exchange.extra = decision.extra
+        names = self._names if decision.head.to.action in RENAMES else None
         notes = [] if note is None else [note]
         if self._tracing is not None:
-            head = entry.head
+            head = decision.head
             exchange.asked_with, end = self._tracing.begin(
                 head.to.action.value, head.what, head.traceparent, request_id
             )
@@ -102,48 +104,52 @@ class DataPath:
             exchange.companion = Watcher(quota, names, notes)
         return exchange
 
-    def _exchange(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Exchange:
-        plan = entry.plan
+    def _exchange(self, client: ClientConnection, decision: Decision, request_id: bytes) -> ProxiedRequest:
+        plan = decision.plan
         if plan.lists is not None:
-            return FilteredExchange(client, entry, request_id, self.gate, self.pool)
-        visitor, action = entry.visitor, entry.head.to.action
-        records = visitor.limits.records if visitor and action in RECORD_WRITES else 0
+            return FilteredRequest(client, decision, request_id, self.gate, self.pool)
+        principal, action = decision.principal, decision.head.to.action
+        records = principal.limits.records if principal and action in RECORD_WRITES else 0
         if plan.collection_id is None and plan.name_field is None and not records:
-            return Exchange(client, entry.head, request_id, self.gate, self.pool, entry.tally)
+            return ProxiedRequest(client, decision.head, request_id, self.gate, self.pool, decision.counter)
         if self._names is None:
             raise AssertionError("a scope wants to know names")
-        return ScopedExchange(client, entry, request_id, self.gate, self.pool, self._names, records, self._room)
+        return ScopedRequest(client, decision, request_id, self.gate, self.pool, self._names, records, self._room)
 
     def _refuse(
-        self, client: ClientConnection, entry: Entry, request_id: bytes, error: GatewayError, note: Note | None
-    ) -> Reply:
+        self, client: ClientConnection, decision: Decision, request_id: bytes, error: GatewayError, note: Note | None
+    ) -> LocalResponse:
         if note is not None:
             note(error.status)
-        return self._reply(client, entry, error.status, partial(error_answer, error, request_id, extra=entry.extra))
+        return self._reply(
+            client, decision, error.status, partial(error_answer, error, request_id, extra=decision.extra)
+        )
 
     def _answer(
-        self, client: ClientConnection, entry: Entry, request_id: bytes, answer: Answer, note: Note | None
-    ) -> Reply:
+        self, client: ClientConnection, decision: Decision, request_id: bytes, answer: Answer, note: Note | None
+    ) -> LocalResponse:
         if note is not None:
             note(answer.status)
-        return self._reply(client, entry, answer.status, partial(own_answer, answer, request_id, extra=entry.extra))
+        return self._reply(
+            client, decision, answer.status, partial(own_answer, answer, request_id, extra=decision.extra)
+        )
 
-    def _reply(self, client: ClientConnection, entry: Entry, status: int, words: Words) -> Reply:
-        return Reply(client, entry.head, status, words, entry.tally)
+    def _reply(self, client: ClientConnection, decision: Decision, status: int, words: Words) -> LocalResponse:
+        return LocalResponse(client, decision.head, status, words, decision.counter)
 
-    def _quota(self, client: ClientConnection, entry: Entry) -> Quota | None:
-        visitor = entry.visitor
-        if visitor is None or not (visitor.limits.requests_per_s or visitor.limits.in_flight):
+    def _quota(self, client: ClientConnection, decision: Decision) -> Quota | None:
+        principal = decision.principal
+        if principal is None or not (principal.limits.requests_per_s or principal.limits.in_flight):
             return None
         now_s = client.moved_at_s
-        quota = visitor.quota
+        quota = principal.quota
         if quota is None:
-            address = counted_as(self.address(client, entry))
+            address = counted_as(self.address(client, decision))
             quota = self._addresses.get(address)
             if quota is None:
                 if len(self._addresses) >= _MAX_ADDRESSES:
                     self._forget_idle(now_s)
-                quota = self._addresses[address] = Quota(visitor.limits, now_s)
+                quota = self._addresses[address] = Quota(principal.limits, now_s)
         quota.begin(now_s)
         return quota
 
@@ -154,27 +160,27 @@ class DataPath:
             for address in list(itertools.islice(self._addresses, _MAX_ADDRESSES // 10)):
                 del self._addresses[address]
 
-    def address(self, client: ClientConnection, entry: Entry) -> str:
+    def address(self, client: ClientConnection, decision: Decision) -> str:
         """Where a request comes from, as far as can be believed."""
-        return client_address(client.forwarded_for.decode("latin-1"), entry.head.forwarded_for, self._trusted)
+        return client_address(client.forwarded_for.decode("latin-1"), decision.head.forwarded_for, self._trusted)
 
-    def _note(self, client: ClientConnection, entry: Entry, request_id: bytes) -> Note | None:
-        audit, head = self._audit, entry.head
+    def _note(self, client: ClientConnection, decision: Decision, request_id: bytes) -> Note | None:
+        audit, head = self._audit, decision.head
         # Who has no key at all destroys nothing, and could fill the disk.
         if (
             audit is None
             or head.to.action not in DESTRUCTIVE
-            or entry.visitor is None
+            or decision.principal is None
             or head.route.kind.value != "write"
         ):
             return None
-        visitor = entry.visitor
+        principal = decision.principal
 
         def note(status: int) -> None:
             audit.note(
-                who=visitor.name,
-                role=visitor.role.name.lower() if visitor.key else NOBODY,
-                address=self.address(client, entry),
+                who=principal.name,
+                role=principal.role.name.lower() if principal.key else NOBODY,
+                address=self.address(client, decision),
                 method=head.method.decode("ascii"),
                 path=head.path.decode("latin-1"),
                 action=head.to.action.value,

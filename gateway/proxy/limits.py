@@ -6,7 +6,7 @@ _KEEP_ALIVE_S = 75.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProxyLimits:
     """The settings behind it are explained in README.md."""
 
     client_timeout_s: float

@@ -17,7 +17,7 @@ database and the indexes → swap → try → settle, or roll back.
 
 - what a snapshot is:  `model`, `blocks`, `plan` (pure) · `packing`, `baseline` · `repository`
 - taking, going back:  `capture`, `create` · `restore` · `verify` · `archive`, `intake` (tar, out and in)
-- one writer:          `tenure` (pure), `lease`, `probe`, `home`, `succession`
+- one writer:          `lease_state` (pure), `lease`, `probe`, `home`, `succession`
 - by themselves:       `schedule`, `retention`, `budget`, `changes` (pure) · `rounds`, `collect`
 - asking for it:       `operations`, one at a time · `api`, `cli`
 """

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.chroma.disk import DATABASE, Signature
-from gateway.snapshot.blocks import Fingerprints, Layout, Numbers, Sketch
+from gateway.snapshot.blocks import Fingerprinter, Fingerprints, Layout, Numbers
 from gateway.snapshot.model import File, Manifest, Pack, Piece
 from gateway.snapshot.packing import Packed, packed
 
@@ -65,7 +65,7 @@ class Baseline:
     signatures: dict[str, Signature] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sketch = Sketch(self.seed)
+        self.sketch = Fingerprinter(self.seed)
 
     def without_packs(self, packs: Iterable[str]) -> "Baseline":
         """This, less the files that need one of `packs`, and the indexes those belong to."""

@@ -62,7 +62,7 @@ class Layout(NamedTuple):
         return offsets, np.clip(size_bytes - offsets, 0, sizes[part])
 
 
-class Sketch:
+class Fingerprinter:
     """Fingerprints for telling which blocks of a file changed.
 
     Two sums of products with secret random factors, modulo 2⁶⁴: two different blocks of the same size

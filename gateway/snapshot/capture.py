@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma import log
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
 from gateway.chroma.hnsw import element_parts
@@ -31,7 +32,6 @@ from gateway.snapshot.blocks import (
     patches,
 )
 from gateway.snapshot.packing import PIECE_BYTES, TIGHT, PackWriter
-from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.plan import FilePlan, How, plan_file
 
 _READ_BYTES = 4 << 20
@@ -127,7 +127,7 @@ async def read_index(
     await packs.seal()
     now = await asyncio.to_thread(index_signatures, data_dir, [segment_id])
     # Times alone do not tell what happened within a tick of the kernel's clock.
-    synced = await to_its_end(log.synced_to, data_dir)
+    synced = await run_in_thread_uninterrupted(log.synced_to, data_dir)
     return files if mine and now == before and synced.get(segment_id) == cut.segments[segment_id] else None
 
 
@@ -145,7 +145,7 @@ async def _store(
     if have is not None and have.layout != layout:
         have = None
     # To its end: what is read from must not be closed under a thread that reads.
-    look = await to_its_end(source.look, have)
+    look = await run_in_thread_uninterrupted(source.look, have)
     base, held, origins = have.base if have else (), have.patches if have else (), have.origins if have else None
     if have is None or origins is None:
         plan = FilePlan(How.REBASE)

@@ -11,19 +11,19 @@ from typing import Protocol
 
 import structlog
 
+from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.database import Contents
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
 from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
-from gateway.errors import GatewayError, LeaseLost, SnapshotError, StoreError
+from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, Stored
 from gateway.snapshot.capture import Cut, choose, freeze, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
-from gateway.snapshot.parallel import past_cancelling, to_its_end
 from gateway.snapshot.progress import Progress, Silent
 from gateway.snapshot.repository import Repository
 
@@ -87,9 +87,9 @@ class Snapshotter:
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot and return it once its manifest is stored.
 
-        After an error nothing is listed that was not there before, save for StoreUnavailable while the
+        After an error nothing is listed that was not there before, save for StorageUnavailable while the
         manifest was being written: then it is there whole or not at all. Safe to retry. Only one may run
-        at a time. Raises Unavailable, QuiesceTimeout, DiskFull, StoreError.
+        at a time. Raises Unavailable, QuiesceTimeout, DiskFull, StorageError.
         """
         progress = progress or Silent()
         started, run = time.monotonic(), self._chroma.require_served()
@@ -98,7 +98,7 @@ class Snapshotter:
         ids = await self._repository.ids()
         baseline = await self._known(ids)
         # From now on, if it did not before.
-        await to_its_end(keep_log, self._directory.path)
+        await run_in_thread_uninterrupted(keep_log, self._directory.path)
         # What the store has is only asked for where much is to be sent.
         existing = {} if baseline.snapshot_id else await self._repository.packs()
         writer = PackWriter(self._repository, existing, progress)
@@ -110,11 +110,11 @@ class Snapshotter:
             manifest = self._manifest(taken, label, await self._repository.newest_id(), started, writer.uploaded_bytes)
             progress.phase("publishing", None)
             # Whole or not at all: a manifest that arrives after its packs were dropped would be a broken snapshot.
-            await past_cancelling(self._repository.publish(manifest))
+            await shielded(self._repository.publish(manifest))
         except BaseException:
             if cut is not None:
                 self._tracker.undo(cut.database)
-            await past_cancelling(self._drop(writer.sent))
+            await shielded(self._drop(writer.sent))
             raise
         await self._remember(baseline, manifest, taken, writer)
         snapshot = manifest.snapshot
@@ -145,8 +145,10 @@ class Snapshotter:
                 held = await stack.enter_async_context(contextlib.AsyncExitStack())
                 drain_ms = await held.enter_async_context(self._hold())
                 frozen_at, taken = time.monotonic(), _Taken(datetime.now(UTC), drain_ms=drain_ms)
-                cut = await to_its_end(freeze, self._directory.path, self._tracker, baseline, undo=self._let_go)
-                stack.push_async_callback(to_its_end, cut.close)
+                cut = await run_in_thread_uninterrupted(
+                    freeze, self._directory.path, self._tracker, baseline, undo=self._let_go
+                )
+                stack.push_async_callback(run_in_thread_uninterrupted, cut.close)
                 try:
                     if not last and cut.database.keeps_writers_going:
                         await held.aclose()
@@ -182,9 +184,9 @@ class Snapshotter:
         progress: Progress,
     ) -> bool:
         """Put what is new into packs; False if an index moved that is needed. `read`: indexes of earlier tries."""
-        taken.contents = await to_its_end(cut.database.contents)
+        taken.contents = await run_in_thread_uninterrupted(cut.database.contents)
         taken.segments = cut.segments
-        choice = await to_its_end(choose, cut, baseline)
+        choice = await run_in_thread_uninterrupted(choose, cut, baseline)
         size_bytes = sum(cut.signatures[path].size_bytes for path in cut.signatures) + cut.database.size_bytes
         progress.phase("storing", size_bytes)
         for segment_id in (*choice.must, *choice.may):
@@ -237,7 +239,7 @@ class Snapshotter:
 
     async def _drop(self, sent: Iterable[str]) -> None:
         """Leave nothing behind of a snapshot that came to nothing; what cannot be dropped waits for the next gc."""
-        with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
+        with contextlib.suppress(StorageError, SnapshotError, LeaseLost):
             await self._repository.drop_unreferenced(sent)
 
     # ------------------------------------------------------------------ what is remembered
@@ -249,7 +251,7 @@ class Snapshotter:
             if saved in ids:
                 with contextlib.suppress(SnapshotError):
                     manifest = await self._repository.manifest(saved)
-                    self._baseline = await to_its_end(self._load, manifest)
+                    self._baseline = await run_in_thread_uninterrupted(self._load, manifest)
                     self._saved_id = saved
         if self._baseline is None or self._baseline.snapshot_id not in ids:
             self._baseline, self._saved_id = baselines.nothing(), None
@@ -270,7 +272,7 @@ class Snapshotter:
             dict(taken.positions),
             {path: each for path, each in signatures.items() if path in files},
         )
-        with contextlib.suppress(StoreError, SnapshotError, LeaseLost):
+        with contextlib.suppress(StorageError, SnapshotError, LeaseLost):
             named = {pack.sha256 for pack in manifest.packs}
             await self._repository.drop_unreferenced([name for name in writer.sent if name not in named])
         try:
@@ -279,7 +281,7 @@ class Snapshotter:
                 await self.save()
             if moved:
                 # Not before it is saved: a baseline that is older than the log is of no use.
-                await to_its_end(trim_log, self._directory.path, taken.positions)
+                await run_in_thread_uninterrupted(trim_log, self._directory.path, taken.positions)
         except (GatewayError, OSError) as error:
             log.warning("what was stored could not be noted down", cause=str(error))
 
@@ -288,16 +290,16 @@ class Snapshotter:
         baseline = self._baseline
         if baseline is None or not baseline.snapshot_id or self._saved_id == baseline.snapshot_id:
             return
-        await to_its_end(baselines.save, self._directory.baseline, baseline)
+        await run_in_thread_uninterrupted(baselines.save, self._directory.baseline, baseline)
         self._saved_at, self._saved_id = time.monotonic(), baseline.snapshot_id
 
     @contextlib.asynccontextmanager
-    async def exchanging(self) -> AsyncIterator[None]:
+    async def swapping(self) -> AsyncIterator[None]:
         """Around an exchange of the data: what is known of them is forgotten, and nothing here touches them."""
         async with self._bounding:
             # What is on disk says from now on what is known.
             self._baseline, self._saved_id = None, None
-            await to_its_end(self._tracker.forget)
+            await run_in_thread_uninterrupted(self._tracker.forget)
             yield
 
     def changed_bytes(self) -> int | None:
@@ -317,10 +319,10 @@ class Snapshotter:
             await asyncio.sleep(_BOUND_EVERY_S)
             try:
                 async with self._bounding:
-                    await to_its_end(self._bound_wal)
+                    await run_in_thread_uninterrupted(self._bound_wal)
                     if time.monotonic() - counted_at > _COUNT_EVERY_S:
                         counted_at = time.monotonic()
-                        await to_its_end(self._bound_log)
+                        await run_in_thread_uninterrupted(self._bound_log)
             except Exception as error:
                 # Whatever it was: a log that nobody bounds any more grows until the disk is full.
                 log.warning("the logs could not be bounded, trying again", cause=str(error))

@@ -10,20 +10,20 @@ from typing import Any
 
 import structlog
 
+from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError
-from gateway.snapshot.collect import Collected, collect
+from gateway.files import scratch_directory
+from gateway.lease.election import LeaderElection
 from gateway.snapshot.create import Hold, Snapshotter, Source
-from gateway.snapshot.intake import take_in
+from gateway.snapshot.gc import GcResult, collect_garbage
+from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
-from gateway.snapshot.parallel import to_its_end
 from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import Chroma, fetch_verified, restore_live, try_out
 from gateway.snapshot.retention import Keep
-from gateway.snapshot.rooms import room
-from gateway.snapshot.succession import Succession
 from gateway.snapshot.verify import Level, verify
 
 log = structlog.get_logger()
@@ -42,13 +42,13 @@ class Operations:
         chroma: Chroma,
         hold: Hold,
         refuse: Refuse,
-        place: Succession | None = None,
+        leader: LeaderElection | None = None,
     ) -> None:
-        """`place` is this gateway's among those on the same store."""
+        """`leader` is this gateway's among those on the same store."""
         self.repository = repository
         self._directory, self._source, self._chroma = directory, source, chroma
         self._hold, self._refuse = hold, refuse
-        self._place = place
+        self._leader = leader
         self.snapshotter = Snapshotter(repository, directory, source, hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
@@ -115,11 +115,11 @@ class Operations:
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
-            if self._place:
+            if self._leader:
                 if name != "latest":  # which one that is shows afterwards
                     # Nobody is to leave for a snapshot that is not there.
                     await self.repository.manifest(await self.repository.resolve(name))
-                await self._place.adopt()
+                await self._leader.adopt()
             snapshot_id = await self.repository.resolve(name)
             note = counted(progress or Silent(), "fetching")
 
@@ -131,7 +131,7 @@ class Operations:
             async def refuse(reason: str) -> AsyncIterator[None]:
                 if progress:
                     progress.phase("exchanging", None)
-                async with self._exchanging(reason):
+                async with self._swapping(reason):
                     yield
 
             try:
@@ -143,16 +143,16 @@ class Operations:
                     snapshot_id,
                     fetched,
                 )
-                if self._place:
-                    await self._place.adopted()
+                if self._leader:
+                    await self._leader.adopted()
                 return restored
             finally:
                 self.restored_bytes = None
 
     @contextlib.asynccontextmanager
-    async def _exchanging(self, reason: str) -> AsyncIterator[None]:
+    async def _swapping(self, reason: str) -> AsyncIterator[None]:
         # Not before: a restore that comes to nothing takes nothing from what is known of the data.
-        async with self._refuse(reason), self.snapshotter.exchanging():
+        async with self._refuse(reason), self.snapshotter.swapping():
             yield
 
     async def begin(self) -> None:
@@ -162,7 +162,7 @@ class Operations:
         back; requests are refused until then, from the first step of this coroutine on.
         """
         with self._claim("the start"), contextlib.suppress(GatewayError):
-            if not self._directory.is_exchanging():
+            if not self._directory.is_swapping():
                 await asyncio.to_thread(self._directory.drop_abandoned)
                 await self._chroma.ensure_running()
                 return
@@ -173,16 +173,16 @@ class Operations:
         """Remove a snapshot; see `Repository.delete`."""
         with self._claim(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
-            if self._place:
-                self._place.changed()
+            if self._leader:
+                self._leader.changed()
             await self.repository.delete(snapshot_id)
 
-    async def collect(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> Collected:
-        """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.collect`."""
+    async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
+        """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`."""
         with self._claim("a garbage collection", removes=True):
-            if self._place is None:
+            if self._leader is None:
                 raise Conflict("this gateway has no lease to collect garbage under")
-            return await collect(self.repository, self._place, keep, grace_s, may_delete=may_delete)
+            return await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
 
     # ------------------------------------------------------------------ looked at, in and out
 
@@ -191,22 +191,22 @@ class Operations:
         with self._looking(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
             found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
-            if not found.ok and self._place:
-                self._place.changed()
+            if not found.ok and self._leader:
+                self._leader.changed()
             return found
 
-    async def unfold(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
+    async def unpack_to_scratch(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
         """Restore a snapshot into a room of its own, which `rooms` gives back; for a Chroma without a gateway.
 
         Needs free disk for all of it in the data directory. Raises what a restore raises.
         """
         with self._looking(f"the archiving of snapshot {name}"):
             manifest = await self.repository.manifest(await self.repository.resolve(name))
-            path = await rooms.enter_async_context(room(self._directory.scratch, "archive"))
+            path = await rooms.enter_async_context(scratch_directory(self._directory.scratch, "archive"))
             await fetch_verified(self.repository, path, manifest, counted(progress, "fetching"), keep_log=False)
             return path
 
-    async def take_in(
+    async def import_tar(
         self,
         body: AsyncIterator[bytes],
         label: str | None,
@@ -214,15 +214,15 @@ class Operations:
         progress: Progress,
         received: asyncio.Event,
     ) -> Snapshot:
-        """Make a snapshot of an archive; see `take_in`."""
+        """Make a snapshot of an archive; see `import_tar`."""
         with self._claim("an upload"):
             scratch = self._directory.scratch
             try:
-                return await take_in(self.repository, scratch, body, label, max_bytes, progress, received)
+                return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
             finally:
-                if self._place:
+                if self._leader:
                     # The newest snapshot may be of other data than those that are served.
-                    self._place.changed()
+                    self._leader.changed()
 
     # ------------------------------------------------------------------ for snapshots made by others
 
@@ -279,7 +279,7 @@ class _Quiesced:
 async def _in_thread(make: Callable[[], contextlib.AbstractContextManager[None]]) -> AsyncIterator[None]:
     """Enter and leave a blocking context manager in threads."""
     manager = make()
-    await to_its_end(manager.__enter__, undo=lambda _: manager.__exit__(None, None, None))
+    await run_in_thread_uninterrupted(manager.__enter__, undo=lambda _: manager.__exit__(None, None, None))
     try:
         yield
     finally:

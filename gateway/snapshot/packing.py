@@ -15,9 +15,9 @@ from typing import Literal, Self
 
 import zstandard
 
+from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.errors import CorruptSnapshot
 from gateway.snapshot.model import Pack, Piece
-from gateway.snapshot.parallel import Crew, to_its_end
 from gateway.snapshot.progress import Progress
 from gateway.snapshot.repository import Repository
 
@@ -65,7 +65,7 @@ class PackWriter:
     def __init__(self, repository: Repository, existing: Mapping[str, int], progress: Progress) -> None:
         """`existing`: size in bytes by name of packs that need not be sent. `progress` is told what went into packs."""
         self._repository, self._existing, self._progress = repository, dict(existing), progress
-        self._crew = Crew(UPLOADS_AT_ONCE)
+        self._crew = TaskPool(UPLOADS_AT_ONCE)
         self._open = _OpenPack()
         self._sent: dict[str, int] = {}
 
@@ -98,7 +98,7 @@ class PackWriter:
         """Pack `pieces`, each at most `PIECE_BYTES` or so. They are asked for in a thread, one at a time."""
         result, source = [], iter(pieces)
         # To its end: what is read from must not be closed under a thread that reads.
-        while packed := await to_its_end(self._take, source, level):
+        while packed := await run_in_thread_uninterrupted(self._take, source, level):
             result.append(packed)
             self._progress.advance(packed.size_bytes)
             if len(self._open.data) >= PACK_BYTES:

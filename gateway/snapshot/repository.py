@@ -13,8 +13,10 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StoreUnavailable
-from gateway.snapshot.lease import read_tenure
+from gateway.aio import TaskPool, shielded
+from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StorageUnavailable
+from gateway.lease.lease import read_lease_state
+from gateway.lease.state import MAX_PENDING_DELETE
 from gateway.snapshot.model import (
     FORMAT,
     Manifest,
@@ -25,10 +27,8 @@ from gateway.snapshot.model import (
     damaged,
     is_snapshot_id,
 )
-from gateway.snapshot.parallel import Crew, past_cancelling
 from gateway.snapshot.plan import unreferenced
-from gateway.snapshot.tenure import CONDEMNED_AT_ONCE
-from gateway.store import ObjectInfo, Store
+from gateway.storage import ObjectInfo, Storage
 
 _REPOSITORY = "repository.json"
 _SNAPSHOTS = "snapshots/"
@@ -60,15 +60,15 @@ class Fence(Protocol):
         ...
 
     @property
-    def condemned(self) -> frozenset[str]:
+    def pending_delete(self) -> frozenset[str]:
         """Names of packs that may be deleted at any moment, so that no snapshot may need them."""
         ...
 
-    async def condemn(self, packs: list[str]) -> None:
+    async def mark_pending_delete(self, packs: list[str]) -> None:
         """To be called before packs are deleted. Raises LeaseLost, and they must stay then."""
         ...
 
-    async def acquit(self, packs: list[str]) -> None:
+    async def unmark_pending_delete(self, packs: list[str]) -> None:
         """To be called when their deletion was answered."""
         ...
 
@@ -79,7 +79,7 @@ class Repository:
     Without a `fence` it is for reading, or for the only writer there is.
     """
 
-    def __init__(self, store: Store, fence: Fence | None = None) -> None:
+    def __init__(self, store: Storage, fence: Fence | None = None) -> None:
         self._store, self._fence = store, fence
         # Manifests never change once written, so what was read stays true.
         self._read: dict[str, Snapshot] = {}
@@ -128,16 +128,18 @@ class Repository:
                     found.append(snapshot_id)
                 elif name == _VERIFIED:
                     verified[snapshot_id] = info
-        # After the list, never before: see `gateway.snapshot.tenure`.
-        tenure = await read_tenure(self._store) if found else None
-        return sorted((each for each in found if tenure is None or tenure.counts(each)), reverse=True), verified
+        # After the list, never before: see `gateway.lease.state`.
+        lease_state = await read_lease_state(self._store) if found else None
+        return sorted(
+            (each for each in found if lease_state is None or lease_state.is_committed(each)), reverse=True
+        ), verified
 
     async def newest_id(self) -> str | None:
         """The newest id that was ever given, also to a snapshot that never counted: a new one comes after it."""
         ids = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
-        tenure = await read_tenure(self._store)
-        if tenure is not None:
-            ids += [*tenure.void, *([tenure.announced] if tenure.announced else [])]
+        lease_state = await read_lease_state(self._store)
+        if lease_state is not None:
+            ids += [*lease_state.aborted, *([lease_state.announced] if lease_state.announced else [])]
         return max(filter(is_snapshot_id, ids), default=None)
 
     async def snapshots(self) -> list[Snapshot]:
@@ -157,9 +159,9 @@ class Repository:
             shown[snapshot_id] = snapshot
 
         ids, verified = await self._listed()
-        async with Crew(_READS_AT_ONCE) as crew:
+        async with TaskPool(_READS_AT_ONCE) as pool:
             for snapshot_id in ids:
-                await crew.start(show, snapshot_id)
+                await pool.start(show, snapshot_id)
         return [shown[snapshot_id] for snapshot_id in ids if snapshot_id in shown]
 
     async def resolve(self, name: str) -> str:
@@ -171,8 +173,8 @@ class Repository:
             return ids[0]
         if not is_snapshot_id(name):
             raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
-        tenure = await read_tenure(self._store)
-        if tenure is not None and not tenure.counts(name):
+        lease_state = await read_lease_state(self._store)
+        if lease_state is not None and not lease_state.is_committed(name):
             raise NotFound(f"snapshot {name} was never published", "GET /admin/snapshot lists those that were")
         return name
 
@@ -238,7 +240,7 @@ class Repository:
             await self.drop_unreferenced([pack.sha256 for pack in packs])
 
     async def drop_unreferenced(self, names: Iterable[str]) -> None:
-        """Remove those packs of `names` that no snapshot that counts names. Raises LeaseLost, StoreError.
+        """Remove those packs of `names` that no snapshot that counts names. Raises LeaseLost, StorageError.
 
         Raises SnapshotError, having removed nothing, while a manifest cannot be read: it might name them.
         """
@@ -257,9 +259,9 @@ class Repository:
 
     async def unpublished(self) -> list[str]:
         """Ids of manifests in the store that will never count: of gateways that lost the lease over them."""
-        tenure = await read_tenure(self._store)
+        lease_state = await read_lease_state(self._store)
         found = [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
-        return [each for each in found if tenure and each in tenure.void]
+        return [each for each in found if lease_state and each in lease_state.aborted]
 
     # ------------------------------------------------------------------ packs
 
@@ -274,7 +276,7 @@ class Repository:
 
     def is_condemned(self, name: str) -> bool:
         """Whether a pack of this name may be deleted at any moment: a new snapshot must not name it."""
-        return self._fence is not None and name in self._fence.condemned
+        return self._fence is not None and name in self._fence.pending_delete
 
     async def pack_objects(self) -> AsyncIterator[ObjectInfo]:
         """Every pack in the store with its size and age, by its name as `key`."""
@@ -288,21 +290,21 @@ class Repository:
         await self._store.put(_CLOCK, b"the time of this object is that of the last garbage collection\n")
         async for info in self._store.list(_CLOCK):
             return info.modified_at.astimezone(UTC)
-        raise StoreUnavailable(f"{self.url}{_CLOCK} was written and is not listed", "try again")
+        raise StorageUnavailable(f"{self.url}{_CLOCK} was written and is not listed", "try again")
 
     async def delete_packs(self, names: list[str]) -> None:
         """Delete packs, which no snapshot that counts may need. Raises LeaseLost; safe to retry."""
-        for start in range(0, len(names), CONDEMNED_AT_ONCE):
-            some = names[start : start + CONDEMNED_AT_ONCE]
+        for start in range(0, len(names), MAX_PENDING_DELETE):
+            some = names[start : start + MAX_PENDING_DELETE]
             # Those that an earlier holder condemned stay so: its deletes may still be on their way.
             own = [name for name in some if not self.is_condemned(name)]
             if self._fence:
-                await self._fence.condemn(some)
-            async with Crew(_READS_AT_ONCE) as crew:
+                await self._fence.mark_pending_delete(some)
+            async with TaskPool(_READS_AT_ONCE) as pool:
                 for name in some:
-                    await crew.start(self.delete_pack, name)
+                    await pool.start(self.delete_pack, name)
             if self._fence:
-                await self._fence.acquit(own)
+                await self._fence.unmark_pending_delete(own)
 
     @property
     def rotten(self) -> frozenset[str]:
@@ -314,7 +316,7 @@ class Repository:
 
         Goes to its end when cancelled: a pack that arrived after all was dropped would stay for good.
         """
-        await past_cancelling(self._store.put(f"{_DATA}{name}", data))
+        await shielded(self._store.put(f"{_DATA}{name}", data))
         self._rotten.discard(name)
 
     async def get_pack(self, pack: Pack) -> bytes:
@@ -341,9 +343,9 @@ class Repository:
 
     async def require_sound(self, packs: Iterable[Pack]) -> None:
         """Read all of `packs`. Raises CorruptSnapshot, which names one that is not what it should be."""
-        async with Crew(_READS_AT_ONCE) as crew:
+        async with TaskPool(_READS_AT_ONCE) as pool:
             for pack in packs:
-                await crew.start(self._require_sound, pack)
+                await pool.start(self._require_sound, pack)
 
     async def _require_sound(self, pack: Pack) -> None:
         await self.get_pack(pack)

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import structlog
 
+from gateway.aio import TaskPool, run_in_thread_uninterrupted, shielded
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of, write_error
+from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of
 from gateway.chroma.hnsw import index_problems
 from gateway.chroma.log import put_back
 from gateway.chroma.migrations import installed_migrations
@@ -34,12 +35,20 @@ from gateway.errors import (
     IncompatibleSnapshot,
     SnapshotError,
 )
+from gateway.files import write_error
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, stored
-from gateway.snapshot.blocks import Fingerprints, Layout, Sketch, digest_of_pages, page_digests, parse_base, parse_patch
+from gateway.snapshot.blocks import (
+    Fingerprinter,
+    Fingerprints,
+    Layout,
+    digest_of_pages,
+    page_digests,
+    parse_base,
+    parse_patch,
+)
 from gateway.snapshot.model import File, Manifest, Snapshot
 from gateway.snapshot.packing import unpack
-from gateway.snapshot.parallel import Crew, past_cancelling, to_its_end
 from gateway.snapshot.plan import Fetch, plan_restore
 from gateway.snapshot.repository import Repository
 
@@ -86,7 +95,7 @@ class Staged:
     """A snapshot that was fetched and proved good; `fingerprints` of its files' blocks, by path."""
 
     manifest: Manifest
-    sketch: Sketch = field(default_factory=lambda: Sketch(secrets.randbits(64)))
+    sketch: Fingerprinter = field(default_factory=lambda: Fingerprinter(secrets.randbits(64)))
     fingerprints: dict[str, Fingerprints] = field(default_factory=dict)
     origins: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     patching: threading.Lock = field(default_factory=threading.Lock)
@@ -109,7 +118,7 @@ class Staged:
 async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: Progress) -> Staged:
     """Fetch a snapshot into the data directory's `incoming` and prove it good. Nothing live is touched.
 
-    Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StoreError; then
+    Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then
     `incoming` is gone. Safe to retry.
     """
     incoming = await asyncio.to_thread(directory.incoming)
@@ -130,12 +139,12 @@ async def fetch_verified(
     """Fetch a snapshot into the empty directory `target` and prove it good: a data directory that Chroma can serve.
 
     `keep_log` False makes it one for a Chroma without a gateway, see `gateway.chroma.log`. Raises
-    CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StoreError; then `target` holds a part.
+    CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `target` holds a part.
     """
     _require_known_paths(manifest)
     staged = Staged(manifest)
     # What writes goes to its end: after a restore that was cancelled there may be files of the next one's here.
-    await to_its_end(_make_files, target, manifest.files)
+    await run_in_thread_uninterrupted(_make_files, target, manifest.files)
     for file in manifest.files:
         staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
     try:
@@ -144,14 +153,14 @@ async def fetch_verified(
         # The files tell that something is wrong, their packs what it is.
         await repository.require_sound(manifest.packs)
         raise
-    await to_its_end(functools.partial(put_back, target, manifest.positions, keep=keep_log))
+    await run_in_thread_uninterrupted(functools.partial(put_back, target, manifest.positions, keep=keep_log))
     return staged
 
 
 async def _fetch_and_check(repository: Repository, staged: Staged, target: Path, progress: Progress) -> None:
     """Packs are not verified one by one: every byte that is used of them is in a file, and files have digests."""
     manifest = staged.manifest
-    async with Crew(_CHECKS_AT_ONCE) as checks:
+    async with TaskPool(_CHECKS_AT_ONCE) as checks:
 
         async def check(file: File) -> None:
             if file.path == DATABASE:
@@ -194,10 +203,10 @@ async def restore_live(
     """
     chroma.require_control()
     manifest = await repository.manifest(snapshot_id)
-    if directory.is_exchanging():
+    if directory.is_swapping():
         raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
     staged = await stage(repository, directory, manifest, progress)
-    await past_cancelling(_exchange(snapshot_id, staged, directory, chroma, refuse))
+    await shielded(_exchange(snapshot_id, staged, directory, chroma, refuse))
     log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
     return manifest.snapshot
 
@@ -212,17 +221,17 @@ async def _exchange(
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
             await chroma.stop()
-            await to_its_end(directory.swap_in, snapshot_id)
+            await run_in_thread_uninterrupted(directory.swap_in, snapshot_id)
             # Chroma does not run yet, and its files are as they were fetched.
-            await to_its_end(_note_down, staged, directory)
+            await run_in_thread_uninterrupted(_note_down, staged, directory)
         except GatewayError:
-            if directory.is_exchanging():  # Chroma has stopped, the exchange could not be finished
-                await to_its_end(directory.roll_back)
-            await to_its_end(directory.drop_incoming)
+            if directory.is_swapping():  # Chroma has stopped, the exchange could not be finished
+                await run_in_thread_uninterrupted(directory.roll_back)
+            await run_in_thread_uninterrupted(directory.drop_incoming)
             raise
         finally:
             # However far that came, Chroma is to run again; an exchange once begun goes forward.
-            if directory.is_exchanging():
+            if directory.is_swapping():
                 await try_out(directory, chroma)
             else:
                 await chroma.start()
@@ -245,7 +254,7 @@ async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
     log.error("the restored snapshot cannot be served, rolling back", snapshot=snapshot_id, problem=problem)
     if directory.on_trial:  # else Chroma died of it and its second start has rolled back already
         await chroma.stop()
-        await to_its_end(directory.roll_back)
+        await run_in_thread_uninterrupted(directory.roll_back)
         await chroma.start()
     raise SnapshotError(
         f"Chroma could not serve snapshot {snapshot_id}, the data is what it was before: {problem or 'Chroma died'}",
@@ -311,7 +320,7 @@ async def _fetch(
     async def place(fetch: Fetch) -> None:
         nonlocal done
         data = await repository.get_unverified(fetch.pack)
-        done += await to_its_end(_place, target, fetch, data, staged)
+        done += await run_in_thread_uninterrupted(_place, target, fetch, data, staged)
         progress(done, total)
 
     async def place_base(fetch: Fetch) -> None:
@@ -321,16 +330,16 @@ async def _fetch(
             if not missing[part.file.path]:
                 await complete(part.file)
 
-    async with Crew(_FETCHES_AT_ONCE) as crew:
+    async with TaskPool(_FETCHES_AT_ONCE) as pool:
         for fetch in patches:
-            await crew.start(place, fetch)
+            await pool.start(place, fetch)
     for file in staged.manifest.files:
         if not file.base:
             await complete(file)
     # Last, and only where no patch has been: so a file is complete as soon as all of its base is there.
-    async with Crew(_FETCHES_AT_ONCE) as crew:
+    async with TaskPool(_FETCHES_AT_ONCE) as pool:
         for fetch in bases:
-            await crew.start(place_base, fetch)
+            await pool.start(place_base, fetch)
 
 
 def _place(target: Path, fetch: Fetch, data: bytes, staged: Staged) -> int:

@@ -44,7 +44,7 @@ class Candidate(NamedTuple):
     good: bool
 
 
-class Plan(NamedTuple):
+class RetentionPlan(NamedTuple):
     """`kept`: the reasons by id, newest first. `dropped`: ids, oldest first, so that an end midway leaves the newer."""
 
     kept: dict[str, tuple[str, ...]]
@@ -64,7 +64,7 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 }
 
 
-def plan_retention(snapshots: Iterable[Candidate], keep: Keep) -> Plan:
+def plan_retention(snapshots: Iterable[Candidate], keep: Keep) -> RetentionPlan:
     """What to keep of `snapshots` and what to drop."""
     newest_first = sorted(snapshots, key=lambda each: each.id, reverse=True)
     good = [each for each in newest_first if each.good]
@@ -87,7 +87,7 @@ def plan_retention(snapshots: Iterable[Candidate], keep: Keep) -> Plan:
             if of not in seen and len(seen) < getattr(keep, name):
                 seen.add(of)
                 reasons[each.id].append(name)
-    return Plan(
+    return RetentionPlan(
         {snapshot_id: tuple(why) for snapshot_id, why in reasons.items() if why},
         tuple(sorted(snapshot_id for snapshot_id, why in reasons.items() if not why)),
     )

@@ -12,15 +12,15 @@ from urllib.parse import quote
 
 import httpx
 
+from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.process import http_client, scratch_chroma
 from gateway.errors import SnapshotError
+from gateway.files import scratch_directory
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
-from gateway.snapshot.parallel import Crew, to_its_end
 from gateway.snapshot.progress import Progress, counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
-from gateway.snapshot.rooms import room
 
 Level = Literal["data", "boot"]
 
@@ -39,7 +39,7 @@ async def verify(
     """Verify one snapshot and note beside it what was found.
 
     `boot` needs free disk for all of it in `scratch`, and memory for a second Chroma; both are given back at
-    the end. Raises NotFound, StoreError, DiskFull. Safe to retry.
+    the end. Raises NotFound, StorageError, DiskFull. Safe to retry.
     """
     started, problems = time.monotonic(), list[str]()
     try:
@@ -73,17 +73,17 @@ async def _read_packs(repository: Repository, manifest: Manifest, progress: Prog
             problems.append(error.message)
         progress.advance(pack.size_bytes)
 
-    async with Crew(_FETCHES_AT_ONCE) as crew:
+    async with TaskPool(_FETCHES_AT_ONCE) as pool:
         for pack in manifest.packs:
-            await crew.start(read, pack)
+            await pool.start(read, pack)
     return sorted(problems)
 
 
 async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
-    async with room(scratch, "verify") as directory:
+    async with scratch_directory(scratch, "verify") as directory:
         await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
         progress.phase("checking", None)
-        await to_its_end(database.require_sound, directory)
+        await run_in_thread_uninterrupted(database.require_sound, directory)
         progress.phase("starting Chroma", None)
         async with scratch_chroma(directory) as url:
             return await _compare(url, manifest, progress)
@@ -106,9 +106,9 @@ async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str
                 problems.append(f"collection {name}: it cannot be read: {error!r}")
             progress.advance(1)
 
-        async with Crew(_READS_AT_ONCE) as crew:
+        async with TaskPool(_READS_AT_ONCE) as pool:
             for collection in collections:
-                await crew.start(read, collection)
+                await pool.start(read, collection)
     return sorted(problems)
 
 

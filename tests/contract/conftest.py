@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from gateway.observe.metrics import Metrics
-from gateway.store import FileStore, Prefixed, S3Store, Store
-from gateway.store.observed import Observed
+from gateway.observability.metrics import Metrics
+from gateway.storage import FileStorage, PrefixedStorage, S3Storage, Storage
+from gateway.storage.instrumented import InstrumentedStorage
 from tests import servers
 
 BUCKET = "contract"
@@ -45,16 +45,16 @@ def rclone() -> Iterator[servers.S3Server]:
         yield server
 
 
-async def opened(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Store]:
+async def opened(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Storage]:
     """The store that the fixture's parameter names."""
-    store: Store = FileStore(directory / "store")
+    store: Storage = FileStorage(directory / "store")
     if request.param == "prefixed":
-        store = Prefixed(store, "users/default/vectorstore/")
+        store = PrefixedStorage(store, "users/default/vectorstore/")
     elif request.param == "observed":
-        store = Observed(store, Metrics())
+        store = InstrumentedStorage(store, Metrics())
     elif request.param != "file":
         server: servers.S3Server = request.getfixturevalue(request.param)
-        store = S3Store(BUCKET, f"a prefix/{uuid.uuid4().hex}")
+        store = S3Storage(BUCKET, f"a prefix/{uuid.uuid4().hex}")
         with pytest.MonkeyPatch.context() as patch:
             for name, value in server.env.items():
                 patch.setenv(name, value)
@@ -63,7 +63,7 @@ async def opened(request: pytest.FixtureRequest, directory: Path) -> AsyncIterat
     await store.close()
 
 
-async def emptied(store: Store) -> AsyncIterator[Store]:
+async def emptied(store: Storage) -> AsyncIterator[Storage]:
     """For one test, which leaves nothing to the next."""
     yield store
     for key in [info.key async for info in store.list("")]:
@@ -72,26 +72,28 @@ async def emptied(store: Store) -> AsyncIterator[Store]:
 
 # Stores are opened once for all tests, since botocore computes for 60 ms to make one.
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=EVERY)
-async def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
+async def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Storage]:
     async for store in opened(request, tmp_path_factory.mktemp("every")):
         yield store
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session", params=CONDITIONAL)
-async def conditional(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
+async def conditional(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Storage]:
     async for store in opened(request, tmp_path_factory.mktemp("conditional")):
         yield store
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def store(every: Store) -> AsyncIterator[Store]:
+async def store(every: Storage) -> AsyncIterator[Storage]:
     """A store, empty."""
     async for store in emptied(every):
         yield store
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def conditional_store(conditional: Store) -> AsyncIterator[Store]:
+async def conditional_store(conditional: Storage) -> AsyncIterator[Storage]:
     """A store that keeps the promises of conditional writes, empty."""
     async for store in emptied(conditional):
         yield store

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from gateway.errors import LeaseLost, StoreUnavailable
-from gateway.snapshot.lease import Lease, read_tenure
-from gateway.snapshot.probe import Conditions, probe
-from gateway.snapshot.tenure import LEASE
-from gateway.store import FileStore, S3Store, Store
+from gateway.errors import LeaseLost, StorageUnavailable
+from gateway.lease.lease import Lease, read_lease_state
+from gateway.lease.probe import Conditions, probe
+from gateway.lease.state import LEASE
+from gateway.storage import FileStorage, S3Storage, Storage
 from tests import servers
 from tests.contract.conftest import BUCKET
 from tests.store_faults import FaultProxy, Rule
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 ID, OTHER = "20261120T210455Z-3f9a1c", "20261120T210456Z-000000"
 
 
-def lease(store: Store, home: str = "", **kwargs: float) -> Lease:
+def lease(store: Storage, home: str = "", **kwargs: float) -> Lease:
     return Lease(store, home or uuid.uuid4().hex, "a test", conditional=True, **kwargs)
 
 
 # ---------------------------------------------------------------------- the probe
 
 
-async def test_a_store_that_keeps_conditions_is_told(conditional_store: Store) -> None:
+async def test_a_store_that_keeps_conditions_is_told(conditional_store: Storage) -> None:
     """file://, ministack and moto do; and nothing is left behind."""
     assert await probe(conditional_store) is Conditions.KEPT
     assert [info.key async for info in conditional_store.list("")] == []
@@ -41,14 +41,14 @@ async def test_a_store_that_ignores_conditions_is_told(
     """rclone takes the headers and writes all the same."""
     for name, value in rclone.env.items():
         monkeypatch.setenv(name, value)
-    store = S3Store(BUCKET, uuid.uuid4().hex)
+    store = S3Storage(BUCKET, uuid.uuid4().hex)
     try:
         assert await probe(store) is Conditions.BROKEN
     finally:
         await store.close()
 
 
-class LooksFirst(FileStore):
+class LooksFirst(FileStorage):
     """Looks, and writes later: right whenever one writer is alone, as Swift's If-None-Match is."""
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
@@ -70,14 +70,14 @@ async def test_a_store_that_looks_first_and_writes_later_is_told(tmp_path: Path)
 # ---------------------------------------------------------------------- taking it
 
 
-async def test_of_many_that_start_at_once_each_has_it_once(conditional_store: Store) -> None:
+async def test_of_many_that_start_at_once_each_has_it_once(conditional_store: Storage) -> None:
     """Epochs are given once; the last one holds it, and no other can publish."""
     leases = [lease(conditional_store, "one home") for _ in range(5)]
     await asyncio.gather(*(each.take() for each in leases))
-    tenure = await read_tenure(conditional_store)
-    assert tenure is not None
-    assert tenure.epoch == 5
-    holders = [each for each in leases if each.holder == tenure.holder]
+    lease_state = await read_lease_state(conditional_store)
+    assert lease_state is not None
+    assert lease_state.epoch == 5
+    holders = [each for each in leases if each.holder == lease_state.holder]
     assert len(holders) == 1
     for each in leases:
         if each in holders:
@@ -89,7 +89,7 @@ async def test_of_many_that_start_at_once_each_has_it_once(conditional_store: St
                     pytest.fail("it may not get so far")
 
 
-async def test_it_is_handed_over_when_asked(conditional_store: Store) -> None:
+async def test_it_is_handed_over_when_asked(conditional_store: Storage) -> None:
     """The new one waits for the old one, which sees that it is wanted, and takes over where that left off."""
     old, new = lease(conditional_store), lease(conditional_store)
     await old.take()
@@ -108,7 +108,7 @@ async def test_it_is_handed_over_when_asked(conditional_store: Store) -> None:
         await old.look()
 
 
-async def test_a_dead_holder_is_not_waited_for_long(conditional_store: Store) -> None:
+async def test_a_dead_holder_is_not_waited_for_long(conditional_store: Storage) -> None:
     """One that does not move is given up after the answer timeout; that is said."""
     old, new = lease(conditional_store), lease(conditional_store, answer_timeout_s=0.6)
     await old.take()
@@ -118,7 +118,7 @@ async def test_a_dead_holder_is_not_waited_for_long(conditional_store: Store) ->
         await old.release()
 
 
-async def test_a_holder_that_never_finishes_is_not_waited_for_for_ever(conditional_store: Store) -> None:
+async def test_a_holder_that_never_finishes_is_not_waited_for_for_ever(conditional_store: Storage) -> None:
     """It moves and moves: after the takeover timeout it has had its time."""
     old, new = lease(conditional_store), lease(conditional_store, takeover_timeout_s=1, answer_timeout_s=60)
     await old.take()
@@ -134,7 +134,7 @@ async def test_a_holder_that_never_finishes_is_not_waited_for_for_ever(condition
         await asyncio.wait_for(moving, 20)
 
 
-async def test_the_same_home_waits_for_nobody(conditional_store: Store) -> None:
+async def test_the_same_home_waits_for_nobody(conditional_store: Storage) -> None:
     """Only one gateway can be on a data directory, so the one before is no more."""
     old, new = lease(conditional_store, "home"), lease(conditional_store, "home", answer_timeout_s=60)
     await old.take()
@@ -143,7 +143,7 @@ async def test_the_same_home_waits_for_nobody(conditional_store: Store) -> None:
     await new.look()
 
 
-async def test_a_lease_that_was_released_and_not_taken_is_taken_back(conditional_store: Store) -> None:
+async def test_a_lease_that_was_released_and_not_taken_is_taken_back(conditional_store: Storage) -> None:
     """By its old holder, unless somebody else was first."""
     old, new = lease(conditional_store), lease(conditional_store)
     await old.take()
@@ -160,17 +160,17 @@ async def test_a_lease_that_was_released_and_not_taken_is_taken_back(conditional
         await old.retake()
 
 
-async def test_a_lease_that_was_deleted_is_made_anew(conditional_store: Store) -> None:
+async def test_a_lease_that_was_deleted_is_made_anew(conditional_store: Storage) -> None:
     """By its holder, with what it knows of it; what was under way is void."""
     holder = lease(conditional_store)
     await holder.take()
-    await holder.condemn(["p" * 64])
+    await holder.mark_pending_delete(["p" * 64])
     with pytest.raises(LeaseLost, match="given up"):  # noqa: PT012
         async with holder.publishing(ID):
             await conditional_store.delete(LEASE)
             await holder.look()
-    tenure = await holder.look()
-    assert (tenure.epoch, tenure.condemned, tenure.counts(ID)) == (2, ("p" * 64,), False)
+    lease_state = await holder.look()
+    assert (lease_state.epoch, lease_state.pending_delete, lease_state.is_committed(ID)) == (2, ("p" * 64,), False)
 
 
 # ---------------------------------------------------------------------- lost answers
@@ -185,11 +185,11 @@ def proxy(ministack: servers.S3Server) -> Iterator[FaultProxy]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def through(
     ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[S3Store]:
+) -> AsyncIterator[S3Storage]:
     """A store on ministack behind `proxy`."""
     for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
         monkeypatch.setenv(name, value)
-    store = S3Store(BUCKET, uuid.uuid4().hex, attempts=2)
+    store = S3Storage(BUCKET, uuid.uuid4().hex, attempts=2)
     yield store
     proxy.rules = []
     await store.close()
@@ -197,7 +197,7 @@ async def through(
 
 @pytest.mark.parametrize("fault", ["drop_reply", "status", "reset"])
 async def test_trouble_at_every_write_is_not_taken_for_somebody_elses(
-    through: S3Store, proxy: FaultProxy, fault: str
+    through: S3Storage, proxy: FaultProxy, fault: str
 ) -> None:
     """Each write once fails, or happens with its answer lost: the lease is taken and published under all the same."""
     holder = lease(through)
@@ -211,59 +211,59 @@ async def test_trouble_at_every_write_is_not_taken_for_somebody_elses(
     async with holder.publishing(ID):
         proxy.rules = rule()
     proxy.rules = rule()
-    await holder.condemn(["p" * 64])
+    await holder.mark_pending_delete(["p" * 64])
     proxy.rules = rule()
     await holder.release()
-    tenure = await read_tenure(through)
-    assert tenure is not None
-    assert (tenure.published, tenure.state, tenure.condemned) == (ID, "released", ("p" * 64,))
-    assert tenure.counts(ID)
+    lease_state = await read_lease_state(through)
+    assert lease_state is not None
+    assert (lease_state.published, lease_state.state, lease_state.pending_delete) == (ID, "released", ("p" * 64,))
+    assert lease_state.is_committed(ID)
 
 
 @pytest.mark.parametrize("rule", [Rule("flip", at_byte=150, count=2), Rule("truncate", at_byte=9, count=1)])
 async def test_damage_on_the_way_is_not_taken_for_another_holder(
-    through: S3Store, proxy: FaultProxy, rule: Rule
+    through: S3Storage, proxy: FaultProxy, rule: Rule
 ) -> None:
     """It is read again, by who holds it and by who lists."""
     holder = lease(through)
     await holder.take()
-    for read in (holder.look, lambda: read_tenure(through)):
+    for read in (holder.look, lambda: read_lease_state(through)):
         proxy.rules = [replace(rule, method="GET", contains=LEASE)]
-        tenure = await read()
-        assert tenure is not None
-        assert tenure.holder == holder.holder
+        lease_state = await read()
+        assert lease_state is not None
+        assert lease_state.holder == holder.holder
         proxy.rules = []
 
 
 async def test_a_publication_that_cannot_be_confirmed_is_void_with_the_next(
-    through: S3Store, proxy: FaultProxy
+    through: S3Storage, proxy: FaultProxy
 ) -> None:
     """Nobody could tell whether it counts; from the next announcement on it does not, for everybody."""
     holder = lease(through)
     await holder.take()
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         async with holder.publishing(ID):
             proxy.rules = [Rule("status", method="PUT", contains=LEASE, status=503)]
     proxy.rules = []
-    tenure = await read_tenure(through)
-    assert tenure is not None
-    assert not tenure.counts(ID)
+    lease_state = await read_lease_state(through)
+    assert lease_state is not None
+    assert not lease_state.is_committed(ID)
     async with holder.publishing(OTHER):
         pass
-    tenure = await read_tenure(through)
-    assert tenure is not None
-    assert (tenure.counts(ID), tenure.counts(OTHER)) == (False, True)
+    lease_state = await read_lease_state(through)
+    assert lease_state is not None
+    assert (lease_state.is_committed(ID), lease_state.is_committed(OTHER)) == (False, True)
 
 
-async def test_who_lost_it_while_the_manifest_was_on_its_way_did_not_publish(conditional_store: Store) -> None:
+async def test_who_lost_it_while_the_manifest_was_on_its_way_did_not_publish(conditional_store: Storage) -> None:
     """Taken between announcement and confirmation: the snapshot does not count, and the loser is told."""
     old, new = lease(conditional_store), lease(conditional_store, answer_timeout_s=0)
     await old.take()
     with pytest.raises(LeaseLost):
         async with old.publishing(ID):
             await new.take()
-    tenure = await read_tenure(conditional_store)
-    assert tenure is not None
-    assert not tenure.counts(ID)
+    lease_state = await read_lease_state(conditional_store)
+    assert lease_state is not None
+    assert not lease_state.is_committed(ID)
     async with new.publishing(OTHER):
         pass

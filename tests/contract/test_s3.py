@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from botocore.exceptions import NoCredentialsError
 
-from gateway.errors import GatewayError, ObjectMissing, StoreDenied, StoreUnavailable
-from gateway.store import S3Store, Store
+from gateway.errors import GatewayError, ObjectMissing, StorageDenied, StorageUnavailable
+from gateway.storage import S3Storage, Storage
 from tests import servers
 from tests.contract.conftest import BUCKET
 from tests.store_faults import FaultProxy, Rule
@@ -24,17 +24,17 @@ DATA = bytes(range(256)) * 1000
 READ_TIMEOUT_S = 0.4
 
 
-async def keys(store: Store, prefix: str = "") -> list[str]:
+async def keys(store: Storage, prefix: str = "") -> list[str]:
     return [info.key async for info in store.list(prefix)]
 
 
-WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
+WRITES: dict[str, Callable[[Storage], Awaitable[object]]] = {
     "put": lambda store: store.put(KEY, DATA),
     "put_if_absent": lambda store: store.put_if_absent(KEY, DATA),
     "put_if_match": lambda store: store.put_if_match(KEY, DATA, '"a-version"'),
     "delete": lambda store: store.delete(KEY),
 }
-READS: dict[str, Callable[[Store], Awaitable[object]]] = {
+READS: dict[str, Callable[[Storage], Awaitable[object]]] = {
     "get": lambda store: store.get(KEY),
     "get_versioned": lambda store: store.get_versioned(KEY),
     "get_range": lambda store: store.get_range(KEY, 0, 10),
@@ -58,7 +58,7 @@ async def failure_of(call: Awaitable[object]) -> GatewayError:
     return caught.value
 
 
-async def failures(store: Store) -> dict[str, GatewayError]:
+async def failures(store: Storage) -> dict[str, GatewayError]:
     """How each call of `CALLS` failed, made all at once."""
     return dict(zip(CALLS, await asyncio.gather(*(failure_of(call(store)) for call in CALLS.values())), strict=True))
 
@@ -72,14 +72,14 @@ def proxy(ministack: servers.S3Server) -> Iterator[FaultProxy]:
 @pytest_asyncio.fixture
 async def make(
     ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[..., S3Store]]:
+) -> AsyncIterator[Callable[..., S3Storage]]:
     """Makes stores behind the proxy, patient by default like real ones."""
     for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
         monkeypatch.setenv(name, value)
     made = []
 
-    def make(bucket: str = BUCKET, **options: Any) -> S3Store:
-        made.append(S3Store(bucket, uuid.uuid4().hex, **options))
+    def make(bucket: str = BUCKET, **options: Any) -> S3Storage:
+        made.append(S3Storage(bucket, uuid.uuid4().hex, **options))
         return made[-1]
 
     yield make
@@ -88,7 +88,7 @@ async def make(
 
 
 @pytest_asyncio.fixture
-async def store(make: Callable[..., S3Store]) -> S3Store:
+async def store(make: Callable[..., S3Storage]) -> S3Storage:
     """Patient as by default, with one object in it."""
     store = make()
     await store.put(KEY, DATA)
@@ -96,7 +96,7 @@ async def store(make: Callable[..., S3Store]) -> S3Store:
 
 
 @pytest.fixture
-def hasty(make: Callable[..., S3Store]) -> S3Store:
+def hasty(make: Callable[..., S3Storage]) -> S3Storage:
     """Gives up soon; empty."""
     return make(attempts=2, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=20)
 
@@ -105,7 +105,7 @@ def hasty(make: Callable[..., S3Store]) -> S3Store:
 
 
 @pytest.mark.parametrize("fault", ["503", "close", "reset", "drop_reply"])
-async def test_trouble_that_passes_is_not_noticed(store: S3Store, proxy: FaultProxy, fault: Any) -> None:
+async def test_trouble_that_passes_is_not_noticed(store: S3Storage, proxy: FaultProxy, fault: Any) -> None:
     """Two bad answers, or connections broken before or after the server did it, are followed by one more try."""
     rule = {"fault": "status", "status": int(fault)} if fault.isdigit() else {"fault": fault}
     aims = [("GET", "a%20key"), ("GET", "list-type"), ("PUT", "another"), ("DELETE", "third")]
@@ -121,7 +121,7 @@ async def test_trouble_that_passes_is_not_noticed(store: S3Store, proxy: FaultPr
 @pytest.mark.parametrize("fault", ["truncate", "stall"])
 @pytest.mark.parametrize("at_byte", [0, 1, 100_000, len(DATA) - 1])
 async def test_a_body_that_breaks_off_is_fetched_again(
-    make: Callable[..., S3Store], proxy: FaultProxy, fault: Any, at_byte: int
+    make: Callable[..., S3Storage], proxy: FaultProxy, fault: Any, at_byte: int
 ) -> None:
     """An object whose bytes stop coming midway still arrives whole; nobody sees the part."""
     store = make(read_timeout_s=READ_TIMEOUT_S)
@@ -131,14 +131,14 @@ async def test_a_body_that_breaks_off_is_fetched_again(
     assert proxy.rules[0].count == 0
 
 
-async def test_a_list_that_breaks_off_is_fetched_again(store: S3Store, proxy: FaultProxy) -> None:
+async def test_a_list_that_breaks_off_is_fetched_again(store: S3Storage, proxy: FaultProxy) -> None:
     """A page of a list that stops midway is not taken for a short list."""
     proxy.rules = [Rule("truncate", method="GET", at_byte=300, count=1)]
     assert await keys(store) == [KEY]
     assert proxy.rules[0].count == 0
 
 
-async def test_a_server_that_ignores_ranges_is_not_noticed(store: S3Store, proxy: FaultProxy) -> None:
+async def test_a_server_that_ignores_ranges_is_not_noticed(store: S3Storage, proxy: FaultProxy) -> None:
     """Where all of the object comes back for a range, the right part is cut out of it."""
     proxy.rules = [Rule("ignore_range", method="GET")]
     assert await store.get_range(KEY, 300, 5) == DATA[300:305]
@@ -147,7 +147,7 @@ async def test_a_server_that_ignores_ranges_is_not_noticed(store: S3Store, proxy
 
 
 @pytest.mark.parametrize("call", ["put_if_absent", "put_if_match"])
-async def test_a_conflict_is_asked_again(store: S3Store, proxy: FaultProxy, call: str) -> None:
+async def test_a_conflict_is_asked_again(store: S3Storage, proxy: FaultProxy, call: str) -> None:
     """409 says that another write is under way, not who won: the answer that counts is the next one."""
     proxy.rules = [Rule("status", method="PUT", status=409, count=2)]
     assert await CALLS[call](store) is False  # the key exists, and has another version
@@ -158,18 +158,18 @@ async def test_a_conflict_is_asked_again(store: S3Store, proxy: FaultProxy, call
 
 
 @pytest.mark.parametrize("rule", LASTING, ids=lambda rule: f"{rule.fault}{rule.status}")
-async def test_trouble_that_lasts_is_unavailable(hasty: S3Store, proxy: FaultProxy, rule: Rule) -> None:
-    """Whatever the trouble, if it lasts every call ends, soon, as StoreUnavailable naming operation and key."""
+async def test_trouble_that_lasts_is_unavailable(hasty: S3Storage, proxy: FaultProxy, rule: Rule) -> None:
+    """Whatever the trouble, if it lasts every call ends, soon, as StorageUnavailable naming operation and key."""
     proxy.rules = [rule]
     started = time.monotonic()
     for call, error in (await failures(hasty)).items():
-        assert isinstance(error, StoreUnavailable), call
+        assert isinstance(error, StorageUnavailable), call
         assert error.message.startswith(f"{call.partition('_')[0]} {hasty.url}"), call
     assert time.monotonic() - started < 10
 
 
 async def test_a_server_that_says_nothing_is_unavailable(
-    make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where something listens and never says a word, not even "100 Continue", the read timeout is the limit."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -177,29 +177,29 @@ async def test_a_server_that_says_nothing_is_unavailable(
         store = make(attempts=1, read_timeout_s=READ_TIMEOUT_S)
         started = time.monotonic()
         for call, error in (await failures(store)).items():
-            assert isinstance(error, StoreUnavailable), call
+            assert isinstance(error, StorageUnavailable), call
         assert time.monotonic() - started < 5
 
 
-async def test_a_body_that_always_breaks_off_is_unavailable(hasty: S3Store, proxy: FaultProxy) -> None:
+async def test_a_body_that_always_breaks_off_is_unavailable(hasty: S3Storage, proxy: FaultProxy) -> None:
     """After so many bodies that broke off, the store is unavailable; half an object is never returned."""
     await hasty.put(KEY, DATA)
     proxy.rules = [Rule("truncate", method="GET", at_byte=1000)]
-    with pytest.raises(StoreUnavailable, match="broke off 2 times"):
+    with pytest.raises(StorageUnavailable, match="broke off 2 times"):
         await hasty.get(KEY)
 
 
-async def test_a_whole_call_is_bounded(make: Callable[..., S3Store], proxy: FaultProxy) -> None:
+async def test_a_whole_call_is_bounded(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
     """However patient each step is, the call as a whole ends at its own timeout."""
     store = make(call_timeout_s=0.5)
     proxy.rules = [Rule("stall")]
     started = time.monotonic()
-    with pytest.raises(StoreUnavailable, match=r"not done after 0\.5 s"):
+    with pytest.raises(StorageUnavailable, match=r"not done after 0\.5 s"):
         await store.put(KEY, DATA)
     assert time.monotonic() - started < 3
 
 
-async def test_a_cancelled_call_is_cancelled(make: Callable[..., S3Store], proxy: FaultProxy) -> None:
+async def test_a_cancelled_call_is_cancelled(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
     """Cancelling is not an error of the store, and takes effect at once."""
     store = make()
     proxy.rules = [Rule("stall")]
@@ -215,24 +215,24 @@ async def test_a_cancelled_call_is_cancelled(make: Callable[..., S3Store], proxy
 
 
 @pytest.mark.parametrize("reused", [False, True], ids=["new connection", "used connection"])
-async def test_a_lost_answer_is_not_somebody_elses_write(store: S3Store, proxy: FaultProxy, reused: bool) -> None:
+async def test_a_lost_answer_is_not_somebody_elses_write(store: S3Storage, proxy: FaultProxy, reused: bool) -> None:
     """A put_if_absent that was done, and whose answer was lost, is sent once and raises: False would be a lie."""
     if reused:
         assert await store.put_if_absent("another", b"") is True
     proxy.requests.clear()
     proxy.rules = [Rule("drop_reply", method="PUT", count=1)]
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await store.put_if_absent("mine", b"mine")
     assert len(proxy.requests) == 1
     assert await store.get("mine") == b"mine"
 
 
-async def test_a_lost_answer_to_put_if_match_raises(store: S3Store, proxy: FaultProxy) -> None:
+async def test_a_lost_answer_to_put_if_match_raises(store: S3Storage, proxy: FaultProxy) -> None:
     """A put_if_match that was done, and whose answer was lost, is sent once and raises as well."""
     version = (await store.get_versioned(KEY)).version
     proxy.requests.clear()
     proxy.rules = [Rule("drop_reply", method="PUT", count=1)]
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await store.put_if_match(KEY, b"mine", version)
     assert len(proxy.requests) == 1
     assert await store.get(KEY) == b"mine"
@@ -241,10 +241,10 @@ async def test_a_lost_answer_to_put_if_match_raises(store: S3Store, proxy: Fault
 @pytest.mark.parametrize(
     "rule", [Rule("status"), Rule("close"), Rule("reset"), Rule("stall")], ids=lambda rule: rule.fault
 )
-async def test_a_conditional_write_is_sent_once(hasty: S3Store, proxy: FaultProxy, rule: Rule) -> None:
+async def test_a_conditional_write_is_sent_once(hasty: S3Storage, proxy: FaultProxy, rule: Rule) -> None:
     """Neither botocore nor aiohttp sends a conditional write again, whatever became of it."""
     proxy.rules = [rule]
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await hasty.put_if_absent(KEY, DATA)
     assert len(proxy.requests) == 1
 
@@ -252,24 +252,24 @@ async def test_a_conditional_write_is_sent_once(hasty: S3Store, proxy: FaultProx
 # ------------------------------------------------------------------ what is wrong, and what to do about it
 
 
-async def test_a_wrong_bucket_is_denied(make: Callable[..., S3Store]) -> None:
+async def test_a_wrong_bucket_is_denied(make: Callable[..., S3Storage]) -> None:
     """A bucket that does not exist is never taken for an empty one, and the message says what to correct."""
     store = make("no-such-bucket")
     for call, error in (await failures(store)).items():
-        assert isinstance(error, StoreDenied), call
+        assert isinstance(error, StorageDenied), call
         assert "bucket no-such-bucket does not exist at http://127.0.0.1:" in error.message, call
         assert "GATEWAY_STORE" in (error.hint or ""), call
 
 
 async def test_wrong_keys_are_denied(
-    rclone: servers.S3Server, make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch
+    rclone: servers.S3Server, make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wrong secret is denied with the names of the variables to check, and is not in the message."""
     for name, value in (rclone.env | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}).items():
         monkeypatch.setenv(name, value)
     store = make()
     for call, error in (await failures(store)).items():
-        assert isinstance(error, StoreDenied), call
+        assert isinstance(error, StorageDenied), call
         assert "SignatureDoesNotMatch" in error.message, call
         assert "AWS_SECRET_ACCESS_KEY" in (error.hint or ""), call
         assert "not-the-secret" not in str(error), call
@@ -277,72 +277,74 @@ async def test_wrong_keys_are_denied(
 
 @pytest.mark.parametrize("missing", [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY",)])
 async def test_no_credentials_are_denied(
-    make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
 ) -> None:
     """Without credentials, or with half of them, the hint names the variables to set."""
     for name in missing:
         monkeypatch.delenv(name)
     store = make()
     for call, error in (await failures(store)).items():
-        assert isinstance(error, StoreDenied), call
+        assert isinstance(error, StorageDenied), call
         assert "AWS_ACCESS_KEY_ID" in (error.hint or ""), call
         assert "AWS_SECRET_ACCESS_KEY" in (error.hint or ""), call
 
 
-async def test_an_unknown_profile_is_denied(make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_profile_is_denied(make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile that no file has is denied with its name."""
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     error = await failure_of(make().get(KEY))
-    assert isinstance(error, StoreDenied)
+    assert isinstance(error, StorageDenied)
     assert "nobody" in error.message
 
 
-async def test_nothing_listening_is_unavailable(make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_listening_is_unavailable(
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where nothing listens the store is unavailable, with the address that was tried."""
     port = servers.free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     store = make(attempts=2)
     for call, error in (await failures(store)).items():
-        assert isinstance(error, StoreUnavailable), call
+        assert isinstance(error, StorageUnavailable), call
         assert f"127.0.0.1:{port}" in error.message, call
         assert "AWS_ENDPOINT_URL_S3" in (error.hint or ""), call
 
 
-async def test_no_such_host_is_unavailable(make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_such_host_is_unavailable(make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that does not resolve may resolve later."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.invalid")
     store = make(attempts=1)
-    assert isinstance(await failure_of(store.get(KEY)), StoreUnavailable)
+    assert isinstance(await failure_of(store.get(KEY)), StorageUnavailable)
 
 
 async def test_an_endpoint_that_is_no_url_is_denied(
-    make: Callable[..., S3Store], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An endpoint that cannot be one is denied, and the message shows it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "store.example.com:9000")
     error = await failure_of(make().get(KEY))
-    assert isinstance(error, StoreDenied)
+    assert isinstance(error, StorageDenied)
     assert "store.example.com:9000" in error.message
 
 
-async def test_404_from_no_s3_server_is_no_missing_object(make: Callable[..., S3Store], proxy: FaultProxy) -> None:
+async def test_404_from_no_s3_server_is_no_missing_object(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
     """Only S3's own word that a key is not there counts; else a wrong endpoint would pass for an empty store."""
     proxy.rules = [Rule("replace", status=404, body=b"not found")]
     store = make()
     for call, error in (await failures(store)).items():
-        assert isinstance(error, StoreDenied), call
+        assert isinstance(error, StorageDenied), call
 
 
-async def test_a_web_page_is_no_empty_list(make: Callable[..., S3Store], proxy: FaultProxy) -> None:
+async def test_a_web_page_is_no_empty_list(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
     """A web server that answers everything with a page has no list of objects, not even an empty one."""
     store = make(attempts=1)
     for page in (b"<html><body>Welcome</body></html>", b"<p>unclosed", b"{}", b""):
         proxy.rules = [Rule("replace", status=200, body=page)]
         error = await failure_of(keys(store))
-        assert isinstance(error, StoreDenied | StoreUnavailable), page
+        assert isinstance(error, StorageDenied | StorageUnavailable), page
 
 
-async def test_a_flipped_byte_is_the_readers_to_find(store: S3Store, proxy: FaultProxy) -> None:
+async def test_a_flipped_byte_is_the_readers_to_find(store: S3Storage, proxy: FaultProxy) -> None:
     """The store does not promise digests: a byte changed on the way arrives, and the length is right."""
     proxy.rules = [Rule("flip", method="GET", at_byte=1000)]
     data = await store.get(KEY)
@@ -353,7 +355,7 @@ async def test_a_flipped_byte_is_the_readers_to_find(store: S3Store, proxy: Faul
 # ------------------------------------------------------------------ the bucket
 
 
-async def test_a_list_of_many_pages_is_whole(ministack: servers.S3Server, make: Callable[..., S3Store]) -> None:
+async def test_a_list_of_many_pages_is_whole(ministack: servers.S3Server, make: Callable[..., S3Storage]) -> None:
     """More objects than fit on one page come all, once each, in order."""
     store = make()
     names = [f"data/{n:05}" for n in range(1050)]
@@ -368,7 +370,7 @@ async def test_a_list_of_many_pages_is_whole(ministack: servers.S3Server, make: 
     assert await keys(store, "data/") == names
 
 
-async def test_objects_that_are_no_keys_are_not_listed(make: Callable[..., S3Store]) -> None:
+async def test_objects_that_are_no_keys_are_not_listed(make: Callable[..., S3Storage]) -> None:
     """Folder markers and names with empty parts, which other programs may have made, are left out."""
     store = make()
     client, _ = await store._clients()
@@ -378,7 +380,7 @@ async def test_objects_that_are_no_keys_are_not_listed(make: Callable[..., S3Sto
     assert await keys(store) == ["folder/object"]
 
 
-async def test_a_store_stays_below_its_prefix(make: Callable[..., S3Store], proxy: FaultProxy) -> None:
+async def test_a_store_stays_below_its_prefix(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
     """Every request names the bucket in the path and a key below the prefix."""
     store = make()
     with pytest.raises(ObjectMissing):
@@ -397,7 +399,7 @@ async def test_a_store_stays_below_its_prefix(make: Callable[..., S3Store], prox
     ],
 )
 async def test_the_bucket_is_named_where_the_server_expects_it(
-    make: Callable[..., S3Store],
+    make: Callable[..., S3Storage],
     monkeypatch: pytest.MonkeyPatch,
     endpoint: str,
     addressing: Any,
@@ -417,5 +419,5 @@ async def test_the_bucket_is_named_where_the_server_expects_it(
     for client in await store._clients():
         client.meta.events.register("before-send.s3", stop)
     for call in (store.get("k"), store.put_if_absent("k", b"")):
-        assert isinstance(await failure_of(call), StoreDenied)
+        assert isinstance(await failure_of(call), StorageDenied)
     assert sent == [expected, expected]

@@ -10,7 +10,7 @@ import uvicorn
 
 from gateway.proxy.data_path import DataPath as Connections
 from gateway.proxy.gate import Gate
-from gateway.proxy.limits import Limits
+from gateway.proxy.limits import ProxyLimits
 
 DEADLINE_S = 20
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -165,7 +165,7 @@ async def data_path(
     upstream = await asyncio.start_server(serve, "127.0.0.1", 0)
     chroma_port = upstream.sockets[0].getsockname()[1]
     gate = Gate(gate_timeout_s)
-    limits = Limits(
+    limits = ProxyLimits(
         client_timeout_s=client_timeout_s,
         queue_timeout_s=DEADLINE_S,
         read_timeout_s=read_timeout_s,

@@ -15,7 +15,7 @@ from chromadb.api import AdminAPI, AsyncClientAPI, ClientAPI
 from chromadb.config import Settings
 from chromadb.errors import ChromaError, InvalidArgumentError, NotFoundError
 
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 from tests.records import embed, prose
 
 EVERYTHING = ["embeddings", "documents", "metadatas", "uris"]
@@ -38,20 +38,20 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[House]:
+def served() -> Iterator[Gateway]:
     """One house for all tests; each makes collections of its own."""
-    with house() as built:
+    with gateway_process() as built:
         yield built.start()
         assert built.stop() == 0
 
 
 @pytest.fixture
-def client(served: House) -> ClientAPI:
+def client(served: Gateway) -> ClientAPI:
     return served.client()
 
 
 @asynccontextmanager
-async def async_client(served: House) -> AsyncIterator[AsyncClientAPI]:
+async def async_client(served: Gateway) -> AsyncIterator[AsyncClientAPI]:
     client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=served.port)
     try:
         yield client
@@ -116,7 +116,7 @@ def test_collections_are_made_found_changed_and_deleted(client: ClientAPI) -> No
 
 
 @pytest.fixture
-def admin(served: House) -> AdminAPI:
+def admin(served: Gateway) -> AdminAPI:
     return chromadb.AdminClient(
         Settings(
             chroma_api_impl="chromadb.api.fastapi.FastAPI",
@@ -126,7 +126,7 @@ def admin(served: House) -> AdminAPI:
     )
 
 
-def test_tenants_and_databases(served: House, admin: AdminAPI) -> None:
+def test_tenants_and_databases(served: Gateway, admin: AdminAPI) -> None:
     """Made, listed, used and deleted; collections of the same name in two databases are two."""
     admin.create_tenant("acme")
     assert admin.get_tenant("acme")["name"] == "acme"
@@ -216,7 +216,7 @@ def test_filters_find_what_they_describe(
 @pytest.mark.parametrize(
     "include", [list(some) for count in range(6) for some in itertools.combinations([*EVERYTHING, "distances"], count)]
 )
-def test_query_includes_what_was_asked_for(served: House, queried: chromadb.Collection, include: list[Any]) -> None:
+def test_query_includes_what_was_asked_for(served: Gateway, queried: chromadb.Collection, include: list[Any]) -> None:
     """Every `include`: just that comes back, and it is what bare Chroma says."""
     bare = served.chroma().get_collection(queried.name, embedding_function=None)
     questions = [embed("read a file line by line"), embed("cancel the task")]
@@ -227,11 +227,11 @@ def test_query_includes_what_was_asked_for(served: House, queried: chromadb.Coll
 
 
 @pytest.fixture(scope="module")
-def queried(served: House) -> chromadb.Collection:
+def queried(served: Gateway) -> chromadb.Collection:
     return filled(served.client())
 
 
-def test_peek_count_limits_and_offsets(served: House, queried: chromadb.Collection) -> None:
+def test_peek_count_limits_and_offsets(served: Gateway, queried: chromadb.Collection) -> None:
     """Paging sees each record once, in the same order as round the gateway."""
     bare = served.chroma().get_collection(queried.name, embedding_function=None)
     assert queried.count() == len(RECORDS)
@@ -266,7 +266,7 @@ def test_documents_of_8_mb(client: ClientAPI) -> None:
     assert collection.get(ids=["1"])["documents"] == [text]
 
 
-def test_more_than_chroma_takes_is_refused_as_by_chroma(served: House, client: ClientAPI) -> None:
+def test_more_than_chroma_takes_is_refused_as_by_chroma(served: Gateway, client: ClientAPI) -> None:
     """A body above Chroma's limit of 40 MiB gets Chroma's status on every route, and nothing is stored.
 
     Chroma says it in two ways: `ChromaError` in its usual shape, or, on add, upsert, update and query, plain text
@@ -341,7 +341,7 @@ def failure(call: Callable[[ClientAPI], Any], client: ClientAPI) -> tuple[type[B
 
 
 @pytest.mark.parametrize("what", ERRORS)
-def test_errors_are_chromadbs_own(served: House, client: ClientAPI, what: str) -> None:
+def test_errors_are_chromadbs_own(served: Gateway, client: ClientAPI, what: str) -> None:
     """What goes wrong raises the same exception with the same words as against bare Chroma."""
     expected, call = ERRORS[what]
     found, said = failure(call, client)
@@ -361,14 +361,14 @@ def test_reset_is_refused(client: ClientAPI) -> None:
 
 @pytest.mark.parametrize("path", ["/api/v1/collections", "/api/v2/nothing", "/api/v1", "/api/v3/heartbeat"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "HEAD"])
-def test_unknown_routes_get_chromas_own_answer(served: House, method: str, path: str) -> None:
+def test_unknown_routes_get_chromas_own_answer(served: Gateway, method: str, path: str) -> None:
     """Whatever the gateway does not know is for Chroma to answer."""
     through = httpx.request(method, served.url + path)
     bare = httpx.request(method, f"http://127.0.0.1:{served.chroma_port}{path}")
     assert (through.status_code, through.content) == (bare.status_code, bare.content)
 
 
-def test_while_writes_are_held_back_reads_go_on(served: House, client: ClientAPI) -> None:
+def test_while_writes_are_held_back_reads_go_on(served: Gateway, client: ClientAPI) -> None:
     """A quiesce is felt by writes alone: they wait, count and query answer, and afterwards all is as before."""
     collection = filled(client)
     collection.count()
@@ -388,7 +388,7 @@ def test_while_writes_are_held_back_reads_go_on(served: House, client: ClientAPI
 # ---------------------------------------------------------------------- other clients
 
 
-async def test_the_async_client_does_all_of_it(served: House) -> None:
+async def test_the_async_client_does_all_of_it(served: Gateway) -> None:
     """`AsyncHttpClient`: collections, records, filters, queries and errors, many at once."""
     async with async_client(served) as client:
         assert await client.heartbeat() > 0
@@ -430,7 +430,7 @@ async def test_the_async_client_does_all_of_it(served: House) -> None:
             await collection.count()
 
 
-def test_langchain(served: House) -> None:
+def test_langchain(served: Gateway) -> None:
     """LangChain's store adds texts and finds the right one again, with its metadata, by text and by filter."""
     from langchain_chroma import Chroma
     from langchain_core.embeddings import Embeddings

@@ -9,11 +9,11 @@ import tests.word_embedding
 from gateway.documents.digest import Expected
 from gateway.documents.embedding import Embedding
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_place
-from gateway.documents.library import Document, Library
+from gateway.documents.store import Document, DocumentStore
 from gateway.documents.train import Flagged, Trained, Trainer, Training
-from gateway.errors import Conflict, StoreDenied
+from gateway.errors import Conflict, StorageDenied
 from gateway.jobs import Progress
-from gateway.store import FileStore
+from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
 PLACE = avatar_place("user", "ada", VECTORSTORE_DATA)
@@ -21,69 +21,71 @@ WORDS = Embedding(name="words_for_tests")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
-    return FileStore(tmp_path / "store")
+def store(tmp_path: Path) -> FileStorage:
+    return FileStorage(tmp_path / "store")
 
 
 @pytest.fixture
-def library(store: FileStore) -> Library:
-    return Library(store, "user", 1 << 20)
+def documents(store: FileStorage) -> DocumentStore:
+    return DocumentStore(store, "user", 1 << 20)
 
 
-async def put(library: Library, name: str, text: str, *, used: bool | None = None) -> Document:
+async def put(documents: DocumentStore, name: str, text: str, *, used: bool | None = None) -> Document:
     async def pieces() -> AsyncIterator[bytes]:
         yield text.encode()
 
-    return (await library.put(PLACE, name, pieces(), expected=Expected({}), used=used))[0]
+    return (await documents.put(PLACE, name, pieces(), expected=Expected({}), used=used))[0]
 
 
 async def test_a_document_that_comes_again_while_it_is_deleted_keeps_its_flag(
-    library: Library, monkeypatch: pytest.MonkeyPatch
+    documents: DocumentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the new one was stored with stays, although the deletion of the old one's flag comes later."""
-    await put(library, "a.txt", "old")
-    delete = library.store.delete
+    await put(documents, "a.txt", "old")
+    delete = documents.store.delete
 
     async def delete_and_store_again(key: str) -> None:
         await delete(key)
-        await put(library, "a.txt", "new", used=False)
+        await put(documents, "a.txt", "new", used=False)
 
-    monkeypatch.setattr(library.store, "delete", delete_and_store_again)
-    await library.delete(PLACE, "a.txt")
-    assert (await library.document(PLACE, "a.txt")).used is False
-    assert await library.flags(PLACE) == {"a.txt": False}
+    monkeypatch.setattr(documents.store, "delete", delete_and_store_again)
+    await documents.delete(PLACE, "a.txt")
+    assert (await documents.document(PLACE, "a.txt")).used is False
+    assert await documents.flags(PLACE) == {"a.txt": False}
 
 
-async def test_flags_that_cannot_be_read_are_told_before_anything_is_done(library: Library) -> None:
+async def test_flags_that_cannot_be_read_are_told_before_anything_is_done(documents: DocumentStore) -> None:
     """Neither is a document stored nor deleted, when the answer is an error."""
-    await put(library, "a.txt", "old")
+    await put(documents, "a.txt", "old")
     assert PLACE.flags_key is not None
-    await library.store.put(PLACE.flags_key, b"{oops")
+    await documents.store.put(PLACE.flags_key, b"{oops")
     with pytest.raises(Conflict):
-        await put(library, "b.txt", "new")
+        await put(documents, "b.txt", "new")
     with pytest.raises(Conflict):
-        await library.delete(PLACE, "a.txt")
-    names = [info.key.rpartition("/")[2] async for info in library.store.list(PLACE.prefix)]
+        await documents.delete(PLACE, "a.txt")
+    names = [info.key.rpartition("/")[2] async for info in documents.store.list(PLACE.prefix)]
     assert names == ["a.txt"]
 
 
-async def test_a_store_that_refuses_to_delete_is_named(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_store_that_refuses_to_delete_is_named(
+    documents: DocumentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the store said, not that something went wrong."""
-    await put(library, "a.txt", "text")
+    await put(documents, "a.txt", "text")
 
     async def refuse(key: str) -> None:
-        raise StoreDenied(f"delete {key}: no")
+        raise StorageDenied(f"delete {key}: no")
 
-    monkeypatch.setattr(library.store, "delete", refuse)
-    with pytest.raises(StoreDenied):
-        await library.delete_contents(await library.contents("ada"), lambda _: None)
+    monkeypatch.setattr(documents.store, "delete", refuse)
+    with pytest.raises(StorageDenied):
+        await documents.delete_contents(await documents.contents("ada"), lambda _: None)
 
 
-async def test_a_list_with_digests_outlives_a_document_that_goes(library: Library, store: FileStore) -> None:
+async def test_a_list_with_digests_outlives_a_document_that_goes(documents: DocumentStore, store: FileStorage) -> None:
     """The others have theirs; that one is told as it was listed."""
     for name in ("a.txt", "b.txt", "c.txt"):
-        await put(library, name, name)
-    fresh = Library(store, "user", 1 << 20)
+        await put(documents, name, name)
+    fresh = DocumentStore(store, "user", 1 << 20)
     digest = fresh.digest
 
     async def digest_late(place: object, document: Document) -> str:
@@ -123,8 +125,8 @@ class _admit:  # noqa: N801
         pass
 
 
-async def train(trainer: Trainer, library: Library, **asked: object) -> Trained:
-    return await trainer.work(library, "ada", Training.model_validate(asked))(Progress())  # type: ignore[return-value]
+async def train(trainer: Trainer, documents: DocumentStore, **asked: object) -> Trained:
+    return await trainer.work(documents, "ada", Training.model_validate(asked))(Progress())  # type: ignore[return-value]
 
 
 def texts(chroma: BareChroma, name: str = "avatar-ada") -> dict[str, str]:
@@ -135,64 +137,64 @@ def texts(chroma: BareChroma, name: str = "avatar-ada") -> dict[str, str]:
 
 
 async def test_documents_that_change_while_they_are_trained(
-    chroma: BareChroma, trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is replaced is trained as it is then, those that are deleted or flagged off leave; the rest is done."""
     for name in ("a.txt", "b.txt", "c.txt", "d.txt", "e.txt"):
-        await put(library, name, f"old {name}")
-    await train(trainer, library)
+        await put(documents, name, f"old {name}")
+    await train(trainer, documents)
     for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
-        await put(library, name, f"newer {name}")
+        await put(documents, name, f"newer {name}")
     listed = Flagged.documents
 
     async def then_change(self: Flagged) -> list[Document]:
         found = await listed(self)
-        await put(library, "b.txt", "newest b.txt")
-        await library.delete(PLACE, "c.txt")
-        await put(library, "d.txt", "newest d.txt", used=False)
+        await put(documents, "b.txt", "newest b.txt")
+        await documents.delete(PLACE, "c.txt")
+        await put(documents, "d.txt", "newest d.txt", used=False)
         return found
 
     monkeypatch.setattr(Flagged, "documents", then_change)
-    trained = await train(trainer, library)
+    trained = await train(trainer, documents)
     assert (trained.changed, sorted(trained.removed), trained.unchanged) == (["a.txt", "b.txt"], ["c.txt", "d.txt"], 1)
     assert texts(chroma) == {"a.txt": "newer a.txt", "b.txt": "newest b.txt", "e.txt": "old e.txt"}
     monkeypatch.undo()
-    assert (await train(trainer, library)).unchanged == 3
+    assert (await train(trainer, documents)).unchanged == 3
 
 
-async def test_a_dry_run_writes_nothing_to_the_store_either(trainer: Trainer, library: Library) -> None:
+async def test_a_dry_run_writes_nothing_to_the_store_either(trainer: Trainer, documents: DocumentStore) -> None:
     """And neither makes an avatar of a name that was misspelt."""
-    await train(trainer, library, dry_run=True)
-    await train(trainer, library)
-    assert await library.avatars() == []
-    await library.store.put(PLACE.key("a.txt"), b"by hand")
-    await train(trainer, library, dry_run=True)
-    assert [info.key async for info in library.store.list("")] == [PLACE.key("a.txt")]
+    await train(trainer, documents, dry_run=True)
+    await train(trainer, documents)
+    assert await documents.avatars() == []
+    await documents.store.put(PLACE.key("a.txt"), b"by hand")
+    await train(trainer, documents, dry_run=True)
+    assert [info.key async for info in documents.store.list("")] == [PLACE.key("a.txt")]
 
 
 async def test_a_collection_that_another_avatar_was_trained_into_stays(
-    chroma: BareChroma, trainer: Trainer, library: Library
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore
 ) -> None:
     """Whatever it is called: deleting an avatar takes along what is its own."""
-    await put(library, "a.txt", "text of ada")
-    await train(trainer, library, collection="avatar-bob")
+    await put(documents, "a.txt", "text of ada")
+    await train(trainer, documents, collection="avatar-bob")
     async with trainer.forgetting("user", "bob", keep=False) as gone:
         assert gone is None
     assert texts(chroma, "avatar-bob") == {"a.txt": "text of ada"}
 
 
-async def test_nothing_is_trained_while_its_avatar_is_deleted(trainer: Trainer, library: Library) -> None:
+async def test_nothing_is_trained_while_its_avatar_is_deleted(trainer: Trainer, documents: DocumentStore) -> None:
     """Else what is deleted would come back."""
-    await put(library, "a.txt", "text")
-    await train(trainer, library)
+    await put(documents, "a.txt", "text")
+    await train(trainer, documents)
     async with trainer.forgetting("user", "ada", keep=False) as gone:
         assert gone == "avatar-ada"
         with pytest.raises(Conflict):
-            trainer.work(library, "ada", Training())
+            trainer.work(documents, "ada", Training())
 
 
 async def test_what_a_collection_is_embedded_with_cannot_be_another(
-    trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither by its name nor by its configuration; silently keeping the old one would be neither."""
     collection = {
@@ -210,12 +212,12 @@ async def test_what_a_collection_is_embedded_with_cannot_be_another(
 
 
 async def test_tokens_that_cannot_be_counted_cost_nothing(
-    chroma: BareChroma, trainer: Trainer, library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A clear error before any work: the chunks that are there stay."""
-    await put(library, "a.txt", "text of ada")
-    await train(trainer, library)
+    await put(documents, "a.txt", "text of ada")
+    await train(trainer, documents)
     monkeypatch.setattr("gateway.documents.split._TOKENIZER", tmp_path / "none.json")
     with pytest.raises(Exception, match="tokenizer"):
-        await train(trainer, library, splitting={"size": 200, "overlap": 0, "unit": "tokens"})
+        await train(trainer, documents, splitting={"size": 200, "overlap": 0, "unit": "tokens"})
     assert texts(chroma) == {"a.txt": "text of ada"}

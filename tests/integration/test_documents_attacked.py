@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gateway.documents.embedding import Embedding, NoEmbedding, embed
-from gateway.documents.workshop import Unreadable, Workshop
+from gateway.documents.worker_pool import Unreadable, WorkerPool
 from gateway.errors import InvalidRequest
 
 SPLITTING: dict[str, Any] = {}
@@ -22,14 +22,14 @@ def out(tmp_path: Path) -> str:
 
 async def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the next document is read by a new one."""
-    monkeypatch.setattr("gateway.documents.workshop._READ_TIMEOUT_S", 0.001)
+    monkeypatch.setattr("gateway.documents.worker_pool._READ_TIMEOUT_S", 0.001)
     document = tmp_path / "document"
     document.write_text("words")
-    async with Workshop() as workshop:
+    async with WorkerPool() as worker_pool:
         with pytest.raises(Unreadable, match="longer than"):
-            await workshop.read(str(document), "a.txt", SPLITTING, out)
+            await worker_pool.read(str(document), "a.txt", SPLITTING, out)
         monkeypatch.undo()
-        assert await workshop.read(str(document), "a.txt", SPLITTING, out) == 1
+        assert await worker_pool.read(str(document), "a.txt", SPLITTING, out) == 1
     assert json.loads(Path(out).read_text()) == [0, "words"]
 
 
@@ -37,26 +37,26 @@ async def test_a_reader_that_dies_harms_nobody(tmp_path: Path, out: str) -> None
     """What it read last has no chunks; the next is read."""
     document = tmp_path / "document"
     document.write_text("words " * 100)
-    async with Workshop() as workshop:
-        await workshop.read(str(document), "a.txt", SPLITTING, out)
-        process = workshop._reader._process
+    async with WorkerPool() as worker_pool:
+        await worker_pool.read(str(document), "a.txt", SPLITTING, out)
+        process = worker_pool._reader._process
         assert process is not None
         process.kill()
         await process.wait()
         with pytest.raises(Unreadable):
-            await workshop.read(str(document), "a.txt", SPLITTING, out)
-        assert await workshop.read(str(document), "a.txt", SPLITTING, out) == 1
+            await worker_pool.read(str(document), "a.txt", SPLITTING, out)
+        assert await worker_pool.read(str(document), "a.txt", SPLITTING, out) == 1
 
 
 async def test_a_reader_has_bounded_memory(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What needs more than it may have fails alone, and soon."""
-    monkeypatch.setattr("gateway.documents.workshop._READER_MEMORY_BYTES", 400 << 20)
+    monkeypatch.setattr("gateway.documents.worker_pool._READER_MEMORY_BYTES", 400 << 20)
     document = tmp_path / "document"
     with document.open("wb") as file:
         file.truncate(1 << 30)
-    async with Workshop() as workshop:
+    async with WorkerPool() as worker_pool:
         with pytest.raises(Unreadable):
-            await workshop.read(str(document), "a.txt", SPLITTING, out)
+            await worker_pool.read(str(document), "a.txt", SPLITTING, out)
 
 
 async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, out: str) -> None:
@@ -64,14 +64,14 @@ async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, 
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_text("first " * 1000)
     second.write_text("second")
-    async with Workshop() as workshop:
-        asking = asyncio.ensure_future(workshop.read(str(first), "a.txt", SPLITTING, out))
+    async with WorkerPool() as worker_pool:
+        asking = asyncio.ensure_future(worker_pool.read(str(first), "a.txt", SPLITTING, out))
         await asyncio.sleep(0)
-        while workshop._reader._process is None:
+        while worker_pool._reader._process is None:
             await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert await workshop.read(str(second), "a.txt", SPLITTING, out) == 1
+        assert await worker_pool.read(str(second), "a.txt", SPLITTING, out) == 1
     assert json.loads(Path(out).read_text()) == [0, "second"]
 
 
@@ -87,16 +87,16 @@ async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, 
 )
 async def test_what_cannot_embed_is_told_before_any_work(embedding: Embedding, module: str | None, why: str) -> None:
     """With what is missing."""
-    async with Workshop() as workshop:
+    async with WorkerPool() as worker_pool:
         with pytest.raises(InvalidRequest, match=why):
-            await workshop.load(embedding, module, {})
+            await worker_pool.load(embedding, module, {})
 
 
 async def test_a_collection_is_configured_with_its_function() -> None:
     """As Chroma's own client would do it, with parameters of one's own."""
-    async with Workshop() as workshop:
-        said = await workshop.load(Embedding(name="words_for_tests"), "tests.word_embedding", {"max_neighbors": 24})
-        (vector,) = await workshop.embed(["a word"])
+    async with WorkerPool() as worker_pool:
+        said = await worker_pool.load(Embedding(name="words_for_tests"), "tests.word_embedding", {"max_neighbors": 24})
+        (vector,) = await worker_pool.embed(["a word"])
     assert said["embedding_function"] == {"name": "words_for_tests", "type": "known", "config": {}}
     assert (said["hnsw"]["space"], said["hnsw"]["max_neighbors"]) == ("cosine", 24)
     assert isinstance(vector, str)

@@ -26,13 +26,13 @@ from chromadb.api import ClientAPI
 
 from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
-from gateway.errors import NotFound, StoreUnavailable
+from gateway.errors import NotFound, StorageUnavailable
 from gateway.snapshot import capture, create, packing
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
-from gateway.store import FileStore
+from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
 SECONDS = float(os.environ.get("ENGINE_MODEL_SECONDS", "40"))
@@ -53,7 +53,7 @@ class Collection:
 Model = dict[str, Collection]
 
 
-class LossyStore(FileStore):
+class LossyStore(FileStorage):
     """Refuses some puts when told to, as a store does whose connection breaks."""
 
     puts_left: int | None = None
@@ -62,7 +62,7 @@ class LossyStore(FileStore):
         if self.puts_left is not None:
             self.puts_left -= 1
             if self.puts_left < 0:
-                raise StoreUnavailable("the connection broke")
+                raise StorageUnavailable("the connection broke")
         await super().put(key, data)
 
 
@@ -253,7 +253,7 @@ class Walk:
 
     async def failing_snapshot(self) -> None:
         self.store.puts_left = self.random.randint(0, 3)
-        with contextlib.suppress(StoreUnavailable):
+        with contextlib.suppress(StorageUnavailable):
             await self.snapshot()
         self.store.puts_left = None
 

@@ -15,12 +15,12 @@ from chromadb import Collection
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
-from gateway.errors import CorruptSnapshot, GatewayError, StoreDenied, StoreUnavailable
+from gateway.errors import CorruptSnapshot, GatewayError, StorageDenied, StorageUnavailable
 from gateway.proxy.gate import Gate
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
-from gateway.store import Prefixed, S3Store
+from gateway.storage import PrefixedStorage, S3Storage
 from tests.bare_chroma import bare_chroma
 from tests.servers import S3Server, faults, ministack
 from tests.store_faults import FaultProxy, Rule
@@ -81,8 +81,8 @@ async def place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         collection = chroma.client().create_collection(
             "notes", embedding_function=None, configuration={"hnsw": {"sync_threshold": 20, "batch_size": 10}}
         )
-        store = S3Store(bucket, attempts=1, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=10)
-        repository, gate = Repository(Prefixed(store, "r/")), Gate(5)
+        store = S3Storage(bucket, attempts=1, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=10)
+        repository, gate = Repository(PrefixedStorage(store, "r/")), Gate(5)
         snapshotter = Snapshotter(repository, directory, Served(), lambda: gate.hold(5))
         try:
             yield Place(collection, snapshotter, repository, proxy)
@@ -104,9 +104,9 @@ async def whole(repository: Repository, target: Path) -> dict[str, int]:
     for number, snapshot in enumerate(await repository.snapshots()):
         assert snapshot.state == "complete"
         manifest = await repository.manifest(snapshot.id)
-        room = target / str(number)
-        room.mkdir(parents=True)
-        await fetch_verified(repository, room, manifest, lambda _done, _total: None)
+        scratch_directory = target / str(number)
+        scratch_directory.mkdir(parents=True)
+        await fetch_verified(repository, scratch_directory, manifest, lambda _done, _total: None)
         held[snapshot.id] = snapshot.collections[0].records
     return held
 
@@ -124,7 +124,7 @@ async def test_a_snapshot_survives_a_fault_at_any_of_its_requests(place: Place, 
         place.proxy.rules = [rule]
         try:
             await place.snapshotter.take("with a fault")
-        except (StoreUnavailable, StoreDenied, CorruptSnapshot) as error:
+        except (StorageUnavailable, StorageDenied, CorruptSnapshot) as error:
             failures.append(error)
         place.proxy.rules = []
         if rule.count:
@@ -149,18 +149,18 @@ async def test_a_restore_survives_a_fault_at_any_of_its_requests(place: Place, t
         await write(place.collection, number)
         taken = await place.snapshotter.take(None)
     for nth in range(MOST_REQUESTS):
-        room = tmp_path / f"restored-{nth}"
-        room.mkdir()
+        scratch_directory = tmp_path / f"restored-{nth}"
+        scratch_directory.mkdir()
         rule = Rule(fault.fault, status=fault.status, at_byte=fault.at_byte, delay_s=fault.delay_s, count=1, skip=nth)
         place.proxy.rules = [rule]
         try:
             manifest = await place.repository.manifest(await place.repository.resolve("latest"))
-            await fetch_verified(place.repository, room, manifest, lambda _done, _total: None)
+            await fetch_verified(place.repository, scratch_directory, manifest, lambda _done, _total: None)
         except GatewayError as error:
             failures.append(error)
             assert rule.count == 0
         else:
-            assert database.check(room).collections[0].records == taken.collections[0].records
+            assert database.check(scratch_directory).collections[0].records == taken.collections[0].records
         place.proxy.rules = []
         if rule.count:
             break

@@ -15,13 +15,13 @@ import pytest
 from gateway.chroma.process import scratch_chroma
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound, SnapshotError
 from gateway.jobs import Progress
-from gateway.snapshot.archive import tar, tar_size, untar
-from gateway.snapshot.intake import take_in
+from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
+from gateway.snapshot.tar import tar, tar_size, untar
 from gateway.snapshot.verify import verify
-from gateway.store import open_store
+from gateway.storage import open_storage
 from tests.bare_chroma import bare_chroma
 
 DATA = Path(__file__).parents[1] / "data"
@@ -41,12 +41,12 @@ async def arriving(data: bytes, piece_bytes: int = 10_000) -> AsyncIterator[byte
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    return Repository(open_store(f"file://{tmp_path}/store"))
+    return Repository(open_storage(f"file://{tmp_path}/store"))
 
 
 async def taken_in(repository: Repository, tmp_path: Path, data: bytes) -> Snapshot:
     body, received = arriving(data), asyncio.Event()
-    snapshot = await take_in(repository, tmp_path / "scratch", body, "old", LIMIT, Progress(), received)
+    snapshot = await import_tar(repository, tmp_path / "scratch", body, "old", LIMIT, Progress(), received)
     assert received.is_set()
     assert list((tmp_path / "scratch").iterdir()) == []
     return snapshot
@@ -72,13 +72,13 @@ async def test_a_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_
         found = await verify(repository, tmp_path / "scratch", snapshot.id, level, Progress())
         assert (found.ok, found.problems, found.level) == (True, (), level)
         assert (await repository.snapshots())[0].verified == found
-    room = tmp_path / "room"
-    room.mkdir()
+    scratch_directory = tmp_path / "room"
+    scratch_directory.mkdir()
     await fetch_verified(
-        repository, room, await repository.manifest(snapshot.id), lambda done, total: None, keep_log=False
+        repository, scratch_directory, await repository.manifest(snapshot.id), lambda done, total: None, keep_log=False
     )
-    archive = b"".join(tar(room))
-    assert len(archive) == tar_size(room)
+    archive = b"".join(tar(scratch_directory))
+    assert len(archive) == tar_size(scratch_directory)
     out = tmp_path / "out"
     with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
         opened.extractall(out, filter="data")
@@ -108,7 +108,7 @@ async def test_a_missing_or_changed_pack_is_found_and_listed(repository: Reposit
         found = await verify(repository, tmp_path / "scratch", snapshot.id, level, Progress())
         assert not found.ok
         assert packs[0].name in found.problems[0]
-        fresh = Repository(open_store(f"file://{tmp_path}/store"))
+        fresh = Repository(open_storage(f"file://{tmp_path}/store"))
         assert (await fresh.snapshots())[0].verified == found
         assert (await fresh.snapshot(snapshot.id)).verified == found
     for pack in packs:
@@ -123,15 +123,15 @@ async def test_verifying_compares_with_what_the_manifest_recorded(repository: Re
     manifest = await repository.manifest(snapshot.id)
     from gateway.snapshot import verify as module
 
-    room = tmp_path / "room"
-    room.mkdir()
-    await fetch_verified(repository, room, manifest, lambda done, total: None)
+    scratch_directory = tmp_path / "room"
+    scratch_directory.mkdir()
+    await fetch_verified(repository, scratch_directory, manifest, lambda done, total: None)
     collections = tuple(
         each.model_copy(update={"records": 49}) if each.name == "synced" else each for each in snapshot.collections
     )
     gone = snapshot.collections[0].model_copy(update={"id": "00000000-0000-4000-8000-000000000000", "name": "gone"})
     other = manifest.model_copy(update={"snapshot": snapshot.model_copy(update={"collections": (*collections, gone)})})
-    async with scratch_chroma(room) as url:
+    async with scratch_chroma(scratch_directory) as url:
         problems = await module._compare(url, other, Progress())
     assert len(problems) == 2
     assert "gone: count: 404" in problems[0]

@@ -7,12 +7,12 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from gateway.snapshot.collect import collect
-from gateway.snapshot.home import Home
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.election import LeaderElection
+from gateway.snapshot.gc import collect_garbage
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
-from gateway.snapshot.succession import Succession
-from gateway.store import FileStore
+from gateway.storage import FileStorage
 from tests.unit.snapshot.manifests import manifest, sha
 
 KILLS = 50
@@ -30,9 +30,15 @@ async def _nothing(_label: str) -> None: ...
 
 async def _live(root: Path, seed: int, begun: Event) -> None:
     """Take snapshots of few different things, so that packs are shared, dropped and made again; collect always."""
-    chance, store = random.Random(seed), FileStore(root / "store")
-    place = Succession(
-        store, Home(root / "data"), "a test", _Writes(), has_data=lambda: False, save=_nothing, takeover_timeout_s=0
+    chance, store = random.Random(seed), FileStorage(root / "store")
+    place = LeaderElection(
+        store,
+        DataDirState(root / "data"),
+        "a test",
+        _Writes(),
+        has_data=lambda: False,
+        save=_nothing,
+        takeover_timeout_s=0,
     )
     await place.require()
     repository = Repository(store, place)
@@ -52,7 +58,7 @@ async def _live(root: Path, seed: int, begun: Event) -> None:
         made = manifest(snapshot_id, tuple(packs))
         unlabelled = made.snapshot.model_copy(update={"label": None})
         await repository.publish(made.model_copy(update={"snapshot": unlabelled}))
-        await collect(repository, place, Keep(last=3), 0)
+        await collect_garbage(repository, place, Keep(last=3), 0)
 
 
 def live(root: Path, seed: int, begun: Event) -> None:
@@ -61,7 +67,7 @@ def live(root: Path, seed: int, begun: Event) -> None:
 
 async def _check(root: Path) -> list[str]:
     """Read every byte of every snapshot that is listed; return their ids."""
-    repository = Repository(FileStore(root / "store"))
+    repository = Repository(FileStorage(root / "store"))
     ids = await repository.ids()
     for snapshot_id in ids:
         for pack in (await repository.manifest(snapshot_id)).packs:

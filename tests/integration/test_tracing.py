@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from gateway.observe.tracing import Tracing
+from gateway.observability.tracing import Tracing
 from tests.front import COLLECTION, front
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -52,7 +52,7 @@ def test_a_span_joins_the_clients_trace_and_chroma_joins_ours(upstream: int) -> 
     """One traceparent reaches Chroma, of the same trace and of our span; the span says how it ended."""
     exporter = InMemorySpanExporter()
     with front(upstream) as built:
-        built.path.door.traced = True
+        built.path.policy.traced = True
         built.path._tracing = Tracing(SimpleSpanProcessor(exporter))
         headers = given(built.ask(ASK))
     (span,) = exporter.get_finished_spans()

@@ -31,8 +31,8 @@ from gateway.snapshot.packing import PackWriter, unpack
 from gateway.snapshot.plan import plan_restore
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
-from gateway.store import FileStore
-from tests.house import House, free_port, house
+from gateway.storage import FileStorage
+from tests.gateway_process import Gateway, free_port, gateway_process
 from tests.records import embed, everything, prose
 from tests.servers import S3Server, faults, ministack
 from tests.store_faults import FaultProxy, Rule
@@ -43,12 +43,12 @@ NOT_THERE = "20000101T000000Z-000000"
 REPOSITORY = "users/default/vectorstore"
 
 
-def seen(built: House) -> dict[str, Any]:
+def seen(built: Gateway) -> dict[str, Any]:
     """All that it serves."""
     return everything(built.url, PLACES, QUESTIONS)
 
 
-def fill(built: House) -> None:
+def fill(built: Gateway) -> None:
     """A collection with its index on disk and one that is only in the log.
 
     No two documents are the same, and the graph is asked thoroughly: the same data gives the same answers.
@@ -63,16 +63,16 @@ def fill(built: House) -> None:
         )
 
 
-def write(built: House, id_: str) -> None:
+def write(built: Gateway, id_: str) -> None:
     """One more record."""
     built.client().get_collection("synced", embedding_function=None).add(ids=[id_], embeddings=[embed(id_)])
 
 
-def listed(built: House) -> list[str]:
+def listed(built: Gateway) -> list[str]:
     return [snapshot["id"] for snapshot in built.admin("GET", "/snapshot").json()["snapshots"]]
 
 
-def ends(built: House) -> int:
+def ends(built: Gateway) -> int:
     """Start it, and wait for its end; the exit status."""
     return built.start(ready=False).wait()
 
@@ -96,7 +96,7 @@ def content(root: Path) -> dict[str, str]:
 class Kept:
     """A house with two snapshots, what it served at each, and its store as it was then."""
 
-    house: House
+    gateway_process: Gateway
     pristine: Path
     older: str = ""
     newest: str = ""
@@ -106,16 +106,16 @@ class Kept:
     def broken(self, change: Callable[["Broken"], None]) -> Iterator[None]:
         """Its store after `change`, for the time of the block."""
         try:
-            change(Broken(self.house.store_dir, self.newest, self.older))
+            change(Broken(self.gateway_process.store_dir, self.newest, self.older))
             yield
         finally:
-            shutil.rmtree(self.house.store_dir)
-            shutil.copytree(self.pristine, self.house.store_dir)
+            shutil.rmtree(self.gateway_process.store_dir)
+            shutil.copytree(self.pristine, self.gateway_process.store_dir)
 
     @contextmanager
-    def heir(self, change: Callable[["Broken"], None], **env: str) -> Iterator[House]:
+    def heir(self, change: Callable[["Broken"], None], **env: str) -> Iterator[Gateway]:
         """A house without data on a copy of its store after `change`."""
-        with house(**env) as built:
+        with gateway_process(**env) as built:
             shutil.copytree(self.pristine, built.store_dir)
             change(Broken(built.store_dir, self.newest, self.older))
             yield built
@@ -123,7 +123,7 @@ class Kept:
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
-    with house() as built:
+    with gateway_process() as built:
         fill(built.start())
         kept = Kept(built, tmp_path_factory.mktemp("pristine") / "store")
         for name in ("older", "newest"):
@@ -139,13 +139,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 class Remote:
     """A house whose store is behind `proxy`, with one snapshot."""
 
-    house: House
+    gateway_process: Gateway
     server: S3Server
     proxy: FaultProxy
     good: str
 
     def post(self, path: str) -> "Asked":
-        return Asked(self.house, path)
+        return Asked(self.gateway_process, path)
 
     def arrived(self, method: str, contains: str) -> bool:
         return any(each == method and contains in target for each, target in list(self.proxy.requests))
@@ -154,7 +154,7 @@ class Remote:
 class Asked:
     """A POST under way in a thread of its own."""
 
-    def __init__(self, built: House, path: str) -> None:
+    def __init__(self, built: Gateway, path: str) -> None:
         self._answer: httpx.Response | None = None
 
         def post() -> None:
@@ -180,7 +180,7 @@ def server() -> Iterator[S3Server]:
 def remote_house(server: S3Server) -> Iterator[Remote]:
     with faults(server.port) as proxy:
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with house(GATEWAY_STORE="s3://vectors/broken", GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
+        with gateway_process(GATEWAY_STORE="s3://vectors/broken", GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             fill(built.start())
             yield Remote(built, server, proxy, built.snapshot("good")["id"])
 
@@ -191,13 +191,16 @@ def remote(remote_house: Remote) -> Iterator[Remote]:
     remote_house.proxy.requests.clear()
     yield remote_house
     remote_house.proxy.rules = []
-    remote_house.house.wait_until_ready()
+    remote_house.gateway_process.wait_until_ready()
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A house whose data directory is a disk of 48 MiB."""
-    with small_disk(tmp_path_factory.mktemp("tiny"), 48) as disk, house(GATEWAY_DATA_DIR=str(disk / "data")) as built:
+    with (
+        small_disk(tmp_path_factory.mktemp("tiny"), 48) as disk,
+        gateway_process(GATEWAY_DATA_DIR=str(disk / "data")) as built,
+    ):
         fill(built.start())
         yield built
 
@@ -270,7 +273,7 @@ class Broken:
         asyncio.run(self._replace(name, change))
 
     async def _replace(self, name: str, change: Callable[[bytes], bytes]) -> None:
-        repository, made = Repository(FileStore(self.root)), self.manifest(self.newest)
+        repository, made = Repository(FileStorage(self.root)), self.manifest(self.newest)
         (id_map,) = [file.path for file in made.files if file.path.endswith(ID_MAP)]
         (file,) = [file for file in made.files if file.path == f"{id_map.removesuffix(ID_MAP)}{name}"]
         data = bytearray(file.size_bytes)
@@ -348,16 +351,16 @@ def test_a_broken_snapshot_restored_live_leaves_the_running_data_alone(
     local: Kept, change: Callable[[Broken], None]
 ) -> None:
     """The answer names what is broken, everything is served on, and Chroma was not even stopped."""
-    before, chroma = seen(local.house), local.house.pid("chroma")
+    before, chroma = seen(local.gateway_process), local.gateway_process.pid("chroma")
     with local.broken(change):
-        answer = local.house.admin("POST", f"/snapshot/{local.newest}/restore")
+        answer = local.gateway_process.admin("POST", f"/snapshot/{local.newest}/restore")
         assert answer.status_code == 500
         assert BREAKS[change] in answer.json()["message"]
         assert local.newest in answer.json()["message"]
-        assert local.house.readyz().status_code == 200
-        assert seen(local.house) == before
-    assert local.house.pid("chroma") == chroma
-    assert not {"incoming", "previous", "swap.json"} & set(os.listdir(local.house.data_dir / ".gateway"))
+        assert local.gateway_process.readyz().status_code == 200
+        assert seen(local.gateway_process) == before
+    assert local.gateway_process.pid("chroma") == chroma
+    assert not {"incoming", "previous", "swap.json"} & set(os.listdir(local.gateway_process.data_dir / ".gateway"))
 
 
 def test_the_older_snapshot_restores_although_the_newest_is_broken(local: Kept) -> None:
@@ -370,16 +373,16 @@ def test_the_older_snapshot_restores_although_the_newest_is_broken(local: Kept) 
 
 def test_a_snapshot_that_only_chroma_finds_broken_is_rolled_back(local: Kept) -> None:
     """Every digest is right, and Chroma cannot read it: the old data comes back by itself, and is served on."""
-    before = seen(local.house)
+    before = seen(local.gateway_process)
     with local.broken(lambda broken: broken.replace(ID_MAP, lambda _: pickle.dumps(["no", "map"], 3))):
-        answer = local.house.admin("POST", f"/snapshot/{local.newest}/restore")
+        answer = local.gateway_process.admin("POST", f"/snapshot/{local.newest}/restore")
     assert answer.status_code == 500
     assert f"Chroma could not serve snapshot {local.newest}, the data is what it was before" in answer.json()["message"]
-    assert local.house.readyz().status_code == 200
-    assert seen(local.house) == before
-    write(local.house, "after the roll-back")
-    assert local.house.admin("POST", f"/snapshot/{local.older}/restore").status_code == 200
-    assert seen(local.house) == local.at[local.older]
+    assert local.gateway_process.readyz().status_code == 200
+    assert seen(local.gateway_process) == before
+    write(local.gateway_process, "after the roll-back")
+    assert local.gateway_process.admin("POST", f"/snapshot/{local.older}/restore").status_code == 200
+    assert seen(local.gateway_process) == local.at[local.older]
 
 
 def test_a_damaged_snapshot_is_listed_as_damaged_and_hides_no_other(local: Kept) -> None:
@@ -406,11 +409,11 @@ def test_a_damaged_snapshot_is_listed_as_damaged_and_hides_no_other(local: Kept)
 @pytest.mark.parametrize("unknown", [NOT_THERE, "yesterday", "..%2f..%2fetc"])
 def test_an_unknown_snapshot_is_404(local: Kept, method: str, path: str, unknown: str) -> None:
     """In Chroma's shape, and nothing was done."""
-    before = content(local.house.store_dir)
-    answer = local.house.admin(method, path.format(unknown))
+    before = content(local.gateway_process.store_dir)
+    answer = local.gateway_process.admin(method, path.format(unknown))
     assert (answer.status_code, answer.json()["error"]) == (404, "NotFoundError")
-    assert content(local.house.store_dir) == before
-    assert local.house.readyz().status_code == 200
+    assert content(local.gateway_process.store_dir) == before
+    assert local.gateway_process.readyz().status_code == 200
 
 
 @pytest.mark.parametrize("token", [None, "wrong", "a-token-for-tests-onlY", "ünïcode"])
@@ -420,26 +423,26 @@ def test_an_unknown_snapshot_is_404(local: Kept, method: str, path: str, unknown
 def test_a_wrong_token_is_401(local: Kept, token: str | None, method: str, path: str) -> None:
     """In Chroma's shape, with what to send, and nothing was done."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}".encode()}
-    answer = httpx.request(method, f"{local.house.url}/admin{path}", headers=headers)
+    answer = httpx.request(method, f"{local.gateway_process.url}/admin{path}", headers=headers)
     assert (answer.status_code, answer.json()["error"]) == (401, "AuthorizationError")
     assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert listed(local.house) == [local.newest, local.older]
+    assert listed(local.gateway_process) == [local.newest, local.older]
 
 
 def test_two_snapshots_at_once_are_409(remote: Remote) -> None:
     """The second is refused in Chroma's shape, and the first is not disturbed; so is a restore meanwhile."""
-    before = seen(remote.house)
-    write(remote.house, "makes a pack to store")
+    before = seen(remote.gateway_process)
+    write(remote.gateway_process, "makes a pack to store")
     remote.proxy.rules = [Rule("delay", method="PUT", contains="/data/", delay_s=1)]
     first = remote.post("/snapshot")
-    remote.house.until(lambda: remote.arrived("PUT", "/data/"), "the first one stores a pack")
+    remote.gateway_process.until(lambda: remote.arrived("PUT", "/data/"), "the first one stores a pack")
     for path in ("/snapshot", f"/snapshot/{remote.good}/restore"):
-        refused = remote.house.admin("POST", path)
+        refused = remote.gateway_process.admin("POST", path)
         assert (refused.status_code, refused.json()["error"]) == (409, "UniqueConstraintError")
         assert "a snapshot is under way" in refused.json()["message"]
     assert first.answer().status_code == 201
-    assert listed(remote.house)[0] == first.answer().json()["id"]
-    assert seen(remote.house) != before
+    assert listed(remote.gateway_process)[0] == first.answer().json()["id"]
+    assert seen(remote.gateway_process) != before
 
 
 # ---------------------------------------------------------------------- a store that fails
@@ -448,9 +451,9 @@ def test_two_snapshots_at_once_are_409(remote: Remote) -> None:
 @pytest.mark.parametrize(
     ("rule", "status", "error"),
     [
-        (Rule("reset", method="PUT", contains="/data/"), 503, "StoreUnavailable"),
-        (Rule("status", method="PUT", contains="/data/", status=403), 502, "StoreDenied"),
-        (Rule("status", method="PUT", contains="/manifest.json", status=403), 502, "StoreDenied"),
+        (Rule("reset", method="PUT", contains="/data/"), 503, "StorageUnavailable"),
+        (Rule("status", method="PUT", contains="/data/", status=403), 502, "StorageDenied"),
+        (Rule("status", method="PUT", contains="/manifest.json", status=403), 502, "StorageDenied"),
     ],
     ids=["dying while packs are stored", "denying packs", "denying the manifest"],
 )
@@ -458,51 +461,51 @@ def test_a_store_that_fails_in_mid_upload_costs_that_snapshot_alone(
     remote: Remote, rule: Rule, status: int, error: str
 ) -> None:
     """A clear error, nothing more listed than before, the data served on; then the next one succeeds."""
-    write(remote.house, f"before {rule}")
-    before, snapshots = seen(remote.house), listed(remote.house)
+    write(remote.gateway_process, f"before {rule}")
+    before, snapshots = seen(remote.gateway_process), listed(remote.gateway_process)
     remote.proxy.rules = [rule]
-    answer = remote.house.admin("POST", "/snapshot")
+    answer = remote.gateway_process.admin("POST", "/snapshot")
     assert (answer.status_code, answer.json()["error"]) == (status, error), answer.text
     assert rule.contains.strip("/") in answer.json()["message"]
-    assert listed(remote.house) == snapshots
-    assert seen(remote.house) == before
+    assert listed(remote.gateway_process) == snapshots
+    assert seen(remote.gateway_process) == before
     remote.proxy.rules = []
-    assert listed(remote.house) == snapshots
-    assert [remote.house.snapshot()["id"], *snapshots] == listed(remote.house)
+    assert listed(remote.gateway_process) == snapshots
+    assert [remote.gateway_process.snapshot()["id"], *snapshots] == listed(remote.gateway_process)
 
 
 def test_a_store_that_is_gone_is_never_an_empty_list(remote: Remote) -> None:
     """Listing and taking snapshots say that it cannot be reached, and everything is served on."""
-    before, snapshots = seen(remote.house), listed(remote.house)
+    before, snapshots = seen(remote.gateway_process), listed(remote.gateway_process)
     remote.proxy.rules = [Rule("status", status=503)]
     asked = remote.post("/snapshot")
-    for answer in (remote.house.admin("GET", "/snapshot"), asked.answer()):
-        assert (answer.status_code, answer.json()["error"]) == (503, "StoreUnavailable"), answer.text
+    for answer in (remote.gateway_process.admin("GET", "/snapshot"), asked.answer()):
+        assert (answer.status_code, answer.json()["error"]) == (503, "StorageUnavailable"), answer.text
         assert "Retry-After" in answer.headers
-    assert remote.house.readyz().status_code == 200
-    assert seen(remote.house) == before
+    assert remote.gateway_process.readyz().status_code == 200
+    assert seen(remote.gateway_process) == before
     remote.proxy.rules = []
-    assert listed(remote.house) == snapshots
+    assert listed(remote.gateway_process) == snapshots
 
 
 def test_a_store_that_breaks_off_in_mid_restore_leaves_the_running_data_alone(remote: Remote) -> None:
     """Half of a snapshot is never served."""
-    write(remote.house, "not in the good one")
-    before, chroma = seen(remote.house), remote.house.pid("chroma")
+    write(remote.gateway_process, "not in the good one")
+    before, chroma = seen(remote.gateway_process), remote.gateway_process.pid("chroma")
     remote.proxy.rules = [Rule("reset", method="GET", contains="/data/")]
-    answer = remote.house.admin("POST", f"/snapshot/{remote.good}/restore")
+    answer = remote.gateway_process.admin("POST", f"/snapshot/{remote.good}/restore")
     assert answer.status_code == 503, answer.text
-    assert seen(remote.house) == before
-    assert remote.house.pid("chroma") == chroma
+    assert seen(remote.gateway_process) == before
+    assert remote.gateway_process.pid("chroma") == chroma
 
 
 def test_bytes_that_change_on_their_way_are_found(remote: Remote) -> None:
     """A pack that arrives with one byte flipped is not restored."""
-    before = seen(remote.house)
+    before = seen(remote.gateway_process)
     remote.proxy.rules = [Rule("flip", method="GET", contains="/data/", at_byte=20)]
-    answer = remote.house.admin("POST", f"/snapshot/{remote.good}/restore")
+    answer = remote.gateway_process.admin("POST", f"/snapshot/{remote.good}/restore")
     assert answer.status_code in (500, 503), answer.text
-    assert seen(remote.house) == before
+    assert seen(remote.gateway_process) == before
 
 
 # ---------------------------------------------------------------------- Chroma that dies
@@ -510,45 +513,45 @@ def test_bytes_that_change_on_their_way_are_found(remote: Remote) -> None:
 
 def test_chroma_killed_in_mid_snapshot_fails_that_snapshot_alone(remote: Remote) -> None:
     """A clear 503 and nothing listed, since the files may be torn; when Chroma is back the next one succeeds."""
-    write(remote.house, "before the kill")
-    before, snapshots = seen(remote.house), listed(remote.house)
+    write(remote.gateway_process, "before the kill")
+    before, snapshots = seen(remote.gateway_process), listed(remote.gateway_process)
     remote.proxy.requests.clear()
     remote.proxy.rules = [Rule("delay", method="GET", contains="repository.json", delay_s=1)]
     asked = remote.post("/snapshot")
-    remote.house.until(lambda: remote.arrived("GET", "repository.json"), "the snapshot has begun")
-    os.kill(remote.house.pid("chroma") or 0, 9)
+    remote.gateway_process.until(lambda: remote.arrived("GET", "repository.json"), "the snapshot has begun")
+    os.kill(remote.gateway_process.pid("chroma") or 0, 9)
     answer = asked.answer()
     assert answer.status_code == 503, answer.text
     assert answer.json()["error"] in ("Unavailable", "QuiesceTimeout")
     assert "Chroma ended meanwhile" in answer.json()["message"]
     remote.proxy.rules = []
-    assert listed(remote.house) == snapshots
-    remote.house.wait_until_ready()
-    assert seen(remote.house) == before
-    assert [remote.house.snapshot()["id"], *snapshots] == listed(remote.house)
+    assert listed(remote.gateway_process) == snapshots
+    remote.gateway_process.wait_until_ready()
+    assert seen(remote.gateway_process) == before
+    assert [remote.gateway_process.snapshot()["id"], *snapshots] == listed(remote.gateway_process)
 
 
 def test_chroma_killed_after_the_cut_does_not_spoil_it(remote: Remote) -> None:
     """Everything was read by then: the snapshot is stored, and restores to what was served."""
-    write(remote.house, "makes another pack to store")
-    before = seen(remote.house)
+    write(remote.gateway_process, "makes another pack to store")
+    before = seen(remote.gateway_process)
     remote.proxy.rules = [Rule("delay", method="PUT", contains="/data/", delay_s=1)]
     asked = remote.post("/snapshot")
-    remote.house.until(lambda: remote.arrived("PUT", "/data/"), "packs are being stored")
-    remote.house.until(
-        lambda: remote.house.admin("GET", "/status").json()["gate"]["state"] == "open", "the cut is made"
+    remote.gateway_process.until(lambda: remote.arrived("PUT", "/data/"), "packs are being stored")
+    remote.gateway_process.until(
+        lambda: remote.gateway_process.admin("GET", "/status").json()["gate"]["state"] == "open", "the cut is made"
     )
-    os.kill(remote.house.pid("chroma") or 0, 9)
+    os.kill(remote.gateway_process.pid("chroma") or 0, 9)
     answer = asked.answer()
     remote.proxy.rules = []
-    remote.house.wait_until_ready()
+    remote.gateway_process.wait_until_ready()
     if answer.status_code == 503:
         assert "Chroma ended meanwhile" in answer.json()["message"]
         return
     assert answer.status_code == 201
-    write(remote.house, "not in it")
-    assert remote.house.admin("POST", "/snapshot/latest/restore").status_code == 200
-    assert seen(remote.house) == before
+    write(remote.gateway_process, "not in it")
+    assert remote.gateway_process.admin("POST", "/snapshot/latest/restore").status_code == 200
+    assert seen(remote.gateway_process) == before
 
 
 # ---------------------------------------------------------------------- a start that must not be one
@@ -596,7 +599,7 @@ STARTS = {
 @pytest.fixture(scope="module", autouse=True)
 def begun(
     local: Kept, server: S3Server, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, tuple[House, Future[int]]]]:
+) -> Iterator[dict[str, tuple[Gateway, Future[int]]]]:
     """The starts above, under way from the beginning, two at a time: most of them mean waiting."""
     started = {}
     with ExitStack() as stack:
@@ -616,7 +619,7 @@ def begun(
 
 @pytest.mark.parametrize("name", STARTS)
 def test_a_start_that_would_lose_something_ends_telling_why(
-    local: Kept, begun: dict[str, tuple[House, Future[int]]], name: str
+    local: Kept, begun: dict[str, tuple[Gateway, Future[int]]], name: str
 ) -> None:
     """With the status of the contract and the way out; it starts neither empty nor on half of the data."""
     if name not in begun:
@@ -639,13 +642,17 @@ def test_a_start_that_would_lose_something_ends_telling_why(
 
 def test_a_store_that_comes_up_in_time_is_waited_for(remote: Remote) -> None:
     """The start hangs on until it answers, serves nothing meanwhile, and then serves the latest snapshot."""
-    write(remote.house, "in the latest")
-    remote.house.snapshot("the latest")
-    before = seen(remote.house)
+    write(remote.gateway_process, "in the latest")
+    remote.gateway_process.snapshot("the latest")
+    before = seen(remote.gateway_process)
     remote.proxy.rules = [Rule("reset")]
     remote.proxy.requests.clear()
-    with house(
-        **{name: value for name, value in remote.house.env.items() if name.startswith(("AWS_", "GATEWAY_STORE"))}
+    with gateway_process(
+        **{
+            name: value
+            for name, value in remote.gateway_process.env.items()
+            if name.startswith(("AWS_", "GATEWAY_STORE"))
+        }
     ) as built:
         built.start(ready=False)
         built.until(lambda: "trying again" in built.output(), "it asked in vain")
@@ -656,8 +663,8 @@ def test_a_store_that_comes_up_in_time_is_waited_for(remote: Remote) -> None:
         assert seen(built) == before
         assert built.stop() == 0
     # It took over from the one before, which becomes the writer again.
-    assert remote.house.stop() == 0
-    remote.house.start()
+    assert remote.gateway_process.stop() == 0
+    remote.gateway_process.start()
 
 
 def test_data_that_is_there_starts_without_the_store(local: Kept, server: S3Server) -> None:
@@ -669,7 +676,7 @@ def test_data_that_is_there_starts_without_the_store(local: Kept, server: S3Serv
         built.start()
         assert seen(built) == local.at[local.newest]
         answer = built.admin("POST", "/snapshot")
-        assert (answer.status_code, answer.json()["error"]) == (502, "StoreDenied")
+        assert (answer.status_code, answer.json()["error"]) == (502, "StorageDenied")
         assert "not-a-bucket" in answer.json()["message"]
         assert seen(built) == local.at[local.newest]
 
@@ -679,14 +686,17 @@ def test_data_that_is_there_starts_without_the_store(local: Kept, server: S3Serv
 
 def test_a_second_gateway_on_the_same_data_ends_with_2(local: Kept) -> None:
     """The first goes on and nothing of its data is touched."""
-    before, pids = seen(local.house), (local.house.pid("chroma"), local.house.pid("gateway"))
-    with house(GATEWAY_DATA_DIR=str(local.house.data_dir)) as built:
+    before, pids = (
+        seen(local.gateway_process),
+        (local.gateway_process.pid("chroma"), local.gateway_process.pid("gateway")),
+    )
+    with gateway_process(GATEWAY_DATA_DIR=str(local.gateway_process.data_dir)) as built:
         built.start(ready=False)
         assert built.wait() == 2
-        assert f"uses the data directory {local.house.data_dir}" in built.output()
+        assert f"uses the data directory {local.gateway_process.data_dir}" in built.output()
         assert "GATEWAY_DATA_DIR" in built.output()
-    assert seen(local.house) == before
-    assert (local.house.pid("chroma"), local.house.pid("gateway")) == pids
+    assert seen(local.gateway_process) == before
+    assert (local.gateway_process.pid("chroma"), local.gateway_process.pid("gateway")) == pids
 
 
 @pytest.mark.parametrize("setting", ["PORT", "GATEWAY_CHROMA_PORT"])
@@ -694,7 +704,7 @@ def test_a_port_that_is_taken_ends_the_start_with_2(setting: str) -> None:
     """The message names the port and the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with house(**{setting: str(port)}) as built:
+        with gateway_process(**{setting: str(port)}) as built:
             built.start(ready=False)
             assert built.wait() == 2
             assert str(port) in built.output()
@@ -704,7 +714,7 @@ def test_a_port_that_is_taken_ends_the_start_with_2(setting: str) -> None:
 # ---------------------------------------------------------------------- a disk that is full
 
 
-def test_a_snapshot_without_disk_space_fails_alone(tiny: House) -> None:
+def test_a_snapshot_without_disk_space_fails_alone(tiny: Gateway) -> None:
     """507 with the way out, nothing listed, everything served on; with space again the next one succeeds."""
     before = seen(tiny)
     with filled(tiny.data_dir.parent):
@@ -717,7 +727,7 @@ def test_a_snapshot_without_disk_space_fails_alone(tiny: House) -> None:
     assert seen(tiny) == before
 
 
-def test_a_live_restore_without_disk_space_leaves_the_running_data_alone(tiny: House) -> None:
+def test_a_live_restore_without_disk_space_leaves_the_running_data_alone(tiny: Gateway) -> None:
     """507 before anything is touched, and with space again it succeeds."""
     snapshot_id = tiny.snapshot()["id"]
     write(tiny, "not in it")

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.store import open_store
-from tests.house import ADMIN_TOKEN, House, house
+from gateway.storage import open_storage
+from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 from tests.servers import faults, ministack
 from tests.store_faults import FaultProxy, Rule
 
@@ -20,15 +20,15 @@ STORE = "s3://vectors/jobs"
 class Remote:
     """A house whose store is behind `proxy`, with one snapshot."""
 
-    def __init__(self, built: House, proxy: FaultProxy, env: dict[str, str]) -> None:
-        self.house, self.proxy, self._env = built, proxy, env
+    def __init__(self, built: Gateway, proxy: FaultProxy, env: dict[str, str]) -> None:
+        self.gateway_process, self.proxy, self._env = built, proxy, env
         self.numbers = iter(range(1_000_000))
 
     def keys(self) -> set[str]:
         """Everything in the bucket."""
 
         async def listed() -> set[str]:
-            store = open_store("s3://vectors")
+            store = open_storage("s3://vectors")
             try:
                 return {info.key async for info in store.list("")}
             finally:
@@ -42,7 +42,7 @@ class Remote:
     def write(self) -> str:
         """Make a record that is in no snapshot yet."""
         number = next(self.numbers)
-        notes = self.house.client().get_collection("notes")
+        notes = self.gateway_process.client().get_collection("notes")
         notes.add(ids=[f"r{number}"], embeddings=[[number, 1.0, 2.0]], documents=[f"text {number}" * 50])
         return f"r{number}"
 
@@ -51,26 +51,26 @@ class Remote:
 
     def start(self, method: str, path: str, **request: Any) -> str:
         """Have it done as a job; return the job's id."""
-        answer = self.house.admin(method, f"{path}?wait=false", **request)
+        answer = self.gateway_process.admin(method, f"{path}?wait=false", **request)
         assert answer.status_code == 202, answer.text
         assert answer.headers["Location"] == f"/admin/jobs/{answer.json()['id']}"
         return str(answer.json()["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        shown: dict[str, Any] = self.house.admin("GET", f"/jobs/{job_id}").json()
+        shown: dict[str, Any] = self.gateway_process.admin("GET", f"/jobs/{job_id}").json()
         return shown
 
     def ended(self, job_id: str) -> dict[str, Any]:
-        self.house.until(lambda: self.job(job_id)["state"] != "running", "the job has ended")
+        self.gateway_process.until(lambda: self.job(job_id)["state"] != "running", "the job has ended")
         return self.job(job_id)
 
     def rooms(self) -> set[str]:
         """What lies in our own part of the data directory that must not stay."""
-        ours = set(os.listdir(self.house.data_dir / ".gateway"))
+        ours = set(os.listdir(self.gateway_process.data_dir / ".gateway"))
         return ours & {"incoming", "verify", "archive", "import", "previous", "rejected", "swap.json"}
 
     def gate(self) -> str:
-        state: str = self.house.admin("GET", "/status").json()["gate"]["state"]
+        state: str = self.gateway_process.admin("GET", "/status").json()["gate"]["state"]
         return state
 
 
@@ -79,7 +79,7 @@ def shared() -> Iterator[Remote]:
     with ministack() as server, faults(server.port) as proxy:
         server.make_bucket("vectors")
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with house(GATEWAY_STORE=STORE, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
+        with gateway_process(GATEWAY_STORE=STORE, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             built.start()
             built.client().create_collection("notes", embedding_function=None)
             remote = Remote(built, proxy, env)
@@ -94,27 +94,27 @@ def remote(shared: Remote) -> Iterator[Remote]:
     shared.proxy.requests.clear()
     yield shared
     shared.proxy.rules = []
-    shared.house.wait_until_ready()
+    shared.gateway_process.wait_until_ready()
 
 
 def test_a_job_that_is_not_waited_for_is_told_of_until_its_end(remote: Remote) -> None:
     """202 and where to look; its events end with the snapshot, which is listed then."""
     remote.write()
     job_id = remote.start("POST", "/snapshot", json={"label": "as a job"})
-    events = remote.house.admin("GET", f"/jobs/{job_id}/events").text
+    events = remote.gateway_process.admin("GET", f"/jobs/{job_id}/events").text
     last = json.loads(events.strip().rpartition("data: ")[2])
     assert last["state"] == "succeeded"
-    assert remote.house.admin("GET", "/snapshot/latest").json()["id"] == last["result"]["id"]
-    assert remote.house.admin("GET", "/jobs").json()["jobs"][0]["kind"] == "snapshot"
+    assert remote.gateway_process.admin("GET", "/snapshot/latest").json()["id"] == last["result"]["id"]
+    assert remote.gateway_process.admin("GET", "/jobs").json()["jobs"][0]["kind"] == "snapshot"
     deleted = remote.ended(remote.start("DELETE", f"/snapshot/{last['result']['id']}"))
     assert deleted["state"] == "succeeded"
-    assert remote.house.admin("GET", f"/snapshot/{last['result']['id']}").status_code == 404
+    assert remote.gateway_process.admin("GET", f"/snapshot/{last['result']['id']}").status_code == 404
 
 
 def test_an_error_of_a_job_is_the_same_as_of_waiting_for_it(remote: Remote) -> None:
     """An unknown snapshot is 404 to who waits, and the same error in the job."""
     path = "/snapshot/20000101T000000Z-000000/restore"
-    waited = remote.house.admin("POST", path)
+    waited = remote.gateway_process.admin("POST", path)
     assert waited.status_code == 404
     assert remote.ended(remote.start("POST", path))["error"] == waited.json()
 
@@ -122,13 +122,13 @@ def test_an_error_of_a_job_is_the_same_as_of_waiting_for_it(remote: Remote) -> N
 def test_who_hangs_up_does_not_stop_it(remote: Remote) -> None:
     """The client is gone while packs are stored; the snapshot is listed all the same."""
     remote.write()
-    before = remote.house.admin("GET", "/snapshot/latest").json()["id"]
+    before = remote.gateway_process.admin("GET", "/snapshot/latest").json()["id"]
     remote.proxy.rules = [Rule("delay", method="PUT", contains="/data/", delay_s=1.5)]
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{remote.house.url}/admin/snapshot", headers=headers, timeout=0.7)
-    remote.house.until(
-        lambda: remote.house.admin("GET", "/snapshot/latest").json()["id"] > before, "the snapshot is listed"
+        httpx.post(f"{remote.gateway_process.url}/admin/snapshot", headers=headers, timeout=0.7)
+    remote.gateway_process.until(
+        lambda: remote.gateway_process.admin("GET", "/snapshot/latest").json()["id"] > before, "the snapshot is listed"
     )
 
 
@@ -140,46 +140,46 @@ def test_a_cancelled_snapshot_leaves_nothing_behind(remote: Remote, contains: st
     remote.proxy.requests.clear()
     remote.proxy.rules = [Rule("delay", method="PUT", contains=contains, delay_s=1)]
     job_id = remote.start("POST", "/snapshot")
-    remote.house.until(lambda: remote.arrived("PUT", contains), "it stores something")
-    ended = remote.house.admin("DELETE", f"/jobs/{job_id}").json()
+    remote.gateway_process.until(lambda: remote.arrived("PUT", contains), "it stores something")
+    ended = remote.gateway_process.admin("DELETE", f"/jobs/{job_id}").json()
     remote.proxy.rules = []
     if contains == "/data/":
         assert ended["state"] == "cancelled"
         assert remote.keys() == before
     else:
         assert ended["state"] == "succeeded"
-        assert remote.house.admin("POST", f"/snapshot/{ended['result']['id']}/verify").json()["ok"]
+        assert remote.gateway_process.admin("POST", f"/snapshot/{ended['result']['id']}/verify").json()["ok"]
     assert remote.gate() == "open"
     remote.write()
-    after = remote.house.snapshot("after a cancelled one")
-    assert remote.house.admin("POST", f"/snapshot/{after['id']}/verify").json()["ok"]
-    assert remote.house.client().get_collection("notes").get(ids=[written])["ids"] == [written]
+    after = remote.gateway_process.snapshot("after a cancelled one")
+    assert remote.gateway_process.admin("POST", f"/snapshot/{after['id']}/verify").json()["ok"]
+    assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == [written]
 
 
 def test_a_restore_is_cancelled_while_it_fetches(remote: Remote) -> None:
     """The data is as it was, Chroma was not stopped, nothing is left in the data directory."""
-    remote.house.snapshot()
-    written, pid = remote.write(), remote.house.pid("chroma")
+    remote.gateway_process.snapshot()
+    written, pid = remote.write(), remote.gateway_process.pid("chroma")
     remote.proxy.requests.clear()
     remote.proxy.rules = [Rule("delay", method="GET", contains="/data/", delay_s=1)]
     job_id = remote.start("POST", "/snapshot/latest/restore")
-    remote.house.until(lambda: remote.arrived("GET", "/data/"), "it fetches")
-    assert remote.house.admin("DELETE", f"/jobs/{job_id}").json()["state"] == "cancelled"
+    remote.gateway_process.until(lambda: remote.arrived("GET", "/data/"), "it fetches")
+    assert remote.gateway_process.admin("DELETE", f"/jobs/{job_id}").json()["state"] == "cancelled"
     remote.proxy.rules = []
-    remote.house.until(lambda: remote.rooms() == set(), "nothing is left")
-    assert (remote.house.pid("chroma"), remote.gate()) == (pid, "open")
-    assert remote.house.client().get_collection("notes").get(ids=[written])["ids"] == [written]
-    remote.house.snapshot("after a cancelled restore")
+    remote.gateway_process.until(lambda: remote.rooms() == set(), "nothing is left")
+    assert (remote.gateway_process.pid("chroma"), remote.gate()) == (pid, "open")
+    assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == [written]
+    remote.gateway_process.snapshot("after a cancelled restore")
 
 
 def test_a_restore_that_exchanges_goes_to_its_end(remote: Remote) -> None:
     """Cancelled then, it answers when the restored data is served, and says that it succeeded."""
-    snapshot = remote.house.snapshot()
-    written, pid = remote.write(), remote.house.pid("chroma")
+    snapshot = remote.gateway_process.snapshot()
+    written, pid = remote.write(), remote.gateway_process.pid("chroma")
     job_id = remote.start("POST", f"/snapshot/{snapshot['id']}/restore")
-    remote.house.until(lambda: remote.job(job_id)["phase"] == "exchanging", "the exchange began")
-    assert remote.house.admin("DELETE", f"/jobs/{job_id}").json()["state"] == "succeeded"
-    assert remote.house.readyz().status_code == 200
-    assert remote.house.pid("chroma") != pid
-    assert remote.house.client().get_collection("notes").get(ids=[written])["ids"] == []
+    remote.gateway_process.until(lambda: remote.job(job_id)["phase"] == "exchanging", "the exchange began")
+    assert remote.gateway_process.admin("DELETE", f"/jobs/{job_id}").json()["state"] == "succeeded"
+    assert remote.gateway_process.readyz().status_code == 200
+    assert remote.gateway_process.pid("chroma") != pid
+    assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == []
     assert remote.rooms() == set()

@@ -12,15 +12,15 @@ import httpx
 import pytest
 
 from tests.bare_chroma import bare_chroma
-from tests.house import ADMIN_TOKEN, House, free_port, house
+from tests.gateway_process import ADMIN_TOKEN, Gateway, free_port, gateway_process
 
 DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[House]:
+def served() -> Iterator[Gateway]:
     """A house with a collection of 300 records and one snapshot."""
-    with house() as built:
+    with gateway_process() as built:
         built.start()
         notes = built.client().create_collection("notes", embedding_function=None)
         notes.add(ids=[str(n) for n in range(300)], embeddings=[[n % 7, n % 11, n % 13] for n in range(300)])
@@ -28,7 +28,7 @@ def served() -> Iterator[House]:
         yield built
 
 
-def run(kept: House, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+def run(kept: Gateway, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],
         cwd=kept.directory,
@@ -40,18 +40,18 @@ def run(kept: House, *arguments: str, **env: str) -> subprocess.CompletedProcess
     )
 
 
-def succeed(kept: House, *arguments: str) -> str:
+def succeed(kept: Gateway, *arguments: str) -> str:
     done = run(kept, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def scratch_of(kept: House) -> list[Path]:
+def scratch_of(kept: Gateway) -> list[Path]:
     scratch = kept.data_dir / ".gateway/scratch"
     return list(scratch.iterdir()) if scratch.exists() else []
 
 
-def test_every_command_works_against_a_running_gateway(served: House) -> None:
+def test_every_command_works_against_a_running_gateway(served: Gateway) -> None:
     """snapshot, list, show, verify, export, import, restore and delete do what they say."""
     taken = json.loads(succeed(served, "snapshot", "--label", "by hand", "--json"))
     assert taken["label"] == "by hand"
@@ -78,7 +78,7 @@ def test_every_command_works_against_a_running_gateway(served: House) -> None:
     assert scratch_of(served) == []
 
 
-def test_some_commands_work_on_a_store_without_a_gateway(served: House, tmp_path: Path) -> None:
+def test_some_commands_work_on_a_store_without_a_gateway(served: Gateway, tmp_path: Path) -> None:
     """list, show, verify, export and restore need nothing but the store."""
     store = ("--store", f"file://{served.store_dir}")
     dead = {"PORT": str(free_port())}
@@ -100,7 +100,7 @@ def test_some_commands_work_on_a_store_without_a_gateway(served: House, tmp_path
     assert "holds data already" in again.stderr
 
 
-def test_exit_codes_say_what_failed(served: House, tmp_path: Path) -> None:
+def test_exit_codes_say_what_failed(served: Gateway, tmp_path: Path) -> None:
     """2 for usage, 3 for the store, 4 for nothing to restore, 1 with a clear message where no gateway answers."""
     nobody = run(served, "list", PORT=str(free_port()))
     assert nobody.returncode == 1
@@ -121,7 +121,7 @@ def test_exit_codes_say_what_failed(served: House, tmp_path: Path) -> None:
     assert unreachable.returncode == 3, unreachable.stderr
 
 
-def test_jobs_are_begun_watched_and_remembered(served: House) -> None:
+def test_jobs_are_begun_watched_and_remembered(served: Gateway) -> None:
     """wait=false answers 202 with a Location; its events end with how it ended; the result is the snapshot."""
     begun = served.admin("POST", "/snapshot?wait=false", json={"label": "job"})
     assert begun.status_code == 202, begun.text
@@ -137,7 +137,7 @@ def test_jobs_are_begun_watched_and_remembered(served: House) -> None:
     assert served.admin("GET", "/jobs/none").status_code == 404
 
 
-def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: House) -> None:
+def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: Gateway) -> None:
     """Beside a look at a snapshot there is no second one, and nothing is removed; snapshots go on.
 
     Once it is cancelled its room is gone and the next one may begin.
@@ -153,7 +153,7 @@ def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(serve
     assert served.admin("POST", "/snapshot").status_code == 201
 
 
-def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: House) -> None:
+def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: Gateway) -> None:
     """The verification it asked for ends well."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     url = f"{served.url}/admin/snapshot/latest/verify"
@@ -165,7 +165,7 @@ def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: House) -> N
     assert served.admin("GET", f"/jobs/{job['id']}").json()["result"]["ok"]
 
 
-def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_room(served: House) -> None:
+def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_room(served: Gateway) -> None:
     """What was restored for it is removed."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     url = f"{served.url}/admin/snapshot/latest/archive"
@@ -179,7 +179,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_room(served:
     served.until(lambda: scratch_of(served) == [], "the room is gone")
 
 
-def test_an_upload_may_be_longer_than_other_bodies_and_is_refused_as_400(served: House) -> None:
+def test_an_upload_may_be_longer_than_other_bodies_and_is_refused_as_400(served: Gateway) -> None:
     """What is no tar makes no snapshot; other routes keep their limit."""
     before = served.admin("GET", "/snapshot").json()
     refused = served.admin("POST", "/snapshot/upload", content=os.urandom(1 << 20))

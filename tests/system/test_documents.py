@@ -21,7 +21,7 @@ import pytest
 
 import tests.word_embedding  # registers the embedding function with the client, too
 from tests import servers
-from tests.house import ADMIN_TOKEN, House, house
+from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
@@ -32,33 +32,33 @@ AUTH = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 @contextmanager
-def running(kind: str) -> Iterator[House]:
+def running(kind: str) -> Iterator[Gateway]:
     if kind == "file":
-        with house(**EMBEDDING) as built:
+        with gateway_process(**EMBEDDING) as built:
             yield built.start()
         return
     with servers.ministack() as server:
         server.make_bucket("documents")
         store = {"GATEWAY_STORE": "s3://documents/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
-        with house(**EMBEDDING, **server.env, **store) as built:
+        with gateway_process(**EMBEDDING, **server.env, **store) as built:
             yield built.start()
 
 
 @pytest.fixture(scope="module", params=["file", "s3"])
-def shared(request: pytest.FixtureRequest) -> Iterator[House]:
+def shared(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     with running(request.param) as built:
         yield built
 
 
 @pytest.fixture
-def home(shared: House) -> Iterator[House]:
+def home(shared: Gateway) -> Iterator[Gateway]:
     """A house with no documents."""
     yield shared
     for avatar in shared.admin("GET", "/users/default/avatars").json()["avatars"]:
         job(shared, "DELETE", f"/users/default/avatars/{avatar}", json={"avatar_id": avatar})
 
 
-def done(home: House, started: httpx.Response, timeout_s: float = 120) -> dict[str, Any]:
+def done(home: Gateway, started: httpx.Response, timeout_s: float = 120) -> dict[str, Any]:
     """Wait for the end of a job."""
     assert started.status_code == 202, started.text
     give_up_at = time.monotonic() + timeout_s
@@ -70,7 +70,7 @@ def done(home: House, started: httpx.Response, timeout_s: float = 120) -> dict[s
     raise AssertionError(f"still running: {status}")
 
 
-def job(home: House, method: str, path: str, **options: Any) -> dict[str, Any]:
+def job(home: Gateway, method: str, path: str, **options: Any) -> dict[str, Any]:
     """The result of a job that must succeed."""
     status = done(home, home.admin(method, path, **options))
     assert status["state"] == "succeeded", status
@@ -78,24 +78,24 @@ def job(home: House, method: str, path: str, **options: Any) -> dict[str, Any]:
     return result
 
 
-def train(home: House, **asked: Any) -> dict[str, Any]:
+def train(home: Gateway, **asked: Any) -> dict[str, Any]:
     return job(home, "POST", f"{AVATAR}/vectorstore/train", json=asked)
 
 
-def put(home: House, name: str, data: bytes | str, **params: Any) -> dict[str, Any]:
+def put(home: Gateway, name: str, data: bytes | str, **params: Any) -> dict[str, Any]:
     answer = home.admin("PUT", f"{DATA}/{name}", content=data, params=params)
     assert answer.status_code in (200, 201), answer.text
     body: dict[str, Any] = answer.json()
     return body
 
 
-def listed(home: House, path: str = DATA, **params: Any) -> dict[str, dict[str, Any]]:
+def listed(home: Gateway, path: str = DATA, **params: Any) -> dict[str, dict[str, Any]]:
     answer = home.admin("GET", path, params=params)
     assert answer.status_code == 200, answer.text
     return {each["name"]: each for each in answer.json()["documents"]}
 
 
-def records(home: House, name: str = "avatar-ada") -> dict[str, list[str]]:
+def records(home: Gateway, name: str = "avatar-ada") -> dict[str, list[str]]:
     """The chunks of each document, in order."""
     got = home.client().get_collection(name).get(include=["metadatas", "documents"])
     found: dict[str, dict[int, str]] = {}
@@ -104,7 +104,7 @@ def records(home: House, name: str = "avatar-ada") -> dict[str, list[str]]:
     return {document: [chunks[n] for n in sorted(chunks)] for document, chunks in found.items()}
 
 
-def test_a_document_lives(home: House) -> None:
+def test_a_document_lives(home: Gateway) -> None:
     """Created, read, listed, replaced, copied and deleted; every answer says what it should."""
     data = os.urandom(100_000)
     digest = hashlib.sha256(data).hexdigest()
@@ -147,7 +147,7 @@ def test_a_document_lives(home: House) -> None:
     assert listed(home) == {}
 
 
-def test_another_body_than_declared_is_not_stored(home: House) -> None:
+def test_another_body_than_declared_is_not_stored(home: Gateway) -> None:
     """However the digest is declared, and however late it shows; the old document stays."""
     put(home, "a.txt", b"old")
     wrong = hashlib.sha256(b"other").hexdigest()
@@ -161,7 +161,7 @@ def test_another_body_than_declared_is_not_stored(home: House) -> None:
     assert home.admin("GET", f"{DATA}/a.txt").content == b"old"
 
 
-def test_a_link_where_the_store_has_them(home: House) -> None:
+def test_a_link_where_the_store_has_them(home: Gateway) -> None:
     """With S3 anybody can download by it; a directory has none, and says so."""
     put(home, "a.txt", b"linked")
     answer = home.admin("GET", f"{DATA}/a.txt", params={"link_s": 60})
@@ -171,7 +171,7 @@ def test_a_link_where_the_store_has_them(home: House) -> None:
         assert answer.status_code == 400
 
 
-def test_no_flip_is_lost(home: House) -> None:
+def test_no_flip_is_lost(home: Gateway) -> None:
     """20 clients flip flags of their own documents at once, and all of them are as each said last."""
     names = [f"{n}.txt" for n in range(20)]
     for name in names:
@@ -186,7 +186,7 @@ def test_no_flip_is_lost(home: House) -> None:
     assert {name: each["used"] for name, each in listed(home).items()} == dict.fromkeys(names, False)
 
 
-def test_training_follows_documents_and_flags(home: House) -> None:
+def test_training_follows_documents_and_flags(home: Gateway) -> None:
     """Added, changed, unflagged and deleted documents; what is unchanged costs nothing; a broken one fails alone."""
     put(home, "a.md", "# Apples\n\nApples are red. " * 200)
     put(home, "b.txt", "Bananas are yellow.")
@@ -245,7 +245,7 @@ def listening() -> Iterator[tuple[str, list[dict[str, str]]]]:
 
 
 @pytest.mark.parametrize("name", ["huggingface_server", "words_for_tests"])
-def test_a_collection_does_not_say_what_training_runs(home: House, name: str) -> None:
+def test_a_collection_does_not_say_what_training_runs(home: Gateway, name: str) -> None:
     """Whoever may write to it could have keys of the gateway's sent anywhere, or run a model of theirs."""
     put(home, "a.txt", "A text.")
     if name == "words_for_tests":
@@ -273,7 +273,7 @@ def test_a_collection_does_not_say_what_training_runs(home: House, name: str) ->
     assert httpx.delete(f"{base}/avatar-ada").status_code == 200
 
 
-def test_a_collection_is_trained_again_with_what_it_was_trained_with(home: House) -> None:
+def test_a_collection_is_trained_again_with_what_it_was_trained_with(home: Gateway) -> None:
     """Whoever trains says it each time, unless the settings do; another one, or another configuration, is refused."""
     put(home, "a.txt", "A text.")
     with listening() as (url, heard):
@@ -290,7 +290,7 @@ def test_a_collection_is_trained_again_with_what_it_was_trained_with(home: House
         assert sorted(records(home)) == ["a.txt", "b.txt"]
 
 
-def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: House) -> None:
+def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: Gateway) -> None:
     """It asks for the id once more, takes the collection along, and may be repeated."""
     put(home, "a.txt", "A text.")
     home.admin("PUT", f"{AVATAR}/adapters/weights.bin", content=b"w")
@@ -323,7 +323,7 @@ def test_deleting_an_avatar_deletes_everything_of_it_and_nothing_else(home: Hous
         "x" * 1100,
     ],
 )
-def test_no_name_leads_out(home: House, name: str) -> None:
+def test_no_name_leads_out(home: Gateway, name: str) -> None:
     """A name that could is refused by every method, and nothing appears anywhere; sent as it is, not made plain."""
     before = everything(home)
     for method in ("PUT", "GET", "DELETE", "PATCH", "POST"):
@@ -339,7 +339,7 @@ def test_no_name_leads_out(home: House, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ü", "u\u0308", "日本語/😀.txt", " a ", "a?b#c&d+e%2F", "...", "'\"<>|*"])
-def test_names_are_kept_exactly(home: House, name: str) -> None:
+def test_names_are_kept_exactly(home: Gateway, name: str) -> None:
     """Both forms of an umlaut are two documents."""
     body = put(home, quote(name, safe=""), name.encode())
     assert body["name"] == name
@@ -348,7 +348,7 @@ def test_names_are_kept_exactly(home: House, name: str) -> None:
     assert train_names(home) >= {name} if name.endswith(".txt") else True
 
 
-def raw(home: House, method: str, target: str, body: bytes) -> int:
+def raw(home: Gateway, method: str, target: str, body: bytes) -> int:
     """The status of a request whose target nobody has touched."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", home.port, timeout=30)) as connection:
         connection.putrequest(method, target, skip_accept_encoding=True)
@@ -358,18 +358,18 @@ def raw(home: House, method: str, target: str, body: bytes) -> int:
         return connection.getresponse().status
 
 
-def everything(home: House) -> list[str]:
+def everything(home: Gateway) -> list[str]:
     """The names of all documents of all folders, by the API, and all files of a store that is a directory."""
     files = [str(path) for path in home.directory.rglob("*") if path.is_file() and "store" in str(path)]
     return sorted([*files, *home.admin("GET", "/users/default/avatars").json()["avatars"]])
 
 
-def train_names(home: House) -> set[str]:
+def train_names(home: Gateway) -> set[str]:
     train(home)
     return set(records(home))
 
 
-def test_pages_are_complete(home: House) -> None:
+def test_pages_are_complete(home: Gateway) -> None:
     """In pages of any size every document comes once, in order."""
     names = [f"{n:02}/x" for n in range(7)]
     for name in names:
@@ -385,7 +385,7 @@ def test_pages_are_complete(home: House) -> None:
     assert list(listed(home, prefix="03")) == ["03/x"]
 
 
-def test_flags_that_were_edited_by_hand(home: House) -> None:
+def test_flags_that_were_edited_by_hand(home: Gateway) -> None:
     """A missing file and stale entries are repaired; one that cannot be read is an error and stays as it is."""
     if "GATEWAY_STORE" in home.env:
         pytest.skip("the file is edited in the directory")
@@ -412,7 +412,7 @@ def test_flags_that_were_edited_by_hand(home: House) -> None:
     file.unlink()
 
 
-def test_a_cancelled_training_is_finished_by_the_next(home: House) -> None:
+def test_a_cancelled_training_is_finished_by_the_next(home: Gateway) -> None:
     """Whatever was done when it was cancelled stays right, and is not done again."""
     for n in range(40):
         put(home, f"{n:02}.txt", f"document number {n} " * 400)
@@ -487,7 +487,7 @@ def test_a_killed_gateway_leaves_nothing_half(kind: str) -> None:
         assert "avatar-ada" not in [each.name for each in home.client().list_collections()]
 
 
-def again(home: House) -> None:
+def again(home: Gateway) -> None:
     """Wait until the gateway that supervisord starts anew answers."""
     time.sleep(0.2)
     home.wait_until_ready()
@@ -497,7 +497,7 @@ LONG_UPLOAD_MIB = int(os.environ.get("LONG_UPLOAD_MIB", "384"))
 
 
 @pytest.mark.timeout(600)
-def test_a_long_upload_takes_no_memory(home: House) -> None:
+def test_a_long_upload_takes_no_memory(home: Gateway) -> None:
     """However much goes up and comes down again, the gateway stays under 200 MB. `LONG_UPLOAD_MIB=2048` for 2 GB."""
     size, piece = LONG_UPLOAD_MIB << 20, os.urandom(1 << 20)
     peak = 0
@@ -524,7 +524,7 @@ def test_a_long_upload_takes_no_memory(home: House) -> None:
     assert peak < 200 << 20
 
 
-def test_unchanged_documents_cost_next_to_nothing(home: House) -> None:
+def test_unchanged_documents_cost_next_to_nothing(home: Gateway) -> None:
     """Training 1,000 documents that did not change takes less than 2 s."""
     with ThreadPoolExecutor(8) as clients:
         list(clients.map(lambda n: put(home, f"{n:04}.txt", f"document {n} " * 50, used=True), range(1000)))
@@ -534,7 +534,7 @@ def test_unchanged_documents_cost_next_to_nothing(home: House) -> None:
     assert time.monotonic() - since < 2
 
 
-def test_the_readmes_commands_work(home: House, tmp_path: Path) -> None:
+def test_the_readmes_commands_work(home: Gateway, tmp_path: Path) -> None:
     """Those of "Training documents", as they are written there."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     block = readme.partition("# documents\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", home.url)

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests import servers
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 from tests.keys import Keys
 from tests.system.test_documents import EMBEDDING
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module", params=["file", "s3"])
-def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A house that wants keys."""
     keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
     writer = keys.add("writer", "writer")
@@ -30,10 +30,10 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             server = stack.enter_context(servers.ministack())
             server.make_bucket("documents")
             env |= server.env | {"GATEWAY_STORE": "s3://documents/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
-        yield stack.enter_context(house(**env)).start()
+        yield stack.enter_context(gateway_process(**env)).start()
 
 
-def say(home: House, *arguments: str) -> tuple[int, str, str]:
+def say(home: Gateway, *arguments: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a command."""
     done = subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],
@@ -48,21 +48,21 @@ def say(home: House, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def said(home: House, *arguments: str) -> Any:
+def said(home: Gateway, *arguments: str) -> Any:
     """What `documents …` answers."""
     status, out, err = say(home, "documents", *arguments)
     assert status == 0, err[-3000:]
     return json.loads(out) if out else None
 
 
-def refused(home: House, *arguments: str) -> str:
+def refused(home: Gateway, *arguments: str) -> str:
     """Why `documents …` fails."""
     status, out, err = say(home, "documents", *arguments)
     assert (status != 0, out) == (True, ""), (status, out)
     return err
 
 
-def test_every_command_does_what_it_says(home: House, tmp_path: Path) -> None:
+def test_every_command_does_what_it_says(home: Gateway, tmp_path: Path) -> None:
     """From the upload to the end of the avatar; answers are JSON on stdout, bars are on stderr."""
     file, got = tmp_path / "notes ü.txt", tmp_path / "got"
     file.write_bytes(b"The exam is in May. " * 100_000)
@@ -103,7 +103,7 @@ def test_every_command_does_what_it_says(home: House, tmp_path: Path) -> None:
     assert said(home, "avatars") == {"avatars": []}
 
 
-def test_what_is_wrong_is_told_and_nothing_is_left(home: House, tmp_path: Path) -> None:
+def test_what_is_wrong_is_told_and_nothing_is_left(home: Gateway, tmp_path: Path) -> None:
     """Folders for documents, documents for folders, and files that cannot be."""
     short, got = tmp_path / "short.txt", tmp_path / "got"
     short.write_text("Cranes are grey.")
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_told_and_nothing_is_left(home: House, tmp_path: Path) 
     assert "nothing of avatar" in refused(home, "delete-avatar", "ada", "--yes")
 
 
-def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: House, tmp_path: Path) -> None:
+def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: Gateway, tmp_path: Path) -> None:
     """With the admin token, or with a key in its place; without the right one it says so."""
     (tmp_path / "a.txt").write_text("Cranes are grey.")
     for avatar in ((), ("--avatar", "ada")):
@@ -138,7 +138,7 @@ def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: House, tmp_pa
     said(home, "delete-avatar", "ada", "--yes")
 
 
-def _with_token(home: House, token: str, *arguments: str) -> tuple[int, str, str]:
+def _with_token(home: Gateway, token: str, *arguments: str) -> tuple[int, str, str]:
     kept = dict(home.env)
     home.env["GATEWAY_ADMIN_TOKEN"] = token
     try:

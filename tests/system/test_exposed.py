@@ -16,7 +16,7 @@ import pytest
 from chromadb.errors import RateLimitError
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.house import ADMIN_TOKEN, ROOT, House, house
+from tests.gateway_process import ADMIN_TOKEN, ROOT, Gateway, gateway_process
 from tests.keys import Keys
 
 BASE = "/api/v2/tenants/default_tenant/databases/default_database"
@@ -25,12 +25,12 @@ PAGE = "https://app.example.com"
 
 
 class Served:
-    def __init__(self, built: House, keys: Keys, audit: Path) -> None:
-        self.house, self.keys, self.audit = built, keys, audit
+    def __init__(self, built: Gateway, keys: Keys, audit: Path) -> None:
+        self.gateway_process, self.keys, self.audit = built, keys, audit
 
     def ask(self, who: str | None, method: str, path: str, **kwargs: Any) -> httpx.Response:
         headers = (self.keys.bearer(who) if who else {}) | kwargs.pop("headers", {})
-        return httpx.request(method, self.house.url + path, headers=headers, timeout=30, **kwargs)
+        return httpx.request(method, self.gateway_process.url + path, headers=headers, timeout=30, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys.add("single", "writer", limits={"in_flight": 1})
     keys.add("small", "writer", limits={"body_bytes": 2000, "records": 3})
     audit = keys.path.with_name("audit")
-    with house(
+    with gateway_process(
         GATEWAY_KEYS_FILE=str(keys.path),
         GATEWAY_AUDIT_FILE=str(audit),
         GATEWAY_CORS_ORIGINS=f"{PAGE}, http://localhost:3000",
@@ -67,7 +67,7 @@ def test_requests_a_second(served: Served) -> None:
     assert late[0].headers["retry-after"] == "1"
     assert late[0].json()["error"] == "RateLimitError"
     assert served.ask("writer", "GET", f"{BASE}/collections").status_code == 200
-    client = served.house.client(headers={"X-Chroma-Token": served.keys.tokens["writer"]})
+    client = served.gateway_process.client(headers={"X-Chroma-Token": served.keys.tokens["writer"]})
     client.set_tenant("default_tenant")
     client._server._session.headers["X-Chroma-Token"] = served.keys.tokens["slow"]  # type: ignore[attr-defined]
 
@@ -85,13 +85,15 @@ def test_requests_in_flight(served: Served) -> None:
     path = f"{BASE}/collections/{made.json()['id']}/add"
     body = json.dumps({"ids": ["1"], "embeddings": [[1, 2, 3]]}).encode()
     token = served.keys.tokens["single"]
-    with socket.create_connection(("127.0.0.1", served.house.port), 10) as wire:
+    with socket.create_connection(("127.0.0.1", served.gateway_process.port), 10) as wire:
         wire.sendall(
             f"POST {path} HTTP/1.1\r\nHost: x\r\nX-Chroma-Token: {token}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body[:-1]
         )
-        served.house.until(lambda: served.ask("single", "GET", f"{BASE}/collections").status_code == 429, "it counts")
+        served.gateway_process.until(
+            lambda: served.ask("single", "GET", f"{BASE}/collections").status_code == 429, "it counts"
+        )
         wire.sendall(body[-1:])
         assert wire.recv(100).startswith(b"HTTP/1.1 201")
     assert served.ask("single", "GET", f"{BASE}/collections").status_code == 200
@@ -169,7 +171,7 @@ def test_pages_of_others_may_not(served: Served, origin: str) -> None:
 def test_pages_of_others_change_nothing_where_no_key_is_needed(site: str) -> None:
     """A browser sends what any page wants, without a question before, if it has no Content-Type; Chroma takes that."""
     told = {"Origin": "https://evil.example.com", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
-    with house(GATEWAY_CORS_ORIGINS=PAGE) as built:
+    with gateway_process(GATEWAY_CORS_ORIGINS=PAGE) as built:
         built.start()
 
         def make(name: str, headers: dict[str, str]) -> int:
@@ -202,8 +204,10 @@ def test_what_was_done_is_written_down(served: Served) -> None:
     served.ask("writer", "DELETE", f"{BASE}/collections/doomed", headers=headers)
     served.ask("reader", "DELETE", f"{BASE}/collections/doomed", headers=headers)
     served.ask(None, "DELETE", f"{BASE}/collections/doomed", headers=headers)
-    httpx.post(f"{served.house.url}/admin/snapshot", json={"label": name}, headers=ADMIN | headers, timeout=60)
-    served.house.until(lambda: bool(notes(served, who="admin")), "it is written", 10)
+    httpx.post(
+        f"{served.gateway_process.url}/admin/snapshot", json={"label": name}, headers=ADMIN | headers, timeout=60
+    )
+    served.gateway_process.until(lambda: bool(notes(served, who="admin")), "it is written", 10)
     (deleted,) = notes(served, action="delete_collection", status=200)
     assert (deleted["who"], deleted["role"], deleted["address"]) == ("writer", "writer", "8.8.4.4")
     assert (deleted["method"], deleted["path"]) == ("DELETE", f"{BASE}/collections/doomed")
@@ -211,8 +215,8 @@ def test_what_was_done_is_written_down(served: Served) -> None:
     assert [note["who"] for note in notes(served, action="delete_collection", status=403)] == ["reader"]
     (snapshot,) = notes(served, who="admin", path="/admin/snapshot")
     assert (snapshot["status"], snapshot["address"], snapshot["request_id"]) == (201, "8.8.4.4", "deed-1")
-    assert httpx.post(f"{served.house.url}/admin/gc", headers=served.keys.bearer("reader")).status_code == 403
-    served.house.until(lambda: bool(notes(served, who="reader", path="/admin/gc")), "it is written", 10)
+    assert httpx.post(f"{served.gateway_process.url}/admin/gc", headers=served.keys.bearer("reader")).status_code == 403
+    served.gateway_process.until(lambda: bool(notes(served, who="reader", path="/admin/gc")), "it is written", 10)
     assert [note["status"] for note in notes(served, who="reader", path="/admin/gc")] == [403]
     text = served.audit.read_text()
     assert name not in text
@@ -253,8 +257,8 @@ def test_one_screen(served: Served) -> None:
     def status(**env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "gateway", "status"],
-            env=served.house.env | env,
-            cwd=served.house.directory,
+            env=served.gateway_process.env | env,
+            cwd=served.gateway_process.directory,
             capture_output=True,
             text=True,
             check=False,
@@ -275,9 +279,9 @@ def test_every_line_of_the_log_is_an_object(served: Served) -> None:
     """Ours and Chroma's, with Google Cloud's words; supervisord's own lines aside."""
     trace = "0af7651916cd43dd8448eb211c80319c"
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Request-Id": "asked-1"}
-    answer = httpx.get(f"{served.house.url}/admin/status", headers=ADMIN | headers, timeout=30)
+    answer = httpx.get(f"{served.gateway_process.url}/admin/status", headers=ADMIN | headers, timeout=30)
     assert answer.headers["x-request-id"] == "asked-1"
-    lines = served.house.output().splitlines()
+    lines = served.gateway_process.output().splitlines()
     events = [json.loads(line) for line in lines if line.startswith("{")]
     assert all(event["severity"] and event["message"] for event in events)
     others = [line for line in lines if not line.startswith("{")]
@@ -316,7 +320,7 @@ def test_the_readmes_commands_work(tmp_path: Path) -> None:
         tokens += re.findall(r"cgw_\S+", made.stderr)
         assert "cgw_" not in made.stdout
     code = readme.partition("Clients send it as either header")[2].partition("```python\n")[2].partition("```")[0]
-    with house(GATEWAY_KEYS_FILE=str(file)) as built:
+    with gateway_process(GATEWAY_KEYS_FILE=str(file)) as built:
         built.start()
         httpx.post(f"{built.url}/api/v2/tenants", json={"name": "acme"}, headers=ADMIN)
         httpx.post(f"{built.url}/api/v2/tenants/acme/databases", json={"name": "default_database"}, headers=ADMIN)
@@ -332,13 +336,13 @@ def test_the_readmes_commands_work(tmp_path: Path) -> None:
 
 def test_reset_is_refused_unless_it_is_allowed() -> None:
     """In Chroma's words; allowed, it is an admin's, and Chroma does it."""
-    with house() as built:
+    with gateway_process() as built:
         built.start()
         refused = httpx.post(f"{built.url}/api/v2/reset")
         assert (refused.status_code, refused.json()["error"]) == (403, "ChromaError")
         assert refused.json()["message"] == "Reset is disabled by config"
         assert built.stop() == 0
-    with house(GATEWAY_ALLOW_RESET="true") as built:
+    with gateway_process(GATEWAY_ALLOW_RESET="true") as built:
         built.start()
         built.client().create_collection("doomed", embedding_function=None)
         assert httpx.post(f"{built.url}/api/v2/reset").status_code == 200
@@ -348,7 +352,7 @@ def test_reset_is_refused_unless_it_is_allowed() -> None:
 
 def test_nobody_listens_to_the_world_by_accident() -> None:
     """The start ends with status 2 and says what to set."""
-    with house(HOST="0.0.0.0") as built:
+    with gateway_process(HOST="0.0.0.0") as built:
         del built.env["GATEWAY_ADMIN_TOKEN"]
         built.start(ready=False)
         assert built.wait() == 2
@@ -358,7 +362,7 @@ def test_nobody_listens_to_the_world_by_accident() -> None:
 
 def test_the_admin_token_alone_closes_the_house() -> None:
     """Beyond loopback it is the one key; Chroma itself listens to this machine only."""
-    with house(HOST="0.0.0.0") as built:
+    with gateway_process(HOST="0.0.0.0") as built:
         built.start()
         path = f"{built.url}{BASE}/collections"
         assert httpx.get(path).status_code == 401
@@ -371,7 +375,7 @@ def test_the_admin_token_alone_closes_the_house() -> None:
 
 def test_who_allows_anybody_gets_anybody() -> None:
     """And strange tokens are ignored, as nobody gave them out."""
-    with house(HOST="0.0.0.0", GATEWAY_ALLOW_ANONYMOUS="true") as built:
+    with gateway_process(HOST="0.0.0.0", GATEWAY_ALLOW_ANONYMOUS="true") as built:
         built.start()
         for headers in ({}, {"Authorization": "Bearer whatever"}, {"Authorization": "Basic x"}):
             assert httpx.get(f"{built.url}{BASE}/collections", headers=headers).status_code == 200
@@ -381,7 +385,7 @@ def test_who_allows_anybody_gets_anybody() -> None:
 
 def test_readyz_says_how_far_it_is() -> None:
     """While Chroma is down: the phase, in words for machines too."""
-    with house() as built:
+    with gateway_process() as built:
         built.start()
         pid = built.pid("chroma")
         assert pid
@@ -408,7 +412,7 @@ def test_readyz_says_how_far_it_is() -> None:
 
 def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
     """A gateway that starts anew knows it from the store, so that an alert on it does not cry wolf."""
-    with house() as built:
+    with gateway_process() as built:
         built.start()
         age = re.compile(r"^chroma_gateway_last_snapshot_age_seconds (.*)$", re.MULTILINE)
 
@@ -430,7 +434,7 @@ def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
 
 def test_a_proxy_of_the_environments_gets_nothing_of_this_machines() -> None:
     """The gateway reaches its Chroma, and commands the gateway, without it: they carry data and the admin token."""
-    with house(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as built:
+    with gateway_process(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as built:
         built.start()
         for command in (["list"], ["documents", "avatars"], ["status"]):
             shown = subprocess.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import ROOT, house
+from tests.gateway_process import ROOT, gateway_process
 from tests.keys import Keys
 
 
@@ -28,7 +28,7 @@ def test_the_javascript_client_notices_nothing_but_its_key(tmp_path: Path) -> No
         "READER": keys.add("reader", "reader"),
         "SCOPED": keys.add("scoped", "reader", collections=["js-*"]),
     }
-    with house(GATEWAY_KEYS_FILE=str(keys.path)) as built:
+    with gateway_process(GATEWAY_KEYS_FILE=str(keys.path)) as built:
         built.start()
         env = {"PORT": str(built.port), "PATH": "/usr/bin:/bin", **tokens}
         node = shutil.which("node") or "node"

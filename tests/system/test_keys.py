@@ -17,7 +17,7 @@ import pytest
 from chromadb.config import Settings
 from chromadb.errors import AuthorizationError, ChromaAuthError, NotFoundError
 
-from tests.house import ADMIN_TOKEN, House, house
+from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 from tests.keys import Keys
 
 ROUTES = [
@@ -64,8 +64,8 @@ class Place(NamedTuple):
 class Served:
     """A house with keys and with data in and out of the scope of the scoped ones."""
 
-    def __init__(self, built: House, keys: Keys) -> None:
-        self.house, self.keys = built, keys
+    def __init__(self, built: Gateway, keys: Keys) -> None:
+        self.gateway_process, self.keys = built, keys
         self.bare = httpx.Client(base_url=f"http://127.0.0.1:{built.chroma_port}", timeout=30)
         self.gateway = httpx.Client(base_url=built.url, timeout=30)
 
@@ -97,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     part = {"tenants": ["acme"], "databases": ["web"], "collections": ["pages-*"]}
     keys.add("scoped-reader", "reader", **part)
     keys.add("scoped-writer", "writer", **part)
-    with house(GATEWAY_KEYS_FILE=str(keys.path)) as built:
+    with gateway_process(GATEWAY_KEYS_FILE=str(keys.path)) as built:
         built.start()
         served = Served(built, keys)
         for tenant in ("acme", "other"):
@@ -345,7 +345,7 @@ def test_a_long_body_is_not_judged_by_an_old_name(served: Served) -> None:
     body = b'{"ids": ["1"], "embeddings": [[1, 2, 3]], "documents": ["' + b"x" * 200_000 + b'"]}'
     for verb, sent in (("add", body), ("get", b'{"ids": ["' + b"x" * 200_000 + b'"]}')):
         assert served.ask("scoped-writer", "GET", f"{base}/{place.id}/count").status_code == 200
-        with socket.create_connection(("127.0.0.1", served.house.port), 10) as wire:
+        with socket.create_connection(("127.0.0.1", served.gateway_process.port), 10) as wire:
             token = served.keys.tokens["scoped-writer"]
             wire.sendall(
                 f"POST {base}/{place.id}/{verb} HTTP/1.1\r\nHost: x\r\nX-Chroma-Token: {token}\r\n"
@@ -365,7 +365,7 @@ def test_a_long_body_is_not_judged_by_an_old_name(served: Served) -> None:
 
 def raw(served: Served, *requests: bytes) -> list[int]:
     """The statuses of answers to requests that are sent at once, on one connection."""
-    with socket.create_connection(("127.0.0.1", served.house.port), 10) as wire:
+    with socket.create_connection(("127.0.0.1", served.gateway_process.port), 10) as wire:
         wire.sendall(b"".join(requests))
         got, statuses = b"", []
         while len(statuses) < len(requests) and (piece := wire.recv(65536)):
@@ -472,7 +472,7 @@ def test_no_way_of_writing_a_path_leads_around_the_scope(served: Served, method:
     written = path.format(secret=secret.id, SECRET=secret.id.upper(), bare=secret.id.replace("-", ""))
     token = served.keys.tokens["scoped-reader"]
     ask = f"{method} {written} HTTP/1.1\r\nHost: x\r\nX-Chroma-Token: {token}\r\nConnection: close\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", served.house.port), 10) as wire:
+    with socket.create_connection(("127.0.0.1", served.gateway_process.port), 10) as wire:
         wire.sendall(ask.encode())
         got = b"".join(iter(lambda: wire.recv(65536), b""))
     assert int(got.split()[1]) in (400, 403, 404), got
@@ -492,24 +492,26 @@ def test_a_collection_named_like_a_route(served: Served, name: str, tmp_path: Pa
 def test_the_file_is_read_anew(served: Served) -> None:
     """A key works soon after it is written down, and no longer when it is gone or its time is over; a broken file
     changes nothing."""
-    url = f"{served.house.url}/api/v2/tenants/other"
+    url = f"{served.gateway_process.url}/api/v2/tenants/other"
     token = served.keys.add("late", "reader")
 
     def status() -> int:
         return httpx.get(url, headers={"X-Chroma-Token": token}).status_code
 
-    served.house.until(lambda: status() == 200, "the new key works", 10)
+    served.gateway_process.until(lambda: status() == 200, "the new key works", 10)
     good = served.keys.path.read_text()
     served.keys.path.write_text(good[:-3])
-    served.house.until(lambda: "is neither TOML nor JSON" in served.house.output(), "the broken file is told", 10)
+    served.gateway_process.until(
+        lambda: "is neither TOML nor JSON" in served.gateway_process.output(), "the broken file is told", 10
+    )
     assert status() == 200
-    assert token not in served.house.output()
+    assert token not in served.gateway_process.output()
     served.keys.remove("late")
-    served.house.until(lambda: status() == 401, "the key that is gone does not", 10)
+    served.gateway_process.until(lambda: status() == 401, "the key that is gone does not", 10)
     ends = datetime.now(UTC) + timedelta(seconds=3)
     token = served.keys.add("short", "reader", expires=ends.isoformat())
-    served.house.until(lambda: status() == 200, "it works until its end", 10)
-    served.house.until(lambda: status() == 401, "it ends", 10)
+    served.gateway_process.until(lambda: status() == 200, "it works until its end", 10)
+    served.gateway_process.until(lambda: status() == 401, "it ends", 10)
     assert datetime.now(UTC) >= ends
     served.keys.remove("short")
 
@@ -522,7 +524,12 @@ def test_chromas_own_client_with_a_key(served: Served, header: str | None) -> No
     place = served.make("acme", "web", f"pages-{next(_numbers)}")
 
     def client(token: str) -> chromadb.api.ClientAPI:
-        where: dict[str, Any] = {"host": "127.0.0.1", "port": served.house.port, "tenant": "acme", "database": "web"}
+        where: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": served.gateway_process.port,
+            "tenant": "acme",
+            "database": "web",
+        }
         if header is None:
             return chromadb.HttpClient(headers={"X-Chroma-Token": token}, **where)
         settings = Settings(
@@ -557,23 +564,23 @@ def test_chromas_own_client_with_a_key(served: Served, header: str | None) -> No
 def test_admins_alone_administer(served: Served) -> None:
     """`/admin/*` wants an admin's key; the admin token is one, on the data path too."""
     for role in ROLES:
-        status = httpx.get(f"{served.house.url}/admin/snapshot", headers=served.headers(role)).status_code
+        status = httpx.get(f"{served.gateway_process.url}/admin/snapshot", headers=served.headers(role)).status_code
         assert status == (401 if role in ("none", "wrong") else 200 if role == "admin" else 403), role
     told = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-    assert httpx.get(f"{served.house.url}/admin/snapshot", headers=told).status_code == 200
-    assert httpx.get(f"{served.house.url}/api/v2/tenants/other", headers=told).status_code == 200
-    assert httpx.get(f"{served.house.url}/healthz").status_code == 200
+    assert httpx.get(f"{served.gateway_process.url}/admin/snapshot", headers=told).status_code == 200
+    assert httpx.get(f"{served.gateway_process.url}/api/v2/tenants/other", headers=told).status_code == 200
+    assert httpx.get(f"{served.gateway_process.url}/healthz").status_code == 200
 
 
 def test_nobody_says_where_an_admin_comes_from(served: Served) -> None:
     """No proxy is trusted here, not even one of this machine: what a client says of its address is not written down."""
     headers = served.headers("admin") | {"X-Forwarded-For": "6.6.6.6", "X-Request-Id": "from-afar"}
-    assert httpx.post(f"{served.house.url}/admin/resume", headers=headers).status_code == 200
-    served.house.until(lambda: '"from-afar"' in served.house.output(), "it is written", 10)
-    served.house.until(
+    assert httpx.post(f"{served.gateway_process.url}/admin/resume", headers=headers).status_code == 200
+    served.gateway_process.until(lambda: '"from-afar"' in served.gateway_process.output(), "it is written", 10)
+    served.gateway_process.until(
         lambda: any(
             json.loads(line)["address"] == "127.0.0.1"
-            for line in served.house.output().splitlines()
+            for line in served.gateway_process.output().splitlines()
             if '"stream": "audit"' in line and '"from-afar"' in line
         ),
         "the address is the peer's",
@@ -588,7 +595,7 @@ def test_no_key_reaches_a_log_or_chroma(served: Served) -> None:
     assert served.ask("scoped-reader", "DELETE", path).status_code == 403
     assert served.ask("scoped-writer", "DELETE", path).status_code == 200
     assert served.ask("wrong", "DELETE", path).status_code == 401
-    output = served.house.output()
+    output = served.gateway_process.output()
     for token in (*served.keys.tokens.values(), ADMIN_TOKEN):
         assert token not in output
         assert token[-43:] not in output  # the secret, which may have any character of "_" in it

@@ -21,8 +21,8 @@ from chromadb import Collection
 from gateway.errors import GatewayError
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import fetch_verified
-from gateway.store import FileStore
-from tests.house import House, house
+from gateway.storage import FileStorage
+from tests.gateway_process import Gateway, gateway_process
 
 KILLS = int(os.environ.get("KILLS", "50"))
 SEED = int(os.environ.get("KILLS_SEED", "7"))
@@ -34,8 +34,8 @@ LONGEST_S = 0.35
 
 
 @pytest.fixture(scope="module")
-def built() -> Iterator[House]:
-    with house(GATEWAY_KEEP_LAST="3", GATEWAY_GC_GRACE_S="0", GATEWAY_LOG_LEVEL="info") as made:
+def built() -> Iterator[Gateway]:
+    with gateway_process(GATEWAY_KEEP_LAST="3", GATEWAY_GC_GRACE_S="0", GATEWAY_LOG_LEVEL="info") as made:
         yield made.start()
 
 
@@ -72,7 +72,7 @@ class Records:
         return held
 
 
-def ask(built: House, operation: str) -> None:
+def ask(built: Gateway, operation: str) -> None:
     """Begin it; its answer is nobody's concern."""
 
     def post() -> None:
@@ -92,7 +92,7 @@ def ask(built: House, operation: str) -> None:
     threading.Thread(target=post, daemon=True).start()
 
 
-def kill(built: House) -> None:
+def kill(built: Gateway) -> None:
     pid = built.pid("gateway")
     assert pid
     os.kill(pid, signal.SIGKILL)
@@ -102,12 +102,14 @@ def kill(built: House) -> None:
 
 async def problems(store_dir: Path, target: Path) -> dict[str, str]:
     """Why snapshots that are listed cannot be restored, by id."""
-    repository, found = Repository(FileStore(store_dir / "users/default/vectorstore")), {}
+    repository, found = Repository(FileStorage(store_dir / "users/default/vectorstore")), {}
     for number, snapshot in enumerate(await repository.snapshots()):
-        room = target / str(number)
-        room.mkdir(parents=True)
+        scratch_directory = target / str(number)
+        scratch_directory.mkdir(parents=True)
         try:
-            await fetch_verified(repository, room, await repository.manifest(snapshot.id), lambda _done, _total: None)
+            await fetch_verified(
+                repository, scratch_directory, await repository.manifest(snapshot.id), lambda _done, _total: None
+            )
         except GatewayError as error:
             found[snapshot.id] = error.message
     await repository.close()
@@ -115,7 +117,7 @@ async def problems(store_dir: Path, target: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_no_moment_is_a_bad_one_to_die(built: House, tmp_path: Path) -> None:
+def test_no_moment_is_a_bad_one_to_die(built: Gateway, tmp_path: Path) -> None:
     """Fifty kills: nothing broken is ever listed, the next snapshot succeeds, acknowledged writes are there."""
     chooser = random.Random(SEED)
     collection = built.client().create_collection(

@@ -19,9 +19,9 @@ from chromadb.api import ClientAPI
 from gateway.chroma.directory import DataDirectory
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
-from gateway.store import Prefixed, open_store
+from gateway.storage import PrefixedStorage, open_storage
 from tests.bare_chroma import bare_chroma
-from tests.house import house
+from tests.gateway_process import gateway_process
 
 SNAPSHOTS = 20
 COPIES = 4
@@ -180,7 +180,7 @@ def _problems_of_records(client: ClientAPI, floor: dict[str, int]) -> list[str]:
 @pytest.mark.timeout(400)
 def test_every_snapshot_under_writers_is_one_cut(tmp_path: Path) -> None:
     """20 snapshots under four writers: each opens, holds all that was acknowledged, nothing torn, all found."""
-    with house() as built:
+    with gateway_process() as built:
         writers, taken = Writers(built.start().client), []
         with writers.writing():
             wait_for(writers)
@@ -192,7 +192,9 @@ def test_every_snapshot_under_writers_is_one_cut(tmp_path: Path) -> None:
         async def restore(snapshot_id: str, target: Path) -> None:
             directory = DataDirectory(target)
             directory.make()
-            repository = Repository(Prefixed(open_store(f"file://{built.store_dir}"), "users/default/vectorstore/"))
+            repository = Repository(
+                PrefixedStorage(open_storage(f"file://{built.store_dir}"), "users/default/vectorstore/")
+            )
             await restore_at_boot(repository, directory, snapshot_id, lambda done, total: None)
             await repository.close()
 

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.house import ADMIN_TOKEN, House, house
+from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -26,13 +26,13 @@ def _tar(_context: object, value: object) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[House]:
-    with house() as built:
+def served() -> Iterator[Gateway]:
+    with gateway_process() as built:
         yield built.start()
 
 
 @pytest.mark.parametrize("headers", [ADMIN, {}, {"Authorization": "Bearer wrong"}], ids=["admin", "nobody", "wrong"])
-def test_every_answer_is_as_promised(served: House, headers: dict[str, str]) -> None:
+def test_every_answer_is_as_promised(served: Gateway, headers: dict[str, str]) -> None:
     """Status, type and shape; never a failure of the gateway's own. Without a key nothing of /admin/* happens."""
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     for result in schema.get_all_operations():

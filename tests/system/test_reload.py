@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tests.house import ROOT, House
+from tests.gateway_process import ROOT, Gateway
 
 LIMIT_S = 3.0
 
 
-class Reloading(House):
+class Reloading(Gateway):
     """A house whose gateway restarts when the code in its own `src` changes."""
 
     def start(self, *, ready: bool = True) -> Self:

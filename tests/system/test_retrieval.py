@@ -16,7 +16,7 @@ import docx
 import pytest
 from fpdf import FPDF
 
-from tests.house import House
+from tests.gateway_process import Gateway
 from tests.system.test_documents import AVATAR, listed, records, running, train
 from tests.word_embedding import WordEmbedding
 
@@ -117,7 +117,7 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def ingest(home: House, *arguments: str) -> dict[str, Any]:
+def ingest(home: Gateway, *arguments: str) -> dict[str, Any]:
     """What `chroma-gateway ingest` says."""
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "ingest", *arguments],
@@ -134,7 +134,7 @@ def ingest(home: House, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["file", "s3"])
-def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[House]:
+def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[Gateway]:
     with running(request.param) as home:
         said = ingest(home, str(course), "--avatar", "ada")
         assert said["failed"] == {}
@@ -146,7 +146,7 @@ def module_of(document: object) -> str:
     return str(document).rpartition(".")[0]
 
 
-def test_a_second_time_changes_nothing(trained: House, course: Path) -> None:
+def test_a_second_time_changes_nothing(trained: Gateway, course: Path) -> None:
     """Nothing is uploaded, nothing written; also by a gateway that knows no digests yet."""
     before = listed(trained, limit=1000)
     said = ingest(trained, str(course), "--avatar", "ada")
@@ -154,7 +154,7 @@ def test_a_second_time_changes_nothing(trained: House, course: Path) -> None:
     assert {n: d["etag"] for n, d in listed(trained, limit=1000).items()} == {n: d["etag"] for n, d in before.items()}
 
 
-def test_a_folder_becomes_a_collection_without_the_store(trained: House, course: Path) -> None:
+def test_a_folder_becomes_a_collection_without_the_store(trained: Gateway, course: Path) -> None:
     """The same chunks as by way of the store, and the second time nothing changes."""
     said = ingest(trained, str(course), "--collection", "plain-folder")
     assert (said["failed"], len(said["added"])) == ({}, len(list(course.iterdir())))
@@ -162,13 +162,13 @@ def test_a_folder_becomes_a_collection_without_the_store(trained: House, course:
     assert records(trained, "plain-folder") == records(trained)
 
 
-def first_words(home: House) -> dict[str, str]:
+def first_words(home: Gateway) -> dict[str, str]:
     """A question for each of thirty documents that words alone can answer: its own beginning."""
     found = records(home)
     return {chunks[0]: name for name, chunks in found.items() if module_of(name) in ASKED.values()}
 
 
-def test_chromas_own_client_finds_them(trained: House) -> None:
+def test_chromas_own_client_finds_them(trained: Gateway) -> None:
     """With the embedding function that the collection itself names."""
     collection = trained.client().get_collection("avatar-ada")
     for question, name in first_words(trained).items():
@@ -177,7 +177,7 @@ def test_chromas_own_client_finds_them(trained: House) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_langchain_finds_them(trained: House) -> None:
+def test_langchain_finds_them(trained: Gateway) -> None:
     """langchain-chroma, with the same function as an embedding of its own kind."""
     from langchain_chroma import Chroma
     from langchain_core.embeddings import Embeddings
@@ -201,7 +201,7 @@ def test_langchain_finds_them(trained: House) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_llama_index_finds_them(trained: House) -> None:
+def test_llama_index_finds_them(trained: Gateway) -> None:
     """llama-index-vector-stores-chroma."""
     from llama_index.core.vector_stores import VectorStoreQuery
     from llama_index.vector_stores.chroma import ChromaVectorStore
@@ -213,7 +213,7 @@ def test_llama_index_finds_them(trained: House) -> None:
         assert [node.metadata["document"] for node in found.nodes or []] == [name]
 
 
-def test_they_live_their_whole_life(trained: House, course: Path) -> None:
+def test_they_live_their_whole_life(trained: Gateway, course: Path) -> None:
     """Changed, flagged off and deleted in bulk; the collection follows."""
     names = sorted(path.name for path in course.iterdir())
     before = records(trained)
@@ -234,9 +234,9 @@ MODEL = Path.home() / ".cache/chroma/onnx_models/all-MiniLM-L6-v2/onnx/model.onn
 @pytest.mark.skipif(not MODEL.exists(), reason=f"Chroma's default model is not at {MODEL}")
 def test_the_real_model_answers_thirty_questions(course: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chroma's default model, in the gateway and in the client: the right document is among the first three."""
-    from tests.house import house
+    from tests.gateway_process import gateway_process
 
-    with house(HOME=str(Path.home())) as home:
+    with gateway_process(HOME=str(Path.home())) as home:
         home.start()
         said = ingest(
             home,

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 from chromadb import AdminClient, Settings
 
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 from tests.records import embed, everything, prose
 from tests.servers import ministack
 
@@ -21,18 +21,18 @@ QUESTIONS = [
 
 
 @pytest.fixture(params=["file", "s3"])
-def kept(request: pytest.FixtureRequest) -> Iterator[House]:
+def kept(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """A house whose store outlives its disk."""
     with ExitStack() as stack:
         if request.param == "s3":
             server = stack.enter_context(ministack())
             server.make_bucket("vectors")
-            yield stack.enter_context(house(GATEWAY_STORE="s3://vectors/some/prefix", **server.env))
+            yield stack.enter_context(gateway_process(GATEWAY_STORE="s3://vectors/some/prefix", **server.env))
         else:
-            yield stack.enter_context(house())
+            yield stack.enter_context(gateway_process())
 
 
-def fill(kept: House) -> None:
+def fill(kept: Gateway) -> None:
     """Three collections in three places, with and without a synced index, with deletions and updates."""
     settings = Settings(
         chroma_api_impl="chromadb.api.fastapi.FastAPI",
@@ -75,7 +75,7 @@ def fill(kept: House) -> None:
         client.delete_collection("gone")
 
 
-def test_everything_comes_back_after_the_disk_is_lost(kept: House) -> None:
+def test_everything_comes_back_after_the_disk_is_lost(kept: Gateway) -> None:
     """Every id, embedding, document, metadata, configuration, tenant, database and answer is as it was."""
     kept.start()
     fill(kept)

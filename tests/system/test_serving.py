@@ -16,13 +16,13 @@ import chromadb
 import httpx
 import pytest
 
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[House]:
+def shared() -> Iterator[Gateway]:
     """One house for all that leaves it as it was."""
-    with house() as built:
+    with gateway_process() as built:
         yield built.start()
 
 
@@ -43,14 +43,14 @@ def fill(client: chromadb.api.ClientAPI, name: str, records: int = 20) -> chroma
     return collection
 
 
-def gate(built: House) -> dict:
+def gate(built: Gateway) -> dict:
     return built.admin("GET", "/status").json()["gate"]
 
 
 # ---------------------------------------------------------------------- while a snapshot is taken
 
 
-def test_reads_of_warmed_collections_go_on_while_writes_are_held_back(shared: House) -> None:
+def test_reads_of_warmed_collections_go_on_while_writes_are_held_back(shared: Gateway) -> None:
     """count, get and query answer at once with the gate closed; a write waits, and succeeds when it opens."""
     notes = fill(shared.client(), "warmed")
     notes.count()
@@ -76,7 +76,7 @@ def test_reads_of_warmed_collections_go_on_while_writes_are_held_back(shared: Ho
 
 def test_every_collection_is_warm_when_ready() -> None:
     """After a start nobody need read first: with the gate closed from the first second on, reads go on."""
-    with house() as built:
+    with gateway_process() as built:
         built.start()
         fill(built.client(), "first")
         fill(built.client(), "second")
@@ -94,7 +94,7 @@ def test_every_collection_is_warm_when_ready() -> None:
         assert built.stop() == 0
 
 
-def test_the_first_read_of_a_new_collection_waits_like_a_write(shared: House) -> None:
+def test_the_first_read_of_a_new_collection_waits_like_a_write(shared: Gateway) -> None:
     """Chroma writes on it, so it must not happen in a freeze."""
     notes = fill(shared.client(), "unread")
     shared.admin("POST", "/quiesce", json={"ttl_s": 60})
@@ -107,7 +107,7 @@ def test_the_first_read_of_a_new_collection_waits_like_a_write(shared: House) ->
     assert counted == [20]
 
 
-def test_a_quiesce_ends_by_itself(shared: House) -> None:
+def test_a_quiesce_ends_by_itself(shared: Gateway) -> None:
     """Nobody resumes: after ttl_s writes go on."""
     notes = fill(shared.client(), "forgotten")
     answer = shared.admin("POST", "/quiesce", json={"ttl_s": 0.3})
@@ -117,14 +117,14 @@ def test_a_quiesce_ends_by_itself(shared: House) -> None:
     assert shared.admin("POST", "/resume").json() == {"state": "open", "was_quiesced": False}
 
 
-def test_the_answer_tells_how_long_writes_were_held(shared: House) -> None:
+def test_the_answer_tells_how_long_writes_were_held(shared: Gateway) -> None:
     """`drain_ms` and `freeze_ms` are there and are times."""
     snapshot = shared.snapshot("timed")
     assert 0 <= snapshot["drain_ms"] < 30_000
     assert 0 < snapshot["freeze_ms"] < 30_000
 
 
-def test_a_write_whose_client_is_gone_is_waited_for(shared: House) -> None:
+def test_a_write_whose_client_is_gone_is_waited_for(shared: Gateway) -> None:
     """The client hangs up after sending; the snapshot begins when Chroma is done, and holds the write whole."""
     collection = shared.client().create_collection(
         "abandoned", embedding_function=None, configuration={"hnsw": {"sync_threshold": 500}}
@@ -154,7 +154,7 @@ def test_a_write_whose_client_is_gone_is_waited_for(shared: House) -> None:
     assert collection.count() == records
 
 
-def logged(built: House, records: int) -> bool:
+def logged(built: Gateway, records: int) -> bool:
     with closing(sqlite3.connect(f"file:{built.data_dir}/chroma.sqlite3?mode=ro", uri=True)) as database:
         return database.execute("select count(*) from embeddings_queue").fetchone()[0] >= records
 
@@ -171,7 +171,7 @@ def logged(built: House, records: int) -> bool:
     ],
 )
 def test_a_bad_request_to_the_gateway_itself_is_refused_in_the_error_shape(
-    shared: House, body: bytes, expected: int
+    shared: Gateway, body: bytes, expected: int
 ) -> None:
     """Too long, too deep, of a wrong type, misspelt or no JSON: what and why, and no snapshot is taken."""
     before = shared.admin("GET", "/snapshot").json()
@@ -188,7 +188,7 @@ def test_a_bad_request_to_the_gateway_itself_is_refused_in_the_error_shape(
 
 def test_a_restore_under_load_shows_one_state_or_the_other() -> None:
     """Readers see all of the old state or all of the new one; in the gap 503 with Retry-After, and nothing else."""
-    with house() as built:
+    with gateway_process() as built:
         state = fill_state(built.start(), "old")
         wanted = built.snapshot("old")
         set_state(state, "new")
@@ -232,7 +232,7 @@ def test_a_restore_under_load_shows_one_state_or_the_other() -> None:
         assert documents.count("old") == 200
 
 
-def fill_state(built: House, text: str) -> chromadb.Collection:
+def fill_state(built: Gateway, text: str) -> chromadb.Collection:
     state = built.client().create_collection(
         "state", embedding_function=None, configuration={"hnsw": {"sync_threshold": 50}}
     )
@@ -251,7 +251,7 @@ def set_state(state: chromadb.Collection, text: str) -> None:
 
 def test_sigterm_ends_it_in_time_with_every_acknowledged_write_on_disk() -> None:
     """Writers work until they are cut off; supervisord ends with 0 within 10 s; all they were told is there."""
-    with house() as built:
+    with gateway_process() as built:
         collection = built.start().client().create_collection("acknowledged", embedding_function=None)
         told: list[str] = []
 
@@ -281,7 +281,7 @@ def test_sigterm_ends_it_in_time_with_every_acknowledged_write_on_disk() -> None
 
 def test_a_killed_chroma_comes_back_by_itself() -> None:
     """kill -9: clients get errors in Chroma's shape meanwhile, then everything is served again."""
-    with house() as built:
+    with gateway_process() as built:
         notes = fill(built.start().client(), "notes")
         killed = built.pid("chroma")
         assert killed
@@ -306,7 +306,7 @@ def test_a_killed_chroma_comes_back_by_itself() -> None:
 
 def test_a_killed_gateway_comes_back_and_chroma_goes_on() -> None:
     """kill -9 of the gateway costs its clients a moment, and Chroma not even a restart."""
-    with house() as built:
+    with gateway_process() as built:
         notes = fill(built.start().client(), "notes")
         chroma, killed = built.pid("chroma"), built.pid("gateway")
         assert killed
@@ -320,7 +320,7 @@ def test_a_killed_gateway_comes_back_and_chroma_goes_on() -> None:
 
 def test_the_gateway_answers_health_before_chroma_does() -> None:
     """`/healthz` is 200 while `/readyz` still says why not."""
-    with house() as built:
+    with gateway_process() as built:
         built.start(ready=False)
         seen = []
 
@@ -343,7 +343,7 @@ def test_the_gateway_answers_health_before_chroma_does() -> None:
 
 def test_a_clean_stop_leaves_a_final_snapshot() -> None:
     """With GATEWAY_SNAPSHOT_ON_EXIT the last write before SIGTERM survives the loss of the disk."""
-    with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+    with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         fill(built.start().client(), "notes")
         assert built.stop() == 0
         shutil.rmtree(built.data_dir)
@@ -354,7 +354,7 @@ def test_a_clean_stop_leaves_a_final_snapshot() -> None:
 
 def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> None:
     """The data is on disk, but the platform must not take this for a clean stop."""
-    with house(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+    with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         fill(built.start().client(), "notes")
         shutil.rmtree(built.store_dir)
         built.store_dir.write_text("not a directory")
@@ -367,7 +367,7 @@ def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> 
 
 def test_scheduled_snapshots_are_taken() -> None:
     """GATEWAY_SNAPSHOT_INTERVAL_S: they come while something is written, newest first, in order within a second."""
-    with house(GATEWAY_SNAPSHOT_INTERVAL_S="0.3") as built:
+    with gateway_process(GATEWAY_SNAPSHOT_INTERVAL_S="0.3") as built:
         notes = fill(built.start().client(), "notes")
         taken: list[dict] = []
 

@@ -22,15 +22,15 @@ from typing import TypeVar
 import pytest
 from supervisor.xmlrpc import Faults
 
-from gateway.chroma.supervisor import Supervisor
 from gateway.errors import ConfigError, Unavailable
-from gateway.serve import serve
-from gateway.supervise import MAX_DEATHS
+from gateway.supervisor.client import Supervisor
+from gateway.supervisor.plugin import MAX_DEATHS
+from gateway.supervisor.serve import serve
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 SUPERVISORD = [str(Path(sys.executable).with_name("supervisord")), "-c", "supervisord.conf"]
-SERVE = [sys.executable, "-P", "-c", "from gateway.serve import serve; serve(None)"]
+SERVE = [sys.executable, "-P", "-c", "from gateway.supervisor.serve import serve; serve(None)"]
 
 # Notes in `<name>.log` when it starts, is told to stop, and ends. Arguments: its name, then what it does:
 # `exit=STATUS` by itself `after=SECONDS`, or when told to stop: `drain=SECONDS`, then exit `stop=STATUS`.
@@ -71,7 +71,7 @@ async def reach(supervisor: Supervisor, state: str) -> int:
     return found[1] or 0
 
 
-class House:
+class Gateway:
     """One working directory, and the supervisord in it."""
 
     def __init__(self, directory: Path) -> None:
@@ -137,12 +137,12 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
+def gateway_process() -> Iterator[Gateway]:
     # Not tmp_path: the path of a Unix socket must be short.
     directory = Path(tempfile.mkdtemp(prefix="gw-", dir="/tmp")).resolve()
-    house = House(directory)
-    yield house
-    house.close()
+    gateway_process = Gateway(directory)
+    yield gateway_process
+    gateway_process.close()
     shutil.rmtree(directory)
 
 
@@ -153,131 +153,131 @@ def house() -> Iterator[House]:
     ids=["within-startsecs", "later"],
 )
 def test_permanent_status_becomes_the_containers(
-    house: House, command: list[str], ends: str, other: str, *, after_s: float, status: int
+    gateway_process: Gateway, command: list[str], ends: str, other: str, *, after_s: float, status: int
 ) -> None:
     """A status of the contract stops the other program and ends the house with it, without a retry."""
     does = {ends: f"exit={status} after={after_s}"}
-    house.start(command, chroma=does.get("chroma", ""), gateway=does.get("gateway", ""))
-    assert house.status(within_s=5) == status
-    assert len(house.notes(ends, "start")) == 1
-    (_, failed), (_, told) = house.notes(ends, "end")[0], house.notes(other, "told")[0]
+    gateway_process.start(command, chroma=does.get("chroma", ""), gateway=does.get("gateway", ""))
+    assert gateway_process.status(within_s=5) == status
+    assert len(gateway_process.notes(ends, "start")) == 1
+    (_, failed), (_, told) = gateway_process.notes(ends, "end")[0], gateway_process.notes(other, "told")[0]
     assert failed < told < failed + 0.5
-    assert len(house.notes(other, "end")) == 1
-    assert list((house.directory / "var").iterdir()) == []
-    assert f"{ends} ended with status {status}" in house.output
+    assert len(gateway_process.notes(other, "end")) == 1
+    assert list((gateway_process.directory / "var").iterdir()) == []
+    assert f"{ends} ended with status {status}" in gateway_process.output
 
 
-def test_program_that_cannot_be_started_ends_the_house(house: House) -> None:
+def test_program_that_cannot_be_started_ends_the_house(gateway_process: Gateway) -> None:
     """A program that fails within `startsecs` is retried a few times, then its status is the house's."""
-    house.start(SUPERVISORD, chroma="exit=101")
-    assert house.status(within_s=20) == 101
-    assert len(house.notes("chroma", "start")) == 4
-    assert len(house.notes("gateway", "end")) == 1
+    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    assert gateway_process.status(within_s=20) == 101
+    assert len(gateway_process.notes("chroma", "start")) == 4
+    assert len(gateway_process.notes("gateway", "end")) == 1
 
 
-def test_crash_loop_that_outlives_startsecs_ends_the_house(house: House) -> None:
+def test_crash_loop_that_outlives_startsecs_ends_the_house(gateway_process: Gateway) -> None:
     """A program that comes up and dies again and again, even with status 0, ends the house with a failure."""
-    house.start(SUPERVISORD, chroma="exit=0 after=1.1")
-    assert house.status(within_s=20) == 1
-    assert len(house.notes("chroma", "start")) == MAX_DEATHS + 1
-    assert len(house.notes("gateway", "end")) == 1
+    gateway_process.start(SUPERVISORD, chroma="exit=0 after=1.1")
+    assert gateway_process.status(within_s=20) == 1
+    assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 1
+    assert len(gateway_process.notes("gateway", "end")) == 1
 
 
-async def test_killed_chroma_comes_back(house: House) -> None:
+async def test_killed_chroma_comes_back(gateway_process: Gateway) -> None:
     """kill -9 of Chroma starts it again at once and touches nothing else."""
-    house.start(SUPERVISORD)
-    supervisor = Supervisor(house.url)
-    house.wait_until_up()
+    gateway_process.start(SUPERVISORD)
+    supervisor = Supervisor(gateway_process.url)
+    gateway_process.wait_until_up()
     os.kill(await reach(supervisor, "RUNNING"), signal.SIGKILL)
     began = time.monotonic()
-    again, when = house.wait_for("chroma", "start", 2)
+    again, when = gateway_process.wait_for("chroma", "start", 2)
     assert when - began < 0.8
     state, pid, start = await supervisor.chroma_state()
     assert (state, pid) == ("STARTING", again)
     assert abs(start - time.time()) < 5
-    assert len(house.notes("gateway", "start")) == 1
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=5) == 0
+    assert len(gateway_process.notes("gateway", "start")) == 1
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 0
 
 
-def test_gateway_stops_first_and_has_its_time(house: House) -> None:
+def test_gateway_stops_first_and_has_its_time(gateway_process: Gateway) -> None:
     """On SIGTERM Chroma runs on until a gateway that needs all of its 8 s has ended; status 0 within 10 s."""
-    house.start(SUPERVISORD, gateway="drain=8")
-    house.wait_until_up()
+    gateway_process.start(SUPERVISORD, gateway="drain=8")
+    gateway_process.wait_until_up()
     began = time.monotonic()
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=15) == 0
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=15) == 0
     took = time.monotonic() - began
-    (_, told), (_, ended) = house.notes("gateway", "told")[0], house.notes("gateway", "end")[0]
+    (_, told), (_, ended) = gateway_process.notes("gateway", "told")[0], gateway_process.notes("gateway", "end")[0]
     assert told - began < 0.5
-    assert ended <= house.notes("chroma", "told")[0][1]
-    assert len(house.notes("chroma", "end")) == 1
+    assert ended <= gateway_process.notes("chroma", "told")[0][1]
+    assert len(gateway_process.notes("chroma", "end")) == 1
     assert took < 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("command", [SUPERVISORD, SERVE], ids=["supervisord", "serve"])
-def test_signal_stops_the_house(house: House, command: list[str], number: int) -> None:
+def test_signal_stops_the_house(gateway_process: Gateway, command: list[str], number: int) -> None:
     """SIGTERM, Ctrl-C and a closed terminal stop everything at once, with status 0."""
-    house.start(command)
-    house.wait_until_up()
-    house.signal(number)
-    assert house.status(within_s=2) == 0
-    assert len(house.notes("gateway", "end")) == len(house.notes("chroma", "end")) == 1
-    assert list((house.directory / "var").iterdir()) == []
+    gateway_process.start(command)
+    gateway_process.wait_until_up()
+    gateway_process.signal(number)
+    assert gateway_process.status(within_s=2) == 0
+    assert len(gateway_process.notes("gateway", "end")) == len(gateway_process.notes("chroma", "end")) == 1
+    assert list((gateway_process.directory / "var").iterdir()) == []
 
 
-def test_stop_between_two_tries_is_a_success(house: House) -> None:
+def test_stop_between_two_tries_is_a_success(gateway_process: Gateway) -> None:
     """SIGTERM while a failing program waits for its next try is an ordinary stop."""
-    house.start(SUPERVISORD, chroma="exit=1")
-    eventually(lambda: "exited: chroma" in house.output)
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=5) == 0
+    gateway_process.start(SUPERVISORD, chroma="exit=1")
+    eventually(lambda: "exited: chroma" in gateway_process.output)
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 0
 
 
-def test_final_snapshot_that_failed_shows(house: House) -> None:
+def test_final_snapshot_that_failed_shows(gateway_process: Gateway) -> None:
     """A gateway that ends its drain with "store unreachable" makes that the house's status."""
-    house.start(SUPERVISORD, gateway="stop=3")
-    house.wait_until_up()
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=5) == 3
-    assert len(house.notes("chroma", "end")) == 1
+    gateway_process.start(SUPERVISORD, gateway="stop=3")
+    gateway_process.wait_until_up()
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 3
+    assert len(gateway_process.notes("chroma", "end")) == 1
 
 
-async def test_live_restores_stop_and_start_chroma(house: House) -> None:
+async def test_live_restores_stop_and_start_chroma(gateway_process: Gateway) -> None:
     """Stopping and starting Chroma, more often than it may crash, is no crash; doing so twice is no error."""
-    house.start(SUPERVISORD, chroma="drain=0.1")
-    house.wait_until_up()
-    supervisor = Supervisor(house.url)
+    gateway_process.start(SUPERVISORD, chroma="drain=0.1")
+    gateway_process.wait_until_up()
+    supervisor = Supervisor(gateway_process.url)
     for turn in range(MAX_DEATHS + 2):
         await supervisor.stop_chroma(5)
         await supervisor.stop_chroma(5)
         assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
         await supervisor.start_chroma(5)
         await supervisor.start_chroma(5)
-        house.wait_for("chroma", "start", turn + 2)
-    assert len(house.notes("chroma", "start")) == MAX_DEATHS + 3
-    assert house.process
-    assert house.process.poll() is None
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=5) == 0
+        gateway_process.wait_for("chroma", "start", turn + 2)
+    assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 3
+    assert gateway_process.process
+    assert gateway_process.process.poll() is None
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 0
 
 
-async def test_stopped_means_stopped_even_as_chroma_dies(house: House) -> None:
+async def test_stopped_means_stopped_even_as_chroma_dies(gateway_process: Gateway) -> None:
     """A Chroma that dies just before it is stopped is not running when the stop returns, nor afterwards."""
-    house.start(SUPERVISORD)
-    house.wait_until_up()
-    supervisor = Supervisor(house.url)
+    gateway_process.start(SUPERVISORD)
+    gateway_process.wait_until_up()
+    supervisor = Supervisor(gateway_process.url)
     # For `startsecs` a death is a failed start, later an unexpected end: both must hold.
     for wanted in ("STARTING", "RUNNING", "RUNNING"):
         os.kill(await reach(supervisor, wanted), signal.SIGKILL)
         # A SIGTERM that meets the restarted program between fork and exec is lost, and supervisord waits
         # `stopwaitsecs` (5) before it kills: late, but stopped.
         await supervisor.stop_chroma(15)
-        starts = len(house.notes("chroma", "start"))
+        starts = len(gateway_process.notes("chroma", "start"))
         assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
         await supervisor.start_chroma(5)
-        house.wait_for("chroma", "start", starts + 1)
+        gateway_process.wait_for("chroma", "start", starts + 1)
 
 
 async def test_not_running_is_not_yet_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,32 +290,32 @@ async def test_not_running_is_not_yet_stopped(monkeypatch: pytest.MonkeyPatch) -
         stops.append((method, args, accept))
         return None
 
-    monkeypatch.setattr("gateway.chroma.supervisor._call", answer)
+    monkeypatch.setattr("gateway.supervisor.client._call", answer)
     await Supervisor("unix://not-used.sock").stop_chroma(5)
     assert stops == [("stopProcess", ("chroma", False), Faults.NOT_RUNNING)] * 4
 
 
-async def test_slow_stop_is_bounded_and_a_start_waits_for_it(house: House) -> None:
+async def test_slow_stop_is_bounded_and_a_start_waits_for_it(gateway_process: Gateway) -> None:
     """A stop that takes too long says so; a start right after waits for its end and gives a fresh process."""
-    house.start(SUPERVISORD, chroma="drain=1")
-    house.wait_until_up()
-    supervisor = Supervisor(house.url)
+    gateway_process.start(SUPERVISORD, chroma="drain=1")
+    gateway_process.wait_until_up()
+    supervisor = Supervisor(gateway_process.url)
     with pytest.raises(Unavailable, match=r"longer than 0\.2 s"):
         await supervisor.stop_chroma(0.2)
     await supervisor.start_chroma(5)
-    assert house.wait_for("chroma", "start", 2)[1] > house.notes("chroma", "end")[0][1]
+    assert gateway_process.wait_for("chroma", "start", 2)[1] > gateway_process.notes("chroma", "end")[0][1]
 
 
-async def test_stopping_supervisord_refuses_with_unavailable(house: House) -> None:
+async def test_stopping_supervisord_refuses_with_unavailable(gateway_process: Gateway) -> None:
     """While the house stops, and when it is gone, no foreign exception reaches the caller."""
-    house.start(SUPERVISORD, gateway="drain=1")
-    house.wait_until_up()
-    supervisor = Supervisor(house.url)
-    house.signal(signal.SIGTERM)
-    house.wait_for("gateway", "told")
+    gateway_process.start(SUPERVISORD, gateway="drain=1")
+    gateway_process.wait_until_up()
+    supervisor = Supervisor(gateway_process.url)
+    gateway_process.signal(signal.SIGTERM)
+    gateway_process.wait_for("gateway", "told")
     with pytest.raises(Unavailable, match="SHUTDOWN_STATE"):
         await supervisor.stop_chroma(5)
-    assert house.status(within_s=5) == 0
+    assert gateway_process.status(within_s=5) == 0
     for call in (supervisor.chroma_state(), supervisor.start_chroma(1), supervisor.stop_chroma(1)):
         with pytest.raises(Unavailable, match="cannot be reached"):
             await call
@@ -327,7 +327,7 @@ async def test_silent_supervisord_is_given_up(tmp_path: Path, monkeypatch: pytes
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind("silent.sock")
         listener.listen()
-        monkeypatch.setattr("gateway.chroma.supervisor._CALL_TIMEOUT_S", 0.3)
+        monkeypatch.setattr("gateway.supervisor.client._CALL_TIMEOUT_S", 0.3)
         began = time.monotonic()
         with pytest.raises(Unavailable, match=r"longer than 0\.1 s"):
             await Supervisor("unix://silent.sock").stop_chroma(0.1)
@@ -351,14 +351,14 @@ def output_of(kind: str, directory: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file", "socket", "terminal"])
-def test_output_passes_through(house: House, kind: str) -> None:
+def test_output_passes_through(gateway_process: Gateway, kind: str) -> None:
     """What the programs write arrives where supervisord's own lines do; a terminal is one to them too."""
-    reader, writer = output_of(kind, house.directory)
+    reader, writer = output_of(kind, gateway_process.directory)
     try:
-        house.start(SUPERVISORD, stdout=writer)
-        house.wait_until_up()
-        house.signal(signal.SIGTERM)
-        assert house.status(within_s=5) == 0
+        gateway_process.start(SUPERVISORD, stdout=writer)
+        gateway_process.wait_until_up()
+        gateway_process.signal(signal.SIGTERM)
+        assert gateway_process.status(within_s=5) == 0
         said = os.read(reader, 65536).decode()
     finally:
         os.close(reader)
@@ -368,44 +368,44 @@ def test_output_passes_through(house: House, kind: str) -> None:
     assert said.index("spawned: 'chroma'") < said.index("stopped: gateway") < said.index("stopped: chroma")
 
 
-def test_closed_terminal_stops_the_house(house: House) -> None:
+def test_closed_terminal_stops_the_house(gateway_process: Gateway) -> None:
     """When the terminal is gone supervisord cannot write its log, and still stops its programs in order."""
     terminal, writer = pty.openpty()
-    house.start(SUPERVISORD, gateway="drain=0.5", stdout=writer)
+    gateway_process.start(SUPERVISORD, gateway="drain=0.5", stdout=writer)
     os.close(writer)
-    house.wait_until_up()
+    gateway_process.wait_until_up()
     os.close(terminal)
-    house.signal(signal.SIGHUP)
-    house.status(within_s=5)
-    assert house.notes("gateway", "end")[0][1] <= house.notes("chroma", "told")[0][1]
-    assert len(house.notes("chroma", "end")) == 1
-    assert list((house.directory / "var").iterdir()) == []
+    gateway_process.signal(signal.SIGHUP)
+    gateway_process.status(within_s=5)
+    assert gateway_process.notes("gateway", "end")[0][1] <= gateway_process.notes("chroma", "told")[0][1]
+    assert len(gateway_process.notes("chroma", "end")) == 1
+    assert list((gateway_process.directory / "var").iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_killed_supervisord_takes_its_programs_along(house: House) -> None:
+def test_killed_supervisord_takes_its_programs_along(gateway_process: Gateway) -> None:
     """kill -9 of supervisord leaves nobody on the ports, and the next one starts over the stale socket."""
-    house.start(SUPERVISORD)
-    house.wait_until_up()
-    house.signal(signal.SIGKILL)
-    house.status(within_s=5)
+    gateway_process.start(SUPERVISORD)
+    gateway_process.wait_until_up()
+    gateway_process.signal(signal.SIGKILL)
+    gateway_process.status(within_s=5)
     for program in ("chroma", "gateway"):
-        house.wait_for(program, "end", within_s=2)
-    house.start(SERVE)
-    house.wait_until_up(times=2)
-    house.signal(signal.SIGTERM)
-    assert house.status(within_s=5) == 0
+        gateway_process.wait_for(program, "end", within_s=2)
+    gateway_process.start(SERVE)
+    gateway_process.wait_until_up(times=2)
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 0
 
 
 @pytest.fixture
-def run_here(house: House, monkeypatch: pytest.MonkeyPatch) -> House:
-    monkeypatch.chdir(house.directory)
+def run_here(gateway_process: Gateway, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    monkeypatch.chdir(gateway_process.directory)
     monkeypatch.setenv("PATH", os.environ["PATH"])
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("would have replaced this very process"))
-    return house
+    return gateway_process
 
 
-def test_second_gateway_is_refused(run_here: House) -> None:
+def test_second_gateway_is_refused(run_here: Gateway) -> None:
     """Where one runs already, another start is a configuration error, and the first one goes on."""
     run_here.start(SUPERVISORD)
     run_here.wait_until_up()
@@ -415,7 +415,7 @@ def test_second_gateway_is_refused(run_here: House) -> None:
     assert run_here.status(within_s=5) == 0
 
 
-def test_missing_configuration_is_refused(run_here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_configuration_is_refused(run_here: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a supervisord.conf the message says where one was looked for."""
     with pytest.raises(ConfigError, match=r"there is no elsewhere\.conf"):
         serve(Path("elsewhere.conf"))
@@ -424,7 +424,7 @@ def test_missing_configuration_is_refused(run_here: House, monkeypatch: pytest.M
         serve(None)
 
 
-def test_too_long_directory_is_refused(run_here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_directory_is_refused(run_here: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory too deep for a Unix socket is named, instead of supervisord's `socket.error`."""
     deep = run_here.directory / ("d" * 100)
     deep.mkdir()
@@ -433,15 +433,17 @@ def test_too_long_directory_is_refused(run_here: House, monkeypatch: pytest.Monk
         serve(ROOT / "supervisord.conf")
 
 
-def test_own_commands_come_first(house: House) -> None:
+def test_own_commands_come_first(gateway_process: Gateway) -> None:
     """`serve` finds the commands beside its interpreter, whatever the caller's PATH and directory hold."""
-    (house.directory / "supervisor.py").write_text("raise SystemExit('this is not supervisor')")
+    (gateway_process.directory / "supervisor.py").write_text("raise SystemExit('this is not supervisor')")
     beside = Path(sys.executable).parent
     conf = (ROOT / "supervisord.conf").read_text()
     conf = re.sub("^command=.*$", "command=sh -c 'echo PATH is $PATH; exit 4'", conf, flags=re.M)
-    (house.directory / "supervisord.conf").write_text(conf)
+    (gateway_process.directory / "supervisord.conf").write_text(conf)
     env = {"PATH": "/usr/bin:/bin"}
-    done = subprocess.run(SERVE, check=False, cwd=house.directory, env=env, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        SERVE, check=False, cwd=gateway_process.directory, env=env, capture_output=True, text=True, timeout=20
+    )
     assert done.returncode == 4
     # The first of the two programs to end is the end of the other, which may not have spoken yet.
     assert f"PATH is {beside}:/usr/bin:/bin" in done.stdout + done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.house import House, house
+from tests.gateway_process import Gateway, gateway_process
 from tests.servers import ministack, rclone
 
 FIGHT_S = 60
@@ -24,7 +24,7 @@ RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections
 class Writer:
     """Adds records through one house as fast as they are acknowledged, and remembers those that were."""
 
-    def __init__(self, built: House, name: str) -> None:
+    def __init__(self, built: Gateway, name: str) -> None:
         self.built, self.name = built, name
         self.acknowledged: list[str] = []
         self.refusals: set[str] = set()
@@ -63,11 +63,11 @@ class Writer:
                     time.sleep(0.05)
 
 
-def ids(built: House) -> set[str]:
+def ids(built: Gateway) -> set[str]:
     return set(built.client().get_collection("notes", embedding_function=None).get(include=[])["ids"])
 
 
-def lease(built: House) -> dict[str, Any]:
+def lease(built: Gateway) -> dict[str, Any]:
     answer: dict[str, Any] = built.admin("GET", "/status").json()["lease"]
     return answer
 
@@ -84,13 +84,13 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str,
             yield {"GATEWAY_STORE": "s3://shared/both", **server.env}
 
 
-def begin(built: House) -> None:
+def begin(built: Gateway) -> None:
     built.start().client().create_collection("notes", embedding_function=None)
 
 
 def test_a_new_gateway_takes_over_with_everything_acknowledged(shared: dict[str, str]) -> None:
     """The old one refuses writes, saying why, goes on reading, and can publish nothing; the new one has it all."""
-    with house(**shared) as old, house(**shared) as new:
+    with gateway_process(**shared) as old, gateway_process(**shared) as new:
         begin(old)
         with Writer(old, "old") as writer:
             old.until(lambda: len(writer.acknowledged) > 20, "some are written")
@@ -117,7 +117,7 @@ def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
     shared |= {"GATEWAY_SNAPSHOT_INTERVAL_S": "1", "GATEWAY_SNAPSHOT_ON_EXIT": "true"}
     acknowledged: set[str] = set()
     turns = 0
-    with house(**shared) as one, house(**shared) as other, house(**shared) as last:
+    with gateway_process(**shared) as one, gateway_process(**shared) as other, gateway_process(**shared) as last:
         begin(one)
         fight_until = time.monotonic() + FIGHT_S
         with ExitStack() as writing:
@@ -155,7 +155,7 @@ def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
 
 def test_a_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
     """Nobody hands over, so its silence must do; what it had published is there."""
-    with house(**shared) as old, house(**shared) as new:
+    with gateway_process(**shared) as old, gateway_process(**shared) as new:
         begin(old)
         old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
         old.snapshot()
@@ -170,7 +170,7 @@ def test_a_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> 
 
 def test_a_holder_that_hangs_is_fenced_out(shared: dict[str, str]) -> None:
     """Stopped, succeeded by force, and continued: it finds out, accepts no write and publishes nothing."""
-    with house(**shared) as old, house(GATEWAY_TAKEOVER_TIMEOUT_S="3", **shared) as new:
+    with gateway_process(**shared) as old, gateway_process(GATEWAY_TAKEOVER_TIMEOUT_S="3", **shared) as new:
         begin(old)
         old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
         old.snapshot()
@@ -190,7 +190,7 @@ def test_a_holder_that_hangs_is_fenced_out(shared: dict[str, str]) -> None:
 
 def test_data_that_are_behind_do_not_become_the_history(shared: dict[str, str]) -> None:
     """An old disk comes back after another gateway went on: no writes until the latest snapshot is restored."""
-    with house(**shared) as old, house(**shared, GATEWAY_SNAPSHOT_ON_EXIT="true") as new:
+    with gateway_process(**shared) as old, gateway_process(**shared, GATEWAY_SNAPSHOT_ON_EXIT="true") as new:
         begin(old)
         old.client().get_collection("notes", embedding_function=None).add(ids=["old"], embeddings=[[0.0, 1.0]])
         new.start()
@@ -210,7 +210,7 @@ def test_data_that_are_behind_do_not_become_the_history(shared: dict[str, str]) 
 
 def test_a_gateway_that_is_restarted_goes_on(shared: dict[str, str]) -> None:
     """kill -9 of everything, and the same disk: nobody is waited for, nothing is refused for long."""
-    with house(**shared) as built:
+    with gateway_process(**shared) as built:
         begin(built)
         built.snapshot()
         built.kill()
@@ -226,17 +226,17 @@ def test_a_store_without_conditions_is_said_so(tmp_path: Path) -> None:
     with rclone() as server:
         server.make_bucket("shared")
         settings = {"GATEWAY_STORE": "s3://shared/both", **server.env}
-        with house(**settings) as built:
+        with gateway_process(**settings) as built:
             built.start()
             assert "no fencing" in built.readyz().json()["warnings"][0]
             assert "are not fenced" in built.output()
             begin_again = built.client().create_collection("notes", embedding_function=None)
             begin_again.add(ids=["a"], embeddings=[[0.0, 1.0]])
             built.snapshot()
-            with house(**settings) as new:
+            with gateway_process(**settings) as new:
                 new.start()
                 assert ids(new) == {"a"}
-        with house(GATEWAY_REQUIRE_FENCING="true", **settings) as built:
+        with gateway_process(GATEWAY_REQUIRE_FENCING="true", **settings) as built:
             built.start(ready=False)
             assert built.wait() == 2
             assert "GATEWAY_REQUIRE_FENCING" in built.output()

@@ -15,9 +15,9 @@ PACKAGE = ROOT / "gateway"
 
 PURE_MODULES = [
     *("gateway.proxy.answers", "gateway.proxy.classify", "gateway.proxy.framing", "gateway.proxy.headers"),
-    *("gateway.proxy.limits", "gateway.proxy.tally", "gateway.snapshot.model", "gateway.snapshot.plan"),
+    *("gateway.proxy.limits", "gateway.proxy.counters", "gateway.snapshot.model", "gateway.snapshot.plan"),
     *("gateway.snapshot.budget", "gateway.snapshot.changes", "gateway.snapshot.retention"),
-    *("gateway.snapshot.schedule", "gateway.snapshot.tenure"),
+    *("gateway.snapshot.schedule", "gateway.lease.state"),
     *(
         "gateway.auth.access",
         "gateway.auth.addresses",
@@ -39,7 +39,7 @@ IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}
 # The one reader of settings, and those that make the environment of the program they turn into: they
 # may pass the whole environment on, and put our own commands first in PATH.
 READS_SETTINGS = "gateway.config"
-MAKES_AN_ENVIRONMENT = {"gateway.serve", "gateway.chroma.process", "gateway.documents.workshop"}
+MAKES_AN_ENVIRONMENT = {"gateway.supervisor.serve", "gateway.chroma.process", "gateway.documents.worker_pool"}
 PASSED_ON = {"PATH"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 

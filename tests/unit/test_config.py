@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from gateway.config import Settings, load_settings, variable_of
 from gateway.errors import ConfigError
-from gateway.store import open_store
+from gateway.storage import open_storage
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ def test_the_contracts_defaults() -> None:
     settings = load_settings()
     assert (settings.host, settings.port, settings.chroma_port) == ("127.0.0.1", 8000, 8001)
     assert settings.data_dir == Path("var/chroma").absolute()
-    assert open_store(settings.store).url == f"file://{Path('var/store').absolute()}/"
+    assert open_storage(settings.store).url == f"file://{Path('var/store').absolute()}/"
     assert settings.repository_prefix == "users/default/vectorstore/"
     assert settings.admin_token is None
     assert settings.restore == "latest"

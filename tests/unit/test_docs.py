@@ -7,8 +7,9 @@ import pytest
 from fastapi import FastAPI
 
 from gateway import errors
-from gateway.app import House, _admin_application
+from gateway.api.app import admin_application
 from gateway.config import Settings
+from gateway.server.container import Gateway
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ROUTE = re.compile(r"^\| `(GET|POST|PUT|PATCH|DELETE) (/[^ `?]*)", re.MULTILINE)
@@ -17,7 +18,7 @@ ROUTE = re.compile(r"^\| `(GET|POST|PUT|PATCH|DELETE) (/[^ `?]*)", re.MULTILINE)
 @pytest.fixture
 async def admin(tmp_path: Path) -> FastAPI:
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
-    return _admin_application(House(settings, "a-token"))
+    return admin_application(Gateway(settings, "a-token"))
 
 
 async def test_every_route_is_in_the_readme(admin: FastAPI) -> None:

@@ -99,8 +99,8 @@ def test_exit_codes_are_those_of_the_contract(error: type[GatewayError]) -> None
     assert error.exit_code in range(1, 6)
     expected = {
         "ConfigError": 2,
-        "StoreUnavailable": 3,
-        "StoreDenied": 3,
+        "StorageUnavailable": 3,
+        "StorageDenied": 3,
         "NothingToRestore": 4,
         "CorruptSnapshot": 5,
         "IncompatibleSnapshot": 5,

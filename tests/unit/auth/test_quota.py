@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gateway.auth.quota import Limits, Quota
+from gateway.auth.quota import Quota, QuotaLimits
 from gateway.errors import RateLimited
 
 
 def test_a_burst_then_the_rate() -> None:
     """One second's worth at once; then so many a second, and the answer says when."""
-    quota = Quota(Limits(requests_per_s=2), 100.0)
+    quota = Quota(QuotaLimits(requests_per_s=2), 100.0)
     quota.begin(100.0)
     quota.begin(100.0)
     with pytest.raises(RateLimited) as refused:
@@ -23,7 +23,7 @@ def test_a_burst_then_the_rate() -> None:
 
 def test_a_rate_below_one_lets_one_pass() -> None:
     """Once in ten seconds means once now, and then in ten seconds."""
-    quota = Quota(Limits(requests_per_s=0.1), 0.0)
+    quota = Quota(QuotaLimits(requests_per_s=0.1), 0.0)
     quota.begin(0.0)
     with pytest.raises(RateLimited) as refused:
         quota.begin(1.0)
@@ -33,7 +33,7 @@ def test_a_rate_below_one_lets_one_pass() -> None:
 
 def test_so_many_at_once() -> None:
     """The next passes when one has ended; one that was refused does not count."""
-    quota = Quota(Limits(in_flight=2), 0.0)
+    quota = Quota(QuotaLimits(in_flight=2), 0.0)
     quota.begin(0.0)
     quota.begin(0.0)
     for _ in range(5):
@@ -47,7 +47,7 @@ def test_so_many_at_once() -> None:
 @given(some.floats(0.01, 1000), some.lists(some.floats(0, 1), max_size=300))
 def test_never_more_than_promised(rate: float, pauses: list[float]) -> None:
     """In any stretch: one second's worth and what the rate gives, whatever the pauses."""
-    quota, now_s, passed = Quota(Limits(requests_per_s=rate), 0.0), 0.0, 0
+    quota, now_s, passed = Quota(QuotaLimits(requests_per_s=rate), 0.0), 0.0, 0
     for pause in pauses:
         now_s += pause
         try:
@@ -60,7 +60,7 @@ def test_never_more_than_promised(rate: float, pauses: list[float]) -> None:
 
 def test_who_is_idle_can_be_forgotten() -> None:
     """Only when a new quota would be the same."""
-    quota = Quota(Limits(requests_per_s=1), 0.0)
+    quota = Quota(QuotaLimits(requests_per_s=1), 0.0)
     quota.begin(0.0)
     assert not quota.idle(5.0)
     quota.end()

@@ -107,8 +107,8 @@ def require_settled_or_on_trial(path: Path, what: str) -> DataDirectory:
         state = live(directory)
         assert state in (OLD, NEW), f"{what}: a mixture: {state}"
         if state == OLD:
-            assert not directory.is_exchanging(), what
-        assert directory.is_exchanging() == (directory.on_trial is not None), what
+            assert not directory.is_swapping(), what
+        assert directory.is_swapping() == (directory.on_trial is not None), what
         assert directory.on_trial in (None, SNAPSHOT), what
         assert "rejected" not in left_over(directory), what
         for name, text in FOREIGN.items():
@@ -144,7 +144,7 @@ def test_an_exchange_that_is_settled_leaves_the_new_state_alone(tmp_path: Path) 
     assert directory.on_trial == SNAPSHOT
     assert live(directory) == NEW
     directory.settle()
-    assert (directory.on_trial, directory.is_exchanging()) == (None, False)
+    assert (directory.on_trial, directory.is_swapping()) == (None, False)
     assert live(directory) == NEW
     assert left_over(directory) == []
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
@@ -156,7 +156,7 @@ def test_an_exchange_that_is_rolled_back_leaves_the_old_state_as_it_was(tmp_path
     write(tmp_path, {"chroma.sqlite3-wal": "trial", "chroma.sqlite3-shm": "trial", f"{A}/header.bin": "trial"})
     directory.roll_back()
     assert live(directory) == OLD
-    assert not directory.is_exchanging()
+    assert not directory.is_swapping()
     assert left_over(directory) == []
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
 
@@ -205,7 +205,7 @@ def test_a_crash_at_any_step_of_an_exchange_leaves_one_state_whole(tmp_path: Pat
             with power(last):
                 swap_in(directory)
             directory = require_settled_or_on_trial(path, f"step {last} of {steps}")
-            began, state = directory.is_exchanging(), live(directory)
+            began, state = directory.is_swapping(), live(directory)
             seen.add("new" if began else "old")
             assert state == (NEW if began else OLD)
             if began:

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from gateway.errors import ObjectMissing, StoreUnavailable
-from gateway.store.protocol import ObjectInfo, Versioned
+from gateway.errors import ObjectMissing, StorageUnavailable
+from gateway.storage.protocol import ObjectInfo, Versioned
 
 
 class MemoryStore:
@@ -25,7 +25,7 @@ class MemoryStore:
 
     def _reach(self) -> None:
         if self.unreachable:
-            raise StoreUnavailable("the store is down")
+            raise StorageUnavailable("the store is down")
 
     async def put(self, key: str, data: bytes) -> None:
         self._reach()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.errors import CorruptSnapshot
 from gateway.snapshot.blocks import (
+    Fingerprinter,
     Layout,
     Numbers,
-    Sketch,
     changed_blocks,
     digest_of_pages,
     page_digests,
@@ -89,7 +89,7 @@ def test_every_changed_block_is_told_and_no_other(layout: Layout, before: bytes,
         now[position] ^= data.draw(st.integers(1, 255))
     now = now[: data.draw(st.integers(0, len(now)))] if data.draw(st.booleans()) else now
     now += data.draw(st.binary(max_size=50))
-    sketch = Sketch(data.draw(st.integers(0, (1 << 64) - 1)))
+    sketch = Fingerprinter(data.draw(st.integers(0, (1 << 64) - 1)))
     was, is_now = blocks_of(before, layout), blocks_of(bytes(now), layout)
     expected = [number for number, block in enumerate(is_now) if number >= len(was) or was[number] != block]
     changed = changed_blocks(sketch.of(before, layout), sketch.of(bytes(now), layout))
@@ -99,7 +99,7 @@ def test_every_changed_block_is_told_and_no_other(layout: Layout, before: bytes,
 @given(layouts, st.binary(max_size=300), st.integers(1, 5))
 def test_fingerprints_do_not_depend_on_how_a_file_is_read(layout: Layout, data: bytes, periods: int) -> None:
     """In pieces of whole periods, or at once."""
-    sketch, at_once = Sketch(1), periods * layout.period_bytes
+    sketch, at_once = Fingerprinter(1), periods * layout.period_bytes
     pieces = [sketch.of(data[start : start + at_once], layout) for start in range(0, len(data), at_once)]
     whole = sketch.of(data, layout)
     assert np.array_equal(np.concatenate([np.empty((0, 2), np.uint64), *pieces]), whole)
@@ -108,7 +108,7 @@ def test_fingerprints_do_not_depend_on_how_a_file_is_read(layout: Layout, data: 
 
 def test_a_block_that_goes_on_with_zeros_is_another_one() -> None:
     """A file that was cut in a block of zeros, or grew by some, has changed."""
-    layout, sketch = Layout((64,)), Sketch(5)
+    layout, sketch = Layout((64,)), Fingerprinter(5)
     found = {sketch.of(bytes(size), layout)[-1].tobytes() for size in range(1, 65)}
     assert len(found) == 64
     assert not np.array_equal(sketch.of(b"\1" + bytes(62), layout), sketch.of(b"\1" + bytes(63), layout))
@@ -117,14 +117,14 @@ def test_a_block_that_goes_on_with_zeros_is_another_one() -> None:
 def test_the_same_bytes_have_the_same_fingerprints_wherever_they_lie() -> None:
     """But not with another seed: nobody can make blocks that seem the same without knowing it."""
     layout = Layout((8, 8))
-    twice = Sketch(7).of(b"12345678abcdefgh" * 2, layout)
+    twice = Fingerprinter(7).of(b"12345678abcdefgh" * 2, layout)
     assert np.array_equal(twice[:2], twice[2:])
-    assert not np.array_equal(twice, Sketch(8).of(b"12345678abcdefgh" * 2, layout))
+    assert not np.array_equal(twice, Fingerprinter(8).of(b"12345678abcdefgh" * 2, layout))
 
 
 def test_words_that_change_places_are_told() -> None:
     """A plain sum would not."""
-    layout, sketch = Layout((8,)), Sketch(7)
+    layout, sketch = Layout((8,)), Fingerprinter(7)
     assert not np.array_equal(sketch.of(b"aaaabbbb", layout), sketch.of(b"bbbbaaaa", layout))
 
 

@@ -26,7 +26,7 @@ from gateway.snapshot.plan import MAX_PATCHES
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import Staged, _check_file, _fetch, _make_files
-from gateway.store import FileStore
+from gateway.storage import FileStorage
 from tests.unit.snapshot.manifests import manifest
 
 
@@ -68,7 +68,7 @@ class Generations:
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path, self.layout = path, layout
-        self.repository = Repository(FileStore(path / "store"))
+        self.repository = Repository(FileStorage(path / "store"))
         self.baseline = Baseline("", secrets.randbits(64))
         self.reached: Counter[str] = Counter()
 

@@ -17,13 +17,13 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.errors import NotFound
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot import create, operations
-from gateway.snapshot.home import Home
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.succession import Role, Succession
 from tests.unit.snapshot.manifests import ID
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -54,7 +54,7 @@ async def refuse(_: str) -> AsyncIterator[None]:
 async def nothing(_label: str) -> None: ...
 
 
-def made(path: Path, store: MemoryStore, place: Succession | None = None) -> Operations:
+def made(path: Path, store: MemoryStore, place: LeaderElection | None = None) -> Operations:
     directory = DataDirectory(path)
     directory.make()
     prepare(path)
@@ -103,17 +103,19 @@ async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path
     """A wrong id on a gateway that is behind takes the lease from nobody."""
     store = MemoryStore()
 
-    def gateway(name: str, *, has_data: bool) -> Succession:
+    def gateway(name: str, *, has_data: bool) -> LeaderElection:
         DataDirectory(tmp_path / name).make()
-        home = Home(tmp_path / name)
-        return Succession(store, home, name, Writes(), has_data=lambda: has_data, save=nothing, takeover_timeout_s=0)
+        home = DataDirState(tmp_path / name)
+        return LeaderElection(
+            store, home, name, Writes(), has_data=lambda: has_data, save=nothing, takeover_timeout_s=0
+        )
 
     writer, behind = gateway("writer", has_data=False), gateway("behind", has_data=True)
     await writer.require()
     behind._had_data = True
     with pytest.raises(Exception, match="another gateway"):
         await behind.require()
-    assert (writer.role, behind.role) == (Role.WRITER, Role.BEHIND)
+    assert (writer.role, behind.role) == (LeaderRole.WRITER, LeaderRole.BEHIND)
     with pytest.raises(NotFound):
         await made(tmp_path / "behind", store, behind).restore(ID)
     await writer.settle()
@@ -130,8 +132,8 @@ async def test_what_is_in_a_broken_snapshot_is_not_saved(
         return Verification(ok=ok, level="data", at=datetime.now(UTC))
 
     monkeypatch.setattr(operations, "verify", verify)
-    store, home = MemoryStore(), Home(tmp_path)
-    place = Succession(
+    store, home = MemoryStore(), DataDirState(tmp_path)
+    place = LeaderElection(
         store,
         home,
         "a test",
@@ -181,7 +183,7 @@ async def test_nothing_of_ours_touches_the_data_while_they_are_exchanged(
     keeping = asyncio.create_task(snapshotter.keep_bounded())
     assert await asyncio.to_thread(bounding.wait, 10)
     asyncio.get_running_loop().call_later(0.05, go.set)
-    async with snapshotter.exchanging():
+    async with snapshotter.swapping():
         assert bounded == [1]
         for _ in range(5):
             await asyncio.sleep(0)

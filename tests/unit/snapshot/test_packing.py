@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.errors import CorruptSnapshot, StoreDenied, StoreUnavailable
+from gateway.errors import CorruptSnapshot, StorageDenied, StorageUnavailable
 from gateway.snapshot import packing
 from gateway.snapshot.model import Pack, Piece
 from gateway.snapshot.packing import UPLOADS_AT_ONCE, Packed, PackWriter, unpack
@@ -141,7 +141,7 @@ async def test_no_more_than_a_few_uploads_are_under_way() -> None:
     assert unpacked(store, packed["a"]) == noise(PACK_BYTES * 40)
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("later"), StoreDenied("no")])
+@pytest.mark.parametrize("error", [StorageUnavailable("later"), StorageDenied("no")])
 async def test_a_failing_upload_ends_it_with_that_error(error: Exception) -> None:
     """Not as a group of errors, not after trying all the others, and never as if it had been stored."""
     store = MemoryStore()

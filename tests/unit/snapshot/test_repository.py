@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, StoreUnavailable
+from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, StorageUnavailable
+from gateway.lease.state import LeaseState
 from gateway.snapshot.model import FORMAT, Manifest
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.tenure import Tenure
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -94,7 +94,7 @@ async def test_an_unreachable_store_is_never_taken_for_an_empty_one(
     if holds:
         await stored(store, ID, (b"database",))
     store.unreachable = True
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await call(Repository(store))
 
 
@@ -110,7 +110,7 @@ async def test_a_snapshot_that_cannot_be_fetched_is_not_shown_as_damaged() -> No
         return await read(key)
 
     store.get = failing  # type: ignore[method-assign]
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await repository.snapshots()
 
 
@@ -203,7 +203,7 @@ async def test_delete_keeps_everything_when_the_store_fails_after_the_manifest()
         store.unreachable = True
 
     store.delete = last_delete  # type: ignore[method-assign]
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StorageUnavailable):
         await repository.delete(OLDER)
     store.unreachable = False
     assert packs_in(store) == {b"old", b"new", b"shared"}
@@ -261,7 +261,7 @@ async def test_a_new_id_comes_after_every_id_that_was_ever_given() -> None:
     await stored(store, ID, (b"database",))
     repository = Repository(store)
     assert await repository.newest_id() == ID
-    lease = Tenure(holder="a", home="a").announcing(NEWER)
+    lease = LeaseState(holder="a", home="a").announcing(NEWER)
     for state in (lease, lease.succeeded_by("b", "b", "")):
         store.objects["lease.json"] = state.to_bytes()
         assert await repository.newest_id() == NEWER
@@ -273,7 +273,7 @@ async def test_what_was_never_published_cannot_be_asked_for() -> None:
     """Not by its id either."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
-    store.objects["lease.json"] = Tenure(holder="a", home="a").announcing(ID).settling().to_bytes()
+    store.objects["lease.json"] = LeaseState(holder="a", home="a").announcing(ID).settling().to_bytes()
     with pytest.raises(NotFound, match="never published"):
         await Repository(store).resolve(ID)
     with pytest.raises(NotFound):

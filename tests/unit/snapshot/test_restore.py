@@ -88,7 +88,7 @@ async def test_a_good_snapshot_is_served_and_settled(restoring: Restore) -> None
     """Nothing of the old state is kept."""
     await restoring.run()
     assert restoring.chroma.serves == "new"
-    assert not restoring.directory.is_exchanging()
+    assert not restoring.directory.is_swapping()
     assert not restoring.refused
 
 
@@ -122,7 +122,7 @@ async def test_a_snapshot_that_cannot_be_read_is_rolled_back(restoring: Restore)
     with pytest.raises(SnapshotError, match="the data is what it was before: t/d/c: it is torn"):
         await restoring.run()
     assert restoring.chroma.serves == "old"
-    assert not restoring.directory.is_exchanging()
+    assert not restoring.directory.is_swapping()
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
@@ -143,7 +143,7 @@ async def test_an_exchange_that_fails_midway_is_undone(
     with pytest.raises(DiskFull, match="exchanging the data failed"):
         await restoring.run()
     assert restoring.chroma.serves == "old"
-    assert not restoring.directory.is_exchanging()
+    assert not restoring.directory.is_swapping()
     assert list((restoring.directory.path / ".gateway").iterdir()) == []
 
 
@@ -153,7 +153,7 @@ async def test_a_chroma_that_does_not_stop_in_time_is_started_again(restoring: R
     with pytest.raises(Unavailable, match="took longer"):
         await restoring.run()
     assert restoring.chroma.serves == "old"
-    assert not restoring.directory.is_exchanging()
+    assert not restoring.directory.is_swapping()
 
 
 async def test_a_restore_that_is_cancelled_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from gateway.chroma import database
 from gateway.errors import InvalidRequest
-from gateway.snapshot.archive import in_pieces, untar
 from gateway.snapshot.progress import Silent
+from gateway.snapshot.tar import in_pieces, untar
 
 
 async def sent(data: bytes) -> AsyncIterator[bytes]:
@@ -31,16 +31,16 @@ def packed(files: dict[str, bytes]) -> bytes:
     return written.getvalue()
 
 
-def cut_off(room: Path) -> tuple[bytes, bytes]:
+def cut_off(scratch_directory: Path) -> tuple[bytes, bytes]:
     """A database in rollback mode and its journal, as a Chroma that is killed in the middle of a commit leaves them."""
-    path = room / "made.sqlite3"
+    path = scratch_directory / "made.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("create table records (text)")
         connection.executemany("insert into records values (?)", [("before" * 200,)] * 200)
         connection.execute("pragma cache_size = 2")  # so that pages are written before the commit
         connection.execute("begin")
         connection.execute("update records set text = replace(text, 'before', 'after!')")
-        return path.read_bytes(), (room / "made.sqlite3-journal").read_bytes()
+        return path.read_bytes(), (scratch_directory / "made.sqlite3-journal").read_bytes()
 
 
 async def test_a_transaction_that_was_cut_off_does_not_count(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""The admin application: every route but the data path's, and what errors look like."""
+
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway import __version__
+from gateway.api import documents as documents_api
+from gateway.api import health as health_api
+from gateway.api import jobs as jobs_api
+from gateway.api import snapshots as snapshot_api
+from gateway.api.deps import KeyHolder
+from gateway.auth.scope import Role
+from gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    InvalidRequest,
+    NotAllowed,
+    NotFound,
+)
+
+log = structlog.get_logger()
+
+_MAX_ADMIN_BODY_BYTES = 64 << 10
+_DESCRIPTION = """
+Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own and not described here.
+
+Errors have Chroma's shape: `error`, `message` and, where we know what to do next, `hint`.
+"""
+
+
+def admin_application(gateway: Any) -> FastAPI:
+    app = FastAPI(
+        title="Chroma Gateway",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=gateway.lifespan,
+        max_body_size=_MAX_ADMIN_BODY_BYTES,
+        responses={"default": {"model": ErrorBody, "description": "any error"}},
+    )
+    app.state.operations, app.state.health, app.state.tidy = gateway.operations, gateway.health, gateway.tidy
+    app.state.collector = gateway.collector
+    app.include_router(health_api.public)
+    scraper = KeyHolder(gateway.keyring, Role.READER, anonymous=not gateway.settings.is_closed)
+    app.state.tells_names = scraper.lets_pass
+    app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
+    protected = [Depends(KeyHolder(gateway.keyring, Role.ADMIN))]
+    app.include_router(health_api.admin, dependencies=protected)
+    app.include_router(snapshot_api.router, dependencies=protected)
+    app.state.jobs, app.state.max_upload_bytes = gateway.jobs, gateway.settings.max_upload_bytes
+    app.include_router(jobs_api.router, dependencies=protected)
+    app.state.documents = gateway.documents
+    app.include_router(documents_api.router, dependencies=protected)
+
+    @app.exception_handler(GatewayError)
+    async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
+        return _answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())[:1000]
+        hint = "GET /docs describes every route"
+        if not request.headers.get("content-type", "application/json").startswith("application/json"):
+            hint = "send JSON, and with it the header 'Content-Type: application/json'"
+        return _answer(InvalidRequest(problems, hint))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        match error.status_code:
+            case 404:
+                answer = _answer(NotFound(f"there is nothing at {request.url.path}", "GET /docs lists the routes"))
+            case 405:
+                answer = _answer(NotAllowed(f"{where}: {error.detail}"))
+            case 413:
+                answer = _answer(
+                    BodyTooLarge(f"{where}: a request to the gateway itself may have {_MAX_ADMIN_BODY_BYTES} bytes")
+                )
+            case _:
+                answer = _answer(InvalidRequest(f"{where}: {error.detail}"))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.error("unexpected error", path=request.url.path, exc_info=error)
+        return _answer(GatewayError("the gateway failed unexpectedly", "its log says more"))
+
+    return app
+
+
+class ErrorBody(BaseModel):
+    """What every error looks like."""
+
+    error: str = Field(description="what kind; the name chromadb raises by where it has one")
+    message: str = Field(description="what failed, and why")
+    hint: str | None = Field(None, description="the way out, where we know it")
+
+
+def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp:
+    """`app`, with what is not an admin's, and a declared body that is too long, refused before the body is read.
+
+    FastAPI reads and parses a body first, and asks who sent it afterwards.
+    """
+
+    async def app_with_bounds(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/admin/"):
+            try:
+                admins(Request(scope))
+            except GatewayError as error:
+                await _answer(error)(scope, receive, send)
+                return
+        declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
+        limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
+        bound = documents_api.body_bound(scope, max_document_bytes) or _MAX_ADMIN_BODY_BYTES
+        if limited and declared.isdigit() and int(declared) > bound:
+            refusal = BodyTooLarge(f"the body of {scope['path']} may have {bound} bytes")
+            await _answer(refusal)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return app_with_bounds
+
+
+def _answer(error: GatewayError) -> JSONResponse:
+    headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s is not None else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)

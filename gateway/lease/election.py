@@ -1,0 +1,370 @@
+"""Who writes: one gateway at a time, and the newest one asked for it.
+
+    starting ──take──► writer ──asked──► leaving ──final snapshot, release──► reader
+       │  └─ the store cannot be asked: writes go on, nothing can be published
+       └─ another gateway wrote since these data: behind ──restore──► writer
+
+A new gateway takes the lease before its data are restored (`gateway.server.boot`), so that the state it restores is the
+last one of the gateway before it. That one is asked, by the lease itself: it turns writes away, takes
+a final snapshot, and releases the lease; its reads go on. If nobody takes a released lease, because the new
+gateway died on its way, the old one becomes the writer again: its data are still the newest.
+
+Writes are only ever accepted by who holds the lease, with one exception: while the store cannot be
+reached nobody can tell, and a gateway that has its data goes on, for a store that is down must not
+stop the service. What it accepts meanwhile is on its own disk alone.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from enum import Enum
+from typing import Any, Protocol
+
+import structlog
+
+from gateway.errors import GatewayError, LeaseLost, StorageError
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_lease_state
+from gateway.lease.probe import Conditions, probe
+from gateway.lease.state import LeaseState
+from gateway.storage import Storage
+
+log = structlog.get_logger()
+
+_RETRY_AFTER_S = (1.0, 2.0, 5.0, 10.0)
+_FINAL_AGAIN_S = 1.0
+# Who waits for a lease looks four times a second.
+_UNCLAIMED_S = 5.0
+
+
+class LeaderRole(Enum):
+    STARTING = "starting"
+    WRITER = "writer"
+    LEAVING = "leaving"
+    READER = "reader"
+    BEHIND = "behind"
+
+
+class Writes(Protocol):
+    """What is done to clients' writes; `gateway.proxy.gate` does it."""
+
+    def refuse_writes(self, reason: str) -> None: ...
+
+    def accept_writes(self) -> None: ...
+
+
+class LeaderElection:
+    """The place of one gateway among those that use `store`. Guards what a repository publishes and deletes."""
+
+    def __init__(
+        self,
+        store: Storage,
+        home: DataDirState,
+        where: str,
+        writes: Writes,
+        *,
+        has_data: Callable[[], bool],
+        save: Callable[[str], Awaitable[None]],
+        on_published: Callable[[], None] = lambda: None,
+        on_change: Callable[[], None] = lambda: None,
+        on_empty_start: Callable[[], None] = lambda: None,
+        takeover_timeout_s: float = 30,
+        may_delete: bool = True,
+        poll_s: float = POLL_S,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+    ) -> None:
+        """`has_data` says whether there is anything on our disk (it may block); `save(label)` takes a last snapshot.
+
+        `on_published` is called when a snapshot counts, `on_change` when the data were exchanged, and
+        `on_empty_start` when the lease is ours and there were no data at our start: what will be there is restored.
+        """
+        self._on_published, self._on_change, self._on_empty_start = on_published, on_change, on_empty_start
+        self._store, self._home, self._where, self._writes = store, home, where, writes
+        self._has_data, self._save = has_data, save
+        self._takeover_timeout_s, self._answer_timeout_s = takeover_timeout_s, answer_timeout_s
+        self._may_delete, self._poll_s = may_delete, poll_s
+        self._taking = asyncio.Lock()
+        self._had_data = False
+        self._lease: Lease | None = None
+        self._problem: StorageError | None = None
+        self._released_at: float | None = None
+        self.role = LeaderRole.STARTING
+        self.conditions: Conditions | None = None
+        self.reason: str | None = None
+        """Why writes are turned away, None while they are not."""
+
+    # ------------------------------------------------------------------ for the repository
+
+    async def require(self) -> None:
+        """Raise what keeps this gateway from changing the repository: LeaseLost, or an error of the store."""
+        if self.role is LeaderRole.STARTING:
+            await self._try_to_take()
+        if self.role in (LeaderRole.READER, LeaderRole.BEHIND):
+            raise LeaseLost(self.reason or "another gateway is the writer", "send this to that one")
+
+    @asynccontextmanager
+    async def publishing(self, snapshot_id: str) -> AsyncIterator[None]:
+        """Around the writing of a manifest; see `Lease.publishing`."""
+        async with self._held().publishing(snapshot_id):
+            yield
+        self._on_published()
+
+    async def settle(self) -> None:
+        """See `Lease.settle`."""
+        await self.require()
+        await self._held().settle()
+
+    async def mark_pending_delete(self, packs: list[str]) -> None:
+        """See `Lease.condemn`."""
+        await self._held().mark_pending_delete(packs)
+
+    async def unmark_pending_delete(self, packs: list[str]) -> None:
+        """See `Lease.acquit`."""
+        await self._held().unmark_pending_delete(packs)
+
+    @property
+    def pending_delete(self) -> frozenset[str]:
+        """Names of packs that may be deleted at any moment, by whoever decided so: no snapshot may need them."""
+        known = self._lease.known if self._lease else None
+        return frozenset(known.pending_delete) if known else frozenset()
+
+    @property
+    def may_write(self) -> bool:
+        """Whether writes are ours to save: not once another gateway is, or was asked to be, the writer."""
+        return self.role in (LeaderRole.STARTING, LeaderRole.WRITER, LeaderRole.LEAVING)
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Become the writer, stay it, and make room when asked; until cancelled."""
+        self._had_data = await asyncio.to_thread(self._has_data)
+        self._refuse("this gateway does not hold the lease of its store yet")
+        tries = 0
+        while self.role is LeaderRole.STARTING:
+            try:
+                await self._try_to_take()
+            except StorageError as error:
+                self._carry_on(error)
+            except GatewayError as error:
+                self._refuse(f"the lease cannot be taken: {error.message}")
+                log.error("the lease cannot be taken", cause=str(error))
+            if self.role is LeaderRole.STARTING:
+                await asyncio.sleep(_RETRY_AFTER_S[min(tries, len(_RETRY_AFTER_S) - 1)])
+                tries += 1
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._turn()
+            except LeaseLost as error:
+                self._released_at = None
+                self._become_reader(error.message)
+            except GatewayError as error:
+                log.warning("the lease cannot be looked at", cause=str(error))
+
+    async def _turn(self) -> None:
+        if self.role is LeaderRole.WRITER:
+            lease_state = await self._held().look()
+            if lease_state.wanted_by:
+                await self._make_room(lease_state)
+        elif self.role is LeaderRole.LEAVING:
+            await self._hand_over()
+        elif self._released_at is not None and time.monotonic() - self._released_at > _UNCLAIMED_S:
+            await self._held().retake()
+            log.warning("nobody took the lease that was released, so it was taken back")
+            self._become_writer()
+
+    async def adopt(self) -> None:
+        """Before a restore: take the lease although these data are behind, since they are about to be replaced."""
+        if self.role is LeaderRole.BEHIND and self._lease is None:
+            async with self._taking:
+                lease = await self._make_lease()
+                await lease.take()
+                self._lease = lease
+
+    async def adopted(self) -> None:
+        """After a restore that went well: these data are the repository's now."""
+        self._on_change()
+        if self.role is LeaderRole.BEHIND and self._lease:
+            await asyncio.to_thread(self._home.see, self._lease.known)
+            self._become_writer()
+
+    def changed(self) -> None:
+        """The newest snapshot may have been deleted, be broken, or of other data: what is served is no longer saved."""
+        self._on_change()
+
+    async def end(self) -> None:
+        """Give the lease back at the end of this process, after its last snapshot. Never raises for the store."""
+        lease, self._lease = self._lease, None
+        if lease and self.role in (LeaderRole.WRITER, LeaderRole.LEAVING, LeaderRole.BEHIND):
+            self._refuse("this gateway is stopping")
+            self.role = LeaderRole.READER
+            try:
+                await lease.release()
+            except GatewayError as error:
+                log.warning("the lease was not released, so the next gateway has to wait for it", cause=str(error))
+
+    # ------------------------------------------------------------------ what to say of it
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although everything works."""
+        found = []
+        if self.conditions in (Conditions.BROKEN, Conditions.REFUSED):
+            found.append(
+                f"no fencing: the store's conditional writes are {self.conditions.value},"
+                " so never let two gateways use it at once"
+            )
+        if self._problem:
+            found.append(f"not fenced yet, the lease cannot be taken: {self._problem.message}")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """For `/admin/status`."""
+        known = self._lease.known if self._lease else None
+        return {
+            "role": self.role.value,
+            "epoch": self._lease.epoch if self._lease else None,
+            "holder": known.where if known else None,
+            "conditional_writes": self.conditions.value if self.conditions else None,
+            "reason": self.reason,
+            "warnings": self.warnings,
+        }
+
+    # ------------------------------------------------------------------ inside
+
+    async def _try_to_take(self) -> None:
+        async with self._taking:
+            if self.role is not LeaderRole.STARTING:
+                return
+            lease_state = await read_lease_state(self._store)
+            if self._had_data and (why := await asyncio.to_thread(self._why_behind, lease_state)):
+                self.role = LeaderRole.BEHIND
+                self._refuse(why)
+                log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+                return
+            lease = await self._make_lease()
+            if lease_state and lease_state.state != "released" and lease_state.home != lease.home:
+                self._refuse(f"this gateway waits for another one ({lease_state.where}) to hand its lease over")
+            taken = await lease.take()
+            self._problem = None
+            if self._had_data and (why := await asyncio.to_thread(self._why_behind, taken.before)):
+                # It published on its way out.
+                await lease.release()
+                self.role = LeaderRole.BEHIND
+                self._refuse(why)
+                log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+                return
+            self._lease = lease
+            await asyncio.to_thread(self._home.see, lease.known)
+            if not self._had_data:
+                self._on_empty_start()
+            self._become_writer()
+
+    def _why_behind(self, lease_state: LeaseState | None) -> str | None:
+        if lease_state is None or self._home.begins_anew():
+            return None
+        if lease_state.home != self._home.name() and lease_state.state != "released":
+            return f"another gateway ({lease_state.where}) writes to this store, and these data may lack what it wrote"
+        if snapshot := self._home.is_behind(lease_state):
+            return f"another gateway published snapshot {snapshot} since, and these data lack what it wrote"
+        return None
+
+    async def _make_lease(self) -> Lease:
+        if self.conditions is None:
+            self.conditions = await probe(self._store, may_delete=self._may_delete)
+            if self.conditions is not Conditions.KEPT:
+                log.warning(
+                    "this store does not keep what conditional writes promise: two gateways on it are not fenced",
+                    conditional_writes=self.conditions.value,
+                    store=self._store.url,
+                    hint="use another store, or make sure that one gateway has ended before the next one starts",
+                )
+        home = await asyncio.to_thread(self._home.name)
+        return Lease(
+            self._store,
+            home,
+            self._where,
+            conditional=self.conditions is Conditions.KEPT,
+            takeover_timeout_s=self._takeover_timeout_s,
+            answer_timeout_s=self._answer_timeout_s,
+        )
+
+    async def _make_room(self, lease_state: LeaseState) -> None:
+        """Another gateway wants the lease: no more writes, one last snapshot, and it is theirs."""
+        self.role = LeaderRole.LEAVING
+        self._refuse("another gateway takes over: writes go on there")
+        log.info("another gateway wants the lease, making room", wanted_by=lease_state.wanted_by)
+        moving = asyncio.create_task(self._keep_moving())
+        try:
+            async with asyncio.timeout(self._takeover_timeout_s):
+                await self._save_what_there_is()
+        except TimeoutError:
+            log.error(
+                "the last snapshot was not done in time: what was written since the one before is not in the store"
+            )
+        finally:
+            moving.cancel()
+            await asyncio.gather(moving, return_exceptions=True)
+        await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        await self._held().release()
+        self._released_at = time.monotonic()
+        self._become_reader("another gateway has taken over: writes go on there")
+
+    async def _save_what_there_is(self) -> None:
+        while True:
+            try:
+                await self._save("handover")
+            except LeaseLost:
+                raise
+            except GatewayError as error:
+                if not error.retryable:
+                    log.error(
+                        "the last snapshot failed, what was written since the one before is lost", cause=str(error)
+                    )
+                    return
+                log.warning("the last snapshot failed, trying again", cause=str(error))
+                await asyncio.sleep(_FINAL_AGAIN_S)
+            else:
+                return
+
+    async def _keep_moving(self) -> None:
+        while True:
+            try:
+                await self._held().leave()
+            except GatewayError as error:
+                log.warning("the lease cannot be moved", cause=str(error))
+            await asyncio.sleep(self._poll_s)
+
+    def _held(self) -> Lease:
+        if self._lease is None:
+            raise LeaseLost("this gateway does not hold the lease of its store", "see GET /admin/status")
+        return self._lease
+
+    def _carry_on(self, error: StorageError) -> None:
+        """The store cannot be asked. Who has data serves them; who has none is told nothing but that anyway."""
+        if self._problem is None:
+            log.warning("the lease cannot be taken, trying again", cause=str(error))
+        self._problem = error
+        self._accept()
+
+    def _become_writer(self) -> None:
+        self.role, self._released_at = LeaderRole.WRITER, None
+        self._accept()
+        log.info("this gateway is the writer", epoch=self._lease.epoch if self._lease else None)
+
+    def _become_reader(self, reason: str) -> None:
+        if self.role is not LeaderRole.READER:
+            log.warning("this gateway is not the writer any more: reads go on, writes are refused", cause=reason)
+        self.role = LeaderRole.READER
+        self._refuse(reason)
+
+    def _refuse(self, reason: str) -> None:
+        self.reason = reason
+        self._writes.refuse_writes(reason)
+
+    def _accept(self) -> None:
+        self.reason = None
+        self._writes.accept_writes()

@@ -1,0 +1,102 @@
+"""Make a snapshot of a Chroma directory that came from elsewhere: the recipe.
+
+unpack → integrity → Chroma of the installed version migrates and reads all of it → stop → snapshot.
+What is served meanwhile is not touched.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+
+from gateway.chroma import database
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE
+from gateway.chroma.process import http_client, scratch_chroma
+from gateway.chroma.watch import probe
+from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
+from gateway.files import scratch_directory
+from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.model import Snapshot
+from gateway.snapshot.progress import Progress
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.tar import untar
+
+_READ_TIMEOUT_S = 300.0
+_HINT = "does Chroma open it? the archive must be of a directory that no Chroma was writing to"
+
+
+async def import_tar(
+    repository: Repository,
+    scratch: Path,
+    body: AsyncIterator[bytes],
+    label: str | None,
+    max_bytes: int,
+    progress: Progress,
+    received: asyncio.Event,
+) -> Snapshot:
+    """Make a snapshot of the tar that arrives in `body`, and return it; it is the newest one then.
+
+    `received` is set once all of `body` was read. Needs free disk for what the archive holds, in `scratch`.
+    Raises InvalidRequest, BodyTooLarge, DiskFull, StorageError; then there is no snapshot. Safe to retry.
+    """
+    async with scratch_directory(scratch, "upload") as path:
+        await untar(body, path, max_bytes, progress)
+        received.set()
+        try:
+            await _migrate(path, progress)
+        except SnapshotError as error:
+            raise InvalidRequest(
+                f"the archive is not one of a sound Chroma directory: {error.message}", _HINT
+            ) from error
+        directory = DataDirectory(path)
+        await asyncio.to_thread(directory.make)
+        snapshotter = Snapshotter(repository, directory, _Nobody(), _no_writers)
+        try:
+            return await snapshotter.take(label, progress)
+        finally:
+            await snapshotter.close()
+
+
+async def _migrate(path: Path, progress: Progress) -> None:
+    """Let Chroma bring the directory to its own version and read every collection. Raises SnapshotError."""
+    progress.phase("checking", None)
+    await asyncio.to_thread(database.require_sound, path)
+    if await asyncio.to_thread(database.is_empty, path):
+        raise CorruptSnapshot(f"its {DATABASE} is empty")
+    progress.phase("migrating", None)
+    # Chroma 1.5.9 that has just migrated a directory of 0.4 goes on with the columns there were before, and
+    # panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"); its next process does not.
+    async with scratch_chroma(path):
+        pass
+    async with scratch_chroma(path) as url:
+        contents = await asyncio.to_thread(database.read_contents, path)
+        progress.phase("reading collections", len(contents.collections), "collections")
+        async with http_client(url, _READ_TIMEOUT_S) as client:
+            for collection in contents.collections:
+                try:
+                    problem = await probe(client, collection)
+                except httpx.HTTPError as error:
+                    problem = repr(error)
+                if problem:
+                    name = f"{collection.tenant}/{collection.database}/{collection.name}"
+                    raise CorruptSnapshot(f"collection {name} cannot be read: {problem}")
+                progress.advance(1)
+    await asyncio.to_thread(database.prepare, path)
+
+
+class _Nobody:
+    """What runs on a directory that nothing runs on."""
+
+    def require_served(self) -> int:
+        return 0
+
+    async def require_same_run(self, run: int) -> None:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _no_writers() -> AsyncIterator[float]:
+    yield 0.0

@@ -1,0 +1,106 @@
+"""The work that nobody asks for: snapshots when they are due, and tidying up after each.
+
+A round: is it due? → did anything change? → snapshot → retention, garbage → tell the dead man's switch.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import structlog
+
+from gateway.errors import GatewayError, LeaseLost
+from gateway.snapshot.changes import Changes
+from gateway.snapshot.schedule import Schedule
+
+log = structlog.get_logger()
+
+# A clock that is set, or a machine that slept, is noticed within this.
+_LONGEST_SLEEP_S = 30.0
+_PING_TIMEOUT_S = 10.0
+
+
+async def run_schedule(
+    schedule: Schedule,
+    changes: Changes,
+    snapshot: Callable[[str], Awaitable[Any]],
+    tidy: Callable[[], Awaitable[Any]],
+    ping: Callable[[], None],
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> None:
+    """Make rounds until cancelled. A failure is logged; the next turn tries again."""
+    while True:
+        due = schedule.after(now())
+        await _sleep_until(due, now)
+        await run_once(changes, snapshot, tidy, ping)
+
+
+async def _sleep_until(due: datetime, now: Callable[[], datetime]) -> None:
+    while (left_s := (due - now()).total_seconds()) > 0:  # noqa: ASYNC110  # for a clock, which sets no event
+        await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))
+
+
+async def run_once(
+    changes: Changes,
+    snapshot: Callable[[str], Awaitable[Any]],
+    tidy: Callable[[], Awaitable[Any]],
+    ping: Callable[[], None],
+) -> None:
+    """One round; does not raise. `ping` is called only if a snapshot was taken."""
+    if not changes.any:
+        log.debug("no snapshot is due, nothing changed since the last one")
+        return
+    try:
+        await snapshot("scheduled")
+    except LeaseLost as error:
+        log.debug("no snapshot is taken", cause=error.message)
+        return
+    except GatewayError as error:
+        log.error("the scheduled snapshot failed", cause=str(error))
+        return
+    except Exception:
+        log.exception("the scheduled snapshot failed")
+        return
+    ping()
+    try:
+        await tidy()
+    except GatewayError as error:
+        log.error("garbage could not be collected", cause=str(error))
+    except Exception:
+        log.exception("garbage could not be collected")
+
+
+class DeadMansSwitch:
+    """A URL that is to hear of every snapshot that succeeded; whoever listens there raises the alarm when it is silent.
+
+    Nobody waits for it, and its failure is a line in the log.
+    """
+
+    def __init__(self, url: str | None, timeout_s: float = _PING_TIMEOUT_S) -> None:
+        self._url, self._timeout_s = url, timeout_s
+        self._pings: set[asyncio.Task[None]] = set()
+
+    def ping(self) -> None:
+        """Call the URL, if there is one, beside everything else."""
+        if self._url:
+            task = asyncio.create_task(self._call(self._url))
+            self._pings.add(task)
+            task.add_done_callback(self._pings.discard)
+
+    async def close(self) -> None:
+        """Break off what is still being said."""
+        for task in list(self._pings):
+            task.cancel()
+        await asyncio.gather(*self._pings, return_exceptions=True)
+
+    async def _call(self, url: str) -> None:
+        # The URL is a secret: it is what tells one switch from another. httpx names it in its errors.
+        try:
+            async with asyncio.timeout(self._timeout_s), httpx.AsyncClient(timeout=self._timeout_s) as client:
+                answer = await client.get(url)
+            if answer.is_error:
+                log.warning("the dead man's switch did not take it", status=answer.status_code)
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
+            log.warning("the dead man's switch cannot be reached", cause=type(error).__name__)

@@ -1,0 +1,510 @@
+"""Objects as files below one directory: the embedded default, and a store for tests.
+
+    <root>/<key>             an object, whole at every moment
+    <root>/.gateway/lock     held by whoever changes names below the root
+    <root>/.gateway/new/     objects being written; what a crash leaves here belongs to nobody
+
+Writing: the bytes go to a file of their own in `new`, are made durable, and only then get their name,
+by a rename under the lock. The lock is what makes the conditional writes atomic across processes, and
+what keeps a delete from pruning the directory that a put is about to use. Readers never take it, so
+that a store can be read where it cannot be written.
+"""
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from gateway.errors import (
+    DiskFull,
+    GatewayError,
+    InvalidRequest,
+    ObjectMissing,
+    StorageDenied,
+    StorageUnavailable,
+)
+from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_prefix
+
+_OURS = ".gateway"
+_MAX_NAME_BYTES = 255
+
+# The lock is held for a rename, never while bytes are written.
+_LOCK_TIMEOUT_S = 30
+_LOCK_POLL_S = 0.002
+
+# What is read or written in one step, on its way through memory.
+_PIECE_BYTES = 1 << 20
+
+# No write takes this long after its last byte; what is older was left by a crash.
+_ABANDONED_AFTER_S = 3600
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+
+
+class FileStorage:
+    """The store below `root`, which is made by the first write.
+
+    Three things that S3 allows are refused: the folder `.gateway`, parts of a key above 255 bytes,
+    and a key that is also the folder of other keys. Symbolic links below the root are not followed.
+    A cancelled call may still come to its end, in its thread.
+    """
+
+    def __init__(self, root: Path) -> None:
+        # Not resolved: that would turn a link to a disk that is missing into a directory that is.
+        self._root = Path(os.path.abspath(root))  # noqa: PTH100
+        self._new = self._root / _OURS / "new"
+        self._swept = False
+
+    @property
+    def url(self) -> str:
+        return f"file://{self._root.as_posix().rstrip('/')}/"
+
+    # ------------------------------------------------------------------ writing
+
+    async def put(self, key: str, data: bytes) -> None:
+        await asyncio.to_thread(self._write, key, data, lambda _: True)
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        return await asyncio.to_thread(self._write, key, data, lambda path: not path.exists())
+
+    async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        return await asyncio.to_thread(self._write, key, data, lambda path: _version_of_file(path) == version)
+
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        def may_replace(path: Path) -> bool:
+            if if_absent and path.exists():
+                return False
+            return if_tag is None or _tag_of_file(path) == if_tag
+
+        def open_new() -> tuple[Path, IO[bytes]]:
+            with self._translated("put", key):
+                self._path(key)
+                new = self._name_new()
+                return new, new.open("xb")
+
+        def write(file: IO[bytes], data: bytes) -> None:
+            with self._translated("put", key):
+                file.write(data)
+
+        def finish(new: Path, file: IO[bytes]) -> ObjectInfo | None:
+            with self._translated("put", key):
+                _sync_file(file)
+                status = os.fstat(file.fileno())
+                if not self._put_in_place(key, new, may_replace):
+                    return None
+                # By the file and not by its name, which may be somebody else's by now.
+                return _info(key, status)
+
+        new, file = await asyncio.to_thread(open_new)
+        try:
+            async for piece in _gathered(pieces, _PIECE_BYTES):
+                await asyncio.to_thread(write, file, piece)
+            return await asyncio.to_thread(finish, new, file)
+        finally:
+            # Not in a thread: a cancelled upload must still come to this end.
+            file.close()
+            new.unlink(missing_ok=True)
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        def copy() -> bool:
+            with self._translated("copy", source):
+                path = self._path(source)
+                self._path(target)
+                if not self._is_object(path):
+                    raise self._missing(source)
+                new = self._name_new()
+                try:
+                    try:
+                        shutil.copyfile(path, new)  # in the kernel
+                    except FileNotFoundError:
+                        raise self._missing(source) from None
+                    with new.open("rb+") as file:
+                        _sync_file(file)
+                    return self._put_in_place(target, new, lambda path: not (if_absent and path.exists()))
+                finally:
+                    new.unlink(missing_ok=True)
+
+        return await asyncio.to_thread(copy)
+
+    async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        self._path(key)
+        return None
+
+    def _write(self, key: str, data: bytes, may_replace: Callable[[Path], bool]) -> bool:
+        """Put `data` in place if `may_replace`, asked under the lock, says so; say whether it did."""
+        with self._translated("put", key):
+            self._path(key)
+            new = self._name_new()
+            try:
+                with new.open("xb") as file:
+                    file.write(data)
+                    _sync_file(file)
+                return self._put_in_place(key, new, may_replace)
+            finally:
+                new.unlink(missing_ok=True)
+
+    def _put_in_place(self, key: str, new: Path, may_replace: Callable[[Path], bool]) -> bool:
+        """Give the durable file `new` its name, if `may_replace`, asked under the lock, says so; say whether it did."""
+        path = self._path(key)
+        with self._locked():
+            if path.is_dir():
+                raise InvalidRequest(f"{key!r} is a folder of other keys in {self.url}")
+            if not may_replace(path):
+                return False
+            try:
+                _make_directories(path.parent)
+            except (FileExistsError, NotADirectoryError):
+                raise InvalidRequest(f"{key!r}: a part of it is an object in {self.url}") from None
+            new.rename(path)
+        _sync_directory(path.parent)
+        return True
+
+    def _name_new(self) -> Path:
+        """The name of a file to be written."""
+        _make_directories(self._new)
+        if not self._swept:
+            self._swept = True
+            self._sweep()
+        return self._new / uuid.uuid4().hex
+
+    def _sweep(self) -> None:
+        for left in self._new.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+                    left.unlink()
+
+    async def delete(self, key: str) -> None:
+        await asyncio.to_thread(self._delete, key)
+
+    def _delete(self, key: str) -> None:
+        with self._translated("delete", key):
+            path = self._path(key)
+            if not self._is_object(path):
+                return
+            with self._locked():
+                path.unlink(missing_ok=True)
+                parent = path.parent
+                while parent != self._root and _prune(parent):
+                    parent = parent.parent
+            # Durable like a put: the order of deletes is what keeps a manifest from outliving its packs.
+            _sync_directory(parent)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of all processes and threads that change names below the root."""
+        _make_directories(self._new)
+        lock = os.open(self._root / _OURS / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            give_up_at = time.monotonic() + _LOCK_TIMEOUT_S
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    # A stopped process may hold it for ever; flock itself has no timeout.
+                    if time.monotonic() > give_up_at:
+                        raise StorageUnavailable(
+                            f"the lock of {self.url} was held by another process for {_LOCK_TIMEOUT_S} s",
+                            "look for a stopped gateway on the same GATEWAY_STORE",
+                        ) from None
+                    time.sleep(_LOCK_POLL_S)
+            yield
+        finally:
+            os.close(lock)
+
+    # ------------------------------------------------------------------ reading
+
+    async def get(self, key: str) -> bytes:
+        return await asyncio.to_thread(self._read, key)
+
+    async def get_versioned(self, key: str) -> Versioned:
+        def read() -> Versioned:
+            data = self._read(key)
+            return Versioned(data, _version(data))
+
+        return await asyncio.to_thread(read)
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        return await asyncio.to_thread(self._read, key, start, length)
+
+    def _read(self, key: str, start: int = 0, length: int = -1) -> bytes:
+        with self._translated("get", key):
+            path = self._path(key)
+            if not self._is_object(path):
+                raise self._missing(key)
+            try:
+                with path.open("rb") as file:
+                    file.seek(start)
+                    return file.read(length)
+            except FileNotFoundError:
+                raise self._missing(key) from None
+
+    async def head(self, key: str) -> ObjectInfo:
+        def head() -> ObjectInfo:
+            with self._translated("head", key):
+                path = self._path(key)
+                if not self._is_object(path):
+                    raise self._missing(key)
+                try:
+                    return _info(key, path.stat(follow_symlinks=False))
+                except FileNotFoundError:
+                    raise self._missing(key) from None
+
+        return await asyncio.to_thread(head)
+
+    async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        def open_tagged() -> IO[bytes]:
+            with self._translated("get", key):
+                path = self._path(key)
+                if not self._is_object(path):
+                    raise self._missing(key)
+                try:
+                    file = path.open("rb")
+                except FileNotFoundError:
+                    raise self._missing(key) from None
+                if _tag(os.fstat(file.fileno())) != tag:
+                    file.close()
+                    raise self._missing(key)
+                file.seek(start)
+                return file
+
+        def read(file: IO[bytes], size: int) -> bytes:
+            with self._translated("get", key):
+                return file.read(size)
+
+        file = await asyncio.to_thread(open_tagged)
+        try:
+            left = length
+            while left is None or left > 0:
+                piece = await asyncio.to_thread(read, file, _PIECE_BYTES if left is None else min(left, _PIECE_BYTES))
+                if not piece:
+                    return
+                left = None if left is None else left - len(piece)
+                yield piece
+        finally:
+            file.close()
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        for info in await asyncio.to_thread(self._list, prefix, after):
+            yield info
+
+    def _list(self, prefix: str, after: str) -> tuple[ObjectInfo, ...]:
+        with self._translated("list", prefix):
+            path, folder = self._folder(prefix)
+            return tuple(info for info in self._walk(path, folder, prefix) if info.key > after)
+
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        def found() -> list[str]:
+            with self._translated("list", prefix):
+                path, folder = self._folder(prefix)
+                try:
+                    with os.scandir(path) as entries:
+                        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                except (FileNotFoundError, NotADirectoryError):
+                    return []
+                return [name for name in names if folder or name != _OURS]
+
+        for name in await asyncio.to_thread(found):
+            yield name
+
+    def _folder(self, prefix: str) -> tuple[Path, str]:
+        """The directory that holds all keys with `prefix`, and the part of `prefix` that names it."""
+        check_prefix(prefix)
+        self._check_root()
+        folder = prefix[: prefix.rfind("/") + 1]
+        return self._path(folder.removesuffix("/")) if folder else self._root, folder
+
+    def _walk(self, directory: Path, folder: str, prefix: str) -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(directory) as found:
+                entries = list(found)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # there is none, or it was pruned meanwhile
+        # Sorted as keys are: "a-b" comes before "a/b", which comes before "a0".
+        keyed = [
+            (folder + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry in entries
+        ]
+        for key, entry in sorted(keyed, key=lambda pair: pair[0]):
+            if not key.startswith(prefix) or key == f"{_OURS}/":
+                continue
+            if entry.is_symlink():
+                # Left out, it would make a store look emptier than it is.
+                raise self._linked(key)
+            if key.endswith("/"):
+                yield from self._walk(directory / entry.name, key, prefix)
+            elif entry.is_file(follow_symlinks=False):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # deleted meanwhile
+                yield _info(key, status)
+
+    async def close(self) -> None:
+        pass
+
+    # ------------------------------------------------------------------ names
+
+    def _path(self, key: str) -> Path:
+        """Where `key` is. Raises InvalidRequest, or StorageDenied where a symbolic link leads elsewhere."""
+        parts = check_key(key).split("/")
+        if parts[0] == _OURS:
+            raise InvalidRequest(f"{key!r} cannot be a key: the store keeps its own files in {_OURS}/")
+        if any(len(part.encode()) > _MAX_NAME_BYTES for part in parts):
+            raise InvalidRequest(f"{key!r} cannot be a key: a part of it has more than {_MAX_NAME_BYTES} bytes")
+        path = self._root / key
+        if os.path.realpath(path) != os.path.join(os.path.realpath(self._root), key):  # noqa: PTH118
+            raise self._linked(key)
+        return path
+
+    def _is_object(self, path: Path) -> bool:
+        """Whether `path` is a file. Raises StorageDenied or OSError if that cannot be known."""
+        self._check_root()
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _check_root(self) -> None:
+        """Raise what tells a root that cannot be read from one that no write has made yet."""
+        try:
+            self._root.stat()
+        except FileNotFoundError:
+            if self._root.is_symlink():
+                raise StorageDenied(
+                    f"{self.url} is a symbolic link to something that is not there",
+                    "mount or make what it points to, or correct GATEWAY_STORE",
+                ) from None
+            return
+        if not self._root.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self._root))
+
+    # ------------------------------------------------------------------ errors
+
+    @contextlib.contextmanager
+    def _translated(self, operation: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._error(f"{operation} {self.url}{key}: {error.strerror or error}", error.errno) from error
+
+    def _error(self, message: str, number: int | None) -> GatewayError:
+        if number in _FULL:
+            return DiskFull(message, "free some space where GATEWAY_STORE is, or give it more")
+        if number in _NOT_ALLOWED:
+            return StorageDenied(message, f"let the gateway read and write {self._root}, or correct GATEWAY_STORE")
+        if number in _NOT_A_DIRECTORY:
+            return StorageDenied(message, f"GATEWAY_STORE needs a directory, which {self._root} cannot be")
+        if number == errno.ENAMETOOLONG:
+            return InvalidRequest(message)
+        return StorageUnavailable(message)
+
+    def _missing(self, key: str) -> ObjectMissing:
+        return ObjectMissing(f"{self.url}{key} does not exist")
+
+    def _linked(self, key: str) -> StorageDenied:
+        return StorageDenied(
+            f"{self.url}{key} leads through a symbolic link, which is not followed",
+            "put the files themselves there, or let GATEWAY_STORE name the directory they are in",
+        )
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC), _tag(status))
+
+
+def _tag(status: os.stat_result) -> str:
+    """Changes with every put, which makes a new inode, and with the time of every edit by somebody else."""
+    return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
+
+
+def _tag_of_file(path: Path) -> str | None:
+    try:
+        return _tag(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+async def _gathered(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+    """The same bytes in pieces of at least `size`, but for the last: each costs a thread."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        if len(held) >= size:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
+
+
+def _sync_file(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _version_of_file(path: Path) -> str | None:
+    try:
+        return _version(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _make_directories(directory: Path) -> None:
+    """Make `directory` and what is missing above it, each durable."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for made in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            made.mkdir()
+        if not made.is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(made))
+        # Also where another writer made it just now: what we put there must not go with it.
+        _sync_directory(made.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the names in `directory` durable."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # what we wrote was deleted since, and the directory pruned
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot (FUSE, SMB); there a rename is as durable as it gets.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _prune(directory: Path) -> bool:
+    """Remove `directory` if it is empty; say whether it is gone."""
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True

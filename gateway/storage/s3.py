@@ -1,0 +1,682 @@
+"""Objects in a bucket, at AWS or anything that speaks S3. Credentials and endpoint are botocore's `AWS_*`.
+
+What is retried, and by whom:
+
+1. botocore retries a request that failed on its way or got "later" for an answer.
+2. `_read` retries a body that broke off midway, which botocore never does.
+3. A conditional write goes through a client of its own, on which nothing retries: botocore and aiohttp
+   would both send it again after a lost answer, and then report our own write as somebody else's.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.exceptions import (
+    BotoCoreError,
+    ChecksumError,
+    ClientError,
+    ConnectionError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from gateway.errors import InvalidRequest, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
+from gateway.storage.gcs_preconditions import generation, has_gcs_preconditions, translate
+from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_prefix
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+# botocore alone of AWS's SDKs does not know AWS_REGION.
+_SESSION_VARIABLES: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+_DEFAULT_REGION = "us-east-1"
+
+_RETRY_FIRST_S = 0.1
+_RETRY_LONGEST_S = 5.0
+
+# S3 allows 10,000 parts of at least 5 MiB, and copies of 5 GiB at once.
+_PART_BYTES = 8 << 20
+_COPY_BYTES = 1 << 30
+_PIECE_BYTES = 256 << 10
+_ABORT_TIMEOUT_S = 5
+
+_BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError, aiohttp.ClientError)
+_TRANSPORT = (*_BROKEN_OFF, ConnectionError, ChecksumError, OSError)
+_CREDENTIALS = (
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoAuthTokenError,
+    TokenRetrievalError,
+    SSOError,
+)
+
+_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the container a role"
+_CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
+_CHECK_REGION = "set AWS_REGION to the region of the bucket"
+_CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
+_ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
+
+# Answers that may be different next time.
+_DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout")
+_LATER = (408, 409, 425, 429)
+_NOT_IMPLEMENTED = 501
+
+# The way out of the others, by what they say or else by their status.
+_HINTS = {
+    "NoSuchBucket": "create it, or correct GATEWAY_STORE",
+    "InvalidAccessKeyId": _CHECK_CREDENTIALS,
+    "SignatureDoesNotMatch": _CHECK_CREDENTIALS,
+    "ExpiredToken": _CHECK_CREDENTIALS,
+    "InvalidToken": _CHECK_CREDENTIALS,
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "AuthorizationHeaderMalformed": _CHECK_REGION,
+}
+_HINTS_BY_STATUS = {301: _CHECK_REGION, 307: _CHECK_REGION, 401: _CHECK_CREDENTIALS, 403: _ALLOW}
+
+
+class S3Storage:
+    """The objects of `bucket` below `prefix`; it connects with the first call.
+
+    `addressing` says where a request names the bucket: in the path, in the host name ("virtual"), or
+    ("auto") in the path exactly if an endpoint is configured. `attempts` bounds the tries of one call,
+    `call_timeout_s` all of them together; the other timeouts are for one step of one try.
+    """
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        addressing: Literal["auto", "path", "virtual"] = "auto",
+        attempts: int = 5,
+        connect_timeout_s: float = 5,
+        read_timeout_s: float = 30,
+        call_timeout_s: float = 600,
+        max_connections: int = 32,
+    ) -> None:
+        self._bucket = bucket
+        self._prefix = check_key(prefix.removesuffix("/")) + "/" if prefix else ""
+        self._attempts = attempts
+        self._call_timeout_s = call_timeout_s
+        self._config: dict[str, Any] = {
+            "connect_timeout": connect_timeout_s,
+            "read_timeout": read_timeout_s,
+            "max_pool_connections": max_connections,
+            # Else botocore sends checksums in trailers, which not every S3 server understands.
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            # Over plain HTTP botocore would hash every body on the event loop. What is sent is covered by Content-MD5,
+            # which is hashed in a thread and signed.
+            "s3": {"addressing_style": addressing, "payload_signing_enabled": False},
+            # Else botocore makes links of a kind that newer regions refuse.
+            "signature_version": "s3v4",
+        }
+        self._connecting = asyncio.Lock()
+        self._connected: tuple[S3Client, S3Client] | None = None
+        self._patient: Any = None
+        self._exit = contextlib.AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self._bucket}/{self._prefix}"
+
+    # ------------------------------------------------------------------ writing
+
+    async def put(self, key: str, data: bytes) -> None:
+        async with self._call("put", key):
+            client, _ = await self._clients()
+            await client.put_object(
+                Bucket=self._bucket, Key=self._key(key), Body=data, ContentMD5=await _content_md5(data)
+            )
+
+    async def put_if_absent(self, key: str, data: bytes) -> bool:
+        return await self._put_if(key, data, IfNoneMatch="*")
+
+    async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        return await self._put_if(key, data, IfMatch=version)
+
+    async def _put_if(self, key: str, data: bytes, **condition: Any) -> bool:
+        async with self._call("put", key):
+            _, client = await self._clients()
+            content_md5 = await _content_md5(data)
+            # "Conflict" means: refused because of a write that is under way, ask again.
+            async for attempt in self._retrying(lambda error: _status(error) == 409):
+                with attempt:
+                    try:
+                        await client.put_object(
+                            Bucket=self._bucket,
+                            Key=self._key(key),
+                            Body=data,
+                            ContentMD5=content_md5,
+                            **condition,
+                        )
+                    except ClientError as error:
+                        if _status(error) == 412 or ("IfMatch" in condition and _code(error) == "NoSuchKey"):
+                            return False
+                        raise
+            return True
+
+    async def upload(
+        self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
+    ) -> ObjectInfo | None:
+        condition = ({"IfNoneMatch": "*"} if if_absent else {}) | ({"IfMatch": f'"{if_tag}"'} if if_tag else {})
+        where = {"Bucket": self._bucket, "Key": self._key(key)}
+        size_bytes, multipart, tag = 0, None, None
+        try:
+            async for part, is_last in _parts(pieces, _PART_BYTES):
+                size_bytes += len(part)
+                if is_last and multipart is None:
+                    tag = await self._put_part(key, part, condition)
+                else:
+                    multipart = multipart or await self._begin_multipart(key, where)
+                    await multipart.add(part)
+                    # Looked first: some servers know conditions, but not here.
+                    if is_last and await self._may_complete(key, if_absent, if_tag):
+                        tag = await self._complete(key, multipart, condition)
+        except BaseException:
+            if multipart is not None:
+                await self._abort(multipart)
+            raise
+        if multipart is not None:
+            if tag is None:
+                await self._abort(multipart)
+            else:
+                # rclone tells another ETag now than from now on.
+                return await self.head(key)
+        if tag is None:
+            return None
+        return ObjectInfo(key, size_bytes, datetime.now(UTC), tag)
+
+    async def _put_part(self, key: str, data: bytes, condition: dict[str, Any]) -> str | None:
+        """Put an object that came in one part; return its tag, or None if the condition failed."""
+        async with self._call("put", key):
+            retrying, once = await self._clients()
+            answer = await self._conditionally(
+                condition,
+                (once if condition else retrying).put_object,
+                Bucket=self._bucket,
+                Key=self._key(key),
+                Body=data,
+                ContentMD5=await _content_md5(data),
+            )
+            return _tag(answer["ETag"]) if answer else None
+
+    async def _begin_multipart(self, key: str, where: dict[str, str]) -> "_Multipart":
+        async with self._call("put", key):
+            client, _ = await self._clients()
+            answer: Any = await client.create_multipart_upload(**where)  # type: ignore[arg-type]
+        return _Multipart(where | {"UploadId": answer["UploadId"]}, client, lambda: self._call("put", key))
+
+    async def _may_complete(self, key: str, if_absent: bool, if_tag: str | None) -> bool:
+        if not if_absent and if_tag is None:
+            return True
+        try:
+            return (await self.head(key)).tag == if_tag
+        except ObjectMissing:
+            return if_tag is None
+
+    async def _complete(self, key: str, multipart: "_Multipart", condition: dict[str, Any]) -> str | None:
+        async with self._call("put", key):
+            await self._clients()
+            answer = await self._conditionally(
+                condition,
+                # Some servers put all parts together before they say a word.
+                self._patient.complete_multipart_upload,
+                **multipart.where,
+                MultipartUpload={"Parts": multipart.parts},
+            )
+            return _tag(answer["ETag"]) if answer else None
+
+    async def _conditionally(self, condition: dict[str, Any], call: Any, **arguments: Any) -> dict[str, Any] | None:
+        """What `call` answers; None if the condition failed. A conflict with another write is asked again."""
+        async for attempt in self._retrying(lambda error: bool(condition) and _status(error) == 409):
+            with attempt:
+                try:
+                    answer: dict[str, Any] = await call(**arguments, **condition)
+                except ClientError as error:
+                    if condition and (_status(error) == 412 or _code(error) == "NoSuchKey"):
+                        return None
+                    raise
+        return answer
+
+    async def _abort(self, multipart: "_Multipart") -> None:
+        """Give the parts back. What that cannot reach stays until the bucket's lifecycle rule removes it."""
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(_ABORT_TIMEOUT_S):
+                client, _ = await self._clients()
+                await client.abort_multipart_upload(**multipart.where)  # type: ignore[arg-type]
+
+    async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
+        info = await self.head(source)
+        if if_absent:  # S3 copies have no condition on their target that every server knows
+            return await self.upload(target, self.download(source, tag=info.tag), if_absent=True) is not None
+        where = {"Bucket": self._bucket, "Key": self._key(target)}
+        origin = {"Bucket": self._bucket, "Key": self._key(source)}
+        if info.size_bytes <= _COPY_BYTES:
+            async with self._call("copy", source):
+                client, _ = await self._clients()
+                await client.copy_object(**where, CopySource=origin)  # type: ignore[arg-type]
+            return True
+        multipart = await self._begin_multipart(target, where)
+        try:
+            for start in range(0, info.size_bytes, _COPY_BYTES):
+                end = min(start + _COPY_BYTES, info.size_bytes) - 1
+                await multipart.add_copy(origin, info.tag, start, end)
+            await self._complete(target, multipart, {})
+        except BaseException:
+            await self._abort(multipart)
+            raise
+        return True
+
+    async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        async with self._call("presign", key):
+            client, _ = await self._clients()
+            return await client.generate_presigned_url(
+                "get_object",
+                Params={
+                    "Bucket": self._bucket,
+                    "Key": self._key(key),
+                    "ResponseContentDisposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+                },
+                ExpiresIn=expires_s,
+            )
+
+    async def delete(self, key: str) -> None:
+        async with self._call("delete", key):
+            client, _ = await self._clients()
+            try:
+                await client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if _code(error) != "NoSuchKey":  # AWS never says it here, others do
+                    raise
+
+    # ------------------------------------------------------------------ reading
+
+    async def get(self, key: str) -> bytes:
+        data, _ = await self._read(key)
+        return data
+
+    async def get_versioned(self, key: str) -> Versioned:
+        data, answer = await self._read(key)
+        if not answer.get("ETag"):
+            raise StorageDenied(
+                f"get {self.url}{key}: the answer has no ETag", "GATEWAY_STORE needs a server with ETags"
+            )
+        return Versioned(data, generation(answer["ResponseMetadata"]["HTTPHeaders"]) or answer["ETag"])
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        # A range cannot ask for nothing; whether the object exists still has to be asked.
+        last = start + max(length, 1) - 1
+        try:
+            data, answer = await self._read(key, Range=f"bytes={start}-{last}")
+        except _PastTheEnd:
+            return b""
+        # A server may ignore the range and answer with all of it. The status alone does not tell:
+        # rclone answers 200 with the range.
+        whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not answer.get("ContentRange")
+        skip = start if whole else 0
+        return data[skip : skip + length]
+
+    async def _read(self, key: str, **condition: Any) -> tuple[bytes, dict[str, Any]]:
+        async with self._call("get", key):
+            client, _ = await self._clients()
+            async for attempt in self._retrying(lambda error: isinstance(error, _BodyBrokeOff)):
+                with attempt:
+                    try:
+                        answer: Any = await client.get_object(Bucket=self._bucket, Key=self._key(key), **condition)
+                    except ClientError as error:
+                        if _status(error) == 416:
+                            raise _PastTheEnd from None
+                        raise
+                    try:
+                        data: bytes = await answer["Body"].read()
+                    except (*_BROKEN_OFF, OSError) as error:
+                        raise _BodyBrokeOff(_reason(error)) from error
+                    finally:
+                        answer["Body"].close()
+            return data, answer
+
+    async def head(self, key: str) -> ObjectInfo:
+        async with self._call("head", key):
+            client, _ = await self._clients()
+            try:
+                answer = await client.head_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+            else:
+                modified_at = answer["LastModified"].astimezone(UTC)
+                return ObjectInfo(key, answer["ContentLength"], modified_at, _tag(answer["ETag"]))
+        # An answer without a body does not say what is missing: a key, a bucket, or the whole server. A list does.
+        if not await self._page(key, {"MaxKeys": 1}):
+            raise StorageDenied(f"head {self.url}{key}: the answer is not a list of objects", _CHECK_ENDPOINT)
+        raise ObjectMissing(f"head {self.url}{key}: there is no such object")
+
+    async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
+        end = None if length is None else start + length
+        broken = 0
+        while end is None or start < end:
+            try:
+                async with self._body(key, start, end, tag) as body:
+                    async for piece in body:
+                        # Time while the reader does something else is not the store's.
+                        start, broken = start + len(piece), 0
+                        yield piece
+                return
+            except _PastTheEnd:
+                return
+            except _BodyBrokeOff as error:
+                broken += 1
+                if broken >= self._attempts:
+                    raise StorageUnavailable(
+                        f"get {self.url}{key}: the body broke off {broken} times: {error}"
+                    ) from error
+                await asyncio.sleep(_RETRY_FIRST_S * 2**broken)
+
+    @contextlib.asynccontextmanager
+    async def _body(self, key: str, start: int, end: int | None, tag: str) -> "AsyncIterator[AsyncIterator[bytes]]":
+        """The pieces of an object from `start` to before `end`, once. What breaks them off is _BodyBrokeOff."""
+        asked: dict[str, Any] = (
+            {} if (start, end) == (0, None) else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        )
+        async with self._call("get", key):
+            client, _ = await self._clients()
+            try:
+                answer: Any = await client.get_object(
+                    Bucket=self._bucket, Key=self._key(key), IfMatch=f'"{tag}"', **asked
+                )
+            except ClientError as error:
+                if _status(error) == 416:
+                    raise _PastTheEnd from None
+                if _status(error) == 412:
+                    raise ObjectMissing(f"get {self.url}{key}: it was replaced meanwhile") from None
+                raise
+        body = answer["Body"]
+        try:
+            if _tag(answer["ETag"]) != tag:  # a server that ignores conditions
+                raise ObjectMissing(f"get {self.url}{key}: it was replaced meanwhile")
+            whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not answer.get("ContentRange")
+            yield self._pieces(body, start if whole else 0, None if end is None else end - start)
+        finally:
+            body.close()
+
+    async def _pieces(self, body: Any, skip: int, length: int | None) -> AsyncIterator[bytes]:
+        left = length
+        while left is None or left > 0:
+            try:
+                async with asyncio.timeout(self._call_timeout_s):
+                    piece: bytes = await body.read(_PIECE_BYTES)
+            except (*_BROKEN_OFF, OSError) as error:  # TimeoutError is an OSError
+                raise _BodyBrokeOff(_reason(error)) from error
+            if not piece:
+                return
+            skipped = min(skip, len(piece))
+            skip -= skipped
+            piece = piece[skipped:] if left is None else piece[skipped : skipped + left]
+            left = None if left is None else left - len(piece)
+            if piece:
+                yield piece
+
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for page in self._pages(prefix, {"StartAfter": self._prefix + after} if after else {}):
+            for item in page.get("Contents", ()):
+                key = item["Key"].removeprefix(self._prefix)
+                # Not every server knows StartAfter.
+                if _is_key(key) and key > after:
+                    yield ObjectInfo(
+                        key, item["Size"], item["LastModified"].astimezone(UTC), _tag(item.get("ETag", ""))
+                    )
+
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        async for page in self._pages(prefix, {"Delimiter": "/"}):
+            for item in page.get("CommonPrefixes", ()):
+                name = item["Prefix"].removeprefix(self._prefix + prefix).removesuffix("/")
+                if _is_key(name):
+                    yield name
+
+    async def _pages(self, prefix: str, first: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        asked = first
+        while True:
+            page = await self._page(prefix, asked)
+            yield page
+            if not page["IsTruncated"]:
+                return
+            asked = first | {"ContinuationToken": page["NextContinuationToken"]}
+
+    async def _page(self, prefix: str, asked: dict[str, Any]) -> dict[str, Any]:
+        async with self._call("list", prefix):
+            client, _ = await self._clients()
+            page: Any = await client.list_objects_v2(
+                Bucket=self._bucket, Prefix=check_prefix(self._prefix + prefix), **asked
+            )
+            # Some web page answered with 200, if it parses at all, would pass for an empty list.
+            if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
+                raise ResponseParserError("the answer is not a list of objects")
+            return dict(page)
+
+    # ------------------------------------------------------------------ connection
+
+    async def close(self) -> None:
+        self._connected = None
+        await self._exit.aclose()
+
+    async def _clients(self) -> "tuple[S3Client, S3Client]":
+        """A client that retries, and one that sends everything once."""
+        async with self._connecting:
+            if self._connected is None:
+                try:
+                    self._connected = await self._connect()
+                except ValueError as error:  # what botocore raises for an endpoint that is no URL
+                    raise StorageDenied(f"connect to {self.url}: {error}", _CHECK_ENDPOINT) from error
+            return self._connected
+
+    async def _connect(self) -> "tuple[S3Client, S3Client]":
+        session = aioboto3.Session(botocore_session=AioSession(session_vars=_SESSION_VARIABLES))
+        region = session.region_name or _DEFAULT_REGION
+        retrying = AioConfig(
+            **self._config,
+            http_session_cls=_Session,
+            retries={"mode": "standard", "total_max_attempts": self._attempts},
+        )
+        once, patient = (
+            AioConfig(
+                **self._config | timeouts,
+                http_session_cls=_Once,
+                # Ceph stalls on a connection on which it refused a write; new ones cost little here.
+                connector_args={"force_close": True, "keepalive_timeout": None},
+                retries={"mode": "standard", "total_max_attempts": 1},
+            )
+            for timeouts in ({}, {"read_timeout": self._call_timeout_s})
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(session.client("s3", region_name=region, config=config))
+                for config in (retrying, once, patient)
+            ]
+            self._patient = clients[2]
+            self._exit = stack.pop_all()
+        if has_gcs_preconditions(clients[1].meta.endpoint_url):
+            clients[1].meta.events.register("before-call.s3.PutObject", translate)
+        return clients[0], clients[1]
+
+    def _key(self, key: str) -> str:
+        return check_key(self._prefix + key)
+
+    def _retrying(self, is_worth_it: Callable[[BaseException], bool]) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception(is_worth_it),
+            stop=stop_after_attempt(self._attempts),
+            wait=wait_random_exponential(_RETRY_FIRST_S, _RETRY_LONGEST_S),
+            reraise=True,
+        )
+
+    # ------------------------------------------------------------------ errors
+
+    @contextlib.asynccontextmanager
+    async def _call(self, operation: str, key: str) -> AsyncIterator[None]:
+        """Bound a call in time, and turn whatever is raised in it into one of our errors."""
+        where = f"{operation} {self.url}{key}"
+        try:
+            async with asyncio.timeout(self._call_timeout_s):
+                yield
+        except ClientError as error:
+            raise self._refusal(where, error) from error
+        except _CREDENTIALS as error:
+            raise StorageDenied(f"{where}: {_reason(error)}", _SET_CREDENTIALS) from error
+        except _BodyBrokeOff as error:
+            raise StorageUnavailable(f"{where}: the body broke off {self._attempts} times: {error}") from error
+        except TimeoutError as error:
+            raise StorageUnavailable(f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT) from error
+        except _TRANSPORT as error:
+            raise StorageUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+        except (BotoCoreError, ResponseParserError) as error:
+            raise StorageDenied(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+
+    def _refusal(self, where: str, error: ClientError) -> StorageError:
+        """What an answer that is an error means."""
+        code, status = _code(error), _status(error)
+        message = f"{where}: {code} ({status}): {error.response['Error'].get('Message') or 'no reason given'}"
+        if code == "NoSuchKey":
+            return ObjectMissing(message)
+        if code in _DAMAGED_ON_THE_WAY or status in _LATER or (status >= 500 and status != _NOT_IMPLEMENTED):
+            return StorageUnavailable(message)
+        if code == "NoSuchBucket":
+            endpoint = self._connected[0].meta.endpoint_url if self._connected else "the endpoint"
+            message = f"{where}: bucket {self._bucket} does not exist at {endpoint}"
+        # With 404 too: what does not say NoSuchKey is not the store, and must not pass for an empty one.
+        return StorageDenied(message, _HINTS.get(code) or _HINTS_BY_STATUS.get(status, _CHECK_ENDPOINT))
+
+
+class _Multipart:
+    """An upload under way, part by part. Whoever begins one completes or aborts it."""
+
+    def __init__(
+        self, where: dict[str, str], client: Any, call: Callable[[], contextlib.AbstractAsyncContextManager[None]]
+    ) -> None:
+        self.where, self._client, self._call = where, client, call
+        self.parts: list[dict[str, Any]] = []
+
+    async def add(self, data: bytes) -> None:
+        """Send the next part. botocore may repeat it: a part is the same however often it comes."""
+        number = len(self.parts) + 1
+        async with self._call():
+            answer = await self._client.upload_part(
+                **self.where, PartNumber=number, Body=data, ContentMD5=await _content_md5(data)
+            )
+        self.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    async def add_copy(self, origin: dict[str, str], tag: str, start: int, last: int) -> None:
+        """Take the next part from another object, which must still have `tag`."""
+        number = len(self.parts) + 1
+        async with self._call():
+            answer = await self._client.upload_part_copy(
+                **self.where,
+                PartNumber=number,
+                CopySource=origin,
+                CopySourceIfMatch=f'"{tag}"',
+                CopySourceRange=f"bytes={start}-{last}",
+            )
+        self.parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+
+
+class _BodyBrokeOff(Exception):
+    """An answer's body did not come whole."""
+
+
+class _PastTheEnd(Exception):
+    """A range begins where there is no object any more."""
+
+
+class _Session(AIOHTTPSession):
+    """Sends bodies unasked."""
+
+    async def send(self, request: Any) -> Any:
+        # botocore asks for "100 Continue" first, and aiohttp waits for it without any limit.
+        request.headers.pop("Expect", None)
+        return await super().send(request)
+
+
+class _Once(_Session):
+    """Sends every request once."""
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]
+        # aiohttp has no public way to say so, and takes PUT for a method that may be sent twice.
+        session._retry_connection = False
+        return session
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP status of an answer that is an error; 0 of anything else."""
+    if not isinstance(error, ClientError):
+        return 0
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _reason(error: BaseException) -> str:
+    """What botocore or aiohttp says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _tag(etag: str) -> str:
+    """An ETag as it is in a header and in a list: some servers quote it only in one of them."""
+    return etag.removeprefix("W/").strip('"')
+
+
+async def _parts(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[tuple[bytes, bool]]:
+    """The same bytes in parts of exactly `size`, and whether each is the last, which may be shorter or empty."""
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        while len(held) > size:
+            yield bytes(held[:size]), False
+            del held[:size]
+    yield bytes(held), True
+
+
+async def _content_md5(data: bytes) -> str:
+    """The digest that every S3 server checks.
+
+    With it botocore leaves SHA-256 over the body out where there is TLS, which would hold up the
+    event loop (`botocore/auth.py`, `_should_sha256_sign_payload`).
+    """
+    digest = await asyncio.to_thread(hashlib.md5, data, usedforsecurity=False)
+    return base64.b64encode(digest.digest()).decode()
+
+
+def _is_key(key: str) -> bool:
+    """Whether a gateway can have written it: folder markers of S3 consoles, for one, are no keys."""
+    try:
+        check_key(key)
+    except InvalidRequest:
+        return False
+    return True

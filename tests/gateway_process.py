@@ -1,0 +1,171 @@
+"""A whole house for tests: supervisord, Chroma and the gateway in a directory of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import chromadb
+import httpx
+from chromadb.api import ClientAPI
+
+from gateway.supervisor.client import _call
+
+ROOT = Path(__file__).parents[1]
+ADMIN_TOKEN = "a-token-for-tests-only"
+START_TIMEOUT_S = 60
+
+
+class Gateway:
+    """`chroma-gateway serve` in `directory`; start and stop it as often as needed."""
+
+    def __init__(self, directory: Path, **env: str) -> None:
+        self.directory = directory
+        self.port, self.chroma_port = free_port(), free_port()
+        self.log = directory / "log"
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(directory),
+            "PYTHONPATH": str(ROOT),
+            "PORT": str(self.port),
+            "GATEWAY_CHROMA_PORT": str(self.chroma_port),
+            "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
+            **env,
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.env.get("GATEWAY_DATA_DIR", self.directory / "var/chroma"))
+
+    @property
+    def store_dir(self) -> Path:
+        return self.directory / "var/store"
+
+    # ------------------------------------------------------------------ life
+
+    def start(self, *, ready: bool = True) -> Self:
+        """Start it; unless told otherwise, wait until it is ready."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")],
+                cwd=self.directory,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if ready:
+            self.wait_until_ready()
+        return self
+
+    def wait_until_ready(self) -> None:
+        self.until(lambda: self.readyz().status_code == 200, "it is ready")
+
+    def wait(self, timeout_s: float = START_TIMEOUT_S) -> int:
+        """Wait for its end; return the exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+    def stop(self, timeout_s: float = START_TIMEOUT_S) -> int:
+        """SIGTERM, as platforms do; return the exit status."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """kill -9 everything at once, as a lost machine would."""
+        if self._process is not None and self._process.poll() is None:
+            pids = [self._process.pid, *(pid for pid in (self.pid("chroma"), self.pid("gateway")) if pid)]
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._process.wait()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    # ------------------------------------------------------------------ talking to it
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **kwargs: Any) -> ClientAPI:
+        return chromadb.HttpClient(host="127.0.0.1", port=self.port, **kwargs)
+
+    def chroma(self) -> ClientAPI:
+        """A client that goes round the gateway."""
+        return chromadb.HttpClient(host="127.0.0.1", port=self.chroma_port)
+
+    def admin(
+        self,
+        method: str,
+        path: str,
+        token: str | None = ADMIN_TOKEN,
+        extra: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers |= extra or {}
+        return httpx.request(method, f"{self.url}/admin{path}", headers=headers, timeout=120, **kwargs)
+
+    def snapshot(self, label: str | None = None) -> dict[str, Any]:
+        """Take one; it must succeed."""
+        answer = self.admin("POST", "/snapshot", json={"label": label})
+        assert answer.status_code == 201, answer.text
+        snapshot: dict[str, Any] = answer.json()
+        return snapshot
+
+    def readyz(self) -> httpx.Response:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=10)
+        except httpx.TransportError as error:
+            return httpx.Response(599, text=str(error))
+
+    def pid(self, program: str) -> int | None:
+        """The process id of `chroma` or `gateway`, None while it has none."""
+        try:
+            info = _call(f"unix://{self.directory}/var/supervisor.sock", "getProcessInfo", (program,), None)
+        except OSError:
+            return None
+        return info["pid"] or None
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait for `condition`; fail with the log if it does not come, or if the house ends."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline or not self.running:
+                raise AssertionError(f"{what} did not come true:\n{self.output()[-8000:]}")
+            time.sleep(0.05)
+
+    def output(self) -> str:
+        """All it has said so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+@contextmanager
+def gateway_process(**env: str) -> Iterator[Gateway]:
+    """A house in a fresh, short-named directory (Unix sockets want short paths), not yet started."""
+    with tempfile.TemporaryDirectory(prefix="house") as directory:
+        built = Gateway(Path(directory), **env)
+        try:
+            yield built
+        finally:
+            built.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,81 @@
+"""`/readyz` says why not to whoever may know, and that not to everybody."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from gateway.api.app import admin_application
+from gateway.config import Settings
+from gateway.errors import StorageDenied
+from gateway.server.container import Gateway
+from tests.keys import Keys
+
+NAME = "acme/web/payroll"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    keys = Keys(tmp_path / "keys.json")
+    keys.add("reader", "reader")
+    keys.add("part", "reader", tenants=["acme"])
+    return keys
+
+
+async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+        return await client.get("/readyz", headers=headers)
+
+
+@pytest.mark.parametrize(("who", "told"), [(None, False), ("wrong", False), ("part", False), ("reader", True)])
+async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: str | None, told: bool) -> None:
+    """Everybody hears that a collection cannot be read; which one, only who sees everything."""
+    keys.tokens["wrong"] = "nonsense"
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
+    gateway_process = Gateway(settings, "an-admin-token")
+    gateway_process.watch.up, gateway_process.watch.unreadable = True, {NAME: "torn"}
+    answer = await ask(admin_application(gateway_process), keys.bearer(who) if who else {})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    body = answer.json()
+    assert (body["error"], body["phase"]) == ("Unavailable", "unreadable")
+    assert (NAME in answer.text) is told
+    assert ("unreadable" in body and body["unreadable"] == {NAME: "torn"}) is told
+
+
+async def test_an_open_house_tells_everybody(tmp_path: Path) -> None:
+    """As the data is theirs to read anyway; and while every collection is read, how far it is."""
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
+    app = admin_application(gateway_process)
+    gateway_process.watch.up, gateway_process.watch.unreadable = True, {NAME: "torn"}
+    assert NAME in (await ask(app, {})).json()["message"]
+    gateway_process.watch.unreadable, gateway_process.watch.to_warm, gateway_process.watch.done_warming = {}, 7, 3
+    body = (await ask(app, {})).json()
+    assert (body["phase"], body["collections_done"], body["collections_total"]) == ("reading", 3, 7)
+    gateway_process.watch.warmed = True
+    assert (await ask(app, {})).json() == {"status": "ready", "warnings": []}
+
+
+@pytest.mark.parametrize(("who", "told"), [(None, False), ("part", False), ("reader", True)])
+async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: str | None, told: bool) -> None:
+    """They name the store. That there are some everybody may know."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
+    gateway_process = Gateway(settings, "an-admin-token")
+    gateway_process.watch.up = gateway_process.watch.warmed = True
+    gateway_process.leader._problem = StorageDenied("put s3://payroll/lease.json: AccessDenied")
+    answer = await ask(admin_application(gateway_process), keys.bearer(who) if who else {})
+    assert answer.status_code == 200
+    assert len(answer.json()["warnings"]) == 1
+    assert ("payroll" in answer.text) is told
+
+
+async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
+    """In bytes, while Chroma is not there yet."""
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
+    gateway_process.directory.make()
+    gateway_process.directory.note_boot(
+        phase="restoring", snapshot="20261120T210455Z-3f9a1c", bytes_done=5, bytes_total=9
+    )
+    body = (await ask(admin_application(gateway_process), {})).json()
+    assert (body["phase"], body["bytes_done"], body["bytes_total"]) == ("restoring", 5, 9)
+    assert "5 of 9 bytes" in body["message"]

@@ -1,0 +1,283 @@
+"""The place of a gateway among others on its store: who accepts writes, and when."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import LeaseLost, StorageUnavailable
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.election import LeaderElection, LeaderRole
+from gateway.lease.lease import Lease, read_lease_state
+from gateway.lease.state import LEASE
+from tests.unit.snapshot.manifests import ID
+from tests.unit.snapshot.stores import MemoryStore
+
+POLL_S = 0.02
+
+
+class Gateway:
+    """One process with a data directory, its place, and what became of its clients' writes."""
+
+    def __init__(
+        self,
+        store: MemoryStore,
+        path: Path,
+        *,
+        has_data: bool = False,
+        patience_s: float = 0,
+        answer_timeout_s: float = 60,
+    ) -> None:
+        (path / ".gateway").mkdir(parents=True, exist_ok=True)
+        self.path, self.refusal, self.saved = path, "", list[str]()
+        self.heard: asyncio.Event = asyncio.Event()
+        self.save_error: Exception | None = None
+        self.place = LeaderElection(
+            store,
+            DataDirState(path),
+            path.name,
+            self,
+            has_data=lambda: has_data,
+            save=self.save,
+            takeover_timeout_s=patience_s,
+            poll_s=POLL_S,
+            answer_timeout_s=answer_timeout_s,
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    def refuse_writes(self, reason: str) -> None:
+        self.refusal = reason
+        self.heard.set()
+
+    def accept_writes(self) -> None:
+        self.refusal = ""
+        self.heard.set()
+
+    async def save(self, label: str) -> None:
+        assert self.refusal, "a last snapshot while writes go on"
+        self.saved.append(label)
+        if self.save_error:
+            raise self.save_error
+        async with self.place.publishing(ID):
+            pass
+
+    def start(self) -> "Gateway":
+        self._task = asyncio.create_task(self.place.run())
+        return self
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self.heard.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.heard.wait(), POLL_S)
+
+    async def until_role(self, role: LeaderRole) -> "Gateway":
+        await self.until(lambda: self.place.role is role)
+        return self
+
+    async def kill(self) -> None:
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+@pytest.fixture
+async def made(tmp_path: Path) -> AsyncIterator[Callable[..., Gateway]]:
+    gateways: list[Gateway] = []
+
+    def make(store: MemoryStore, name: str, **kwargs: object) -> Gateway:
+        gateways.append(Gateway(store, tmp_path / name, **kwargs))  # type: ignore[arg-type]
+        return gateways[-1]
+
+    yield make
+    for each in gateways:
+        await each.kill()
+
+
+async def test_writes_go_to_one(made: Callable[..., Gateway]) -> None:
+    """The old one saves what it has, then the new one accepts writes: never both."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
+    assert old.refusal == ""
+    new = made(store, "new", patience_s=30).start()
+    await old.until_role(LeaderRole.READER)
+    assert old.saved == ["handover"]
+    assert "another gateway" in old.refusal
+    await new.until_role(LeaderRole.WRITER)
+    assert new.refusal == ""
+    assert old.refusal
+    with pytest.raises(LeaseLost):
+        await old.place.require()
+    await new.place.require()
+
+
+async def test_a_save_that_fails_for_now_is_tried_again(made: Callable[..., Gateway]) -> None:
+    """The other one waits, since the old one moves."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
+    old.save_error = StorageUnavailable("later")
+    new = made(store, "new", patience_s=30).start()
+    await old.until(lambda: bool(old.saved))
+    assert new.place.role is LeaderRole.STARTING
+    old.save_error = None
+    await new.until_role(LeaderRole.WRITER)
+    assert len(old.saved) == 2
+    lease_state = await read_lease_state(store)
+    assert lease_state is not None
+    assert lease_state.published == ID
+
+
+async def test_a_long_save_is_waited_for(made: Callable[..., Gateway]) -> None:
+    """Far beyond the time in which an answer is due: who moves is alive."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=60).start().until_role(LeaderRole.WRITER)
+    may_end, save = asyncio.Event(), old.save
+
+    async def slowly(label: str) -> None:
+        await may_end.wait()
+        await save(label)
+
+    old.place._save = slowly
+    new = made(store, "new", patience_s=60, answer_timeout_s=0.3).start()
+    await old.until_role(LeaderRole.LEAVING)
+    await asyncio.sleep(1)
+    assert (old.place.role, new.place.role) == (LeaderRole.LEAVING, LeaderRole.STARTING)
+    may_end.set()
+    await new.until_role(LeaderRole.WRITER)
+    assert old.saved == ["handover"]
+    lease_state = await read_lease_state(store)
+    assert lease_state is not None
+    assert (lease_state.published, lease_state.aborted) == (ID, ())
+
+
+async def test_a_lease_that_nobody_takes_comes_back(
+    made: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that asked died on its way: the old one is the writer again."""
+    monkeypatch.setattr("gateway.lease.election._UNCLAIMED_S", 0.1)
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
+    asking = Lease(store, "new", "new", conditional=True)
+    taking = asyncio.create_task(asking.take())
+    await old.until(lambda: b'"wanted_by": null' not in store.objects[LEASE])
+    taking.cancel()
+    await old.until_role(LeaderRole.READER)
+    await old.until_role(LeaderRole.WRITER)
+    assert old.refusal == ""
+    async with old.place.publishing(ID):
+        pass
+
+
+async def test_a_store_that_is_down_does_not_stop_the_service(made: Callable[..., Gateway]) -> None:
+    """Writes are accepted, nothing is published; when it comes back, the lease is taken."""
+    store = MemoryStore()
+    store.unreachable = True
+    only = made(store, "only", has_data=True).start()
+    await only.until(lambda: bool(only.place.warnings))
+    assert only.refusal == ""
+    with pytest.raises(StorageUnavailable):
+        await only.place.require()
+    store.unreachable = False
+    await only.place.require()
+    assert only.place.role is LeaderRole.WRITER
+    assert only.place.warnings == []
+
+
+async def test_a_lease_that_cannot_be_read_stops_writes(made: Callable[..., Gateway]) -> None:
+    """It may be of a newer gateway; that is said."""
+    store = MemoryStore()
+    store.objects[LEASE] = b'{"format": 2}'
+    only = made(store, "only", has_data=True).start()
+    await only.until(lambda: "format 2" in only.refusal)
+    del store.objects[LEASE]
+    await only.until_role(LeaderRole.WRITER)
+
+
+async def test_data_that_are_behind_are_not_written_to(made: Callable[..., Gateway]) -> None:
+    """Neither while the other gateway lives nor after; until they are replaced by what it published."""
+    store = MemoryStore()
+    old = await made(store, "old").start().until_role(LeaderRole.WRITER)
+    await old.place.end()
+    await old.kill()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    assert "may lack" in again.refusal
+    assert other.place.role is LeaderRole.WRITER, "it was asked to leave for nothing"
+    async with other.place.publishing(ID):
+        pass
+    await other.place.end()
+    await again.kill()
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    assert ID in again.refusal
+    await again.place.adopt()
+    assert again.refusal, "the restore may still fail"
+    await again.place.adopted()
+    assert (again.place.role, again.refusal) == (LeaderRole.WRITER, "")
+    await again.kill()
+    await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
+
+
+async def test_a_restore_that_failed_leaves_them_behind(made: Callable[..., Gateway]) -> None:
+    """Also for the next start."""
+    store = MemoryStore()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    async with other.place.publishing(ID):
+        pass
+    await other.place.end()
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    await again.place.adopt()
+    await again.place.end()
+    await again.kill()
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    assert again.refusal
+
+
+async def test_data_whose_last_writer_published_nothing_are_not_behind(made: Callable[..., Gateway]) -> None:
+    """Another gateway came and went between without writing anything."""
+    store = MemoryStore()
+    old = await made(store, "old").start().until_role(LeaderRole.WRITER)
+    async with old.place.publishing(ID):
+        pass
+    await old.place.end()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    await other.place.end()
+    await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
+
+
+async def test_a_start_anew_is_not_behind(made: Callable[..., Gateway], tmp_path: Path) -> None:
+    """GATEWAY_RESTORE=none says that these are to be the data from now on."""
+    store = MemoryStore()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    async with other.place.publishing(ID):
+        pass
+    await other.place.end()
+    (tmp_path / "anew/.gateway").mkdir(parents=True)
+    DataDirState(tmp_path / "anew").begin_anew()
+    await made(store, "anew", has_data=True).start().until_role(LeaderRole.WRITER)
+    assert not DataDirState(tmp_path / "anew").begins_anew()
+
+
+async def test_an_end_releases_the_lease(made: Callable[..., Gateway]) -> None:
+    """The next one waits for nobody; a store that is down then does not hold up the end."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=60).start().until_role(LeaderRole.WRITER)
+    await old.place.end()
+    await asyncio.wait_for(made(store, "new", patience_s=60).start().until_role(LeaderRole.WRITER), 5)
+    down = await made(other_store := MemoryStore(), "down").start().until_role(LeaderRole.WRITER)
+    other_store.unreachable = True
+    await asyncio.wait_for(down.place.end(), 10)
+
+
+async def test_a_gateway_that_took_the_lease_for_a_restore_gives_it_back(made: Callable[..., Gateway]) -> None:
+    """The restore failed, so it never became the writer; who comes next need not wait until it seems dead."""
+    store = MemoryStore()
+    await made(store, "writer").place.require()
+    behind = await made(store, "behind", has_data=True).start().until_role(LeaderRole.BEHIND)
+    await behind.place.adopt()
+    await behind.place.end()
+    lease_state = await read_lease_state(store)
+    assert lease_state is not None
+    assert (lease_state.where, lease_state.state) == ("behind", "released")

@@ -1,0 +1,43 @@
+"""One line per event, and no secret in any of them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import sys, structlog
+from gateway.observability import logs
+logs.configure(as_json=sys.argv[1] == "json", level="info", program="test")
+log = structlog.get_logger()
+
+def route(token):
+    body = {"documents": [token]}
+    raise RuntimeError("something broke")
+
+try:
+    route("se" + "cret")
+except RuntimeError as error:
+    log.exception("unexpected error")
+    log.error("unexpected error", exc_info=error)
+log.debug("not shown")
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_an_error_is_told_without_what_was_in_hand(form: str) -> None:
+    """A traceback says where, in either format, but no local variable: tokens and bodies are among them."""
+    run = subprocess.run([sys.executable, "-c", _PROGRAM, form], capture_output=True, text=True, check=True)
+    assert "something broke" in run.stderr
+    assert "route" in run.stderr
+    assert "secret" not in run.stderr
+    assert "not shown" not in run.stderr
+
+
+def test_json_is_one_object_a_line() -> None:
+    """Whatever collects logs can parse each line by itself."""
+    run = subprocess.run([sys.executable, "-c", _PROGRAM, "json"], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in run.stderr.splitlines()]
+    assert [line["event"] for line in lines] == ["unexpected error", "unexpected error"]
+    assert {line["program"] for line in lines} == {"test"}

@@ -1,0 +1,142 @@
+"""What is measured has the name that dashboards and alerts ask for."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.chroma.database import Collection as Row
+from gateway.chroma.disk_usage import CollectionUsage, DiskUsage
+from gateway.config import Settings
+from gateway.observability.collector import MAX_COLLECTIONS, _sizes
+from gateway.observability.metrics import Metrics
+from gateway.proxy.counters import BOUNDS_S, Histogram, Label
+from gateway.server.container import Gateway
+from tests.bare_chroma import bare_chroma
+
+DEPLOY = Path(__file__).parents[3] / "scripts/deploy"
+NAME = re.compile(r"\bchroma_gateway_[a-z0-9_]+")
+
+
+@pytest.fixture
+async def gateway_process(tmp_path: Path) -> Gateway:
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
+    (tmp_path / "data").mkdir()
+    built = Gateway(settings, "a-token-for-tests")
+    built.policy.counters.of(Label("query", "POST", "crawler"), "read").add(200, 0.003)
+    built.metrics.snapshot_failed()
+    built.metrics.store_refused("get", "StorageDenied")
+    built.metrics.store_asked("get")
+    built.metrics.job_ended("snapshot", "ok")
+    return built
+
+
+async def samples(gateway_process: Gateway) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = (await gateway_process.collector.render()).decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((DEPLOY / "alerts.yml").read_text())["groups"]
+    return list(group["rules"])
+
+
+def expressions() -> list[str]:
+    panels = json.loads((DEPLOY / "dashboard.json").read_text())["panels"]
+    shown = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    assert len(shown) > 20
+    return shown + [rule["expr"] for rule in alerts()]
+
+
+async def test_every_metric_that_is_asked_for_exists(gateway_process: Gateway, tmp_path: Path) -> None:
+    """The dashboard and the alerts name nothing that a scrape does not have."""
+    with bare_chroma(tmp_path / "data"):
+        names = {name for name, _ in await samples(gateway_process)}
+    for expression in expressions():
+        asked = set(NAME.findall(expression))
+        assert asked, expression
+        # Records of a collection are there once there is a collection.
+        assert asked - {"chroma_gateway_collection_records"} <= names, expression
+
+
+def test_every_alert_says_what_to_do() -> None:
+    """A name, an expression, a severity and a summary, each name once."""
+    rules = alerts()
+    assert len({rule["alert"] for rule in rules}) == len(rules)
+    for rule in rules:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert rule["annotations"]["summary"]
+    for needed in ("SnapshotTooOld", "LeaseLost", "ChromaDown", "DiskNearlyFull"):
+        assert any(rule["alert"].endswith(needed) for rule in rules)
+
+
+async def test_names_and_units_are_prometheus_own(gateway_process: Gateway) -> None:
+    """One prefix; seconds and bytes, no milliseconds; what only grows ends in _total."""
+    text = (await gateway_process.collector.render()).decode()
+    for family in text_string_to_metric_families(text):
+        assert family.name.startswith("chroma_gateway_")
+        assert not re.search(r"_ms|millis|_kb|_mb", family.name)
+        assert family.documentation.endswith(".")
+        if family.type == "counter":
+            assert all(sample.name.endswith(("_total", "_created")) for sample in family.samples)
+
+
+async def test_requests_are_counted_by_what_they_were(gateway_process: Gateway) -> None:
+    """And their times add up as a histogram must."""
+    found = await samples(gateway_process)
+    label = {"route": "query", "method": "POST", "status": "200", "key": "crawler"}
+    assert found["chroma_gateway_requests_total", frozenset(label.items())] == 1
+    name = "chroma_gateway_request_duration_seconds"
+    buckets = [found[f"{name}_bucket", frozenset({"kind": "read", "le": str(bound)}.items())] for bound in BOUNDS_S]
+    assert buckets == [0 if bound < 0.003 else 1 for bound in BOUNDS_S]
+    assert found[f"{name}_count", frozenset({"kind": "read"}.items())] == 1
+    assert found[f"{name}_sum", frozenset({"kind": "read"}.items())] == pytest.approx(0.003)
+
+
+def test_a_bound_belongs_to_its_bucket() -> None:
+    """As Prometheus has it: `le` means less or equal."""
+    histogram = Histogram()
+    histogram.add(BOUNDS_S[0])
+    histogram.add(1e9)
+    assert histogram.counts == [1, *(0 for _ in BOUNDS_S[1:]), 1]
+
+
+def test_an_unknown_snapshot_is_infinitely_old() -> None:
+    """So that the alert on its age is raised where there never was one."""
+    metrics = Metrics()
+    metrics.refresh()
+    assert metrics.registry.get_sample_value("chroma_gateway_last_snapshot_age_seconds") == math.inf
+    metrics.snapshot_taken(at_s=1.0, duration_s=1, drain_s=0.1, freeze_s=0.01)
+    metrics.refresh()
+    age = metrics.registry.get_sample_value("chroma_gateway_last_snapshot_age_seconds")
+    assert age is not None
+    assert 1e9 < age < math.inf
+
+
+def test_collections_are_bounded() -> None:
+    """Ten thousand collections are a hundred lines and one for the rest."""
+    rows = [CollectionUsage(Row("t", "d", f"c{number}", str(number), number, 3), 0) for number in range(10_000)]
+    found = {metric.name: metric for metric in _sizes(DiskUsage(rows, 0, 0, 0, 0, 0, 0))}
+    lines = found["chroma_gateway_collection_records"].samples
+    assert len(lines) == MAX_COLLECTIONS + 1
+    assert sum(line.value for line in lines) == sum(range(10_000))
+    assert found["chroma_gateway_collections"].samples[0].value == 10_000
+
+
+def test_an_unknown_error_is_no_new_label() -> None:
+    """What the store says cannot make up label values."""
+    metrics = Metrics()
+    metrics.store_refused("get", "SomethingThatAServerMadeUp")
+    assert (
+        metrics.registry.get_sample_value("chroma_gateway_store_errors_total", {"operation": "get", "error": "other"})
+        == 1
+    )

@@ -1,0 +1,115 @@
+"""The last snapshot is taken, whatever else goes on."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.aio import shielded
+from gateway.config import Settings
+from gateway.errors import Conflict, LeaseLost
+from gateway.server import container as app
+from gateway.server.container import Gateway
+from gateway.snapshot import operations
+from gateway.snapshot.progress import Silent
+from tests.unit.snapshot.manifests import manifest
+
+
+async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for one that begins at the very moment at which the one before it ends."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/chroma.sqlite3").write_bytes(b"not empty")
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    tries: list[str] = []
+
+    async def snapshot(label: str) -> Any:
+        tries.append(label)
+        if len(tries) < 3:
+            raise Conflict("a garbage collection is under way")
+        gateway_process.changes.cut()
+        gateway_process.changes.saved()
+        return type("Taken", (), {"id": "an id"})
+
+    monkeypatch.setattr(gateway_process.operations, "snapshot", snapshot)
+    await asyncio.wait_for(gateway_process._save("handover"), 10)
+    assert tries == ["handover"] * 3
+    await asyncio.wait_for(gateway_process._save("handover"), 10)
+    assert len(tries) == 3, "nothing changed since"
+
+
+async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the newest snapshot, of other data: a new container would find those, not what was acknowledged here."""
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    gateway_process.directory.make()
+    gateway_process.changes.cut()
+    gateway_process.changes.saved()
+
+    async def published(*_: object) -> Any:
+        async with gateway_process.repository._fence.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
+            pass
+        return manifest().snapshot
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b""
+
+    monkeypatch.setattr(operations, "import_tar", published)
+    await gateway_process.leader.require()
+    assert not gateway_process.changes.any
+    await gateway_process.operations.import_tar(nothing(), None, 1, Silent(), asyncio.Event())
+    assert gateway_process.changes.any
+
+
+async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduled snapshot whose bytes are on their way to a store that does not answer keeps nobody from ending."""
+    monkeypatch.setattr(app, "_JOBS_END_S", 0.05)
+    answer, ended = asyncio.Event(), asyncio.Event()
+
+    async def failing() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+            raise Conflict("it fails at its end")
+
+    stuck = asyncio.create_task(shielded(answer.wait()))
+    other = asyncio.create_task(failing())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await app._end(stuck, other)  # type: ignore[arg-type]
+    assert (stuck.done(), ended.is_set()) == (False, True)
+    answer.set()
+    await stuck
+
+
+async def test_a_last_snapshot_that_fails_whatever_it_fails_of_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the exit status too: an error that nobody thought of is no success."""
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+
+    async def broken(*_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    monkeypatch.setattr(gateway_process, "_save", broken)
+    monkeypatch.setattr(gateway_process, "_drain", broken)
+    await gateway_process._last_snapshot()
+    assert gateway_process.last_failure is not None
+
+
+async def test_no_write_is_let_through_after_the_last_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that takes longer than the grace is turned away: acknowledged it would be in no snapshot."""
+    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    refusals: list[str | None] = []
+
+    async def note(*_: object) -> None:
+        refusals.append(gateway_process.gate.write_refusal)
+
+    monkeypatch.setattr(gateway_process, "_save", note)
+    monkeypatch.setattr(gateway_process, "_drain", note)
+    await gateway_process._last_snapshot()
+    assert refusals == ["this gateway is stopping"]
+    with pytest.raises(LeaseLost, match="stopping"):
+        await gateway_process.gate.enter("upsert")

@@ -1,0 +1,448 @@
+"""Garbage goes, nothing that is named ever does, and an end at any point leaves what a later collection finds."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavailable
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.election import LeaderElection, LeaderRole
+from gateway.lease.lease import read_lease_state
+from gateway.snapshot.gc import GcResult, collect_garbage
+from gateway.snapshot.model import Manifest, Verification
+from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.progress import Silent
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.retention import Keep
+from gateway.storage import NoDeleteStorage, ObjectInfo
+from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
+from tests.unit.snapshot.stores import MemoryStore
+
+DAY_S = 24 * 3600
+
+
+class AgingStore(MemoryStore):
+    """Knows how old its objects are, by a clock that a test moves; fails at the call that a test names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 11, 20, tzinfo=UTC)
+        self.modified: dict[str, datetime] = {}
+        self.deleted: list[str] = []
+        self.calls = 0
+        self.fail_at: int | None = None
+        self.unreachable_for_deletes = False
+
+    def _reach(self) -> None:
+        self.calls += 1
+        if self.fail_at is not None and self.calls >= self.fail_at:
+            raise StorageUnavailable("killed here")
+        super()._reach()
+
+    async def put(self, key: str, data: bytes) -> None:
+        await super().put(key, data)
+        self.modified[key] = self.now
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        self._reach()
+        for key in sorted(self.objects):
+            if key.startswith(prefix):
+                yield ObjectInfo(key, len(self.objects[key]), self.modified.get(key, self.now))
+
+    async def delete(self, key: str) -> None:
+        if self.unreachable_for_deletes:
+            raise StorageUnavailable("not now")
+        await super().delete(key)
+        self.deleted.append(key)
+
+
+class Writes:
+    def refuse_writes(self, reason: str) -> None: ...
+
+    def accept_writes(self) -> None: ...
+
+
+async def nothing(_label: str) -> None:
+    pass
+
+
+async def writer(store: Any, home: Path, **kwargs: Any) -> tuple[Repository, LeaderElection]:
+    """A gateway that holds the lease."""
+    (home / ".gateway").mkdir(parents=True, exist_ok=True)
+    place = LeaderElection(
+        store,
+        DataDirState(home),
+        "a test",
+        Writes(),
+        has_data=lambda: False,
+        save=nothing,
+        takeover_timeout_s=0,
+        **kwargs,
+    )
+    await place.require()
+    return Repository(store, place), place
+
+
+def scheduled(snapshot_id: str, packs: tuple[bytes, ...]) -> Manifest:
+    """A snapshot that nobody labelled; it may have more packs than files."""
+    made = manifest(snapshot_id, packs)
+    return made.model_copy(update={"snapshot": made.snapshot.model_copy(update={"label": "scheduled"})})
+
+
+async def stored(repository: Repository, snapshot_id: str, *packs: bytes) -> None:
+    await repository.make()
+    for data in packs:
+        await repository.put_pack(sha(data), data)
+    await repository.publish(scheduled(snapshot_id, packs))
+
+
+def packs_in(store: MemoryStore) -> set[bytes]:
+    return {data for key, data in store.objects.items() if key.startswith("data/")}
+
+
+async def test_what_nothing_names_goes_when_it_is_old(tmp_path: Path) -> None:
+    """By the store's clock; what any snapshot names stays, and what is young."""
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, ID, b"shared", b"one")
+    await repository.put_pack(sha(b"old garbage"), b"old garbage")
+    store.now += timedelta(days=2)
+    await repository.put_pack(sha(b"young garbage"), b"young garbage")
+    collected = await collect_garbage(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == {b"shared", b"one", b"young garbage"}
+    assert (collected.deleted_packs, collected.young_packs, collected.problem) == (1, 1, None)
+    lease_state = await read_lease_state(store)
+    assert lease_state is not None
+    assert lease_state.pending_delete == ()
+
+
+async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path: Path) -> None:
+    """Its manifest first: a snapshot without its packs is never listed."""
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, OLDER, b"shared", b"of the older")
+    await stored(repository, NEWER, b"shared", b"of the newer")
+    store.now += timedelta(days=2)
+    collected = await collect_garbage(repository, place, Keep(last=1), DAY_S)
+    assert collected.dropped_snapshots == [OLDER]
+    assert await repository.ids() == [NEWER]
+    assert packs_in(store) == {b"shared", b"of the newer"}
+    gone = [key for key in store.deleted if not key.startswith("probe/")]
+    assert gone[0] == f"snapshots/{OLDER}/manifest.json"
+    assert {key.split("/")[0] for key in gone[1:]} == {"snapshots", "data"}
+    assert gone[-1].startswith("data/")
+
+
+async def test_a_snapshot_that_failed_its_verification_takes_nobodys_place(tmp_path: Path) -> None:
+    """The newest that may be whole is kept, and the one that is not stays to be looked at."""
+    repository, place = await writer(AgingStore(), tmp_path)
+    await stored(repository, OLDER, b"of the older")
+    await stored(repository, NEWER, b"of the newer")
+    failed = Verification(
+        ok=False, level="data", at=datetime(2026, 11, 20, tzinfo=UTC), duration_s=1, problems=("rot",)
+    )
+    await repository.note_verified(NEWER, failed)
+    collected = await collect_garbage(repository, place, Keep(last=1), DAY_S)
+    assert collected.dropped_snapshots == []
+    assert collected.kept_snapshots == {NEWER: ["damaged"], OLDER: ["newest", "last"]}
+
+
+async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
+    """It might name anything."""
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, ID, b"one")
+    await stored(repository, NEWER, b"two")
+    store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
+    store.now += timedelta(days=2)
+    collected = await collect_garbage(Repository(store, place), place, Keep(last=1), DAY_S)
+    assert ID in (collected.problem or "")
+    assert packs_in(store) == {b"one", b"two"}
+
+
+async def test_an_unreachable_store_is_no_empty_one(tmp_path: Path) -> None:
+    """A manifest that cannot be fetched is not one that is not there."""
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, ID, b"one")
+    store.now += timedelta(days=2)
+    store.calls, calls = 0, 0
+    while True:
+        store.calls, store.fail_at = 0, calls
+        try:
+            await collect_garbage(Repository(store, place), place, Keep(), 0)
+            break
+        except StorageUnavailable:
+            calls += 1
+    assert packs_in(store) == {b"one"}
+    assert calls > 5
+
+
+async def test_killed_at_any_call_it_leaves_what_the_next_one_finds(tmp_path: Path) -> None:
+    """Whatever is listed is whole at every moment, and in the end the same is left."""
+    for fail_at in range(1, 60):
+        store = AgingStore()
+        repository, place = await writer(store, tmp_path / str(fail_at))
+        await stored(repository, OLDER, b"shared", b"of the older")
+        await stored(repository, NEWER, b"shared", b"of the newer")
+        await repository.put_pack(sha(b"garbage"), b"garbage")
+        store.now += timedelta(days=2)
+        store.calls, store.fail_at = 0, fail_at
+        try:
+            await collect_garbage(repository, place, Keep(last=1), DAY_S)
+        except GatewayError:
+            pass
+        ended, store.fail_at = store.calls < fail_at, None
+        # The process that comes next; it was killed, so this one has another name for the lease.
+        repository, place = await writer(store, tmp_path / str(fail_at))
+        for snapshot_id in await repository.ids():
+            for pack in (await repository.manifest(snapshot_id)).packs:
+                await repository.get_pack(pack)
+        await collect_garbage(repository, place, Keep(last=1), DAY_S)
+        assert packs_in(store) == {b"shared", b"of the newer"}
+        if ended:
+            return
+    pytest.fail("it never came to its end")
+
+
+async def test_who_lost_the_lease_deletes_nothing(tmp_path: Path) -> None:
+    """From the moment on at which another gateway took it."""
+    repository, place = await writer(store := AgingStore(), tmp_path / "old")
+    await stored(repository, ID, b"one")
+    await repository.put_pack(sha(b"garbage"), b"garbage")
+    store.now += timedelta(days=2)
+    await writer(store, tmp_path / "new")
+    store.deleted.clear()
+    with pytest.raises(LeaseLost):
+        await collect_garbage(repository, place, Keep(), DAY_S)
+    assert store.deleted == []
+    with pytest.raises(LeaseLost):
+        await repository.delete_packs([sha(b"garbage")])
+
+
+async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> None:
+    """Its delete is on its way while the winner makes the very same bytes: they get another name, and survive."""
+    repository, _ = await writer(store := AgingStore(), tmp_path / "old")
+    async with PackWriter(repository, {}, Silent()) as packer:
+        await packer.add([b"the same bytes"])
+    (name,) = [key.removeprefix("data/") for key in store.objects if key.startswith("data/")]
+    on_its_way, may_arrive = asyncio.Event(), asyncio.Event()
+    delete = store.delete
+
+    async def late(key: str) -> None:
+        on_its_way.set()
+        await may_arrive.wait()
+        await delete(key)
+
+    store.delete = late  # type: ignore[method-assign]
+    deleting = asyncio.create_task(repository.delete_packs([name]))
+    await on_its_way.wait()
+
+    winner, place = await writer(store, tmp_path / "new", may_delete=False)
+    assert name in place.pending_delete
+    existing = await winner.packs()
+    assert name not in existing
+    async with PackWriter(winner, existing, Silent()) as packer:
+        (packed,) = await packer.add([b"the same bytes"])
+    pack = packed.pack
+    may_arrive.set()
+    with pytest.raises(LeaseLost):
+        await deleting
+    assert f"data/{name}" not in store.objects
+    assert pack.sha256 != name
+    assert (await winner.get_pack(pack)).startswith(b"the same bytes")
+
+
+async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None:
+    """Also once it was deleted again: the first delete may still be on its way."""
+    old, _ = await writer(store := AgingStore(), tmp_path / "old")
+    name, own = sha(b"condemned"), sha(b"garbage")
+    await old.put_pack(name, b"condemned")
+    store.unreachable_for_deletes = True
+    with pytest.raises(StorageUnavailable):
+        await old.delete_packs([name])
+    store.unreachable_for_deletes = False
+    repository, place = await writer(store, tmp_path / "new", may_delete=False)
+    await repository.put_pack(own, b"garbage")
+    store.now += timedelta(days=2)
+    await collect_garbage(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == set()
+    assert place.pending_delete == {name}
+
+
+async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
+    """The manifest of a gateway that lost the lease over it, and its packs; nobody ever saw them."""
+    repository, _ = await writer(store := AgingStore(), tmp_path / "old")
+    await repository.put_pack(sha(b"lost"), b"lost")
+    put = store.put
+
+    async def lose(key: str, data: bytes) -> None:
+        await put(key, data)
+        if key.endswith("manifest.json"):
+            store.put = put  # type: ignore[method-assign]
+            await writer(store, tmp_path / "new")
+
+    store.put = lose  # type: ignore[method-assign]
+    with pytest.raises(LeaseLost):
+        await repository.publish(manifest(ID, (b"lost",)))
+    assert f"snapshots/{ID}/manifest.json" in store.objects
+    assert await repository.ids() == []
+    assert await Repository(store).snapshots() == []
+
+    winner, place = await writer(store, tmp_path / "newest")
+    store.now += timedelta(days=2)
+    await collect_garbage(winner, place, Keep(), DAY_S)
+    assert f"snapshots/{ID}/manifest.json" not in store.objects
+    assert packs_in(store) == set()
+
+
+async def test_a_confirmation_that_arrives_after_a_collection_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its snapshot's packs are gone by then, so it may not begin to count."""
+    monkeypatch.setattr("gateway.lease.lease._FIRST_PAUSE_S", 0)
+    repository, place = await writer(store := AgingStore(), tmp_path)
+    await repository.put_pack(sha(b"late"), b"late")
+    put_if_match, late = store.put_if_match, list[tuple[str, bytes, str]]()
+
+    async def lose(key: str, data: bytes, version: str) -> bool:
+        if b'"announced": null' in data:
+            late.append((key, data, version))
+            raise StorageUnavailable("on its way")
+        return await put_if_match(key, data, version)
+
+    store.put_if_match = lose  # type: ignore[method-assign]
+    with pytest.raises(StorageUnavailable):
+        await repository.publish(scheduled(ID, (b"late",)))
+    store.put_if_match = put_if_match  # type: ignore[method-assign]
+    store.now += timedelta(days=2)
+    await collect_garbage(repository, place, Keep(), DAY_S)
+    assert packs_in(store) == set()
+    assert late
+    assert not any([await put_if_match(*each) for each in late])
+    assert await repository.ids() == []
+
+
+async def test_with_never_delete_nothing_is_deleted(tmp_path: Path) -> None:
+    """Not by a collection, not by hand, not after a probe."""
+    store = AgingStore()
+    repository, place = await writer(NoDeleteStorage(store), tmp_path, may_delete=False)
+    await stored(repository, OLDER, b"one")
+    await stored(repository, NEWER, b"two")
+    store.now += timedelta(days=2)
+    collected = await collect_garbage(repository, place, Keep(last=1), 0, may_delete=False)
+    assert "NEVER_DELETE" in (collected.problem or "")
+    with pytest.raises(StorageDenied, match="NEVER_DELETE"):
+        await repository.delete(OLDER)
+    assert store.deleted == []
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Snapshots, deletions, collections, successions and time in any order, each of which may be killed at any call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.store = AgingStore()
+        self.homes, self.directory = 0, tempfile.TemporaryDirectory()
+        self.model: dict[str, set[bytes]] = {}
+        self.number = 0
+        self.begin()
+
+    def teardown(self) -> None:
+        self.loop.run_until_complete(self.loop.shutdown_default_executor())
+        self.loop.close()
+        self.directory.cleanup()
+
+    def run(self, work: Any, fail_at: int | None) -> bool:
+        """Do it, killed at that call; say whether it came to its end. A killed process is followed by another."""
+        self.store.calls, self.store.fail_at = 0, fail_at
+        try:
+            self.loop.run_until_complete(work)
+        except StorageUnavailable:
+            self.store.fail_at = None
+            self.begin()
+            return False
+        finally:
+            self.store.fail_at = None
+        return True
+
+    def begin(self) -> None:
+        self.homes += 1
+        home = Path(self.directory.name) / str(self.homes)
+        self.repository, self.place = self.loop.run_until_complete(writer(self.store, home))
+        assert self.place.role is LeaderRole.WRITER
+
+    kill = st.one_of(st.none(), st.integers(1, 40))
+
+    @rule(contents=st.sets(st.sampled_from([b"a", b"b", b"c", b"d", b"e"]), min_size=1, max_size=4), kill=kill)
+    def snapshot(self, contents: set[bytes], kill: int | None) -> None:
+        self.number += 1
+        snapshot_id = f"20261120T{self.number // 3600:02}{self.number // 60 % 60:02}{self.number % 60:02}Z-000000"
+
+        async def take() -> None:
+            existing, packs = await self.repository.packs(), []
+            for data in sorted(contents):
+                while self.repository.is_condemned(sha(data)):
+                    data += b"!"  # noqa: PLW2901
+                packs.append(data)
+                if sha(data) not in existing:
+                    await self.repository.put_pack(sha(data), data)
+            self.taken = set(packs)
+            await self.repository.publish(scheduled(snapshot_id, tuple(packs)))
+
+        if self.run(take(), kill) or snapshot_id in self.loop.run_until_complete(self.repository.ids()):
+            self.model[snapshot_id] = self.taken
+
+    @rule(last=st.integers(1, 3), grace_s=st.sampled_from([0, 3600]), kill=kill)
+    def collect_garbage(self, last: int, grace_s: float, kill: int | None) -> None:
+        before = sorted(self.model, reverse=True)
+        if self.run(collect_garbage(self.repository, self.place, Keep(last=last), grace_s), kill):
+            self.model = {each: self.model[each] for each in before[:last]}
+            if grace_s == 0:
+                assert packs_in(self.store) == set().union(*self.model.values())
+        else:
+            left = self.loop.run_until_complete(self.repository.ids())
+            assert set(before[:last]) <= set(left)
+            self.model = {each: self.model[each] for each in left}
+
+    @rule(kill=kill)
+    def delete(self, kill: int | None) -> None:
+        if not self.model:
+            return
+        oldest = min(self.model)
+        self.run(self.repository.delete(oldest), kill)
+        if oldest not in self.loop.run_until_complete(self.repository.ids()):
+            del self.model[oldest]
+
+    @rule()
+    def succeed(self) -> None:
+        self.begin()
+
+    @rule(hours=st.integers(1, 48))
+    def wait(self, hours: int) -> None:
+        self.store.now += timedelta(hours=hours)
+
+    @invariant()
+    def what_is_listed_is_whole(self) -> None:
+        async def read() -> dict[str, set[bytes]]:
+            found = {}
+            for snapshot_id in await self.repository.ids():
+                made = await self.repository.manifest(snapshot_id)
+                found[snapshot_id] = {await self.repository.get_pack(pack) for pack in made.packs}
+            return found
+
+        assert self.loop.run_until_complete(read()) == self.model
+
+
+TestAnyHistory = AnyHistory.TestCase
+TestAnyHistory.settings = settings(max_examples=25, stateful_step_count=15, suppress_health_check=list(HealthCheck))
+
+
+def test_the_answer_is_described() -> None:
+    """Each field says what it is."""
+    assert all(field.description for field in GcResult.model_fields.values())

@@ -1,0 +1,171 @@
+"""Rounds are made when they are due, skip what is not needed, and tell of success alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import structlog
+
+from gateway.errors import GatewayError, LeaseLost, StorageUnavailable
+from gateway.snapshot.changes import Changes
+from gateway.snapshot.schedule import Every
+from gateway.snapshot.scheduler import DeadMansSwitch, run_once, run_schedule
+
+
+class Day:
+    """What happened in rounds, in order."""
+
+    def __init__(self, changed: bool = True, fails: dict[str, Exception] | None = None) -> None:
+        self.count, self.happened = 0, list[str]()
+        self.changes = Changes(lambda: self.count)
+        if not changed:
+            self.changes.cut()
+            self.changes.saved()
+        self.fails = fails or {}
+
+    async def snapshot(self, label: str) -> None:
+        self._do(label)
+        self.changes.cut()
+        self.changes.saved()
+
+    async def tidy(self) -> None:
+        self._do("tidy")
+
+    def ping(self) -> None:
+        self._do("ping")
+
+    def _do(self, what: str) -> None:
+        self.happened.append(what)
+        if what in self.fails:
+            raise self.fails[what]
+
+    async def round(self) -> list[str]:
+        await run_once(self.changes, self.snapshot, self.tidy, self.ping)
+        return self.happened
+
+
+async def test_a_round() -> None:
+    """A snapshot, the switch, and the tidying."""
+    assert await Day().round() == ["scheduled", "ping", "tidy"]
+
+
+async def test_without_changes_nothing_is_done() -> None:
+    """No snapshot, so nobody is told of one; until something is written."""
+    day = Day(changed=False)
+    assert await day.round() == []
+    day.count += 1
+    assert await day.round() == ["scheduled", "ping", "tidy"]
+    assert await day.round() == ["scheduled", "ping", "tidy"]
+
+
+@pytest.mark.parametrize(
+    "error", [StorageUnavailable("down"), LeaseLost("another"), GatewayError("x"), ValueError("y")]
+)
+async def test_only_success_is_told(error: Exception) -> None:
+    """A snapshot that failed in whatever way is silence; the round ends well all the same."""
+    assert await Day(fails={"scheduled": error}).round() == ["scheduled"]
+
+
+async def test_tidying_that_fails_undoes_nothing() -> None:
+    """The snapshot succeeded, and that was told."""
+    assert await Day(fails={"tidy": ValueError("y")}).round() == ["scheduled", "ping", "tidy"]
+
+
+async def test_rounds_are_made_again_and_again() -> None:
+    """Each when it is due by the clock, also after one that failed."""
+    clock, day, third = datetime(2026, 11, 20, tzinfo=UTC), Day(), asyncio.Event()
+    due: list[datetime] = []
+    day.fails["scheduled"] = StorageUnavailable("down")
+
+    def now() -> datetime:
+        nonlocal clock
+        clock += timedelta(seconds=5)  # time passes by being looked at
+        return clock
+
+    async def snapshot(label: str) -> None:
+        due.append(clock)
+        if len(due) == 3:
+            third.set()
+        await day.snapshot(label)
+
+    rounds = asyncio.create_task(run_schedule(Every(clock, 9), day.changes, snapshot, day.tidy, day.ping, now))
+    await asyncio.wait_for(third.wait(), 20)
+    rounds.cancel()
+    await asyncio.gather(rounds, return_exceptions=True)
+    assert all(9 <= (b - a).total_seconds() <= 20 for a, b in pairwise(due))
+
+
+# ---------------------------------------------------------------------- the switch
+
+
+@asynccontextmanager
+async def listener(answer: bytes) -> AsyncIterator[tuple[str, list[bytes], asyncio.Event]]:
+    """An HTTP server that says `answer` to everything, or nothing at all."""
+    heard: list[bytes] = []
+    came, over = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, stream: asyncio.StreamWriter) -> None:
+        heard.append((await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0])
+        came.set()
+        if answer:
+            stream.write(answer)
+        else:
+            await over.wait()
+        stream.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/secret", heard, came
+    finally:
+        over.set()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_the_switch_is_called() -> None:
+    """Once for each ping."""
+    async with listener(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (url, heard, came):
+        switch = DeadMansSwitch(url)
+        switch.ping()
+        await asyncio.wait_for(came.wait(), 5)
+        await switch.close()
+        assert heard == [b"GET /secret HTTP/1.1"]
+
+
+async def test_a_switch_that_does_not_answer_holds_nobody_up() -> None:
+    """The ping returns at once, and its end is bounded."""
+    async with listener(b"") as (url, _, came):
+        switch = DeadMansSwitch(url, timeout_s=0.2)
+        switch.ping()
+        await asyncio.wait_for(came.wait(), 5)
+        await asyncio.wait_for(asyncio.gather(*switch._pings), 5)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", b"nonsense\r\n\r\n", None])
+async def test_a_switch_that_fails_is_a_line_in_the_log(answer: bytes | None) -> None:
+    """Without its URL, which is a secret."""
+    with structlog.testing.capture_logs() as lines:
+        async with listener(answer or b"") as (url, _, _):
+            if answer is not None:
+                await _pinged(url)
+        if answer is None:
+            await _pinged(url)  # nobody listens there any more
+    assert [line["log_level"] for line in lines] == ["warning"]
+    assert "secret" not in str(lines)
+
+
+async def _pinged(url: str) -> Any:
+    switch = DeadMansSwitch(url)
+    switch.ping()
+    await asyncio.wait_for(asyncio.gather(*switch._pings), 20)
+
+
+async def test_without_a_url_nobody_is_called() -> None:
+    """It is off by default."""
+    switch = DeadMansSwitch(None)
+    switch.ping()
+    assert not switch._pings
