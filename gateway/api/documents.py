@@ -1,4 +1,4 @@
-"""`/admin/users/{user_id}/…`: the documents of one user, folder by folder through the same routes."""
+"""`/admin/users/{user_id}/…`: the documents of one user. All folders share the same routes."""
 
 import re
 from collections.abc import AsyncIterator
@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from gateway.api.jobs import accepted
-from gateway.documents.digest import declared
-from gateway.documents.layout import Place, avatar_place, check_avatar, check_name, image_place, resolve
+from gateway.documents.digest import parse_digests
+from gateway.documents.layout import Folder, avatar_folder, check_avatar, check_name, image_folder, resolve
 from gateway.documents.store import Document, DocumentStore
 from gateway.documents.train import Trainer, Training
 from gateway.errors import (
@@ -32,70 +32,72 @@ from gateway.jobs import Jobs, JobStatus
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _MAX_JSON_BYTES = 8 << 20
-_UNBOUNDED = 1 << 62  # the library bounds what it stores, and says so in our own words
+_UNBOUNDED = 1 << 62  # DocumentStore limits the size, with an error of its own
 _AVATAR = "/avatars/{avatar_id}"
 _ANY = "/avatars/{avatar_id}/{path:path}"
 
-UserId = Annotated[str, Path(description="the gateway's GATEWAY_USER_ID; every other one is not here")]
+UserId = Annotated[str, Path(description="must be the gateway's GATEWAY_USER_ID")]
 AvatarId = Annotated[str, Path(description="an avatar's id", examples=["ada"])]
 AnyPath = Annotated[str, Path(description="a folder, or folder/name of a document", examples=["vectorstore_data/a.md"])]
 Name = Annotated[str, Path(description="a document's name", examples=["portrait.png"])]
 Used = Annotated[
-    bool | None, Query(description="the flag; a new document's is true unless said, a replaced one keeps its own")
+    bool | None, Query(description="the flag. Default: true for a new document, unchanged for a replaced one")
 ]
-Sha256 = Annotated[str | None, Query(description="the SHA-256 of the body in hex; another body is refused")]
-LinkS = Annotated[int | None, Query(ge=1, le=604_800, description="answer with a link that works for so many seconds")]
-Prefix = Annotated[str, Query(description="only names that begin with this")]
-After = Annotated[str, Query(description="only names after this one: `next` of the page before")]
-Limit = Annotated[int, Query(ge=1, le=1000, description="how many at most")]
+Sha256 = Annotated[str | None, Query(description="the SHA-256 of the body in hex. A body with another one is refused")]
+LinkS = Annotated[
+    int | None, Query(ge=1, le=604_800, description="answer with a link that is valid for so many seconds")
+]
+Prefix = Annotated[str, Query(description="only names with this prefix")]
+After = Annotated[str, Query(description="only names after this one: `next` of the previous page")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="the most documents in the answer")]
 Digests = Annotated[bool, Query(description="read the documents whose SHA-256 is not known yet")]
 
 
-class _Asked(BaseModel):
+class _RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class DocumentBody(BaseModel):
-    name: str = Field(description="below its folder; may have `/` in it")
-    size_bytes: int = Field(description="of its bytes")
-    type: str = Field(description="media type, by the end of the name")
+    name: str = Field(description="relative to its folder; may contain `/`")
+    size_bytes: int = Field(description="size")
+    type: str = Field(description="media type, by the name's suffix")
     modified_at: datetime = Field(description="when it was stored")
-    etag: str = Field(description="for If-Match and If-None-Match; changes whenever the bytes do")
-    digest: str = Field(description="`sha256:…` where the bytes are known, else the store's own `tag:…`")
+    etag: str = Field(description="for If-Match and If-None-Match; changes with the bytes")
+    digest: str = Field(description="`sha256:…` if the gateway has read the bytes, else `tag:…` of the store")
     used: bool | None = Field(description="its flag; null in folders without flags")
 
 
 class DocumentList(BaseModel):
-    documents: list[DocumentBody] = Field(description="in the order of their names")
-    next: str | None = Field(description="what to give as `after` for more; null at the end")
+    documents: list[DocumentBody] = Field(description="sorted by name")
+    next: str | None = Field(description="give it as `after` to get the next page; null at the end")
 
 
 class AvatarList(BaseModel):
-    avatars: list[str] = Field(description="the ids of all that have anything in the store")
+    avatars: list[str] = Field(description="the ids of all avatars that have an object in the store")
 
 
-class ChangeFlags(_Asked):
-    used: StrictBool | None = Field(None, description="for the document, or for every one of the folder")
-    flags: dict[str, StrictBool] | None = Field(None, description="of a folder: the flag of each document by name")
+class ChangeFlags(_RequestBody):
+    used: StrictBool | None = Field(None, description="the flag of the document, or of every document of the folder")
+    flags: dict[str, StrictBool] | None = Field(None, description="for a folder: flags by document name")
 
 
 class Flags(BaseModel):
     flags: dict[str, bool] = Field(description="of every document of the folder")
 
 
-class CopyTo(_Asked):
-    avatar_id: str | None = Field(None, description="of the copy; the same avatar if left out")
+class CopyTo(_RequestBody):
+    avatar_id: str | None = Field(None, description="of the copy. Default: the same avatar")
     path: str = Field(description="folder/name of the copy")
-    replace: bool = Field(False, description="whether what has that name already may be replaced")
+    replace: bool = Field(False, description="whether to replace an existing document")
 
 
-class DeleteAvatar(_Asked):
-    avatar_id: str = Field(description="once more, so that nobody does it by mistake")
-    keep_collection: bool = Field(False, description="leave what it was trained into in Chroma")
+class DeleteAvatar(_RequestBody):
+    avatar_id: str = Field(description="must repeat the id in the path, against mistakes")
+    keep_collection: bool = Field(False, description="keep its collection in Chroma")
 
 
 def body_bound(scope: Scope, max_document_bytes: int) -> int | None:
-    """How long the body of a request to these routes may be; None if it is not one of those with long bodies."""
+    """Return the largest body in bytes that these routes accept for this request, or None for the default limit."""
     if not scope.get("path", "").startswith("/admin/users/"):
         return None
     return {"PUT": max_document_bytes, "PATCH": _MAX_JSON_BYTES}.get(scope["method"])
@@ -103,7 +105,7 @@ def body_bound(scope: Scope, max_document_bytes: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """What the routes work with."""
+    """What these routes need."""
 
     store: DocumentStore
     trainer: Trainer
@@ -113,9 +115,7 @@ class Documents:
 def _documents(request: Request, user_id: str) -> Documents:
     documents: Documents = request.app.state.documents
     if user_id != documents.store.user_id:
-        raise NotFound(
-            f"this gateway does not serve user {user_id[:80]!r}", "it serves the one that GATEWAY_USER_ID names"
-        )
+        raise NotFound(f"this gateway does not serve user {user_id[:80]!r}", "it serves the user of GATEWAY_USER_ID")
     return documents
 
 
@@ -132,21 +132,21 @@ async def list_avatars(request: Request, user_id: UserId) -> AvatarList:
 
 @router.delete(_AVATAR, status_code=202, summary="Delete an avatar with everything under it")
 async def delete_avatar(
-    request: Request, response: Response, user_id: UserId, avatar_id: AvatarId, asked: Annotated[DeleteAvatar, Body()]
+    request: Request, response: Response, user_id: UserId, avatar_id: AvatarId, body: Annotated[DeleteAvatar, Body()]
 ) -> JobStatus:
-    """A job. The documents go, and the collection that the avatar was trained into. Safe to repeat."""
+    """Start a job that deletes the documents and the default collection. Safe to repeat."""
     documents = _documents(request, user_id)
-    if asked.avatar_id != check_avatar(avatar_id):
-        raise InvalidRequest(f"the body names avatar {asked.avatar_id[:80]!r}, the path {avatar_id!r}")
+    if body.avatar_id != check_avatar(avatar_id):
+        raise InvalidRequest(f"the body names avatar {body.avatar_id[:80]!r}, the path {avatar_id!r}")
     contents = await documents.store.contents(avatar_id)
     if not contents:
-        raise NotFound(f"there is nothing of avatar {avatar_id!r}")
+        raise NotFound(f"avatar {avatar_id!r} has no documents")
 
     documents.trainer.require_free(avatar_id)
 
     async def delete(progress: Any) -> dict[str, Any]:
-        # First what may be refused.
-        async with documents.trainer.forgetting(user_id, avatar_id, keep=asked.keep_collection) as collection:
+        # First the step that may be refused.
+        async with documents.trainer.deleting_collection(user_id, avatar_id, keep=body.keep_collection) as collection:
             progress.phase("delete", len(contents), "objects")
             await documents.store.delete_contents(contents, lambda _: progress.advance(1))
         return {"objects": len(contents), "bytes": sum(info.size_bytes for info in contents), "collection": collection}
@@ -160,31 +160,31 @@ async def train(
     response: Response,
     user_id: UserId,
     avatar_id: AvatarId,
-    asked: Annotated[Training | None, Body()] = None,
+    body: Annotated[Training | None, Body()] = None,
 ) -> JobStatus:
-    """A job. At its end the collection has exactly the chunks of the documents whose flag is true.
+    """Start a job. At its end the collection has exactly the chunks of the documents whose flag is true.
 
-    What did not change costs nothing; running it again after any failure is right.
+    Unchanged documents are skipped. Safe to repeat after any failure.
     """
     documents = _documents(request, user_id)
     check_avatar(avatar_id)
-    work = documents.trainer.work(documents.store, avatar_id, asked or Training())
+    work = documents.trainer.work(documents.store, avatar_id, body or Training())
     return accepted(documents.jobs.start("train", avatar_id, work), response)
 
 
 # ------------------------------------------------------------------ documents
 
 
-def _place(
+def _resolved(
     request: Request, user_id: str, avatar_id: str, path: str, *, writing: bool = False
-) -> tuple[Documents, Place, str | None]:
+) -> tuple[Documents, Folder, str | None]:
     documents = _documents(request, user_id)
-    folder, name = resolve(path)
-    if writing and folder.read_only:
-        raise NotAllowed(f"{folder.path} holds flags", "change them with PATCH on the documents' own folder")
+    kind, name = resolve(path)
+    if writing and kind.read_only:
+        raise NotAllowed(f"{kind.path} holds flags", "change them with PATCH on the documents' own folder")
     if name is not None:
-        check_name(name, folder)
-    return documents, avatar_place(user_id, avatar_id, folder), name
+        check_name(name, kind)
+    return documents, avatar_folder(user_id, avatar_id, kind), name
 
 
 def _named(name: str | None, path: str) -> str:
@@ -196,19 +196,19 @@ def _named(name: str | None, path: str) -> str:
 async def _list_or_read(
     request: Request,
     documents: Documents,
-    place: Place,
+    folder: Folder,
     name: str | None,
     query: "tuple[str, str, int, bool, int | None]",
 ) -> Response:
     prefix, after, limit, with_digests, link_s = query
     store = documents.store
     if name is None:
-        page = await store.page(place, prefix=prefix, after=after, limit=limit, with_digests=with_digests)
-        body = DocumentList(documents=[_body(each) for each in page.documents], next=page.next)
-        return JSONResponse(body.model_dump(mode="json"))
+        page = await store.page(folder, prefix=prefix, after=after, limit=limit, with_digests=with_digests)
+        page_body = DocumentList(documents=[_body(each) for each in page.documents], next=page.next)
+        return JSONResponse(page_body.model_dump(mode="json"))
     if link_s is not None:
-        return JSONResponse({"url": await store.link(place, name, link_s), "expires_in_s": link_s})
-    return await _read(request, store, place, name)
+        return JSONResponse({"url": await store.link(folder, name, link_s), "expires_in_s": link_s})
+    return await _read(request, store, folder, name)
 
 
 @router.head(_ANY, include_in_schema=False)
@@ -224,9 +224,9 @@ async def get_documents(
     digests: Digests = False,
     link_s: LinkS = None,
 ) -> Response:
-    """A folder as `{"documents": […], "next"}`; a document as its bytes, with ETag, ranges and 304."""
-    documents, place, name = _place(request, user_id, avatar_id, path)
-    return await _list_or_read(request, documents, place, name, (prefix, after, limit, digests, link_s))
+    """A folder gives `{"documents": […], "next"}`. A document gives its bytes, with ETag, ranges and 304."""
+    documents, folder, name = _resolved(request, user_id, avatar_id, path)
+    return await _list_or_read(request, documents, folder, name, (prefix, after, limit, digests, link_s))
 
 
 @router.put(_ANY, summary="Store a document", max_body_size=_UNBOUNDED)
@@ -239,45 +239,45 @@ async def put_document(
     used: Used = None,
     sha256: Sha256 = None,
 ) -> DocumentBody:
-    """The body is the document, however large. 201 if it is new, 200 if it replaced one.
+    """The body is the document, of any size. 201 if it is new, 200 if it replaced one.
 
-    `If-None-Match: *` stores only a new one, `If-Match: "etag"` only over the one that has it. With
-    `Content-Digest`, `Content-MD5` or `sha256` a body that is another one is not stored.
+    `If-None-Match: *` only creates. `If-Match: "etag"` only replaces the document with that ETag. A body that does not
+    match `Content-Digest`, `Content-MD5` or `sha256` is not stored.
     """
-    documents, place, name = _place(request, user_id, avatar_id, path, writing=True)
-    return await _put(request, response, documents.store, place, _named(name, path), used, sha256)
+    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
+    return await _put(request, response, documents.store, folder, _named(name, path), used, sha256)
 
 
 @router.patch(_ANY, summary="Change flags", max_body_size=_MAX_JSON_BYTES)
 async def change_flags(
-    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, asked: Annotated[ChangeFlags, Body()]
+    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, body: Annotated[ChangeFlags, Body()]
 ) -> Flags | DocumentBody:
-    """Of one document `{"used": …}`; of a folder `{"flags": {…}}`, or `{"used": …}` for every document in it."""
-    documents, place, name = _place(request, user_id, avatar_id, path, writing=True)
+    """For a document `{"used": …}`. For a folder `{"flags": {…}}`, or `{"used": …}` for all of its documents."""
+    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
     store = documents.store
-    if (asked.used is None) == (asked.flags is None) or (name is not None and asked.used is None):
-        raise InvalidRequest('say either {"used": …} or, of a folder, {"flags": {"name": …}}')
+    if (body.used is None) == (body.flags is None) or (name is not None and body.used is None):
+        raise InvalidRequest('give either {"used": …} or, for a folder, {"flags": {"name": …}}')
     if name is not None:
-        await store.document(place, name)  # raises NotFound
-        await store.set_flags(place, {name: bool(asked.used)})
-        return _body(await store.document(place, name))
-    names = {document.name async for document in store.all(place)}
-    changes = asked.flags if asked.flags is not None else dict.fromkeys(names, bool(asked.used))
+        await store.document(folder, name)  # raises NotFound
+        await store.set_flags(folder, {name: bool(body.used)})
+        return _body(await store.document(folder, name))
+    names = {document.name async for document in store.all(folder)}
+    changes = body.flags if body.flags is not None else dict.fromkeys(names, bool(body.used))
     if unknown := sorted(changes.keys() - names):
-        raise NotFound(f"there is no document {unknown[0][:80]!r} in {place.folder.path}", "nothing was changed")
-    return Flags(flags=await store.set_flags(place, changes, repair=True))
+        raise NotFound(f"there is no document {unknown[0][:80]!r} in {folder.kind.path}", "nothing was changed")
+    return Flags(flags=await store.set_flags(folder, changes, repair=True))
 
 
 @router.post(_ANY, status_code=201, summary="Copy a document")
 async def copy_document(
-    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, asked: Annotated[CopyTo, Body()]
+    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, body: Annotated[CopyTo, Body()]
 ) -> DocumentBody:
-    """Within the store, to any folder of any avatar of the user; its flag goes with it."""
-    documents, source, name = _place(request, user_id, avatar_id, path)
-    _, target, new_name = _place(request, user_id, asked.avatar_id or avatar_id, asked.path, writing=True)
+    """Copy within the store, to any folder of any avatar of the user. The flag is copied too."""
+    documents, source, name = _resolved(request, user_id, avatar_id, path)
+    _, target, new_name = _resolved(request, user_id, body.avatar_id or avatar_id, body.path, writing=True)
     return _body(
         await documents.store.copy(
-            source, _named(name, path), target, _named(new_name, asked.path), if_absent=not asked.replace
+            source, _named(name, path), target, _named(new_name, body.path), if_absent=not body.replace
         )
     )
 
@@ -290,9 +290,9 @@ async def delete_document(
     path: AnyPath,
     if_match: Annotated[str | None, Header()] = None,
 ) -> None:
-    """With its flag. Its chunks leave the collection with the next training."""
-    documents, place, name = _place(request, user_id, avatar_id, path, writing=True)
-    await documents.store.delete(place, _named(name, path), if_tag=_tag(if_match))
+    """Delete a document and its flag. The next training deletes its chunks."""
+    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
+    await documents.store.delete(folder, _named(name, path), if_tag=_tag(if_match))
 
 
 # ------------------------------------------------------------------ the user's own image
@@ -308,7 +308,7 @@ async def list_images(
     digests: Digests = False,
 ) -> Response:
     return await _list_or_read(
-        request, _documents(request, user_id), image_place(user_id), None, (prefix, after, limit, digests, None)
+        request, _documents(request, user_id), image_folder(user_id), None, (prefix, after, limit, digests, None)
     )
 
 
@@ -316,7 +316,7 @@ async def list_images(
 @router.get("/image/{path:path}", summary="Read an image", response_model=None)
 async def get_image(request: Request, user_id: UserId, path: Name, link_s: LinkS = None) -> Response:
     return await _list_or_read(
-        request, _documents(request, user_id), image_place(user_id), path, ("", "", 1, False, link_s)
+        request, _documents(request, user_id), image_folder(user_id), path, ("", "", 1, False, link_s)
     )
 
 
@@ -324,26 +324,23 @@ async def get_image(request: Request, user_id: UserId, path: Name, link_s: LinkS
 async def put_image(
     request: Request, response: Response, user_id: UserId, path: Name, sha256: Sha256 = None
 ) -> DocumentBody:
-    """As for any document."""
+    """As `PUT` of any document."""
     store = _documents(request, user_id).store
-    return await _put(request, response, store, image_place(user_id), path, None, sha256)
+    return await _put(request, response, store, image_folder(user_id), path, None, sha256)
 
 
 @router.delete("/image/{path:path}", status_code=204, summary="Delete an image")
 async def delete_image(
     request: Request, user_id: UserId, path: Name, if_match: Annotated[str | None, Header()] = None
 ) -> None:
-    await _documents(request, user_id).store.delete(image_place(user_id), path, if_tag=_tag(if_match))
-
-
-# ------------------------------------------------------------------ inside
+    await _documents(request, user_id).store.delete(image_folder(user_id), path, if_tag=_tag(if_match))
 
 
 async def _put(
     request: Request,
     response: Response,
     store: DocumentStore,
-    place: Place,
+    folder: Folder,
     name: str,
     used: bool | None,
     sha256: str | None,
@@ -351,18 +348,18 @@ async def _put(
     headers = request.headers
     if_none_match, if_match = headers.get("if-none-match"), headers.get("if-match")
     if if_none_match not in (None, "*"):
-        raise InvalidRequest("If-None-Match: only * can be said of an upload")
+        raise InvalidRequest("If-None-Match: an upload takes only *")
     tag = _tag(if_match)
     if if_match == "*":
         try:
-            tag = (await store.document(place, name)).tag
+            tag = (await store.document(folder, name)).tag
         except NotFound:
             raise PreconditionFailed(f"there is no document {name!r} to replace") from None
     document, is_new = await store.put(
-        place,
+        folder,
         name,
-        _body_of(request),
-        expected=declared(headers.get("content-digest"), headers.get("content-md5"), sha256),
+        _request_body(request),
+        expected=parse_digests(headers.get("content-digest"), headers.get("content-md5"), sha256),
         if_absent=if_none_match == "*",
         if_tag=tag,
         used=used,
@@ -374,35 +371,35 @@ async def _put(
     return _body(document)
 
 
-async def _body_of(request: Request) -> AsyncIterator[bytes]:
+async def _request_body(request: Request) -> AsyncIterator[bytes]:
     try:
         async for piece in request.stream():
             if piece:
                 yield piece
     except ClientDisconnect:
-        raise InvalidRequest("the upload broke off; nothing was stored", "send it again") from None
+        raise InvalidRequest("the upload ended early; nothing was stored", "send it again") from None
 
 
-async def _read(request: Request, store: DocumentStore, place: Place, name: str) -> Response:
-    document = await store.document(place, name)
+async def _read(request: Request, store: DocumentStore, folder: Folder, name: str) -> Response:
+    document = await store.document(folder, name)
     etag = f'"{document.tag}"'
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",
         "Last-Modified": format_datetime(document.modified_at, usegmt=True),
-        # What users upload is never a page of this server.
+        # Browsers must not show uploads as pages of this origin.
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name.rpartition('/')[2], safe='')}",
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, no-cache",
     }
-    asked = request.headers
-    if (if_match := asked.get("if-match")) and not _lists(if_match, document.tag):
+    request_headers = request.headers
+    if (if_match := request_headers.get("if-match")) and not _lists(if_match, document.tag):
         raise PreconditionFailed(f"{name!r} is not what it was")
-    if (if_none_match := asked.get("if-none-match")) and _lists(if_none_match, document.tag):
+    if (if_none_match := request_headers.get("if-none-match")) and _lists(if_none_match, document.tag):
         return Response(status_code=304, headers=headers)
     start, end, status = 0, document.size_bytes, 200
-    ranged = _RANGE.fullmatch(asked.get("range", "").strip())
-    if ranged and (ranged[1] or ranged[2]) and asked.get("if-range", etag) == etag:
+    ranged = _RANGE.fullmatch(request_headers.get("range", "").strip())
+    if ranged and (ranged[1] or ranged[2]) and request_headers.get("if-range", etag) == etag:
         if ranged[1]:
             start, end = int(ranged[1]), min(int(ranged[2] or end) + (1 if ranged[2] else 0), end)
         else:
@@ -414,12 +411,12 @@ async def _read(request: Request, store: DocumentStore, place: Place, name: str)
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=document.type)
-    pieces = store.read(place, document, start, end - start)
+    pieces = store.read(folder, document, start, end - start)
     try:
-        # Before the head is sent: afterwards no error can be told.
+        # Read before the head is sent: later an error could not be reported.
         first = await anext(pieces, b"")
     except ObjectMissing:
-        raise Unavailable(f"{name!r} was replaced at this moment", "ask again") from None
+        raise Unavailable(f"{name!r} was replaced during the request", "retry") from None
 
     async def body() -> AsyncIterator[bytes]:
         yield first
@@ -434,7 +431,7 @@ def _lists(header: str, tag: str) -> bool:
 
 
 def _tag(if_match: str | None) -> str | None:
-    """The tag that `If-Match` names; None where it names none. Raises InvalidRequest for more than one."""
+    """Return the tag in `If-Match`, or None if there is none. Raises InvalidRequest for more than one."""
     if if_match is None or if_match.strip() == "*":
         return None
     match = re.fullmatch(r'\s*"([^"]+)"\s*', if_match)

@@ -1,4 +1,4 @@
-"""One collection of Chroma, as training reads and writes it: like any client, through the gate."""
+"""How training reads and writes a collection of Chroma: as any client, through the write gate."""
 
 import asyncio
 import time
@@ -9,32 +9,37 @@ from urllib.parse import quote
 
 import httpx
 
-from gateway.errors import BadUpstream, GatewayError, NotFound, Unavailable
+from gateway.aio import shielded
+from gateway.errors import BadUpstream, NotFound, Unavailable
 
 Admit = Callable[[str, str | None], AbstractAsyncContextManager[None]]
-"""`admit(what, collection_id)` lets one request at a time through to Chroma, or raises Unavailable.
+"""`admit(action, collection_id)` holds the write gate open for one request to Chroma, or raises Unavailable.
 
-The id is for reads of records alone: with one it is no write, and neither counted nor turned away like one."""
+`collection_id` is given for reads of records only. A request without it counts as a write."""
 
 _TIMEOUT_S = 300.0
-# A restore takes its time; training waits for it rather than to fail of it.
-_PATIENCE_S = 900.0
-_PAUSE_S = 1.0
-_READ_AT_ONCE = 5000
+# Long enough for a restore to end: training then goes on.
+_RETRY_FOR_S = 900.0
+_RETRY_PAUSE_S = 1.0
+_PAGE_RECORDS = 5000
 _BODY_BYTES = 16 << 20
 
 
 class ChromaClient:
-    """The collections of one database. Requests are never broken off, and are repeated while Chroma is away."""
+    """The collections of one database.
+
+    A request is repeated while Chroma is unavailable. A cancelled caller waits for the end of its request, because
+    Chroma does not stop working on it either.
+    """
 
     def __init__(
         self, url: str, admit: Admit, tenant: str, database: str, headers: dict[str, str] | None = None
     ) -> None:
         self._admit = admit
         self._base = f"/api/v2/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}/collections"
-        # A proxy of the environment's is not for what stays on this machine.
-        away = not url.startswith("http://127.0.0.1:")
-        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=away)
+        # HTTP_PROXY must not apply to a Chroma on this machine.
+        is_remote = not url.startswith("http://127.0.0.1:")
+        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=is_remote)
         self.batch_size = 0
 
     async def __aenter__(self) -> "ChromaClient":
@@ -44,7 +49,7 @@ class ChromaClient:
         await self._client.aclose()
 
     async def collection(self, name: str) -> dict[str, Any] | None:
-        """The collection as Chroma describes it; None if there is none."""
+        """Return the collection as Chroma describes it, or None."""
         try:
             found: dict[str, Any] = await self._ask("GET", f"{self._base}/{quote(name, safe='')}", "look up", None)
         except NotFound:
@@ -52,37 +57,37 @@ class ChromaClient:
         return found
 
     async def create(self, name: str, configuration: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-        """Create a collection, or get the one that has been created meanwhile."""
+        """Create a collection and return it. If it exists by now, return that one."""
         body = {"name": name, "configuration": configuration, "metadata": metadata, "get_or_create": True}
         created: dict[str, Any] = await self._ask("POST", self._base, "create", None, body)
         return created
 
-    async def describe(self, collection_id: str, metadata: dict[str, Any]) -> None:
-        """Give a collection this metadata."""
+    async def set_metadata(self, collection_id: str, metadata: dict[str, Any]) -> None:
+        """Replace a collection's metadata."""
         body = {"new_metadata": metadata}
-        await self._ask("PUT", f"{self._base}/{collection_id}", "describe a collection", None, body)
+        await self._ask("PUT", f"{self._base}/{collection_id}", "set metadata", None, body)
 
     async def drop(self, name: str) -> None:
-        """Delete a collection."""
+        """Delete a collection if it exists."""
         try:
             await self._ask("DELETE", f"{self._base}/{quote(name, safe='')}", "delete a collection", None)
         except NotFound:
             return
 
     async def records(self, collection_id: str) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-        """The id and metadata of every record."""
+        """Yield the id and metadata of every record."""
         offset = 0
         while True:
-            body = {"limit": _READ_AT_ONCE, "offset": offset, "include": ["metadatas"]}
+            body = {"limit": _PAGE_RECORDS, "offset": offset, "include": ["metadatas"]}
             page = await self._ask("POST", f"{self._base}/{collection_id}/get", "read", collection_id, body)
             for pair in zip(page["ids"], page["metadatas"], strict=True):
                 yield pair
-            if len(page["ids"]) < _READ_AT_ONCE:
+            if len(page["ids"]) < _PAGE_RECORDS:
                 return
-            offset += _READ_AT_ONCE
+            offset += _PAGE_RECORDS
 
     async def upsert(self, collection_id: str, records: list[dict[str, Any]]) -> None:
-        """Write records, each with `id`, `embedding`, `document` and `metadata`."""
+        """Write records. Each has `id`, `embedding` (float32 in base64), `document` and `metadata`."""
         for batch in _batches(records, await self._batch_size()):
             body = {
                 f"{part}s": [record[part] for record in batch] for part in ("id", "embedding", "document", "metadata")
@@ -90,56 +95,51 @@ class ChromaClient:
             await self._ask("POST", f"{self._base}/{collection_id}/upsert", "upsert", None, body)
 
     async def delete(self, collection_id: str, ids: Iterable[str]) -> None:
-        """Delete records; those that are not there are no error."""
-        waiting, size = sorted(ids), await self._batch_size()
-        for start in range(0, len(waiting), size):
-            body = {"ids": waiting[start : start + size]}
+        """Delete records. Ids that do not exist are ignored."""
+        remaining, size = sorted(ids), await self._batch_size()
+        for start in range(0, len(remaining), size):
+            body = {"ids": remaining[start : start + size]}
             await self._ask("POST", f"{self._base}/{collection_id}/delete", "delete", None, body)
 
     async def _batch_size(self) -> int:
         if not self.batch_size:
-            limits = await self._ask("GET", "/api/v2/pre-flight-checks", "ask for limits", None)
+            limits = await self._ask("GET", "/api/v2/pre-flight-checks", "ask for its limits", None)
             self.batch_size = max(1, min(int(limits["max_batch_size"]), 1000))
         return self.batch_size
 
-    async def _ask(self, method: str, path: str, what: str, collection_id: str | None, body: Any = None) -> Any:
-        """One request and its answer. All that is asked here may be asked twice."""
-        give_up_at = time.monotonic() + _PATIENCE_S
+    async def _ask(self, method: str, path: str, action: str, collection_id: str | None, body: Any = None) -> Any:
+        """Send a request and return the answer's JSON. Every request of this class is safe to repeat."""
+        give_up_at = time.monotonic() + _RETRY_FOR_S
         while True:
             try:
-                return await _to_its_end(self._once(method, path, what, collection_id, body))
+                answer = await shielded(self._send(method, path, action, collection_id, body))
             except Unavailable as error:
                 if time.monotonic() > give_up_at:
                     raise
-                await asyncio.sleep(error.retry_after_s or _PAUSE_S)
+                await asyncio.sleep(error.retry_after_s or _RETRY_PAUSE_S)
+            else:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise asyncio.CancelledError  # `shielded` waited for the request and swallowed it
+                return answer
 
-    async def _once(self, method: str, path: str, what: str, collection_id: str | None, body: Any) -> Any:
+    async def _send(self, method: str, path: str, action: str, collection_id: str | None, body: Any) -> Any:
         try:
-            async with self._admit(f"training: {what}", collection_id):
+            async with self._admit(f"training: {action}", collection_id):
                 answer = await self._client.request(method, path, json=body)
         except httpx.TransportError as error:
-            raise Unavailable(f"Chroma cannot be asked to {what}: {error or type(error).__name__}") from error
+            raise Unavailable(f"Chroma cannot be reached to {action}: {error or type(error).__name__}") from error
         if answer.status_code in (502, 503, 504, 429):
-            raise Unavailable(f"Chroma is away: {answer.text[:300]}")
+            raise Unavailable(f"Chroma is unavailable: {answer.text[:300]}")
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise NotFound(answer.text[:300])
         if answer.is_error:
-            raise _refused(what, answer)
+            raise BadUpstream(f"Chroma refused to {action}: {answer.status_code} {answer.text[:500]}")
         return answer.json()
 
 
-async def _to_its_end(request: Any) -> Any:
-    """What `request` returns; also when we are cancelled it is finished first: Chroma does not stop either."""
-    task = asyncio.ensure_future(request)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
-
-
 def _batches(records: list[dict[str, Any]], size: int) -> Iterable[list[dict[str, Any]]]:
-    """Records in batches that Chroma takes, by their number and by their bytes."""
+    """Yield records in batches of at most `size` records and _BODY_BYTES bytes."""
     batch: list[dict[str, Any]] = []
     size_bytes = 0
     for record in records:
@@ -151,7 +151,3 @@ def _batches(records: list[dict[str, Any]], size: int) -> Iterable[list[dict[str
         size_bytes += own_bytes
     if batch:
         yield batch
-
-
-def _refused(what: str, answer: httpx.Response) -> GatewayError:
-    return BadUpstream(f"Chroma refused to {what}: {answer.status_code} {answer.text[:500]}")

@@ -1,4 +1,4 @@
-"""Flags as bytes: one JSON object that says of each document by its name whether it is used. Pure."""
+"""The flags of a folder as bytes: a JSON object of name to whether the document is used. Pure."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,17 +6,17 @@ from typing import Any
 
 from gateway.errors import Conflict
 
-# What a document is that nobody said anything of.
+# The flag of a document that has none.
 DEFAULT = True
 
 _WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 
 def parse(data: bytes, where: str) -> dict[str, bool]:
-    """The flags in `data`. What people write by hand for true and false is understood, null is nothing said.
+    """Return the flags in `data`. "yes", "no", 1 and 0 are accepted, because people edit the file; null is skipped.
 
-    Raises Conflict, naming `where`, for what says neither: guessing would train what nobody wanted, and
-    writing over it would lose what somebody meant.
+    Raises Conflict, naming `where`, for any other value. A guess could train a document that was meant to be left
+    out, and overwriting the file would lose what was meant.
     """
     try:
         entries = json.loads(data.decode("utf-8-sig"))
@@ -30,19 +30,21 @@ def parse(data: bytes, where: str) -> dict[str, bool]:
 def _flag(value: Any, name: str, where: str) -> bool:
     flag = _WORDS.get(str(value).strip().lower()) if isinstance(value, bool | int | str) else None
     if flag is None:
-        raise _unreadable(where, f"it says {str(value)[:40]!r} of {name[:80]!r}, which is neither true nor false")
+        raise _unreadable(where, f"the flag of {name[:80]!r} is {str(value)[:40]!r}, which is neither true nor false")
     return flag
 
 
 def render(flags: Mapping[str, bool]) -> bytes:
-    """The bytes of `flags`: the same for the same flags, and pleasant to read."""
+    """Return `flags` as indented JSON. Equal flags give equal bytes."""
     return json.dumps(dict(sorted(flags.items())), ensure_ascii=False, indent=1).encode() + b"\n"
 
 
 def repaired(flags: Mapping[str, bool], names: Iterable[str]) -> dict[str, bool]:
-    """The flags of exactly the documents that exist."""
+    """Return the flags of exactly the documents `names`, with the default where there is none."""
     return {name: flags.get(name, DEFAULT) for name in names}
 
 
 def _unreadable(where: str, why: str) -> Conflict:
-    return Conflict(f"the flags in {where} cannot be read: {why}", "mend that file, or delete it: all are true then")
+    return Conflict(
+        f"the flags in {where} cannot be read: {why}", "repair the file, or delete it: then all flags are true"
+    )

@@ -1,4 +1,4 @@
-"""What training has to do, told from what the documents are and what the collection holds. Pure."""
+"""What the collection's records say about the documents they were made of. Pure."""
 
 import hashlib
 import json
@@ -6,58 +6,62 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# What each record says of itself; `training` is a digest of everything beside the document that made it.
+# The metadata that training writes into each record.
 RESERVED = frozenset({"document", "chunk", "chunks", "position", "digest", "tag", "training"})
 
 
 @dataclass(slots=True)
-class Held:
-    """The records that the collection has of one document. `whole` says that one training made them all."""
+class TrainedRecords:
+    """The records that the collection has of one document. `is_whole`: they are all chunks of one training.
 
+    `made_of` is their tag, digest, training and number of chunks.
+    """
+
+    made_of: tuple[Any, ...] = (None, None, None, None)
     ids: set[str] = field(default_factory=set)
-    says: tuple[Any, ...] | None = None
-    whole: bool = True
+    is_whole: bool = True
 
     @property
     def tag(self) -> Any:
-        return self.says[0] if self.says else None
+        return self.made_of[0]
 
     @property
     def digest(self) -> Any:
-        return self.says[1] if self.says else None
+        return self.made_of[1]
 
     @property
     def training(self) -> Any:
-        return self.says[2] if self.says else None
+        return self.made_of[2]
 
 
 def record_id(document: str, chunk: int) -> str:
-    """The id of a chunk's record: the same each time, so that what was written twice is there once."""
+    """Return the id of a chunk's record. It is stable, so that a repeated write overwrites."""
     return f"{document}#{chunk}"
 
 
-def held(records: Iterable[tuple[str, Mapping[str, Any] | None]]) -> tuple[dict[str, Held], list[str]]:
-    """What there is of each document, and the ids of records that are of none."""
-    documents: dict[str, Held] = {}
+def by_document(
+    records: Iterable[tuple[str, Mapping[str, Any] | None]],
+) -> tuple[dict[str, TrainedRecords], list[str]]:
+    """Return the records of each document by its name, and the ids of records that belong to no document."""
+    documents: dict[str, TrainedRecords] = {}
     foreign = []
-    for key, metadata in records:
-        says = metadata or {}
-        document, chunk = says.get("document"), says.get("chunk")
+    for key, nullable in records:
+        metadata = nullable or {}
+        document, chunk = metadata.get("document"), metadata.get("chunk")
         if not isinstance(document, str) or not isinstance(chunk, int) or key != record_id(document, chunk):
             foreign.append(key)
             continue
-        of = documents.setdefault(document, Held())
-        said = (says.get("tag"), says.get("digest"), says.get("training"), says.get("chunks"))
-        of.whole = of.whole and of.says in (None, said)
-        of.says = said
-        of.ids.add(key)
-    for document, of in documents.items():
-        chunks = of.says[3] if of.says else None
-        of.whole = of.whole and isinstance(chunks, int) and of.ids == {record_id(document, n) for n in range(chunks)}
+        made_of = tuple(metadata.get(name) for name in ("tag", "digest", "training", "chunks"))
+        trained = documents.setdefault(document, TrainedRecords(made_of))
+        trained.is_whole &= made_of == trained.made_of
+        trained.ids.add(key)
+    for document, trained in documents.items():
+        chunks = trained.made_of[3]
+        trained.is_whole &= isinstance(chunks, int) and trained.ids == {record_id(document, n) for n in range(chunks)}
     return documents, foreign
 
 
 def training_of(splitting: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """A short digest of how a document is trained: chunks made otherwise are other chunks."""
-    said = json.dumps([1, dict(splitting), dict(metadata)], sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    """Return a short digest of how a document is trained. Another digest means that its chunks must be replaced."""
+    parameters = json.dumps([1, dict(splitting), dict(metadata)], sort_keys=True)
+    return hashlib.sha256(parameters.encode()).hexdigest()[:16]

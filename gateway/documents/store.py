@@ -1,4 +1,4 @@
-"""The documents of one user in the store: what can be done with them, whoever asks."""
+"""The documents of one user in the store."""
 
 import asyncio
 import hashlib
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gateway.documents import flags
-from gateway.documents.digest import Expected
-from gateway.documents.layout import Place, avatar_prefix, avatars_prefix, check_avatar
+from gateway.documents.digest import ExpectedDigests
+from gateway.documents.layout import Folder, avatar_prefix, avatars_prefix, check_avatar
 from gateway.errors import (
     BodyTooLarge,
     Conflict,
@@ -38,7 +38,7 @@ for _type, _suffix in (("text/markdown", ".md"), ("application/jsonl", ".jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document. `digest` begins with "sha256:" where we know the bytes, else it is the store's tag."""
+    """One document. `digest` is "sha256:…" if the gateway has read the bytes, else "tag:" and the store's tag."""
 
     name: str
     size_bytes: int
@@ -51,14 +51,14 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some documents in the order of their names, and the name to go on after, if there are more."""
+    """Documents in the order of their names. `next` is the name to continue after, or None at the end."""
 
     documents: list[Document]
     next: str | None
 
 
 class DocumentStore:
-    """All documents of one user. Names were checked by whoever made a `Place`; every key comes from one."""
+    """Stores, lists, reads and deletes the documents of one user. A `Folder` checks each name."""
 
     def __init__(self, store: Storage, user_id: str, max_document_bytes: int) -> None:
         self.store, self.user_id, self.max_document_bytes = store, user_id, max_document_bytes
@@ -68,48 +68,53 @@ class DocumentStore:
     # ------------------------------------------------------------------ reading
 
     async def avatars(self) -> list[str]:
-        """The ids of all avatars that have anything in the store."""
+        """Return the ids of all avatars that have an object in the store."""
         found = []
         async for name in self.store.folders(avatars_prefix(self.user_id)):
             try:
                 found.append(check_avatar(name))
             except InvalidRequest:
-                continue  # nothing that could be asked for
+                continue  # not an id that a request could name
         return found
 
-    async def page(self, place: Place, *, prefix: str, after: str, limit: int, with_digests: bool) -> Page:
-        """At most `limit` documents whose names begin with `prefix` and come after `after`.
+    async def page(self, folder: Folder, *, prefix: str, after: str, limit: int, with_digests: bool) -> Page:
+        """Return at most `limit` documents whose names begin with `prefix` and sort after `after`.
 
-        `with_digests` reads those documents whose bytes were not seen yet.
+        `with_digests` reads the documents whose SHA-256 is not known yet.
         """
-        known = await self.flags(place)
+        known = await self.flags(folder)
         documents: list[Document] = []
-        async for name, info in self._listed(place, prefix, after):
+        async for name, info in self._listed(folder, prefix, after):
             if len(documents) == limit:
-                documents = await self._digested(place, documents) if with_digests else documents
+                documents = await self._digested(folder, documents) if with_digests else documents
                 return Page(documents, documents[-1].name)
-            documents.append(self._document(place, name, info, known))
-        return Page(await self._digested(place, documents) if with_digests else documents, None)
+            documents.append(self._document(folder, name, info, known))
+        return Page(await self._digested(folder, documents) if with_digests else documents, None)
 
-    async def all(self, place: Place) -> AsyncIterator[Document]:
-        """Every document, in the order of their names, with its flag."""
-        known = await self.flags(place)
-        async for name, info in self._listed(place):
-            yield self._document(place, name, info, known)
+    async def all(self, folder: Folder) -> AsyncIterator[Document]:
+        """Yield every document with its flag, in the order of their names."""
+        known = await self.flags(folder)
+        async for name, info in self._listed(folder):
+            yield self._document(folder, name, info, known)
 
-    async def document(self, place: Place, name: str) -> Document:
-        """One document. Raises NotFound."""
-        info = await self._head(place, name)
-        return self._document(place, name, info, await self.flags(place))
+    async def document(self, folder: Folder, name: str) -> Document:
+        """Return one document. Raises NotFound."""
+        info = await self._head(folder, name)
+        return self._document(folder, name, info, await self.flags(folder))
 
-    def read(self, place: Place, document: Document, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """The bytes of `document`, or some of them, in pieces. Raises ObjectMissing if it was replaced meanwhile."""
-        return self.store.download(place.key(document.name), start, length, tag=document.tag)
+    def read(
+        self, folder: Folder, document: Document, start: int = 0, length: int | None = None
+    ) -> AsyncIterator[bytes]:
+        """Yield the bytes of `document`, or a range of them. Raises ObjectMissing if it was replaced or deleted."""
+        return self.store.download(folder.key(document.name), start, length, tag=document.tag)
 
-    async def link(self, place: Place, name: str, expires_s: int) -> str:
-        """A URL with which anybody can get the document for `expires_s`. Raises NotFound, InvalidRequest."""
-        await self._head(place, name)
-        url = await self.store.presign(place.key(name), expires_s, name.rpartition("/")[2])
+    async def link(self, folder: Folder, name: str, expires_s: int) -> str:
+        """Return a URL that downloads the document without credentials for `expires_s`.
+
+        Raises NotFound, and InvalidRequest if the store cannot make such URLs.
+        """
+        await self._head(folder, name)
+        url = await self.store.presign(folder.key(name), expires_s, name.rpartition("/")[2])
         if url is None:
             raise InvalidRequest(f"the store {self.store.url} has no links", "download through the gateway")
         return url
@@ -118,23 +123,23 @@ class DocumentStore:
 
     async def put(
         self,
-        place: Place,
+        folder: Folder,
         name: str,
         pieces: AsyncIterator[bytes],
         *,
-        expected: Expected,
+        expected: ExpectedDigests,
         if_absent: bool = False,
         if_tag: str | None = None,
         used: bool | None = None,
     ) -> tuple[Document, bool]:
-        """Store a document, whole or not at all; return it, and whether it is new.
+        """Store a document atomically. Return it and whether it is new. Safe to retry.
 
-        A new one gets the flag `used`, or the default; a replaced one keeps its flag unless `used` says
-        otherwise. Raises InvalidRequest if the bytes are not the `expected` ones, PreconditionFailed if a
-        condition does not hold, BodyTooLarge.
+        A new document gets the flag `used`, or the default. A replaced one keeps its flag unless `used` is given.
+        Raises InvalidRequest if the bytes do not have the `expected` digests, PreconditionFailed if `if_absent` or
+        `if_tag` does not hold, BodyTooLarge.
         """
-        key = place.key(name)
-        await self.flags(place)  # what cannot be read is told before anything is stored
+        key = folder.key(name)
+        await self.flags(folder)  # unreadable flags fail the request before anything is stored
         try:
             before: ObjectInfo | None = await self.store.head(key)
         except ObjectMissing:
@@ -149,15 +154,15 @@ class DocumentStore:
             )
         self._note_digest(key, stored.tag, digest.hexdigest())
         known: Mapping[str, bool] = {}
-        if place.flags_key is not None:
+        if folder.flags_key is not None:
             if used is not None or before is None:
-                known = await self.set_flags(place, {name: flags.DEFAULT if used is None else used})
+                known = await self.set_flags(folder, {name: flags.DEFAULT if used is None else used})
             else:
-                known = await self.flags(place)
-        return self._document(place, name, stored, known), before is None
+                known = await self.flags(folder)
+        return self._document(folder, name, stored, known), before is None
 
     async def _checked(
-        self, pieces: AsyncIterator[bytes], digest: "hashlib._Hash", expected: Expected
+        self, pieces: AsyncIterator[bytes], digest: "hashlib._Hash", expected: ExpectedDigests
     ) -> AsyncIterator[bytes]:
         size_bytes = 0
         async for piece in pieces:
@@ -171,12 +176,12 @@ class DocumentStore:
             yield piece
         expected.check()
 
-    async def copy(self, source: Place, name: str, target: Place, new_name: str, *, if_absent: bool) -> Document:
+    async def copy(self, source: Folder, name: str, target: Folder, new_name: str, *, if_absent: bool) -> Document:
         """Copy a document within the store, with its flag where both folders have flags."""
         document = await self.document(source, name)
         key = target.key(new_name)
         if key == source.key(name) and not if_absent:
-            return document  # S3 refuses what would change nothing
+            return document  # S3 refuses to copy an object to itself
         if not await self.store.copy(source.key(name), key, if_absent=if_absent):
             raise Conflict(f"{new_name!r} exists already", "choose another name, or set 'replace'")
         if target.flags_key is not None:
@@ -184,26 +189,26 @@ class DocumentStore:
             await self.set_flags(target, {new_name: used})
         return await self.document(target, new_name)
 
-    async def delete(self, place: Place, name: str, *, if_tag: str | None = None) -> None:
-        """Remove a document and its flag. Raises NotFound, and PreconditionFailed if it has not the tag `if_tag`."""
-        await self.flags(place)  # what cannot be read is told before anything is deleted
-        info = await self._head(place, name)
+    async def delete(self, folder: Folder, name: str, *, if_tag: str | None = None) -> None:
+        """Delete a document and its flag. Raises NotFound, and PreconditionFailed if its tag is not `if_tag`."""
+        await self.flags(folder)  # unreadable flags fail the request before anything is deleted
+        info = await self._head(folder, name)
         if if_tag is not None and info.tag != if_tag:
             raise PreconditionFailed(f"{name!r} is not what it was", "look at its present ETag")
-        await self.store.delete(place.key(name))
-        if place.flags_key is not None:
-            await self.set_flags(place, {}, drop=(name,))
+        await self.store.delete(folder.key(name))
+        if folder.flags_key is not None:
+            await self.set_flags(folder, {}, drop=(name,))
 
     async def contents(self, avatar_id: str) -> list[ObjectInfo]:
-        """Everything there is of an avatar, also what the layout does not name."""
+        """Return every object of an avatar, including those outside the folders of the layout."""
         return [info async for info in self.store.list(avatar_prefix(self.user_id, avatar_id))]
 
     async def delete_contents(self, contents: Iterable[ObjectInfo], progress: Callable[[int], None]) -> None:
-        """Remove what `contents` found. Safe to repeat."""
-        waiting = iter(contents)
+        """Delete the objects that `contents` returned. Safe to repeat."""
+        remaining = iter(contents)
 
         async def delete() -> None:
-            for info in waiting:
+            for info in remaining:
                 await self.store.delete(info.key)
                 progress(info.size_bytes)
 
@@ -216,59 +221,59 @@ class DocumentStore:
 
     # ------------------------------------------------------------------ flags
 
-    async def flags(self, place: Place) -> dict[str, bool]:
-        """What the folder's flags say; nothing where it has none. Raises Conflict if they cannot be read."""
-        if place.flags_key is None:
+    async def flags(self, folder: Folder) -> dict[str, bool]:
+        """Return the folder's flags, {} if it has none. Raises Conflict if the file cannot be parsed."""
+        if folder.flags_key is None:
             return {}
         try:
-            data = await self.store.get(place.flags_key)
+            data = await self.store.get(folder.flags_key)
         except ObjectMissing:
             return {}
-        return flags.parse(data, place.flags_key)
+        return flags.parse(data, folder.flags_key)
 
     async def set_flags(
-        self, place: Place, changes: Mapping[str, bool], *, drop: Iterable[str] = (), repair: bool = False
+        self, folder: Folder, changes: Mapping[str, bool], *, drop: Iterable[str] = (), repair: bool = False
     ) -> dict[str, bool]:
-        """Change some flags, by compare-and-swap: changes that others make at the same time stay. Safe to retry.
+        """Change some flags by compare-and-swap, so that concurrent changes are kept. Return all flags. Safe to retry.
 
-        The flags of `drop` go, but for those of documents that somebody has stored again meanwhile.
-        `repair` makes the flags those of exactly the documents that exist; a missing file is made whole
-        in any case. Returns what the flags are then.
+        The flags of `drop` are removed, unless the document exists again. With `repair`, the result has a flag for
+        exactly the documents that exist; a missing file is always repaired. Raises Conflict if the
+        file cannot be parsed.
         """
-        if place.flags_key is None:
-            raise InvalidRequest(f"the documents in {place.folder.path} have no flags")
-        lock = self._locks.setdefault(place.flags_key, asyncio.Lock())
+        if folder.flags_key is None:
+            raise InvalidRequest(f"the documents in {folder.kind.path} have no flags")
+        lock = self._locks.setdefault(folder.flags_key, asyncio.Lock())
         lost = 0
-        async with lock:  # among ourselves; the compare-and-swap is for everybody else
+        async with lock:  # within this process; other processes meet the compare-and-swap
             for attempt in range(_FLAG_TRIES):
                 try:
                     if (
-                        written := await self._swap_flags(place, place.flags_key, changes, set(drop), repair)
+                        written := await self._swap_flags(folder, folder.flags_key, changes, set(drop), repair)
                     ) is not None:
                         return written
                 except StorageUnavailable:
-                    # Whether it was written nobody knows. To do it again is right in both cases.
+                    # It is unknown whether the write happened. Repeating it is right in both cases.
                     lost += 1
                     if lost == _LOST_ANSWERS:
                         raise
                 await asyncio.sleep(_FLAG_PAUSE_S * random.uniform(0.5, 1) * min(attempt + 1, 10))  # noqa: S311
-        raise Conflict(f"{place.flags_key} was changed by others {_FLAG_TRIES} times in a row", "try again")
+        raise Conflict(f"{folder.flags_key} was changed by other writers {_FLAG_TRIES} times in a row", "try again")
 
     async def _swap_flags(
-        self, place: Place, key: str, changes: Mapping[str, bool], drop: set[str], repair: bool
+        self, folder: Folder, key: str, changes: Mapping[str, bool], drop: set[str], repair: bool
     ) -> dict[str, bool] | None:
-        """Write the flags once; None if somebody else did meanwhile."""
+        """Try to write the flags once. Return them, or None if another writer was faster."""
         try:
             old = await self.store.get_versioned(key)
         except ObjectMissing:
             old = None
         known = flags.parse(old.data, key) if old else {}
         if old is None or repair:
-            # Listed after the flags were read: whoever puts a document writes its flag afterwards, so one
-            # that this list does not have yet makes our write fail.
-            known = flags.repaired(known, [name async for name, _ in self._listed(place)])
-        # As above: looked after the flags were read.
-        drop = {name for name in drop if name in known and not await self._exists(place.key(name))}
+            # The list must come after the read: `put` writes the flag after the document, so a document that is
+            # missing in this list will change the flags and make our write fail.
+            known = flags.repaired(known, [name async for name, _ in self._listed(folder)])
+        # As above: checked after the flags were read.
+        drop = {name for name in drop if name in known and not await self._exists(folder.key(name))}
         known = {name: used for name, used in (known | dict(changes)).items() if name not in drop}
         data = flags.render(known)
         if (old is not None and data == old.data) or (old is None and not known):
@@ -281,9 +286,9 @@ class DocumentStore:
 
     # ------------------------------------------------------------------ digests
 
-    async def digest(self, place: Place, document: Document) -> str:
-        """The SHA-256 of a document's bytes in hex, which are read if they were not seen yet."""
-        key = place.key(document.name)
+    async def digest(self, folder: Folder, document: Document) -> str:
+        """Return the SHA-256 of a document in hex. Reads the document if it is not known yet."""
+        key = folder.key(document.name)
         if (known := self._digests.get((key, document.tag))) is not None:
             return known
         digest = hashlib.sha256()
@@ -292,15 +297,15 @@ class DocumentStore:
         self._note_digest(key, document.tag, digest.hexdigest())
         return digest.hexdigest()
 
-    async def _digested(self, place: Place, documents: list[Document]) -> list[Document]:
-        places = asyncio.Semaphore(_READS_AT_ONCE)
+    async def _digested(self, folder: Folder, documents: list[Document]) -> list[Document]:
+        slots = asyncio.Semaphore(_READS_AT_ONCE)
 
         async def digested(document: Document) -> Document:
-            async with places:
+            async with slots:
                 try:
-                    return replace(document, digest=f"sha256:{await self.digest(place, document)}")
+                    return replace(document, digest=f"sha256:{await self.digest(folder, document)}")
                 except ObjectMissing:
-                    return document  # as it was when it was listed; it is another one now
+                    return document  # replaced or deleted since it was listed
 
         tasks = [asyncio.ensure_future(digested(document)) for document in documents]
         try:
@@ -316,14 +321,14 @@ class DocumentStore:
 
     # ------------------------------------------------------------------ inside
 
-    async def _listed(self, place: Place, prefix: str = "", after: str = "") -> AsyncIterator[tuple[str, ObjectInfo]]:
+    async def _listed(self, folder: Folder, prefix: str = "", after: str = "") -> AsyncIterator[tuple[str, ObjectInfo]]:
         try:
-            found = self.store.list(place.prefix + prefix, place.prefix + after if after else "")
+            found = self.store.list(folder.prefix + prefix, folder.prefix + after if after else "")
             async for info in found:
-                if (name := place.name(info.key)) is not None:
+                if (name := folder.name(info.key)) is not None:
                     yield name, info
         except InvalidRequest as error:
-            raise InvalidRequest(f"{prefix[:80]!r} cannot be the beginning of a name") from error
+            raise InvalidRequest(f"no name can begin with {prefix[:80]!r}") from error
 
     async def _exists(self, key: str) -> bool:
         try:
@@ -332,13 +337,13 @@ class DocumentStore:
             return False
         return True
 
-    async def _head(self, place: Place, name: str) -> ObjectInfo:
+    async def _head(self, folder: Folder, name: str) -> ObjectInfo:
         try:
-            return await self.store.head(place.key(name))
+            return await self.store.head(folder.key(name))
         except ObjectMissing:
-            raise NotFound(f"there is no document {name!r} in {place.folder.path}") from None
+            raise NotFound(f"there is no document {name!r} in {folder.kind.path}") from None
 
-    def _document(self, place: Place, name: str, info: ObjectInfo, known: Mapping[str, bool]) -> Document:
+    def _document(self, folder: Folder, name: str, info: ObjectInfo, known: Mapping[str, bool]) -> Document:
         digest = self._digests.get((info.key, info.tag))
         return Document(
             name,
@@ -347,10 +352,10 @@ class DocumentStore:
             info.modified_at,
             info.tag,
             f"sha256:{digest}" if digest else f"tag:{info.tag}",
-            known.get(name, flags.DEFAULT) if place.flags_key is not None else None,
+            known.get(name, flags.DEFAULT) if folder.flags_key is not None else None,
         )
 
 
 def content_type(name: str) -> str:
-    """The media type that the end of a name stands for."""
+    """Return the media type for a name's suffix."""
     return _TYPES.guess_type(name.rpartition("/")[2])[0] or "application/octet-stream"

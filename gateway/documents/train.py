@@ -1,7 +1,7 @@
-"""Training: a collection gets exactly the chunks of the documents that are flagged true.
+"""Training: makes a collection hold exactly the chunks of the documents that are flagged true.
 
-Nothing but the collection remembers what was trained: each record says of which bytes it is and how it was
-made. So a run after a crash, after a restore, or beside a hand that deleted records does what is missing.
+The only record of what was trained is the collection itself: each record names the bytes it was made of and how. So
+training after a crash, after a restore or after records were deleted by hand does exactly what is missing.
 """
 
 import asyncio
@@ -17,24 +17,24 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.documents.collection import Admit, ChromaClient
 from gateway.documents.embedding import Embedding, require_harmless
-from gateway.documents.layout import VECTORSTORE_DATA, avatar_place, collection_name
-from gateway.documents.plan import RESERVED, Held, held, record_id, training_of
+from gateway.documents.layout import VECTORSTORE_DATA, avatar_folder, collection_name
+from gateway.documents.plan import RESERVED, TrainedRecords, by_document, record_id, training_of
 from gateway.documents.split import Splitting, check_tokens
 from gateway.documents.store import Document, DocumentStore
 from gateway.documents.worker_pool import Unreadable, WorkerPool
 from gateway.errors import Conflict, NotFound, ObjectMissing
 from gateway.jobs import Progress
 
-_EMBED_AT_ONCE = 64
+_EMBED_BATCH = 64
 _MAX_TRAINED_BYTES = 512 << 20
 _READ_TRIES = 5
-_MARK = "chroma-gateway:avatar"
+_TRAINED_FOR = "chroma-gateway:avatar"  # a key of the collection's metadata
 
 Value = str | int | float | bool
 
 
 class Training(BaseModel):
-    """How to train."""
+    """The body of a request to train."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class Training(BaseModel):
     database: str = Field("default_database", description="of the collection")
     splitting: Splitting = Field(default_factory=Splitting, description="into chunks")
     embedding: Embedding | None = Field(
-        None, description="by default GATEWAY_EMBEDDING; a collection has one for good, and training must name that"
+        None, description="by default GATEWAY_EMBEDDING; must be the one that the collection was created with"
     )
     hnsw: dict[str, Value] = Field(
         default_factory=dict, description="of a new collection: `space`, `ef_construction`, `max_neighbors`, …"
@@ -52,9 +52,9 @@ class Training(BaseModel):
     document_metadata: dict[str, dict[str, Value]] = Field(
         default_factory=dict, description="for the records of one document, by its name"
     )
-    dry_run: bool = Field(False, description="only say what would change")
+    dry_run: bool = Field(False, description="write nothing, only report what would change")
     adopt: bool = Field(
-        False, description="take over a collection that was not made by training this avatar; its records leave"
+        False, description="take over a collection that was not made by training this avatar, and delete its records"
     )
 
     @field_validator("embedding")
@@ -65,73 +65,73 @@ class Training(BaseModel):
 
     @field_validator("metadata", "document_metadata")
     @classmethod
-    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _no_reserved_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         named = {key for key, inner in value.items() for key in (inner if isinstance(inner, dict) else (key,))}
         if taken := sorted(named & RESERVED):
-            raise ValueError(f"{taken[0]!r} is what the gateway itself says of a record")
+            raise ValueError(f"{taken[0]!r} is a name that the gateway itself sets")
         return value
 
 
 class Trained(BaseModel):
-    """What a training did, or would do."""
+    """What a training did, or with `dry_run` would do."""
 
     collection: str = Field(description="its name")
     dry_run: bool = Field(description="whether nothing was written")
     added: list[str] = Field(default_factory=list, description="documents that were not in the collection")
     changed: list[str] = Field(default_factory=list, description="documents whose chunks were replaced")
-    removed: list[str] = Field(default_factory=list, description="documents whose chunks left")
-    unchanged: int = Field(0, description="how many documents cost nothing")
+    removed: list[str] = Field(default_factory=list, description="documents whose chunks were deleted")
+    unchanged: int = Field(0, description="number of documents that needed no work")
     failed: dict[str, str] = Field(default_factory=dict, description="why, by document; they have no chunks")
-    foreign: int = Field(0, description="records that were of no document, and left")
+    foreign: int = Field(0, description="records that belonged to no document; they were deleted")
     written: int = Field(0, description="chunks written")
-    deleted: int = Field(0, description="chunks deleted, not counting those that were replaced")
+    deleted: int = Field(0, description="chunks deleted, without those that were replaced")
 
 
 class Source(Protocol):
-    """Where the documents to be trained come from."""
+    """Where training gets its documents."""
 
     async def documents(self) -> list[Document]:
-        """Those to be used."""
+        """Return the documents to train."""
 
     def read(self, document: Document) -> AsyncIterator[bytes]:
-        """The bytes of one. Raises ObjectMissing if it is not there any more, or is another one."""
+        """Yield a document's bytes. Raises ObjectMissing if it was deleted or replaced."""
 
     async def again(self, document: Document) -> Document | None:
-        """What one is by now; None if it is not to be used any more."""
+        """Return the present version of a document, or None if it is not to be trained any more."""
 
     async def digest(self, document: Document) -> str:
-        """The SHA-256 of one, in hex. Raises ObjectMissing as `read` does."""
+        """Return the SHA-256 of a document, in hex. Raises ObjectMissing as `read` does."""
 
 
-class Flagged:
+class FlaggedDocuments:
     """The documents of an avatar that are flagged true."""
 
     def __init__(self, store: DocumentStore, avatar_id: str, *, repair: bool = True) -> None:
-        """`repair` mends the file of flags where it needs it."""
-        self._store, self._place = store, avatar_place(store.user_id, avatar_id, VECTORSTORE_DATA)
+        """With `repair`, `documents` also rewrites a flags file that is missing entries or has stale ones."""
+        self._store, self._folder = store, avatar_folder(store.user_id, avatar_id, VECTORSTORE_DATA)
         self._repair = repair
 
     async def documents(self) -> list[Document]:
         if self._repair:
-            await self._store.set_flags(self._place, {}, repair=True)
-        return [document async for document in self._store.all(self._place) if document.used]
+            await self._store.set_flags(self._folder, {}, repair=True)
+        return [document async for document in self._store.all(self._folder) if document.used]
 
     def read(self, document: Document) -> AsyncIterator[bytes]:
-        return self._store.read(self._place, document)
+        return self._store.read(self._folder, document)
 
     async def again(self, document: Document) -> Document | None:
         try:
-            found = await self._store.document(self._place, document.name)
+            found = await self._store.document(self._folder, document.name)
         except NotFound:
             return None
         return found if found.used else None
 
     async def digest(self, document: Document) -> str:
-        return await self._store.digest(self._place, document)
+        return await self._store.digest(self._folder, document)
 
 
 class Trainer:
-    """Trains collections of one Chroma; each by one training at a time."""
+    """Trains collections of one Chroma. At most one training of a collection runs at a time."""
 
     def __init__(
         self,
@@ -143,53 +143,58 @@ class Trainer:
         headers: dict[str, str] | None = None,
         restores: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`restores` counts what puts something else into Chroma's place."""
+        """`restores` returns how many times Chroma's data was replaced by a restore."""
         self._restores = restores
         self._url, self._admit, self._headers = url, admit, headers
         self._embedding, self._module = embedding, module
         self._busy: set[tuple[str, str, str]] = set()
 
     def work(self, store: DocumentStore, avatar_id: str, asked: Training) -> Callable[[Progress], Awaitable[Trained]]:
-        """The work of a job that trains an avatar's collection. Raises Conflict while another one does."""
+        """Return the work of a job that trains an avatar's collection. Raises Conflict if one runs already."""
         name = asked.collection or collection_name(avatar_id)
         self._require_free(name, asked)
 
         async def work(progress: Progress) -> Trained:
-            source = Flagged(store, avatar_id, repair=not asked.dry_run)
-            return await self.train(source, name, _owner(store.user_id, avatar_id), asked, progress)
+            source = FlaggedDocuments(store, avatar_id, repair=not asked.dry_run)
+            return await self.train(source, name, _avatar_key(store.user_id, avatar_id), asked, progress)
 
         return work
 
     def require_free(self, avatar_id: str) -> None:
-        """Raise Conflict while the collection that an avatar has by default is being trained."""
+        """Raises Conflict while the avatar's default collection is being trained."""
         self._require_free(collection_name(avatar_id), Training())
 
     @contextlib.asynccontextmanager
-    async def forgetting(self, user_id: str, avatar_id: str, *, keep: bool) -> AsyncIterator[str | None]:
-        """Delete the collection that an avatar was trained into by default, if it was; give its name then.
+    async def deleting_collection(self, user_id: str, avatar_id: str, *, keep: bool) -> AsyncIterator[str | None]:
+        """Delete the avatar's default collection and yield its name, or None if there is none or `keep` is true.
 
-        With `keep` it stays. In any case nothing trains it before the block ends.
+        A collection of that name that was not trained for this avatar stays. No training of it starts before the block
+        ends.
         """
         name = collection_name(avatar_id)
         with self._claim(name, Training()):
-            yield None if keep else await self._forget(name, _owner(user_id, avatar_id))
+            yield None if keep else await self._delete_collection(name, _avatar_key(user_id, avatar_id))
 
-    async def _forget(self, name: str, owner: str) -> str | None:
+    async def _delete_collection(self, name: str, trained_for: str) -> str | None:
         async with self._client(Training()) as chroma:
             found = await chroma.collection(name)
-            if found is None or (found.get("metadata") or {}).get(_MARK) != owner:
+            if found is None or (found.get("metadata") or {}).get(_TRAINED_FOR) != trained_for:
                 return None
             await chroma.drop(name)
             return name
 
-    async def train(self, source: Source, name: str, owner: str, asked: Training, progress: Progress) -> Trained:
-        """Make collection `name` hold exactly the chunks of the source's documents. Safe to repeat."""
+    async def train(self, source: Source, name: str, trained_for: str, asked: Training, progress: Progress) -> Trained:
+        """Make collection `name` hold exactly the chunks of the source's documents.
+
+        Safe to repeat after any failure. Raises Conflict if the collection is in use, was not made for `trained_for`,
+        or a snapshot was restored meanwhile.
+        """
         before = self._restores()
         with self._claim(name, asked):
             async with self._client(asked) as chroma, WorkerPool() as worker_pool:
-                trained = await self._train(source, name, owner, asked, progress, chroma, worker_pool)
+                trained = await self._train(source, name, trained_for, asked, progress, chroma, worker_pool)
             if self._restores() != before and not asked.dry_run:
-                # What we found there and left as it was may be gone.
+                # Records that were found unchanged may be gone now.
                 raise Conflict(f"a snapshot was restored while {name!r} was trained", "train again")
             return trained
 
@@ -199,7 +204,7 @@ class Trainer:
         self,
         source: Source,
         name: str,
-        owner: str,
+        trained_for: str,
         asked: Training,
         progress: Progress,
         chroma: ChromaClient,
@@ -209,7 +214,7 @@ class Trainer:
         progress.phase("look", None, "records")
         documents = await source.documents()
         collection = await chroma.collection(name)
-        present, foreign = await self._present(chroma, collection, owner, asked, progress)
+        present, foreign = await self._present(chroma, collection, trained_for, asked, progress)
         trained.foreign = len(foreign)
         todo: list[tuple[Document, str]] = []
         for document in documents:
@@ -226,18 +231,18 @@ class Trainer:
         if asked.dry_run:
             return trained
         if todo or collection is None:
-            collection = await self._embedded(chroma, worker_pool, collection, name, owner, asked, progress)
+            collection = await self._embedded(chroma, worker_pool, collection, name, trained_for, asked, progress)
         collection_id: str = collection["id"]
         progress.phase("train", len(todo), "documents")
         for document, training in todo:
-            before = present.get(document.name, Held())
+            before = present.get(document.name, TrainedRecords())
             kept: set[str] = set()
             try:
                 kept = await self._train_one(source, chroma, worker_pool, collection_id, document, training, asked)
                 trained.written += len(kept)
             except Unreadable as error:
                 trained.failed[document.name] = str(error)
-            except _Gone:
+            except _NotUsed:
                 if document.name in present:
                     trained.removed.append(document.name)
             if not kept:
@@ -259,22 +264,27 @@ class Trainer:
         worker_pool: WorkerPool,
         collection: dict[str, Any] | None,
         name: str,
-        owner: str,
+        trained_for: str,
         asked: Training,
         progress: Progress,
     ) -> dict[str, Any]:
-        """The collection to write to, made if there is none, once all that can be wrong with the request was tried."""
+        """Return the collection to write to. It is created only after the embedding function has worked once."""
         progress.phase("load the embedding function", None, "")
         configuration = await worker_pool.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
         await asyncio.to_thread(check_tokens, asked.splitting)
         if collection is None:
-            return await chroma.create(name, configuration, {_MARK: owner})
+            return await chroma.create(name, configuration, {_TRAINED_FOR: trained_for})
         _require_same(collection, configuration)
         return collection
 
     async def _present(
-        self, chroma: ChromaClient, collection: dict[str, Any] | None, owner: str, asked: Training, progress: Progress
-    ) -> tuple[dict[str, Held], list[str]]:
+        self,
+        chroma: ChromaClient,
+        collection: dict[str, Any] | None,
+        trained_for: str,
+        asked: Training,
+        progress: Progress,
+    ) -> tuple[dict[str, TrainedRecords], list[str]]:
         if collection is None:
             return {}, []
         records = []
@@ -282,23 +292,26 @@ class Trainer:
             records.append(record)
             if len(records) % 1000 == 0:
                 progress.at(len(records))
-        present, foreign = held(records)
-        mark = (collection.get("metadata") or {}).get(_MARK)
-        if mark != owner and records and not asked.adopt:
+        present, foreign = by_document(records)
+        mark = (collection.get("metadata") or {}).get(_TRAINED_FOR)
+        if mark != trained_for and records and not asked.adopt:
             raise Conflict(
                 f"collection {collection['name']!r} holds records and was "
                 + (f"trained for {mark!r}" if mark else "not made by training"),
                 "name another collection, or set 'adopt' to let its records go",
             )
-        if mark != owner and not asked.dry_run:
-            await chroma.describe(collection["id"], (collection.get("metadata") or {}) | {_MARK: owner})
+        if mark != trained_for and not asked.dry_run:
+            await chroma.set_metadata(
+                collection["id"], (collection.get("metadata") or {}) | {_TRAINED_FOR: trained_for}
+            )
         return present, foreign
 
     def _embedding_for(self, collection: dict[str, Any] | None, asked: Training) -> Embedding:
-        """What the request or the gateway's settings say. Raises Conflict if the collection has another one.
+        """Return the embedding function of the request or of the settings.
 
-        Never what the collection says: whoever may write to it could have it name any host, any variable of our
-        environment to be sent there, and any model whose code runs here.
+        The configuration in the collection is only compared, never used: every client with write access can change
+        it. It could name any host, any variable of our environment to be sent there, and a model whose code would run.
+        Raises Conflict if the collection has another embedding function.
         """
         wanted = asked.embedding or self._embedding
         if collection is None:
@@ -332,9 +345,9 @@ class Trainer:
         training: str,
         asked: Training,
     ) -> set[str]:
-        """Replace the chunks of one document by those of what it is by now; return their ids.
+        """Replace the chunks of one document by those of its present version. Return the new ids.
 
-        Raises Unreadable, and _Gone if it is not to be used any more.
+        Raises Unreadable, and _NotUsed if the document is not to be trained any more.
         """
         now = document
         for _ in range(_READ_TRIES):
@@ -342,7 +355,7 @@ class Trainer:
                 return await self._replace(source, chroma, worker_pool, collection_id, now, training, asked)
             except ObjectMissing:  # before anything of it was written
                 if (found := await source.again(now)) is None:
-                    raise _Gone from None
+                    raise _NotUsed from None
                 now = found
         raise Conflict(f"{document.name!r} was replaced again and again while it was trained", "train again")
 
@@ -356,7 +369,7 @@ class Trainer:
         training: str,
         asked: Training,
     ) -> set[str]:
-        """As `_train_one`. Raises ObjectMissing, with nothing written, if the document is another one by now."""
+        """As `_train_one`. Raises ObjectMissing, before anything is written, if the document was replaced."""
         if document.size_bytes > _MAX_TRAINED_BYTES:
             raise Unreadable(f"it has more than {_MAX_TRAINED_BYTES} bytes")
         with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
@@ -411,9 +424,9 @@ def _own(collection: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_same(collection: dict[str, Any], configuration: dict[str, Any]) -> None:
-    """Raise Conflict if a collection is embedded with the same function, but configured otherwise."""
+    """Raises Conflict if the collection has the same embedding function with another configuration."""
 
-    def without_keys(config: dict[str, Any] | None) -> dict[str, Any]:  # whose place depends on the environment
+    def without_keys(config: dict[str, Any] | None) -> dict[str, Any]:  # these differ between environments
         return {key: value for key, value in (config or {}).items() if not key.endswith("env_var")}
 
     own, ours = _own(collection), configuration["embedding_function"]
@@ -424,17 +437,17 @@ def _require_same(collection: dict[str, Any], configuration: dict[str, Any]) -> 
         )
 
 
-class _Gone(Exception):
-    """A document is not to be used any more."""
+class _NotUsed(Exception):
+    """A document was deleted, or is not flagged any more."""
 
 
-def _owner(user_id: str, avatar_id: str) -> str:
+def _avatar_key(user_id: str, avatar_id: str) -> str:
     return f"{user_id}/{avatar_id}"
 
 
-async def _is_unchanged(source: Source, document: Document, before: Held, training: str) -> bool:
-    """Whether the collection has exactly this document's chunks; its bytes are read only if its tag is another."""
-    if not before.whole or before.training != training:
+async def _is_unchanged(source: Source, document: Document, before: TrainedRecords, training: str) -> bool:
+    """Return whether the collection has exactly this document's chunks. Reads the document only if its tag changed."""
+    if not before.is_whole or before.training != training:
         return False
     try:
         return bool(before.tag == document.tag or before.digest == await source.digest(document))
@@ -450,10 +463,10 @@ async def _fetch(pieces: AsyncIterator[bytes], path: Path) -> None:
 
 
 async def _batches_in(chunks: Path) -> AsyncIterator[list[tuple[int, str]]]:
-    """What the worker wrote: the position and text of each chunk, so many at a time as are embedded at once."""
+    """Yield the position and text of each chunk that the worker wrote, in batches for one embedding call."""
 
     def batch(lines: IO[str]) -> list[tuple[int, str]]:
-        return [(each[0], each[1]) for each in map(json.loads, itertools.islice(lines, _EMBED_AT_ONCE))]
+        return [(each[0], each[1]) for each in map(json.loads, itertools.islice(lines, _EMBED_BATCH))]
 
     file = await asyncio.to_thread(chunks.open, encoding="utf-8")
     with file:

@@ -1,4 +1,4 @@
-"""Worker processes, from the gateway's side: started when needed, ended when they take too long."""
+"""The worker processes, seen from the gateway: started when needed, killed when they take too long."""
 
 import asyncio
 import contextlib
@@ -27,13 +27,12 @@ class Unreadable(Exception):
 
 
 class WorkerPool:
-    """One process that reads documents, in bounds, and one that embeds; `async with` ends them."""
+    """One process that reads documents, with bounded memory, and one that embeds. `async with` kills both."""
 
     def __init__(self) -> None:
-        # What documents can do to a reader must not cost keys; some of Chroma's embedding functions use those of AWS.
+        # A hostile document must not reach keys through the reader. Some embedding functions need those of AWS.
         self._reader = _Process("GATEWAY_", "AWS_", arguments=(str(_READER_MEMORY_BYTES),))
         self._embedder = _Process("GATEWAY_")
-        self.loaded = False
 
     async def __aenter__(self) -> "WorkerPool":
         return self
@@ -65,7 +64,6 @@ class WorkerPool:
             raise InvalidRequest(
                 answer["error"], "install what it needs beside the gateway, set its key, or choose another one"
             )
-        self.loaded = True
         configuration: dict[str, Any] = answer["configuration"]
         return configuration
 
@@ -85,7 +83,7 @@ class _Process:
     """One worker, started at the first question and again after it ended."""
 
     def __init__(self, *withheld: str, arguments: tuple[str, ...] = ()) -> None:
-        """It does not get variables of the environment that begin with one of `withheld`."""
+        """Environment variables that begin with one of `withheld` are not passed on."""
         self._withheld, self._arguments = withheld, arguments
         self._process: asyncio.subprocess.Process | None = None
         self._dying: asyncio.subprocess.Process | None = None
@@ -116,7 +114,7 @@ class _Process:
             self.kill()
             raise WorkerEnded(str(error)) from None
         except BaseException:
-            self.kill()  # its answer would be taken for that of the next question
+            self.kill()  # its late answer would be taken for the next question's
             raise
         if not line.endswith(b"\n"):
             self.kill()

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 import tests.word_embedding
-from gateway.documents.digest import Expected
+from gateway.documents.digest import ExpectedDigests
 from gateway.documents.embedding import Embedding
-from gateway.documents.layout import VECTORSTORE_DATA, avatar_place
+from gateway.documents.layout import VECTORSTORE_DATA, avatar_folder
 from gateway.documents.store import Document, DocumentStore
-from gateway.documents.train import Flagged, Trained, Trainer, Training
+from gateway.documents.train import FlaggedDocuments, Trained, Trainer, Training
 from gateway.errors import Conflict, StorageDenied
 from gateway.jobs import Progress
 from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
-PLACE = avatar_place("user", "ada", VECTORSTORE_DATA)
+FOLDER = avatar_folder("user", "ada", VECTORSTORE_DATA)
 WORDS = Embedding(name="words_for_tests")
 
 
@@ -34,7 +34,7 @@ async def put(documents: DocumentStore, name: str, text: str, *, used: bool | No
     async def pieces() -> AsyncIterator[bytes]:
         yield text.encode()
 
-    return (await documents.put(PLACE, name, pieces(), expected=Expected({}), used=used))[0]
+    return (await documents.put(FOLDER, name, pieces(), expected=ExpectedDigests({}), used=used))[0]
 
 
 async def test_a_document_that_comes_again_while_it_is_deleted_keeps_its_flag(
@@ -49,21 +49,21 @@ async def test_a_document_that_comes_again_while_it_is_deleted_keeps_its_flag(
         await put(documents, "a.txt", "new", used=False)
 
     monkeypatch.setattr(documents.store, "delete", delete_and_store_again)
-    await documents.delete(PLACE, "a.txt")
-    assert (await documents.document(PLACE, "a.txt")).used is False
-    assert await documents.flags(PLACE) == {"a.txt": False}
+    await documents.delete(FOLDER, "a.txt")
+    assert (await documents.document(FOLDER, "a.txt")).used is False
+    assert await documents.flags(FOLDER) == {"a.txt": False}
 
 
 async def test_flags_that_cannot_be_read_are_told_before_anything_is_done(documents: DocumentStore) -> None:
     """Neither is a document stored nor deleted, when the answer is an error."""
     await put(documents, "a.txt", "old")
-    assert PLACE.flags_key is not None
-    await documents.store.put(PLACE.flags_key, b"{oops")
+    assert FOLDER.flags_key is not None
+    await documents.store.put(FOLDER.flags_key, b"{oops")
     with pytest.raises(Conflict):
         await put(documents, "b.txt", "new")
     with pytest.raises(Conflict):
-        await documents.delete(PLACE, "a.txt")
-    names = [info.key.rpartition("/")[2] async for info in documents.store.list(PLACE.prefix)]
+        await documents.delete(FOLDER, "a.txt")
+    names = [info.key.rpartition("/")[2] async for info in documents.store.list(FOLDER.prefix)]
     assert names == ["a.txt"]
 
 
@@ -88,13 +88,13 @@ async def test_a_list_with_digests_outlives_a_document_that_goes(documents: Docu
     fresh = DocumentStore(store, "user", 1 << 20)
     digest = fresh.digest
 
-    async def digest_late(place: object, document: Document) -> str:
+    async def digest_late(folder: object, document: Document) -> str:
         if document.name == "b.txt":
-            await store.delete(PLACE.key("b.txt"))
-        return await digest(PLACE, document)
+            await store.delete(FOLDER.key("b.txt"))
+        return await digest(FOLDER, document)
 
     fresh.digest = digest_late  # type: ignore[method-assign]
-    page = await fresh.page(PLACE, prefix="", after="", limit=10, with_digests=True)
+    page = await fresh.page(FOLDER, prefix="", after="", limit=10, with_digests=True)
     assert [each.digest.partition(":")[0] for each in page.documents] == ["sha256", "tag", "sha256"]
 
 
@@ -145,16 +145,16 @@ async def test_documents_that_change_while_they_are_trained(
     await train(trainer, documents)
     for name in ("a.txt", "b.txt", "c.txt", "d.txt"):
         await put(documents, name, f"newer {name}")
-    listed = Flagged.documents
+    listed = FlaggedDocuments.documents
 
-    async def then_change(self: Flagged) -> list[Document]:
+    async def then_change(self: FlaggedDocuments) -> list[Document]:
         found = await listed(self)
         await put(documents, "b.txt", "newest b.txt")
-        await documents.delete(PLACE, "c.txt")
+        await documents.delete(FOLDER, "c.txt")
         await put(documents, "d.txt", "newest d.txt", used=False)
         return found
 
-    monkeypatch.setattr(Flagged, "documents", then_change)
+    monkeypatch.setattr(FlaggedDocuments, "documents", then_change)
     trained = await train(trainer, documents)
     assert (trained.changed, sorted(trained.removed), trained.unchanged) == (["a.txt", "b.txt"], ["c.txt", "d.txt"], 1)
     assert texts(chroma) == {"a.txt": "newer a.txt", "b.txt": "newest b.txt", "e.txt": "old e.txt"}
@@ -167,9 +167,9 @@ async def test_a_dry_run_writes_nothing_to_the_store_either(trainer: Trainer, do
     await train(trainer, documents, dry_run=True)
     await train(trainer, documents)
     assert await documents.avatars() == []
-    await documents.store.put(PLACE.key("a.txt"), b"by hand")
+    await documents.store.put(FOLDER.key("a.txt"), b"by hand")
     await train(trainer, documents, dry_run=True)
-    assert [info.key async for info in documents.store.list("")] == [PLACE.key("a.txt")]
+    assert [info.key async for info in documents.store.list("")] == [FOLDER.key("a.txt")]
 
 
 async def test_a_collection_that_another_avatar_was_trained_into_stays(
@@ -178,7 +178,7 @@ async def test_a_collection_that_another_avatar_was_trained_into_stays(
     """Whatever it is called: deleting an avatar takes along what is its own."""
     await put(documents, "a.txt", "text of ada")
     await train(trainer, documents, collection="avatar-bob")
-    async with trainer.forgetting("user", "bob", keep=False) as gone:
+    async with trainer.deleting_collection("user", "bob", keep=False) as gone:
         assert gone is None
     assert texts(chroma, "avatar-bob") == {"a.txt": "text of ada"}
 
@@ -187,7 +187,7 @@ async def test_nothing_is_trained_while_its_avatar_is_deleted(trainer: Trainer, 
     """Else what is deleted would come back."""
     await put(documents, "a.txt", "text")
     await train(trainer, documents)
-    async with trainer.forgetting("user", "ada", keep=False) as gone:
+    async with trainer.deleting_collection("user", "ada", keep=False) as gone:
         assert gone == "avatar-ada"
         with pytest.raises(Conflict):
             trainer.work(documents, "ada", Training())

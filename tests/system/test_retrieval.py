@@ -117,12 +117,12 @@ def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def ingest(home: Gateway, *arguments: str) -> dict[str, Any]:
+def ingest(gateway: Gateway, *arguments: str) -> dict[str, Any]:
     """What `chroma-gateway ingest` says."""
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "ingest", *arguments],
-        env=home.env,
-        cwd=home.directory,
+        env=gateway.env,
+        cwd=gateway.directory,
         capture_output=True,
         text=True,
         timeout=170,
@@ -135,11 +135,11 @@ def ingest(home: Gateway, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=["file", "s3"])
 def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[Gateway]:
-    with running(request.param) as home:
-        said = ingest(home, str(course), "--avatar", "ada")
+    with running(request.param) as gateway:
+        said = ingest(gateway, str(course), "--avatar", "ada")
         assert said["failed"] == {}
         assert len(said["uploaded"]) == len(said["added"]) == len(list(course.iterdir()))
-        yield home
+        yield gateway
 
 
 def module_of(document: object) -> str:
@@ -162,9 +162,9 @@ def test_a_folder_becomes_a_collection_without_the_store(trained: Gateway, cours
     assert records(trained, "plain-folder") == records(trained)
 
 
-def first_words(home: Gateway) -> dict[str, str]:
+def first_words(gateway: Gateway) -> dict[str, str]:
     """A question for each of thirty documents that words alone can answer: its own beginning."""
-    found = records(home)
+    found = records(gateway)
     return {chunks[0]: name for name, chunks in found.items() if module_of(name) in ASKED.values()}
 
 
@@ -236,10 +236,10 @@ def test_the_real_model_answers_thirty_questions(course: Path, monkeypatch: pyte
     """Chroma's default model, in the gateway and in the client: the right document is among the first three."""
     from tests.gateway_process import gateway_process
 
-    with gateway_process(HOME=str(Path.home())) as home:
-        home.start()
+    with gateway_process(HOME=str(Path.home())) as gateway:
+        gateway.start()
         said = ingest(
-            home,
+            gateway,
             str(course),
             "--avatar",
             "ada",
@@ -247,7 +247,7 @@ def test_the_real_model_answers_thirty_questions(course: Path, monkeypatch: pyte
             '{"splitting": {"size": 200, "overlap": 30, "unit": "tokens"}}',
         )
         assert said["failed"] == {}
-        collection = home.client().get_collection("avatar-ada")
+        collection = gateway.client().get_collection("avatar-ada")
         missed = {}
         for question, module in ASKED.items():
             got = collection.query(query_texts=[question], n_results=3)

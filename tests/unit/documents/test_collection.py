@@ -31,7 +31,7 @@ async def test_every_write_counts_as_one(gate: Gate, chroma: ChromaClient) -> No
     """A record that is not counted is in no final snapshot, when one was taken in the middle of the training."""
     async with chroma:
         for number, write in enumerate(
-            (chroma.upsert(ID, [RECORD]), chroma.delete(ID, ["a"]), chroma.describe(ID, {"n": 1})), 1
+            (chroma.upsert(ID, [RECORD]), chroma.delete(ID, ["a"]), chroma.set_metadata(ID, {"n": 1})), 1
         ):
             await write
             assert gate.admitted_writes == number
@@ -43,10 +43,10 @@ async def test_nothing_is_written_where_another_gateway_is_the_writer(
     gate: Gate, chroma: ChromaClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be in no snapshot; what is read is still read."""
-    monkeypatch.setattr(collection, "_PATIENCE_S", -1)
+    monkeypatch.setattr(collection, "_RETRY_FOR_S", -1)
     gate.refuse_writes("another gateway has taken over")
     async with chroma:
-        for write in (chroma.upsert(ID, [RECORD]), chroma.delete(ID, ["a"]), chroma.describe(ID, {"n": 1})):
+        for write in (chroma.upsert(ID, [RECORD]), chroma.delete(ID, ["a"]), chroma.set_metadata(ID, {"n": 1})):
             with pytest.raises(LeaseLost):
                 await write
         assert [each async for each in chroma.records(ID)] == []

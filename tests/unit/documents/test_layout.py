@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.documents.layout import FOLDERS, avatar_place, check_avatar, collection_name, image_place, resolve
+from gateway.documents.layout import FOLDER_KINDS, avatar_folder, check_avatar, collection_name, image_folder, resolve
 from gateway.errors import InvalidRequest, NotFound
 
-PLAIN = next(folder for folder in FOLDERS if folder.path == "vectorstore_data")
-ADAPTERS = next(folder for folder in FOLDERS if folder.path == "adapters")
+PLAIN = next(kind for kind in FOLDER_KINDS if kind.path == "vectorstore_data")
+ADAPTERS = next(kind for kind in FOLDER_KINDS if kind.path == "adapters")
 
 BAD_NAMES = [
     *("", "/", ".", "..", "../a", "a/../b", "a/..", "./a", "a//b", "/a", "a/", "a\\b", "..\\a"),
@@ -36,40 +36,40 @@ GOOD_NAMES = [
 def test_bad_names_are_refused(name: str) -> None:
     """What could lead out of the folder, or cannot be said to every store, is no name."""
     with pytest.raises(InvalidRequest):
-        avatar_place("u", "a", PLAIN).key(name)
-    assert avatar_place("u", "a", PLAIN).name(f"users/u/avatars/a/vectorstore_data/{name}") is None
+        avatar_folder("u", "a", PLAIN).key(name)
+    assert avatar_folder("u", "a", PLAIN).name(f"users/u/avatars/a/vectorstore_data/{name}") is None
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
 def test_good_names_are_kept_as_they_are(name: str) -> None:
     """No form of Unicode is turned into another, nothing is cut."""
-    place = avatar_place("u", "a", PLAIN)
-    assert place.key(name) == f"users/u/avatars/a/vectorstore_data/{name}"
-    assert place.name(place.key(name)) == name
+    folder = avatar_folder("u", "a", PLAIN)
+    assert folder.key(name) == f"users/u/avatars/a/vectorstore_data/{name}"
+    assert folder.name(folder.key(name)) == name
 
 
 @given(st.text())
 def test_no_name_leads_out_of_its_folder(name: str) -> None:
     """Whatever the name, its key is below the folder's prefix, and is this name's alone."""
-    for place in (*(avatar_place("u", "a", folder) for folder in FOLDERS), image_place("u")):
+    for folder in (*(avatar_folder("u", "a", kind) for kind in FOLDER_KINDS), image_folder("u")):
         try:
-            key = place.key(name)
+            key = folder.key(name)
         except InvalidRequest:
             continue
-        assert key == place.prefix + name
+        assert key == folder.prefix + name
         assert all(part not in ("", ".", "..") for part in key.split("/"))
-        assert place.name(key) == name
+        assert folder.name(key) == name
 
 
 @pytest.mark.parametrize("name", ["training_data", "training_data/x", "metadata/metadata.json", "metadata"])
 def test_reserved_folders_are_no_names(name: str) -> None:
     """A folder of the layout inside another cannot be reached as a document of the outer one."""
     with pytest.raises(InvalidRequest):
-        avatar_place("u", "a", ADAPTERS).key(name)
+        avatar_folder("u", "a", ADAPTERS).key(name)
     assert resolve(f"adapters/{name}")[0] is not ADAPTERS
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", FOLDER_KINDS)
 def test_every_path_of_the_layout_resolves(folder: object) -> None:
     """To its folder, and the rest is the name; anything else is not there."""
     path = folder.path  # type: ignore[attr-defined]
