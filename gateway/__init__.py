@@ -6,8 +6,8 @@ writes back while a cut is taken.
 
 Three ways lead through the house:
 
-1. request:  client → auth → classify → gate (a write takes a ticket; while closed it waits)
-   → exchange, streaming both ways → Chroma                                       (`gateway.proxy`)
+1. request:  client → policy → gate (a write takes a ticket; while closed it waits)
+   → forward, streaming both ways → Chroma                                         (`gateway.proxy`)
 2. snapshot: close gate, drain → freeze (ms) → open gate → read what changed → store it
    → manifest last                                                         (`gateway.snapshot.create`)
 3. restore:  manifest → fetch into a fresh directory → verify every digest and the database → swap

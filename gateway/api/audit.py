@@ -34,7 +34,7 @@ def audited(app: ASGIApp, audit: Audit, trusted: Iterable[Network]) -> ASGIApp:
             if (key := state.get("key")) is not None:
                 forwarded = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
                 peer = scope["client"][0] if scope.get("client") else "unknown"
-                audit.note(
+                audit.record(
                     who=key.name,
                     role=key.role.name.lower(),
                     address=client_address(peer, forwarded or None, trusted),

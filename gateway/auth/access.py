@@ -1,31 +1,29 @@
-"""May this role, in this scope, do that? And if not, what is the answer? Pure.
+"""May this role, in this scope, do that? And if not, what is the response? Pure.
 
-The role is asked first, and answers 403 whatever is addressed. Then the scope: what is outside of it answers as
-Chroma answers for what does not exist, byte for byte, by the route alone and without asking Chroma, so that there
-is nothing to tell a hidden thing from one that never was. Where even that would say too much (making a collection
-whose name is out of scope) the answer is 403 and says what the key may do.
+The role is checked first. If it is not enough, the response is 403, whatever the request addresses. Then the scope:
+what is out of scope gets the response that Chroma gives for what does not exist, byte for byte. The route alone decides
+it, without asking Chroma, so a client cannot find out whether something exists out of its scope. Where even that would
+say too much (creating a collection whose name is out of scope), the response is 403 and says what the key may do.
 """
 
 import json
 from enum import Enum
 from typing import Any, NamedTuple
 
-from gateway.auth.routes import BY_ID, READS, Action, Addressed, collection_id
 from gateway.auth.scope import Names, Role, Scope
+from gateway.chroma.routes import READS, Action, Resource, RouteMatch, parse_collection_id
 from gateway.errors import Forbidden, GatewayError
 
 
-class Answer(NamedTuple):
-    """What is said in Chroma's place."""
+class StaticResponse(NamedTuple):
+    """A response that the gateway sends in place of Chroma's."""
 
     status: int
     body: bytes
-    like_chroma: bool = True
-    """Whether it goes with the headers of Chroma's own errors."""
 
 
-class Lists(Enum):
-    """What a filtered answer is a list of."""
+class FilteredList(Enum):
+    """A list of which a key may see a part."""
 
     COLLECTIONS = "collections"
     DATABASES = "databases"
@@ -33,24 +31,24 @@ class Lists(Enum):
 
 
 class AccessPlan(NamedTuple):
-    """What is left to do for a request that is not refused out of hand: nothing, where all is empty."""
+    """What is left to do for a request whose role is enough. All defaults: nothing."""
 
-    answer: Answer | None = None
-    """Say this instead of asking Chroma."""
-    lists: Lists | None = None
-    """Ask for all, and show what `visible` has."""
+    response: StaticResponse | None = None
+    """Send this instead of asking Chroma."""
+    filtered: FilteredList | None = None
+    """Ask Chroma for the whole list, and show what `visible` contains."""
     visible: Names = Names()
     collection_id: str | None = None
-    """This collection's name must be in scope, now and when Chroma is given the request."""
-    absent: Answer | None = None
-    """What to say where it is not."""
+    """The name of this collection must be in scope, both when the request arrives and when Chroma gets it."""
+    not_found: StaticResponse | None = None
+    """The response if it is not."""
     name_field: str | None = None
-    """This field of the body must be one of `names`."""
-    names: Names = Names()
-    optional_name: bool = False
+    """This field of the body must be one of `allowed_names`."""
+    allowed_names: Names = Names()
+    name_is_optional: bool = False
 
 
-GO_ON = AccessPlan()
+UNRESTRICTED = AccessPlan()
 
 
 def require_role(role: Role, action: Action) -> None:
@@ -62,168 +60,162 @@ def require_role(role: Role, action: Action) -> None:
         raise Forbidden(
             f"this key is a {role.name.lower()}'s, and this wants {'an' if needed is Role.ADMIN else 'a'} "
             f"{needed.name.lower()}'s",
-            "ask whoever runs this gateway for a key that may",
+            "ask the operator of this gateway for a key with that role",
         )
 
 
-def plan(scope: Scope, to: Addressed) -> AccessPlan:
-    """How to carry out a request whose role is enough. Raises Forbidden."""
-    action = to.action
-    if scope.everything or action in (Action.PROBE, Action.PREFLIGHT_CHECKS, Action.IDENTITY):
-        return GO_ON
-    if action in BY_ID:
-        return _by_id(scope, to)
-    if action in (Action.GET_COLLECTION, Action.DELETE_COLLECTION):
-        if scope.sees(to.tenant, to.database, to.collection):
-            return GO_ON
-        return AccessPlan(not_found(f"Collection [{to.collection}] does not exist"))
-    if action in _OF_DATABASES:
-        return _of_database(scope, to)
-    if action in _OF_TENANTS:
-        return _of_tenant(scope, to)
-    # CRN: by a name of the tenant that is not the tenant's, which Chroma alone could tell. UNKNOWN: whatever it is.
-    return AccessPlan(
-        not_found(f"Collection [{to.collection}] does not exist") if action is Action.CRN else NOTHING_HERE
-    )
+def plan_access(scope: Scope, route: RouteMatch) -> AccessPlan:
+    """How to handle a request whose role is enough. Raises Forbidden."""
+    if scope.everything or route.action in (Action.PROBE, Action.PREFLIGHT_CHECKS, Action.IDENTITY):
+        return UNRESTRICTED
+    if route.action is Action.CREATE_TENANT:
+        if not scope.whole_tenants:
+            raise _partial_scope("tenant")
+        return AccessPlan(name_field="name", allowed_names=scope.tenants)
+    match route.resource:
+        case Resource.COLLECTION_ID:
+            return _plan_by_id(scope, route)
+        case Resource.COLLECTION:
+            if scope.sees(route.tenant, route.database, route.collection):
+                return UNRESTRICTED
+            return AccessPlan(not_found(f"Collection [{route.collection}] does not exist"))
+        case Resource.DATABASE:
+            return _plan_in_database(scope, route)
+        case Resource.TENANT:
+            return _plan_in_tenant(scope, route)
+        case Resource.CRN:
+            # The name in it may be one of another tenant. Only Chroma could tell.
+            return AccessPlan(not_found(f"Collection [{route.collection}] does not exist"))
+        case Resource.NONE:
+            return AccessPlan(ROUTE_NOT_FOUND)
 
 
-_OF_DATABASES = (
-    *(Action.LIST_COLLECTIONS, Action.COUNT_COLLECTIONS, Action.CREATE_COLLECTION, Action.GET_DATABASE),
-    Action.DELETE_DATABASE,
-)
-_OF_TENANTS = (
-    *(Action.GET_TENANT, Action.UPDATE_TENANT, Action.CREATE_TENANT, Action.LIST_DATABASES, Action.CREATE_DATABASE),
-)
-
-
-def _by_id(scope: Scope, to: Addressed) -> AccessPlan:
-    id_ = collection_id(to.collection)
-    # Two places of Chroma's code, with and without a full stop.
-    stop = "" if to.action is Action.GET_COLLECTION_BY_ID else "."
-    absent = not_found(f"Collection [{id_ or to.collection}] does not exist{stop}")
-    if to.action is Action.GET_FUNCTION:
-        absent = not_found("Attached function not found")
-    if id_ is None or not scope.sees_database(to.tenant, to.database):
-        return AccessPlan(absent)
-    if scope.collections.everything or to.action not in _NAMING:
-        return AccessPlan(collection_id=id_, absent=absent)
-    return AccessPlan(
-        collection_id=id_,
-        absent=absent,
-        name_field=_NAMING[to.action],
-        names=scope.collections,
-        optional_name=to.action is Action.UPDATE_COLLECTION,
-    )
-
-
-_NAMING = {
+# The field of the body that gives a collection a name.
+_NAME_FIELDS = {
     Action.UPDATE_COLLECTION: "new_name",
     Action.FORK: "new_name",
     Action.ATTACH_FUNCTION: "output_collection",
 }
 
 
-def _of_database(scope: Scope, to: Addressed) -> AccessPlan:
-    action, seen = to.action, scope.sees_database(to.tenant, to.database)
+def _plan_by_id(scope: Scope, route: RouteMatch) -> AccessPlan:
+    id_ = parse_collection_id(route.collection)
+    # Chroma writes this message in two places, with and without a full stop.
+    stop = "" if route.action is Action.GET_COLLECTION_BY_ID else "."
+    absent = not_found(f"Collection [{id_ or route.collection}] does not exist{stop}")
+    if route.action is Action.GET_FUNCTION:
+        absent = not_found("Attached function not found")
+    if id_ is None or not scope.sees_database(route.tenant, route.database):
+        return AccessPlan(absent)
+    if scope.collections.everything or route.action not in _NAME_FIELDS:
+        return AccessPlan(collection_id=id_, not_found=absent)
+    return AccessPlan(
+        collection_id=id_,
+        not_found=absent,
+        name_field=_NAME_FIELDS[route.action],
+        allowed_names=scope.collections,
+        name_is_optional=route.action is Action.UPDATE_COLLECTION,
+    )
+
+
+def _plan_in_database(scope: Scope, route: RouteMatch) -> AccessPlan:
+    action, seen = route.action, scope.sees_database(route.tenant, route.database)
+    names = scope.collections
     if action is Action.LIST_COLLECTIONS:
         if not seen:
-            return AccessPlan(Answer(200, b"[]"))
-        return GO_ON if scope.collections.everything else AccessPlan(lists=Lists.COLLECTIONS, visible=scope.collections)
+            return AccessPlan(StaticResponse(200, b"[]"))
+        return UNRESTRICTED if names.everything else AccessPlan(filtered=FilteredList.COLLECTIONS, visible=names)
     if action is Action.COUNT_COLLECTIONS:
         if not seen:
-            return AccessPlan(Answer(200, b"0"))
-        return GO_ON if scope.collections.everything else AccessPlan(lists=Lists.COUNT, visible=scope.collections)
+            return AccessPlan(StaticResponse(200, b"0"))
+        return UNRESTRICTED if names.everything else AccessPlan(filtered=FilteredList.COUNT, visible=names)
     if action is Action.CREATE_COLLECTION:
         if not seen:
-            return AccessPlan(chroma_error(400, "InvalidArgumentError", f"Database [{to.database}] does not exist"))
-        if scope.collections.everything:
-            return GO_ON
-        return AccessPlan(name_field="name", names=scope.collections)
+            return AccessPlan(chroma_error(400, "InvalidArgumentError", f"Database [{route.database}] does not exist"))
+        return UNRESTRICTED if names.everything else AccessPlan(name_field="name", allowed_names=names)
     if action is Action.GET_DATABASE:
         if not seen:
-            return AccessPlan(not_found(f"Database [{to.database}] not found. Are you sure it exists?"))
-        return GO_ON
+            return AccessPlan(not_found(f"Database [{route.database}] not found. Are you sure it exists?"))
+        return UNRESTRICTED
     if not seen:
-        return AccessPlan(not_found(f"Database [{to.database}] not found"))
-    if not scope.collections.everything:
-        raise _partly("database")
-    return GO_ON
+        return AccessPlan(not_found(f"Database [{route.database}] not found"))
+    if not names.everything:
+        raise _partial_scope("database")
+    return UNRESTRICTED
 
 
-def _of_tenant(scope: Scope, to: Addressed) -> AccessPlan:
-    action = to.action
-    if action is Action.CREATE_TENANT:
-        if not scope.whole_tenants:
-            raise _partly("tenant")
-        return AccessPlan(name_field="name", names=scope.tenants)
-    if to.tenant not in scope.tenants:
+def _plan_in_tenant(scope: Scope, route: RouteMatch) -> AccessPlan:
+    action, databases = route.action, scope.databases
+    if route.tenant not in scope.tenants:
         if action is Action.LIST_DATABASES:
-            return AccessPlan(Answer(200, b"[]"))
-        return AccessPlan(not_found(f"Tenant [{to.tenant}] not found"))
+            return AccessPlan(StaticResponse(200, b"[]"))
+        return AccessPlan(not_found(f"Tenant [{route.tenant}] not found"))
     if action is Action.GET_TENANT:
-        return GO_ON
+        return UNRESTRICTED
     if action is Action.LIST_DATABASES:
-        return GO_ON if scope.databases.everything else AccessPlan(lists=Lists.DATABASES, visible=scope.databases)
+        return UNRESTRICTED if databases.everything else AccessPlan(filtered=FilteredList.DATABASES, visible=databases)
     if action is Action.CREATE_DATABASE:
         if not scope.collections.everything:
-            raise _partly("database")
-        return GO_ON if scope.databases.everything else AccessPlan(name_field="name", names=scope.databases)
+            raise _partial_scope("database")
+        return UNRESTRICTED if databases.everything else AccessPlan(name_field="name", allowed_names=databases)
     if not scope.whole_tenants:
-        raise _partly("tenant")
-    return GO_ON
+        raise _partial_scope("tenant")
+    return UNRESTRICTED
 
 
-def _partly(what: str) -> GatewayError:
-    return Forbidden(f"this key sees only a part of a {what}, and may neither make nor change one")
+def _partial_scope(what: str) -> GatewayError:
+    return Forbidden(f"this key sees only a part of a {what}, and may neither create nor change one")
 
 
-def require_name(plan_: AccessPlan, body: bytes) -> None:
-    """Raise Forbidden unless the body names what may be named. For whole bodies; see `AccessPlan.name_field`."""
+def require_name(plan: AccessPlan, body: bytes) -> None:
+    """Raise Forbidden unless `plan.name_field` of `body`, which must be complete, is an allowed name."""
     try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_once)
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError):
-        raise Forbidden("this key may only name certain things, and what this body names cannot be read") from None
-    name = value.get(plan_.name_field) if isinstance(value, dict) else None
-    if name is None and plan_.optional_name and isinstance(value, dict):
+        raise Forbidden("this key may use only certain names, and the body cannot be read") from None
+    name = value.get(plan.name_field) if isinstance(value, dict) else None
+    if name is None and plan.name_is_optional and isinstance(value, dict):
         return
-    if name not in plan_.names or not isinstance(name, str):
+    if name not in plan.allowed_names or not isinstance(name, str):
         raise Forbidden(
-            f"this key may not use this value as {plan_.name_field!r}",
-            f"it may use {', '.join(plan_.names.patterns or ())}",
+            f"this key may not use this value as {plan.name_field!r}",
+            f"it may use {', '.join(plan.allowed_names.patterns or ())}",
         )
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Chroma may take the other one of two fields with the same name.
     if len({name for name, _ in pairs}) < len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("duplicate field")
     return dict(pairs)
 
 
-def identity(name: str, scope: Scope) -> Answer:
-    """What `/api/v2/auth/identity` says of a key, in the shape that chromadb's clients read.
+def identity_response(name: str, scope: Scope) -> StaticResponse:
+    """The response of `/api/v2/auth/identity` for a key, in the shape that chromadb's clients read.
 
-    They take a single tenant or database for their own if told to; `*` stands for more than one.
+    A client that is told to takes a single tenant or database from it as its own. `*` stands for more than one.
     """
 
-    def single(names: Names) -> bool:
+    def are_literal(names: Names) -> bool:
         return names.patterns is not None and not any(mark in each for each in names.patterns for mark in "*?")
 
     tenants, databases = scope.tenants, scope.databases
-    tenant = tenants.patterns[0] if single(tenants) and tenants.patterns and len(tenants.patterns) == 1 else "*"
-    listed = list(databases.patterns or ()) if single(databases) else ["*"]
+    tenant = tenants.patterns[0] if are_literal(tenants) and tenants.patterns and len(tenants.patterns) == 1 else "*"
+    listed = list(databases.patterns or ()) if are_literal(databases) else ["*"]
     body = json.dumps({"user_id": name, "tenant": tenant, "databases": listed}, separators=(",", ":"))
-    return Answer(200, body.encode())
+    return StaticResponse(200, body.encode())
 
 
-def chroma_error(status: int, name: str, message: str) -> Answer:
-    """As Chroma writes its errors (`rust/frontend/src/types/errors.rs`)."""
+def chroma_error(status: int, name: str, message: str) -> StaticResponse:
+    """An error as Chroma writes it (`rust/frontend/src/types/errors.rs`)."""
     body = json.dumps({"error": name, "message": message}, separators=(",", ":"), ensure_ascii=False)
-    return Answer(status, body.encode("utf-8", "replace"))
+    return StaticResponse(status, body.encode("utf-8", "replace"))
 
 
-def not_found(message: str) -> Answer:
+def not_found(message: str) -> StaticResponse:
+    """A 404 as Chroma writes it."""
     return chroma_error(404, "NotFoundError", message)
 
 
-NOTHING_HERE = Answer(404, b"")
-"""As Chroma answers for a route that it does not have."""
+ROUTE_NOT_FOUND = StaticResponse(404, b"")
+"""Chroma's response for a route that it does not have."""

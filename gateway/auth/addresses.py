@@ -1,7 +1,8 @@
-"""From which address a request really comes. Pure.
+"""Which address a request comes from. Pure.
 
-Anybody can write anything into `X-Forwarded-For`. What a proxy adds at its end is believed if the proxy is one of
-ours; from there it goes left, as long as the next one is ours too. The first that is not is the client.
+A client can write anything into `X-Forwarded-For`, and each proxy appends the address that it got the request from.
+So the header is read from its right end, for as long as the sender is a trusted proxy. The first address that is not a
+trusted proxy is the client.
 """
 
 import ipaddress
@@ -10,31 +11,34 @@ from collections.abc import Iterable
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _HOST_BITS = 64
-# Nobody has more proxies one behind the other, and each that is told of costs time.
+# More than any chain of proxies has. The header may be long, and each address in it takes time to parse.
 _MAX_HOPS = 16
 
 
 def networks(text: str) -> tuple[Network, ...]:
-    """`10.0.0.0/8,::1`. Raises ValueError."""
+    """Parse a list such as `10.0.0.0/8,::1`. Raises ValueError."""
     return tuple(ipaddress.ip_network(each.strip()) for each in text.split(",") if each.strip())
 
 
 def client_address(peer: str, forwarded_for: bytes | None, trusted: Iterable[Network]) -> str:
-    """The address of whoever sent what `peer` brought. `forwarded_for` is all such headers, joined by commas."""
+    """The address of the client whose request came from `peer`.
+
+    `forwarded_for` is the value of all `X-Forwarded-For` headers, joined by commas.
+    """
     trusted = tuple(trusted)
-    told = forwarded_for.decode("latin-1").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if forwarded_for else []
-    hops = [each.strip() for each in told]
+    listed = forwarded_for.decode("latin-1").rsplit(",", _MAX_HOPS)[-_MAX_HOPS:] if forwarded_for else []
+    hops = [each.strip() for each in listed]
     address = peer
     while hops and _is_one_of(address, trusted):
-        believed = _plain(hops.pop())
-        if believed is None:
+        previous = _parse(hops.pop())
+        if previous is None:
             break
-        address = believed
+        address = previous
     return address
 
 
 def counted_as(address: str) -> str:
-    """What limits by address go by: of IPv6 the network, for whoever has one address there has 2^64."""
+    """The address that a limit counts for. Of IPv6 it is the /64 network: its owner can use 2^64 addresses."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -47,7 +51,7 @@ def counted_as(address: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on `host`."""
+    """Whether a server that listens on `host` can be reached from this machine only."""
     if host == "localhost":
         return True
     try:
@@ -65,7 +69,7 @@ def _is_one_of(address: str, trusted: tuple[Network, ...]) -> bool:
     return any((mapped or parsed) in network for network in trusted)
 
 
-def _plain(text: str) -> str | None:
+def _parse(text: str) -> str | None:
     try:
         return str(ipaddress.ip_address(text.strip("[]")))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The admin token: given by `GATEWAY_ADMIN_TOKEN`, or made once and kept in a file only we can read."""
+"""The admin token: `GATEWAY_ADMIN_TOKEN`, or one that is generated once and kept in a file with mode 0600."""
 
 import os
 import secrets
@@ -10,9 +10,9 @@ TOKEN_FILE = Path("var/admin-token")
 
 
 def read_or_make(path: Path) -> str:
-    """The token in `path`, made (mode 0600) where the file does not exist. Safe against a race.
+    """The token in `path`. If the file does not exist, it is created (mode 0600) with a new token.
 
-    Raises ConfigError when it can be neither read nor made.
+    Safe when several processes call it at once. Raises ConfigError if the file can be neither read nor created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

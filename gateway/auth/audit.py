@@ -1,10 +1,10 @@
-"""The audit: who did what, one JSON object a line, in a stream of its own.
+"""The audit log: who did what, one JSON object per line.
 
     {"time": "…Z", "who": "crawler", "role": "writer", "address": "10.0.0.7", "method": "DELETE",
      "path": "/api/v2/…", "action": "delete_collection", "status": 200, "request_id": "…"}
 
-Of `/admin/*` and of what destroys or renames on the data path, refused or not. Never a token, a query or a body.
-A thread writes, so that a slow disk holds nobody up; `close` waits for it.
+It has the changes by `/admin/*`, and the requests on the data path that destroy or rename something, refused or not. It
+never has a token, a query or a body. A thread writes it, so a slow disk does not delay requests.
 """
 
 import json
@@ -22,16 +22,16 @@ from gateway.errors import ConfigError
 log = structlog.get_logger()
 
 _CLOSE_TIMEOUT_S = 2.0
-_MAX_WAITING = 100_000
-# A path may have as many bytes as a head. What is beyond is no name of Chroma's, and could fill the disk.
+_MAX_QUEUED_LINES = 100_000
+# A path may be as long as a head, 64 KiB. No name in Chroma is so long, and such lines could fill the disk.
 _MAX_PATH_CHARACTERS = 2000
 
 
 class Audit:
-    """Appends to `file` (made with mode 0600), or to stdout where it is None."""
+    """Appends to `file` (created with mode 0600), or to stdout if it is None."""
 
     def __init__(self, file: Path | None) -> None:
-        """Raises ConfigError when the file cannot be appended to."""
+        """Raises ConfigError if the file cannot be opened for appending."""
         try:
             self._fd = (
                 os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -44,11 +44,11 @@ class Audit:
             ) from error
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.lost = 0
-        """Lines that could not be written."""
+        """How many lines could not be written."""
         self._thread = threading.Thread(target=self._write, name="audit", daemon=True)
         self._thread.start()
 
-    def note(
+    def record(
         self,
         *,
         who: str,
@@ -60,7 +60,7 @@ class Audit:
         status: int,
         request_id: str,
     ) -> None:
-        """Write one line, soon."""
+        """Queue one line for the writing thread. Never blocks and never raises; counts in `lost` what it must drop."""
         line = {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "stream": "audit",
@@ -73,13 +73,13 @@ class Audit:
             "status": status,
             "request_id": request_id,
         }
-        if self._lines.qsize() < _MAX_WAITING:
+        if self._lines.qsize() < _MAX_QUEUED_LINES:
             self._lines.put(json.dumps(line).encode() + b"\n")
         else:
             self.lost += 1
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the queued lines. Waits for at most `_CLOSE_TIMEOUT_S`."""
         self._lines.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
 
@@ -90,5 +90,5 @@ class Audit:
                     line = line[os.write(self._fd, line) :]
             except OSError as error:
                 if not self.lost:
-                    log.error("the audit cannot be written", cause=str(error))
+                    log.error("audit log not writable", cause=str(error))
                 self.lost += 1

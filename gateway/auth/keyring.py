@@ -1,4 +1,4 @@
-"""The keyring: finds the key of a token, and reads the keys file anew when it changes."""
+"""The keyring: finds the key of a token, and reloads the keys file when it changes."""
 
 import asyncio
 import hmac
@@ -15,45 +15,47 @@ from gateway.errors import ConfigError, Unauthorized
 
 log = structlog.get_logger()
 
-_LOOK_EVERY_S = 0.5
+_POLL_INTERVAL_S = 0.5
 _MAX_FILE_BYTES = 16 << 20
-# Compared with where there is no key of that id, so that this takes as long.
-_NOBODY = "sha256:" + "0" * 64
-_HINT = "ask whoever runs this gateway for a key that is valid"
+# Compared with if there is no key with that id, so that this takes as long as with one.
+_NO_DIGEST = "sha256:" + "0" * 64
+_HINT = "ask the operator of this gateway for a valid key"
 
 
 class Keyring:
-    """All keys. `find` may be asked from the event loop: it is a hash, a look-up and two comparisons."""
+    """All keys. `find` is fast enough for the event loop: one hash, one look-up and two comparisons."""
 
     def __init__(self, admin_token: str, keys: Iterable[Key] = (), file: Path | None = None) -> None:
-        """`admin_token` is the token of a key of its own. Raises ConfigError when `file` cannot be used."""
+        """`admin_token` becomes a key with the admin role. Raises ConfigError if `file` cannot be used."""
         self._admin = Key(ADMIN_NAME, "", digest_of(admin_token), Role.ADMIN)
         self._fixed = tuple(keys)
         self._file = file
         self._stamp: tuple[int, ...] | None = None
         self._keys: dict[str, Key] = {}
         self._on_change: list[Callable[[], None]] = []
-        self.complaint: str | None = None
-        """Why the latest keys file is not in force, if it is not."""
+        self._error: str | None = None  # why the current file is not in force
         if file is not None:
             self._stamp = _stamp(file)
-        self._put(_read(file) if file is not None else [])
+        self._install(_read(file) if file is not None else [])
 
     @property
     def keys(self) -> tuple[Key, ...]:
-        """All but the admin token's."""
+        """All keys without the admin token's."""
         return tuple(self._keys.values())
 
-    def when_changed(self, call: Callable[[], None]) -> None:
-        """Have `call` called after every change."""
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Call `call` after every change of the keys."""
         self._on_change.append(call)
 
     def find(self, token: str) -> Key:
-        """The key of `token`. Raises Unauthorized; takes as long whether and which key is close."""
+        """The key of `token`. Raises Unauthorized.
+
+        The time it takes does not depend on how much of a token is right.
+        """
         digest = digest_of(token)
         found = self._keys.get(id_of(token) or "")
         is_admin = hmac.compare_digest(digest, self._admin.digest)
-        is_found = hmac.compare_digest(digest, found.digest if found else _NOBODY)
+        is_found = hmac.compare_digest(digest, found.digest if found else _NO_DIGEST)
         if is_admin:
             return self._admin
         if found is None or not is_found:
@@ -62,41 +64,42 @@ class Keyring:
         return found
 
     async def run(self) -> None:
-        """Look twice a second whether the file has changed, until cancelled.
+        """Reload the file when it changes, until cancelled. Polls every `_POLL_INTERVAL_S`.
 
-        It is read when it has stayed the same for one look: the first half of an entry is an entry, without its scope.
-        One that cannot be read or understood changes nothing: the keys of before stay in force, and the log says why.
+        A changed file is read once it stayed the same for one interval: the first half of an entry that is being
+        written may be a valid entry without its scope. If the file cannot be read or parsed, the previous keys stay in
+        force and the log says why.
         """
         if self._file is None:
             return
         seen = self._stamp
         while True:
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_POLL_INTERVAL_S)
             try:
                 stamp = await asyncio.to_thread(_stamp, self._file)
                 if stamp == seen:
-                    await self.look()
+                    await self.reload()
                 seen = stamp
             except Exception as error:
-                if self.complaint != str(error):
-                    self.complaint = str(error)
-                    log.error("the keys file is not in force, the keys of before are", cause=str(error))
+                if self._error != str(error):
+                    self._error = str(error)
+                    log.error("keys file not loaded, the previous keys stay in force", cause=str(error))
 
-    async def look(self) -> None:
-        """Read the file if it has changed. Raises ConfigError."""
+    async def reload(self) -> None:
+        """Read the file if it has changed. Raises ConfigError, and then the previous keys stay in force."""
         if self._file is None:
             return
         stamp = await asyncio.to_thread(_stamp, self._file)
-        if stamp == self._stamp and self.complaint is None:
+        if stamp == self._stamp and self._error is None:
             return
         keys = await asyncio.to_thread(_read, self._file)
         if await asyncio.to_thread(_stamp, self._file) != stamp:
-            return  # somebody is writing it
-        self._put(keys)
-        self._stamp, self.complaint = stamp, None
-        log.info("the keys file was read anew", keys=len(self._keys))
+            return  # it changed while it was read
+        self._install(keys)
+        self._stamp, self._error = stamp, None
+        log.info("keys file reloaded", keys=len(self._keys))
 
-    def _put(self, read: list[Key]) -> None:
+    def _install(self, read: list[Key]) -> None:
         keys = [*self._fixed, *read]
         for what in ("name", "id"):
             values = [getattr(key, what) for key in keys]
@@ -108,7 +111,7 @@ class Keyring:
 
 
 def require_valid(key: Key) -> None:
-    """Raise Unauthorized if the key has ended."""
+    """Raise Unauthorized if the key has expired."""
     if key.expires_at_s is not None and time.time() >= key.expires_at_s:
         raise Unauthorized("the key has expired", _HINT)
 
@@ -118,7 +121,7 @@ def _stamp(file: Path) -> tuple[int, ...]:
         status = file.stat()
     except OSError as error:
         raise ConfigError(f"the keys file {file} cannot be read: {error.strerror}", "see GATEWAY_KEYS_FILE") from error
-    # Not by time alone: two changes within one tick of a coarse clock would be one.
+    # The time alone is not enough: on a coarse clock two changes can have the same time.
     return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 

@@ -1,19 +1,19 @@
-"""Keys: what is known of a token, and how a keys file says it. Pure.
+"""Keys, and the format of a keys file. Pure.
 
 A keys file is TOML or JSON:
 
     [[keys]]
-    name = "crawler"                    # for people, metrics and the audit; of letters, digits, '.', '_' and '-'
+    name = "crawler"                    # for metrics and the audit; letters, digits, '.', '_' and '-'
     id = "5f1d0c7e9a42"                 # with `hash`, what `chroma-gateway key new` prints
     hash = "sha256:…"
     role = "writer"                     # reader, writer or admin
-    tenants = ["acme"]                  # these three may be left out: then everything
+    tenants = ["acme"]                  # these three are optional: without one, everything
     databases = ["web-*"]
     collections = ["pages-*", "links"]
-    expires = 2027-01-31T00:00:00Z      # may be left out
-    limits = { requests_per_s = 50, in_flight = 8, body_bytes = 1000000, records = 500 }   # may be left out
+    expires = 2027-01-31T00:00:00Z      # optional
+    limits = { requests_per_s = 50, in_flight = 8, body_bytes = 1000000, records = 500 }   # optional
 
-Anything else in it is a mistake and is named: a misspelt `collections` must not mean "all of them".
+Unknown fields are errors: a misspelt `collections` must not mean all collections.
 """
 
 import json
@@ -33,12 +33,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{12}")
 MAX_KEYS = 10_000
 ADMIN_NAME = "admin"
-"""Of the key that GATEWAY_ADMIN_TOKEN is."""
+"""The name of the key of GATEWAY_ADMIN_TOKEN."""
 ANONYMOUS_NAME = "anonymous"
 
 
 class Key(NamedTuple):
-    """`expires_at_s` is in seconds since the epoch. `limits` of None are the general ones."""
+    """What the gateway knows about a token. `expires_at_s` is in seconds since the epoch.
+
+    With `limits` of None the limits of `GATEWAY_LIMIT_*` apply.
+    """
 
     name: str
     id: str
@@ -133,13 +136,13 @@ class _File(_Strict):
 
 
 def parse_keys(text: str, source: str) -> list[Key]:
-    """The keys that `text` (TOML, or JSON if it begins like it) names. Raises ConfigError naming `source`.
+    """The keys in `text`, which is TOML, or JSON if it begins with `{`. Raises ConfigError naming `source`.
 
-    No message repeats what stands in a value: somebody may have put a token there.
+    No message repeats a value: it may be a token in the wrong place.
     """
     try:
         as_json = text.lstrip().startswith("{")
-        raw = json.loads(text, object_pairs_hook=_once) if as_json else tomllib.loads(text)
+        raw = json.loads(text, object_pairs_hook=_without_duplicates) if as_json else tomllib.loads(text)
         keys = [each.key() for each in _File.model_validate(raw).keys]
     except ValidationError as error:
         problems = "; ".join(
@@ -150,7 +153,7 @@ def parse_keys(text: str, source: str) -> list[Key]:
             f"{source} is not a list of keys: {problems}", "README.md, 'Securing it', shows one"
         ) from None
     except (ValueError, RecursionError, OverflowError) as error:
-        where = str(error) if isinstance(error, tomllib.TOMLDecodeError | _Twice) else "it cannot be read"
+        where = str(error) if isinstance(error, tomllib.TOMLDecodeError | _DuplicateField) else "it cannot be read"
         if isinstance(error, json.JSONDecodeError):
             where = f"{error.msg} at line {error.lineno}"
         raise ConfigError(
@@ -163,11 +166,11 @@ def parse_keys(text: str, source: str) -> list[Key]:
     return keys
 
 
-class _Twice(ValueError):
+class _DuplicateField(ValueError):
     pass
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) < len(pairs):
-        raise _Twice("a name stands twice in one object")
+        raise _DuplicateField("one object has two fields with the same name")
     return dict(pairs)

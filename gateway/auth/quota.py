@@ -1,30 +1,26 @@
-"""How much one visitor may ask for. Pure: the caller brings the time.
+"""Limits of one key, or of one address without a key. Pure: the caller passes the time.
 
-Requests a second are a bucket that holds one second's worth: a burst of so many passes at once, then the rate.
+Requests per second are a token bucket that holds one second's worth: after a burst of so many the rate applies.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from gateway.errors import RateLimited
 
 
 @dataclass(frozen=True)
 class QuotaLimits:
-    """Of one visitor; 0 is no limit."""
+    """0 is no limit. `body_bytes` and `records` are per request."""
 
     requests_per_s: float = 0
     in_flight: int = 0
     body_bytes: int = 0
     records: int = 0
 
-    @property
-    def none(self) -> bool:
-        return not any(getattr(self, field.name) for field in fields(self))
-
 
 class Quota:
-    """What a visitor has used of its limits."""
+    """What one key or address has used of its limits."""
 
     __slots__ = ("_at_s", "_left", "in_flight", "limits")
 
@@ -33,7 +29,10 @@ class Quota:
         self._left, self._at_s = max(1.0, limits.requests_per_s), now_s
 
     def begin(self, now_s: float) -> None:
-        """Count a request in; `end` must follow. Raises RateLimited, with when to come back, and counts nothing."""
+        """Count a request in. The caller must call `end`.
+
+        Raises RateLimited, with `retry_after_s`; then nothing is counted. `now_s` is of a monotonic clock.
+        """
         limits = self.limits
         if limits.in_flight and self.in_flight >= limits.in_flight:
             raise RateLimited(f"{limits.in_flight} requests of yours are under way already", "wait for one to end")
@@ -57,7 +56,7 @@ class Quota:
         self.in_flight -= 1
 
     def idle(self, now_s: float) -> bool:
-        """Whether forgetting this changes nothing."""
+        """Whether a new quota would allow the same."""
         return not self.in_flight and self._left + (now_s - self._at_s) * self.limits.requests_per_s >= max(
             1.0, self.limits.requests_per_s
         )

@@ -1,7 +1,7 @@
-"""Roles and scopes: what a key may do, and with what. Pure.
+"""Roles and scopes: what a key may do, and to what. Pure.
 
-Patterns know `*` (anything, also nothing) and `?` (one character); all else means itself, and case matters. Of a
-tenant, a database and a collection each must match one pattern. None stands for no restriction.
+In a pattern `*` matches any characters or none, and `?` matches one. All other characters match themselves; case
+matters. The names of a tenant, of a database and of a collection must each match one pattern. None is no restriction.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Role(IntEnum):
-    """Each may do what those before may."""
+    """Each role may do what the roles before it may."""
 
     READER = 1
     WRITER = 2
@@ -21,7 +21,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """A choice of names."""
+    """A set of names, given by patterns."""
 
     patterns: tuple[str, ...] | None = None
     _compiled: re.Pattern[str] | None = None
@@ -41,7 +41,7 @@ class Names:
 
 
 class Scope(NamedTuple):
-    """What a key may see."""
+    """What a key sees. All else does not exist for it."""
 
     tenants: Names = Names()
     databases: Names = Names()
@@ -53,7 +53,7 @@ class Scope(NamedTuple):
 
     @property
     def whole_tenants(self) -> bool:
-        """Whether all of a tenant in scope is in scope."""
+        """Whether each tenant in scope is in scope with all its databases and collections."""
         return self.databases.everything and self.collections.everything
 
     def sees_database(self, tenant: str, database: str) -> bool:
@@ -67,9 +67,9 @@ EVERYTHING = Scope()
 
 
 def _as_regex(pattern: str) -> str:
-    """In time that grows with the name, not with a power of it: whoever asks chooses the name, and how long it is.
+    """Linear time: names are attacker-controlled, so no backtracking.
 
-    Between two stars the first place that fits is always right, so that none is tried twice (`(?>…)`).
+    Between two stars the first match is always right, so an atomic group (`(?>…)`) tries no other.
     """
     first, *rest = ("".join("." if each == "?" else re.escape(each) for each in part) for part in pattern.split("*"))
     if not rest:

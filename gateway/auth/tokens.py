@@ -1,8 +1,8 @@
-"""Tokens: how they look, where a request carries them, and their digest. Pure but for `new_token`.
+"""Tokens: their format, where a request carries them, and their hash. Pure but for `new_token`.
 
-A token is `cgw_<id>_<secret>`: the id finds the key, so that looking for one costs the same among ten keys and
-ten thousand, and the secret has 256 random bits. So SHA-256 is the right hash: a slow one protects what people
-think up, and would only make strangers' attempts expensive for us.
+A token is `cgw_<id>_<secret>`. The id finds the key, so a look-up takes the same time with ten keys and with ten
+thousand. The secret has 256 random bits, so SHA-256 is the right hash: slow hashes protect passwords that can be
+guessed, and here they would only let invalid requests use up CPU time.
 """
 
 import hashlib
@@ -19,35 +19,35 @@ _HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>
 
 AUTHORIZATION, CHROMA_TOKEN = b"authorization", b"x-chroma-token"
 CREDENTIALS = frozenset((AUTHORIZATION, CHROMA_TOKEN))
-"""Header names, in lower case, that are for the gateway alone."""
+"""Header names, in lower case, that Chroma never gets."""
 
 
 def new_token() -> str:
-    """A token that nobody can guess."""
+    """A new random token."""
     return f"cgw_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
 
 
 def id_of(token: str) -> str | None:
-    """The part that finds the key; None if this cannot be one of our tokens."""
+    """The id in `token`; None if it does not have the format of a token."""
     match = _TOKEN.fullmatch(token)
     return match[1] if match else None
 
 
 def digest_of(token: str) -> str:
-    """`sha256:<64 hex digits>`, as keys files have it."""
+    """`sha256:<64 hex digits>`, as in a keys file."""
     return "sha256:" + hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` looks like the result of `digest_of`."""
+    """Whether `text` has the format of `digest_of`."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def token_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The one token in a request's headers (names in lower case), None if there is none.
 
-    `X-Chroma-Token` goes before `Authorization`, which a platform in front may use for its own purposes. Raises
-    Unauthorized for what could be understood in two ways.
+    `X-Chroma-Token` takes precedence over `Authorization`, which a platform in front may use for itself. Raises
+    Unauthorized if a header is repeated or is not valid.
     """
     bearer: list[bytes] = []
     chroma: list[bytes] = []
@@ -59,17 +59,17 @@ def token_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if len(chroma) > 1 or len(bearer) > 1:
         raise Unauthorized("a key was given twice", _HINT)
     if chroma:
-        return _plain(chroma[0])
+        return _decoded(chroma[0])
     if not bearer:
         return None
     scheme, _, rest = bearer[0].partition(b" ")
     if scheme.lower() != b"bearer":
         raise Unauthorized("the Authorization header is not a bearer token", _HINT)
-    return _plain(rest)
+    return _decoded(rest)
 
 
-def _plain(value: bytes) -> str:
+def _decoded(value: bytes) -> str:
     token = value.strip(b" \t")
     if not token or len(token) > _MAX_TOKEN_BYTES or not token.isascii():
-        raise Unauthorized("the key that was given cannot be one", _HINT)
+        raise Unauthorized("the key is not valid", _HINT)
     return token.decode("ascii")

@@ -1,8 +1,8 @@
-"""Which name a collection's UUID has: asked of the database, and remembered for a moment.
+"""Which name a collection's UUID has: read from the database, and cached for a short time.
 
-Requests find a collection by its UUID alone, whatever tenant and database their path says, while scopes speak of
-names. What was learned is forgotten after whatever may rename or remove a collection, with each new Chroma, and
-after `_REMEMBERED_S` in any case; an answer that was read before such a change is not remembered after it.
+Chroma finds a collection by its UUID alone and ignores the tenant and database in the path, while scopes are made of
+names. The cache is cleared after each request that may rename or delete a collection and with each new Chroma process;
+an entry expires after `_CACHED_S`. A name that was read before such a change is not cached after it.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from typing import NamedTuple
 from gateway.chroma.disk import DATABASE
 from gateway.errors import Unavailable
 
-_REMEMBERED_S = 10.0
-_MAX_REMEMBERED = 10_000
+_CACHED_S = 10.0
+_MAX_CACHED = 10_000
 _TIMEOUT_S = 5.0
 _LOOK_UPS_AT_ONCE = 4
 _QUERY = "select d.tenant_id, d.name, c.name from collections c join databases d on d.id = c.database_id where c.id = ?"
@@ -74,9 +74,9 @@ class CollectionNames:
         except (sqlite3.Error, TimeoutError) as error:
             raise Unavailable("the collection's name cannot be read just now", "send it again") from error
         if found is not None:
-            if len(self._known) >= _MAX_REMEMBERED:
+            if len(self._known) >= _MAX_CACHED:
                 self._known.clear()
-            self._known[collection_id] = (found, generation, time.monotonic() + _REMEMBERED_S)
+            self._known[collection_id] = (found, generation, time.monotonic() + _CACHED_S)
         return found
 
     def _read(self, collection_id: str) -> Named | None:

@@ -1,26 +1,24 @@
-"""The way of a request: `/api/` in, to Chroma and back, byte for byte.
+"""The data path: requests to `/api/` go to Chroma, and its responses come back, byte for byte.
 
-A *ticket* is the right of one write to be under way; the *gate* gives tickets out and, while
-closed, makes writes wait. *Warm* is a collection that was read since Chroma's start: the first read
-of each writes (DESIGN: the local executor backfills and purges once per collection and process,
-`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it takes a ticket too.
-A *head* is a message up to its empty line. An *exchange* is one request and its answer; a *slot* is
-its right to be under way at Chroma. An *entry* is what the door says of a head: who sends it, and what they may.
+A *ticket* is the right of one write to be in progress. The *gate* issues tickets; while it is closed, writes wait.
+A collection is *warm* once it was read since Chroma's start: its first read writes (`gateway.proxy.gate`), so that one
+takes a ticket too. A *head* is a message up to its empty line. A *slot* is the right of one request to be in progress
+at Chroma. A *decision* is what the policy says about a head: who sends it, and what they may do.
 
-1. `client`    finds the requests in what a client sends; hands over those that are not for Chroma
-   `heads`     parses a head, strictly, and makes it ready for the next hop
-   `policy`      judges each distinct head once: key, role, scope, limits, origin (`gateway.auth`)
-   `reply`     what is refused, or answered without Chroma, ends here
-   `classify`  is it a read, a write, or a first read?                         pure
-   `headers`   hop-by-hop headers stay behind                                  pure
-   `framing`   where a body ends                                               pure
-   `visits`    exchanges of those who see a part only, or may write so much
-2. `exchange`  holds a small body until it is whole, then
-   `gate`      a write takes a ticket, or waits, or is told 503
-3. `upstream`  a slot, and a connection to Chroma that is kept
-4. `exchange`  streams up, streams down; the ticket ends with Chroma's answer, not with the client
-   `answers`   what we say ourselves, in Chroma's shape                        pure
+1. `client`           splits a client's bytes into requests; the ASGI application gets those that are not for Chroma
+   `heads`            parses a head strictly, and rewrites it for the next hop
+   `policy`           decides about each distinct head once: key, role, scope, limits, origin (`gateway.auth`)
+   `local_response`   a request that the gateway answers itself
+   `scoped_requests`  requests that need a check of a collection's name, of their records, or of a list
+   `headers`          which headers are passed on                                pure
+   `framing`          where a body ends                                          pure
+2. `proxied_request`  holds a small body until it is complete, then
+   `gate`             a write takes a ticket, or waits, or gets 503
+3. `upstream`         a slot, and a kept connection to Chroma
+4. `proxied_request`  streams both ways; the ticket ends with Chroma's response, not with the client
+   `responses`        the gateway's own responses, in Chroma's shape             pure
 
-`data_path` is what all connections share, `counter` what it counts. Everything runs in the event loop's
-callbacks, without a task per request.
+`data_path` holds what all connections share; `counters` has the numbers of the metrics; `observer` tells quota, audit
+and tracing how a request ended. `gateway.chroma.routes` says what each route does. Everything runs in the event
+loop's callbacks, without a task per request.
 """

@@ -1,4 +1,4 @@
-"""What the data path counts about itself: plain numbers, which somebody else makes metrics of. Pure."""
+"""Counts and durations of requests on the data path: plain numbers, from which the metrics are made. Pure."""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CLIENT_GONE, BROKEN = 499, 0
-"""In place of a status: nobody waited for the answer; the answer broke off in the middle."""
+"""In place of a status: the client disconnected before the response; the response broke off in the middle."""
 
 
 class Histogram:
-    """How often something took how long. `counts[i]` took up to `BOUNDS_S[i]`, the last one longer."""
+    """Durations by bucket. `counts[i]` has those up to `BOUNDS_S[i]`; the last one has those that are longer."""
 
     __slots__ = ("counts", "sum_s")
 
@@ -24,7 +24,7 @@ class Histogram:
 
 
 class Label(NamedTuple):
-    """What one tally is of. `key` is a key's name: as many as there are keys, never what a stranger sends."""
+    """The labels of one counter. `key` is a key's name, so clients cannot make up new labels."""
 
     route: str
     method: str
@@ -32,7 +32,7 @@ class Label(NamedTuple):
 
 
 class RequestCounter:
-    """Of all requests with one label. The histograms are shared by all with its `kind`."""
+    """Counts the requests of one `Label`. All counters of one `kind` share the histograms."""
 
     __slots__ = ("statuses", "upstream", "whole")
 
@@ -41,21 +41,23 @@ class RequestCounter:
         self.whole, self.upstream = whole, upstream
 
     def add(self, status: int, whole_s: float) -> None:
-        """One request ended, `whole_s` after its head was here."""
+        """Count one request. `whole_s` is the time from its head to the end of its response."""
         self.statuses[status] += 1
         self.whole.add(whole_s)
 
 
 class Counters:
-    """All of them."""
+    """All request counters and histograms."""
 
     def __init__(self) -> None:
         self.by_label: dict[Label, RequestCounter] = {}
         self.whole: dict[str, Histogram] = {}
+        """By kind: from a request's head to the end of its response."""
         self.upstream: dict[str, Histogram] = {}
+        """By kind: from sending Chroma a request to the beginning of its response."""
 
     def of(self, label: Label, kind: str) -> RequestCounter:
-        """The tally with this label. `kind` is one of a few words: read, write, …"""
+        """The counter with this label. `kind` is `read`, `write` or `probe`."""
         counter = self.by_label.get(label)
         if counter is None:
             whole = self.whole.setdefault(kind, Histogram())

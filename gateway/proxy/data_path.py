@@ -1,4 +1,4 @@
-"""What all connections share: the door, the gate, the pool, the limits, and the clock that ends what waits too long."""
+"""What all connections share: policy, gate, pool, limits, and the clock that ends what waits too long."""
 
 import asyncio
 import itertools
@@ -9,38 +9,39 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.auth.access import Answer
 from gateway.auth.addresses import Network, client_address, counted_as
 from gateway.auth.audit import Audit
 from gateway.auth.quota import Quota
-from gateway.auth.routes import DESTRUCTIVE, RECORD_WRITES, RENAMES
+from gateway.chroma.names import CollectionNames
+from gateway.chroma.routes import AUDITED, RECORD_WRITES, RENAMES, Kind
 from gateway.errors import GatewayError
-from gateway.proxy.answers import ended_head, error_answer, own_answer
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import ProxyLimits
-from gateway.proxy.local_response import LocalResponse, Words
-from gateway.proxy.policy import NOBODY, Decision, RequestPolicy
+from gateway.proxy.local_response import LocalResponse, Render
+from gateway.proxy.observer import OnEnd, RequestObserver
+from gateway.proxy.policy import NO_KEY, Decision, RequestPolicy
 from gateway.proxy.proxied_request import ProxiedRequest
-from gateway.proxy.scoped_requests import CollectionNames, FilteredRequest, Note, Room, ScopedRequest, Watcher
+from gateway.proxy.responses import empty_response, error_response, static_response
+from gateway.proxy.scoped_requests import BodyBudget, FilteredRequest, ScopedRequest
 from gateway.proxy.upstream import Pool
 
 log = structlog.get_logger()
 
-# Strangers come and go; each of them is forgotten once that changes nothing.
+# How many addresses have a quota of their own. A quota that is idle is dropped, which changes nothing for its address.
 _MAX_ADDRESSES = 10_000
-_ROOM_BYTES = 256 << 20
+_BODY_BUDGET_BYTES = 256 << 20
 
 
-class Tracing(Protocol):
-    """Follows requests; see `gateway.observability.tracing`."""
+class RequestTracer(Protocol):
+    """Makes a span for each request; `gateway.observability.tracing` implements it."""
 
-    def begin(self, route: str, what: str, traceparent: bytes | None, request_id: bytes) -> tuple[bytes, Note]:
-        """A span begins: the header line that tells Chroma of it, and what to call at its end."""
+    def begin(self, route: str, what: str, traceparent: bytes | None, request_id: bytes) -> tuple[bytes, OnEnd]:
+        """Begin a span. Return the `traceparent` header line for Chroma, and what to call at its end."""
 
 
 class DataPath:
-    """The way of `/api/` requests. `uvicorn.Config(http=…)` takes it for a protocol class."""
+    """Handles `/api/` requests. It is callable, so that `uvicorn.Config(http=…)` takes it as a protocol class."""
 
     def __init__(
         self,
@@ -52,148 +53,137 @@ class DataPath:
         names: CollectionNames | None = None,
         audit: Audit | None = None,
         trusted_proxies: Iterable[Network] = (),
-        tracing: Tracing | None = None,
+        tracing: RequestTracer | None = None,
     ) -> None:
+        """`host` and `port` are Chroma's. `names` is needed where keys have scopes, or limits on records."""
         self._tracing = tracing
         self.gate, self.limits = gate, limits
         self.policy = policy or RequestPolicy(max_body_bytes=limits.max_body_bytes)
         self.pool = Pool(host, port, limits.max_in_flight, limits.max_queued)
         self.clients: set[ClientConnection] = set()
         self._names, self._audit, self._trusted = names, audit, tuple(trusted_proxies)
-        self._addresses: dict[str, Quota] = {}
-        self._room = Room(max(_ROOM_BYTES, limits.max_body_bytes))
-        self._run = os.urandom(4).hex().encode()
+        self._address_quotas: dict[str, Quota] = {}
+        self._body_budget = BodyBudget(max(_BODY_BUDGET_BYTES, limits.max_body_bytes))
+        self._run_id = os.urandom(4).hex().encode()
         self._numbers = itertools.count(1)
 
     def __call__(self, **uvicorn: Any) -> ClientConnection:
-        """The protocol of one more client."""
+        """The protocol of a new connection."""
         return ClientConnection(self, **uvicorn)
 
     def new_id(self) -> bytes:
-        """A request id that no other request of any run has."""
-        return b"%b-%x" % (self._run, next(self._numbers))
+        """A new request id, unique across restarts."""
+        return b"%b-%x" % (self._run_id, next(self._numbers))
 
-    # ------------------------------------------------------------------ what is not simply passed on
+    # ------------------------------------------------------------------ requests that are not just passed on
 
-    def begin(self, client: ClientConnection, decision: Decision, request_id: bytes) -> ProxiedRequest | LocalResponse:
-        """What is to become of a request that the door wants more for than to be passed on."""
-        note = self._note(client, decision, request_id)
+    def begin_request(
+        self, client: ClientConnection, decision: Decision, request_id: bytes
+    ) -> ProxiedRequest | LocalResponse:
+        """The handler of a request that is refused, answered here, or needs more than to be passed on."""
+        record = self._audit_record(client, decision, request_id)
         if decision.refusal is not None:
-            return self._refuse(client, decision, request_id, decision.refusal, note)
-        if isinstance(decision.answer, bytes):
-            return LocalResponse(
-                client, decision.head, 204, partial(ended_head, decision.answer, request_id), decision.counter
-            )
-        if decision.answer is not None:
-            return self._answer(client, decision, request_id, decision.answer, note)
+            return _refuse(client, decision, request_id, decision.refusal, record)
+        if isinstance(decision.response, bytes):
+            return _local(client, decision, 204, partial(empty_response, decision.response, request_id))
+        if decision.response is not None:
+            if record is not None:
+                record(decision.response.status)
+            render = partial(static_response, decision.response, request_id, extra_headers=decision.extra_headers)
+            return _local(client, decision, decision.response.status, render)
         try:
-            quota = self._quota(client, decision)
+            quota = self._begin_quota(client, decision)
         except GatewayError as error:
-            return self._refuse(client, decision, request_id, error, note)
-        exchange = self._exchange(client, decision, request_id)
-        exchange.extra = decision.extra
-        names = self._names if decision.head.to.action in RENAMES else None
-        notes = [] if note is None else [note]
+            return _refuse(client, decision, request_id, error, record)
+        request = self._proxied_request(client, decision, request_id)
+        request.extra_headers = decision.extra_headers
+        route = decision.head.route
+        names = self._names if route.action in RENAMES else None
+        on_end = [] if record is None else [record]
         if self._tracing is not None:
             head = decision.head
-            exchange.asked_with, end = self._tracing.begin(
-                head.to.action.value, head.what, head.traceparent, request_id
+            request.upstream_headers, end = self._tracing.begin(
+                route.action.value, head.what, head.traceparent, request_id
             )
-            notes.append(end)
-        if quota is not None or names is not None or notes:
-            exchange.companion = Watcher(quota, names, notes)
-        return exchange
+            on_end.append(end)
+        if quota is not None or names is not None or on_end:
+            request.observer = RequestObserver(quota, names, on_end)
+        return request
 
-    def _exchange(self, client: ClientConnection, decision: Decision, request_id: bytes) -> ProxiedRequest:
+    def _proxied_request(self, client: ClientConnection, decision: Decision, request_id: bytes) -> ProxiedRequest:
         plan = decision.plan
-        if plan.lists is not None:
+        if plan.filtered is not None:
             return FilteredRequest(client, decision, request_id, self.gate, self.pool)
-        principal, action = decision.principal, decision.head.to.action
-        records = principal.limits.records if principal and action in RECORD_WRITES else 0
-        if plan.collection_id is None and plan.name_field is None and not records:
+        principal, action = decision.principal, decision.head.route.action
+        max_records = principal.limits.records if principal and action in RECORD_WRITES else 0
+        if plan.collection_id is None and plan.name_field is None and not max_records:
             return ProxiedRequest(client, decision.head, request_id, self.gate, self.pool, decision.counter)
         if self._names is None:
-            raise AssertionError("a scope wants to know names")
-        return ScopedRequest(client, decision, request_id, self.gate, self.pool, self._names, records, self._room)
-
-    def _refuse(
-        self, client: ClientConnection, decision: Decision, request_id: bytes, error: GatewayError, note: Note | None
-    ) -> LocalResponse:
-        if note is not None:
-            note(error.status)
-        return self._reply(
-            client, decision, error.status, partial(error_answer, error, request_id, extra=decision.extra)
+            raise AssertionError("scopes need the names of collections")
+        return ScopedRequest(
+            client, decision, request_id, self.gate, self.pool, self._names, max_records, self._body_budget
         )
 
-    def _answer(
-        self, client: ClientConnection, decision: Decision, request_id: bytes, answer: Answer, note: Note | None
-    ) -> LocalResponse:
-        if note is not None:
-            note(answer.status)
-        return self._reply(
-            client, decision, answer.status, partial(own_answer, answer, request_id, extra=decision.extra)
-        )
-
-    def _reply(self, client: ClientConnection, decision: Decision, status: int, words: Words) -> LocalResponse:
-        return LocalResponse(client, decision.head, status, words, decision.counter)
-
-    def _quota(self, client: ClientConnection, decision: Decision) -> Quota | None:
+    def _begin_quota(self, client: ClientConnection, decision: Decision) -> Quota | None:
+        """Count the request in. Return what to count it out of, None without limits. Raises RateLimited."""
         principal = decision.principal
         if principal is None or not (principal.limits.requests_per_s or principal.limits.in_flight):
             return None
-        now_s = client.moved_at_s
+        now_s = client.last_activity_s
         quota = principal.quota
         if quota is None:
-            address = counted_as(self.address(client, decision))
-            quota = self._addresses.get(address)
+            address = counted_as(self._address(client, decision))
+            quota = self._address_quotas.get(address)
             if quota is None:
-                if len(self._addresses) >= _MAX_ADDRESSES:
-                    self._forget_idle(now_s)
-                quota = self._addresses[address] = Quota(principal.limits, now_s)
+                if len(self._address_quotas) >= _MAX_ADDRESSES:
+                    self._drop_idle_quotas(now_s)
+                quota = self._address_quotas[address] = Quota(principal.limits, now_s)
         quota.begin(now_s)
         return quota
 
-    def _forget_idle(self, now_s: float) -> None:
-        self._addresses = {address: quota for address, quota in self._addresses.items() if not quota.idle(now_s)}
-        if len(self._addresses) >= _MAX_ADDRESSES:
-            # The eldest, and so many that the next address does not cost all this again.
-            for address in list(itertools.islice(self._addresses, _MAX_ADDRESSES // 10)):
-                del self._addresses[address]
+    def _drop_idle_quotas(self, now_s: float) -> None:
+        self._address_quotas = {
+            address: quota for address, quota in self._address_quotas.items() if not quota.idle(now_s)
+        }
+        if len(self._address_quotas) >= _MAX_ADDRESSES:
+            # Drop a tenth of them, the oldest, so that the next new address does not walk the whole table again.
+            for address in list(itertools.islice(self._address_quotas, _MAX_ADDRESSES // 10)):
+                del self._address_quotas[address]
 
-    def address(self, client: ClientConnection, decision: Decision) -> str:
-        """Where a request comes from, as far as can be believed."""
+    def _address(self, client: ClientConnection, decision: Decision) -> str:
         return client_address(client.forwarded_for.decode("latin-1"), decision.head.forwarded_for, self._trusted)
 
-    def _note(self, client: ClientConnection, decision: Decision, request_id: bytes) -> Note | None:
+    def _audit_record(self, client: ClientConnection, decision: Decision, request_id: bytes) -> OnEnd | None:
+        """Writes the audit's line of this request; None if it is not audited."""
         audit, head = self._audit, decision.head
-        # Who has no key at all destroys nothing, and could fill the disk.
+        # Unauthenticated requests are not audited: they change nothing and could fill the disk.
         if (
             audit is None
-            or head.to.action not in DESTRUCTIVE
+            or head.route.action not in AUDITED
             or decision.principal is None
-            or head.route.kind.value != "write"
+            or head.route.kind is not Kind.WRITE
         ):
             return None
         principal = decision.principal
 
-        def note(status: int) -> None:
-            audit.note(
+        def record(status: int) -> None:
+            audit.record(
                 who=principal.name,
-                role=principal.role.name.lower() if principal.key else NOBODY,
-                address=self.address(client, decision),
+                role=principal.role.name.lower() if principal.key else NO_KEY,
+                address=self._address(client, decision),
                 method=head.method.decode("ascii"),
                 path=head.path.decode("latin-1"),
-                action=head.to.action.value,
+                action=head.route.action.value,
                 status=status,
                 request_id=request_id.decode("latin-1"),
             )
 
-        return note
+        return record
 
     # ------------------------------------------------------------------ time
 
     async def watch_the_clock(self) -> None:
-        """End what waits too long, until cancelled. One clock for all: a timer per request would cost every request."""
+        """End what waits too long, until cancelled. One loop for all connections is cheaper than a timer for each."""
         limits = self.limits
         shortest_s = min(limits.client_timeout_s, limits.queue_timeout_s, limits.read_timeout_s, limits.keep_alive_s)
         loop = asyncio.get_running_loop()
@@ -202,12 +192,25 @@ class DataPath:
             now_s = loop.time()
             for client in self.clients.copy():
                 try:
-                    client.check(now_s)
-                except Exception:  # one client's trouble must not stop the clock for all
-                    log.exception("a connection could not be checked")
+                    client.check_timeouts(now_s)
+                except Exception:  # an error in one connection must not stop the timeouts of the others
+                    log.exception("timeout check failed")
 
     def close(self) -> None:
-        """Break off whatever is left, on both sides."""
+        """Close all connections to clients and to Chroma at once."""
         for client in self.clients.copy():
             client.transport.abort()
         self.pool.close()
+
+
+def _refuse(
+    client: ClientConnection, decision: Decision, request_id: bytes, error: GatewayError, record: OnEnd | None
+) -> LocalResponse:
+    if record is not None:
+        record(error.status)
+    render = partial(error_response, error, request_id, extra_headers=decision.extra_headers)
+    return _local(client, decision, error.status, render)
+
+
+def _local(client: ClientConnection, decision: Decision, status: int, render: Render) -> LocalResponse:
+    return LocalResponse(client, decision.head, status, render, decision.counter)

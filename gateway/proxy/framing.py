@@ -1,7 +1,7 @@
 """Where a message's body ends, by RFC 9112 §6. Pure.
 
-A body is fed pieces as they come from a socket and says what of each is payload and what belongs to the
-next message. Strict: what two readers could understand in two ways is refused, never repaired.
+A body takes the pieces that come from a socket, and splits each into payload and what belongs to the next message.
+Strict against request smuggling: ambiguous framing is refused, never repaired.
 """
 
 import re
@@ -18,11 +18,11 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class BadFraming(Exception):
-    """Nobody can say for sure where this message ends."""
+    """The framing is invalid or ambiguous, so the end of the message is not known."""
 
 
 class Body(Protocol):
-    """What is left of one message's body."""
+    """The part of a message's body that is still to come."""
 
     complete: bool
 
@@ -52,7 +52,7 @@ class Counted:
 
 
 class UntilClose:
-    """A body that ends with its connection: answers only. Its owner sees the end."""
+    """A response's body that ends with its connection. It is never `complete`; the caller sees the connection end."""
 
     __slots__ = ("complete",)
 
@@ -64,15 +64,15 @@ class UntilClose:
 
 
 class Chunked:
-    """A body of `Transfer-Encoding: chunked`. Extensions and trailers are read and dropped."""
+    """A body with `Transfer-Encoding: chunked`. Extensions and trailers are checked and dropped."""
 
     __slots__ = ("_left_bytes", "_line", "_trailer_bytes", "complete")
 
     def __init__(self) -> None:
         self.complete = False
-        self._left_bytes = 0  # of the present chunk, with the CRLF after it
-        self._line = b""  # an unfinished line
-        self._trailer_bytes: int | None = None  # None until the last chunk was seen
+        self._left_bytes = 0  # of the current chunk, including its CRLF
+        self._line = b""  # an incomplete line
+        self._trailer_bytes: int | None = None  # None until the last chunk came
 
     def take(self, data: bytes) -> tuple[bytes, bytes]:
         payload: list[bytes] = []
@@ -88,7 +88,7 @@ class Chunked:
             payload.append(piece[:inside])
         ending = piece[max(inside, 0) :]
         if ending and ending != b"\r\n"[max(-inside, 0) :][: len(ending)]:
-            raise BadFraming("a chunk is longer than it said")
+            raise BadFraming("a chunk is longer than its size")
         self._left_bytes -= len(piece)
         return at + len(piece)
 
@@ -108,7 +108,7 @@ class Chunked:
                 raise BadFraming("the trailers of a chunked body are too long")
             self.complete = line == b"\r\n"
             if not self.complete and _TRAILER.fullmatch(line) is None:
-                raise BadFraming("a trailer is not a header")
+                raise BadFraming("a trailer is not a valid header")
             return end + 1
         match = _CHUNK_SIZE.fullmatch(line[:-2])
         if match is None:
@@ -122,5 +122,5 @@ class Chunked:
 
 
 def chunk(payload: bytes) -> bytes:
-    """`payload` as one chunk; nothing at all if it is empty, for an empty chunk would be the last."""
+    """`payload` as one chunk. Empty bytes if it is empty: an empty chunk would end the body."""
     return b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""

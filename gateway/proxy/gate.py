@@ -1,23 +1,25 @@
-"""The gate: lets writes through, or holds them back until none is under way.
+"""The gate: lets writes through, or makes them wait until no write is in progress.
 
-    OPEN ──hold()──► CLOSING ──last ticket given back──► CLOSED ──end of hold()──► OPEN
+    OPEN ──hold()──► CLOSING ──last ticket released──► CLOSED ──end of hold()──► OPEN
 
-Writes that arrive while it is not open wait, at most `timeout_s`, and then are told to come back. Reads
-of warm collections pass in every state. For a restore `refuse()` turns everything away at once; where
-another gateway is the writer `refuse_writes()` turns writes away, and every read goes on.
+A write that arrives while the gate is not open waits, at most `timeout_s`, and then gets 503 with `Retry-After`. Reads
+pass in every state, except the first read of each collection since Chroma's start: Chroma backfills and purges the
+collection in it (`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it counts as a write until it
+succeeded. During a restore `refuse()` rejects every request at once. Where another gateway is the writer
+`refuse_writes()` rejects writes, and all reads go on.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from enum import Enum
 
+from gateway.chroma.routes import Kind, RouteMatch
 from gateway.errors import Conflict, GateTimeout, LeaseLost, QuiesceTimeout, Unavailable
-from gateway.proxy.classify import Kind, Route
 
-# Ids of deleted collections stay behind in the warm set. Forgetting all of them costs each living
-# one a ticket for its next read.
+# The ids of deleted collections stay in the warm set. Clearing it is cheap: the next read of each collection takes a
+# ticket.
 _WARM_LIMIT = 100_000
 
 
@@ -28,27 +30,27 @@ class State(Enum):
 
 
 class Ticket:
-    """One write under way. It ends when Chroma's answer ended, whatever became of the client."""
+    """One write in progress. It ends with Chroma's response, even if the client disconnected before."""
 
-    __slots__ = ("collection_id", "epoch", "since", "what")
+    __slots__ = ("collection_id", "epoch", "since_s", "what")
 
     def __init__(self, what: str, collection_id: str | None, epoch: int) -> None:
         self.what, self.collection_id, self.epoch = what, collection_id, epoch
-        self.since = time.monotonic()
+        self.since_s = time.monotonic()
 
 
 class Gate:
-    """One per gateway; used from the event loop's thread only."""
+    """One for each Chroma. Not thread-safe: use it from the event loop."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self.state = State.OPEN
         self.refusal: str | None = None
         self.refusals = 0
-        """How often everything was refused for a time, after which Chroma may hold something else."""
+        """How many times `refuse` was called. After each of them Chroma may have other data."""
         self.write_refusal: str | None = None
         self.admitted_writes = 0
-        """How many writes were ever let through; first reads are none."""
+        """How many writes were let through since the start, without first reads."""
         self.waiting = 0
         self.requests = 0
         self._epoch = 0
@@ -58,48 +60,40 @@ class Gate:
 
     # ------------------------------------------------------------------ for requests
 
-    def lets_pass(self, route: Route) -> bool:
-        """Whether a request needs no ticket: a read, and not the first of its collection."""
+    def lets_pass(self, route: RouteMatch) -> bool:
+        """Whether a request needs no ticket: it is a read, and not the first one of its collection."""
         return route.kind is Kind.READ or (route.kind is Kind.RECORD_READ and route.collection_id in self._warm)
 
-    @contextmanager
-    def passing(self) -> Iterator[None]:
-        """Count a request in, so that `refuse` can wait for it. Raises Unavailable while refusing."""
-        self.begin_read()
-        try:
-            yield
-        finally:
-            self.end_read()
-
     def begin_read(self) -> None:
-        """As `passing`, for those who end elsewhere; `end_read` must follow. Raises Unavailable while refusing."""
+        """Count a read in. The caller must call `end_read`. Raises Unavailable while requests are refused."""
         self._require_admission()
         self.requests += 1
 
     def end_read(self) -> None:
-        """The read that `begin_read` counted in is over."""
+        """End what `begin_read` or `release_at_response` counted in."""
         self.requests -= 1
         if not self.requests:
             self._notify()
 
-    def enter_now(self, what: str, collection_id: str | None = None) -> Ticket | None:
-        """As `enter`, but None where that would wait."""
+    def try_acquire(self, what: str, collection_id: str | None = None) -> Ticket | None:
+        """As `acquire`, but return None instead of waiting or raising."""
         if self.state is not State.OPEN or self.refusal is not None or self._refuses(collection_id):
             return None
         return self._issue(what, collection_id)
 
-    async def enter(self, what: str, collection_id: str | None = None) -> Ticket:
-        """Take a ticket for one write, or for a first read of `collection_id`; wait while not open.
+    async def acquire(self, what: str, collection_id: str | None = None) -> Ticket:
+        """A ticket for one write, or for a first read of `collection_id`. Waits while the gate is not open.
 
-        Raises GateTimeout after `timeout_s`, Unavailable when everything is refused, LeaseLost when writes are.
+        The caller must call `release`. Raises GateTimeout after `timeout_s`, Unavailable while requests are refused,
+        LeaseLost while writes are.
         """
-        if ticket := self.enter_now(what, collection_id):
+        if ticket := self.try_acquire(what, collection_id):
             return ticket
         await self._wait_until_open(write=collection_id is None)
         return self._issue(what, collection_id)
 
-    def leave(self, ticket: Ticket, *, done: bool = False) -> None:
-        """Give a ticket back. `done` says that Chroma did what was asked (it answered 200)."""
+    def release(self, ticket: Ticket, *, done: bool = False) -> None:
+        """Give a ticket back. `done` says that Chroma did the work (status 200). Safe to call again."""
         self._tickets.discard(ticket)
         if done and ticket.collection_id and ticket.epoch == self._epoch:
             if len(self._warm) >= _WARM_LIMIT:
@@ -108,16 +102,16 @@ class Gate:
         if not self._tickets:
             self._notify()
 
-    def answered(self, ticket: Ticket, *, done: bool) -> None:
-        """Give a ticket back whose answer has begun, and count the rest of it like a read; `end_read` must follow."""
+    def release_at_response(self, ticket: Ticket, *, done: bool) -> None:
+        """Release a ticket whose response has begun, and count the rest as a read. The caller must call `end_read`."""
         self.requests += 1
-        self.leave(ticket, done=done)
+        self.release(ticket, done=done)
 
     @asynccontextmanager
     async def ticket(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
-        """A ticket for a read of the gateway's own, which `refuse` does not turn away.
+        """A ticket for a read by the gateway itself, which `refuse` does not reject.
 
-        The collection is warm if the block ends well. Raises GateTimeout.
+        The collection is warm if the block succeeds. Raises GateTimeout.
         """
         if self.state is not State.OPEN:
             await self._wait_until_open(own=True)
@@ -126,50 +120,47 @@ class Gate:
             yield
             done = True
         finally:
-            self.leave(ticket, done=done)
+            self.release(ticket, done=done)
 
     @asynccontextmanager
     async def admitted(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
-        """A ticket for a write of the gateway's own that is treated like any client's.
-
-        Raises Unavailable while everything is refused, GateTimeout.
-        """
-        ticket, done = await self.enter(what, collection_id), False
+        """A ticket for a write by the gateway itself, under the same rules as a client's. Raises as `acquire`."""
+        ticket, done = await self.acquire(what, collection_id), False
         try:
             yield
             done = True
         finally:
-            self.leave(ticket, done=done)
+            self.release(ticket, done=done)
 
     # ------------------------------------------------------------------ for operations
 
     @asynccontextmanager
     async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
-        """Hold writes back for the time of the block; yields how long draining took, in ms.
+        """Close the gate for the time of the block. Yields how long the drain took, in ms.
 
-        Raises Conflict when it is held already, QuiesceTimeout (and opens again) when the writes
-        under way do not end in time: then Chroma is not quiet and must not be copied.
+        Raises Conflict if the gate is held already. Raises QuiesceTimeout, and opens again, if the writes in progress
+        do not end within `drain_timeout_s`: Chroma must not be copied then. Safe to retry.
         """
         if self.state is not State.OPEN:
             raise Conflict("the gate is held already", "wait for the operation that holds it, see GET /admin/status")
-        self.state, asked = State.CLOSING, time.monotonic()
+        self.state, began_s = State.CLOSING, time.monotonic()
         try:
             if not await self._until(lambda: not self._tickets, drain_timeout_s):
                 raise QuiesceTimeout(
-                    f"Chroma did not finish {self._under_way()} within {drain_timeout_s:g} s",
+                    f"Chroma did not finish {self._in_progress()} within {drain_timeout_s:g} s",
                     "try again when it is less busy, or raise GATEWAY_DRAIN_TIMEOUT_S",
                 )
             self.state = State.CLOSED
-            yield (time.monotonic() - asked) * 1e3
+            yield (time.monotonic() - began_s) * 1e3
         finally:
             self.state = State.OPEN
             self._notify()
 
     @asynccontextmanager
     async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
-        """Turn every request away with `reason` for the time of the block, from this call on.
+        """Reject every request with `reason`, from this call on and for the time of the block.
 
-        Requests under way get `drain_timeout_s` to end; what has not ended then is left to break off.
+        The block begins when all requests in progress have ended, or after `drain_timeout_s`.
         """
         self.refusal = reason
         self.refusals += 1
@@ -182,7 +173,7 @@ class Gate:
             self._notify()
 
     def refuse_writes(self, reason: str) -> None:
-        """Turn writes away with `reason` until `accept_writes`, also those that wait. Those under way go on."""
+        """Reject writes with `reason` until `accept_writes`, including those that wait. Writes in progress go on."""
         self.write_refusal = reason
         self._notify()
 
@@ -191,21 +182,21 @@ class Gate:
         self.write_refusal = None
 
     def chroma_gone(self) -> None:
-        """Chroma's process ended: nothing is warm any more.
+        """Chroma's process ended, so no collection is warm.
 
-        Tickets stay with their requests: one that was not sent yet goes to the next Chroma.
+        Tickets stay valid: a request that was not sent yet goes to the next Chroma.
         """
         self._epoch += 1
         self._warm.clear()
 
     @property
     def epoch(self) -> int:
-        """Changes whenever Chroma's process ended: what was admitted before is admitted no more."""
+        """Changes whenever Chroma's process ends. What the gate admitted in another epoch must ask again."""
         return self._epoch
 
     @property
     def writes(self) -> int:
-        """How many writes are under way."""
+        """How many writes are in progress, with first reads."""
         return len(self._tickets)
 
     # ------------------------------------------------------------------ inside
@@ -215,7 +206,7 @@ class Gate:
             raise Unavailable(self.refusal)
 
     def _refuses(self, collection_id: str | None) -> bool:
-        """Whether what wants a ticket is a write, and those are turned away."""
+        """Whether this is a write, and writes are refused."""
         return self.write_refusal is not None and collection_id is None
 
     def _issue(self, what: str, collection_id: str | None) -> Ticket:
@@ -244,9 +235,9 @@ class Gate:
             raise GateTimeout(f"writes are held back and this one waited {self._timeout_s:g} s", "send it again")
 
     async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait for `condition`, asked again at every change; say whether it came true in time.
+        """Wait until `condition` is true, for at most `timeout_s`. Return whether it is.
 
-        Nothing else runs between the last asking and the return.
+        It is evaluated at every change. Nothing else runs between the last evaluation and the return.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -266,7 +257,7 @@ class Gate:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _under_way(self) -> str:
-        oldest = min(self._tickets, key=lambda ticket: ticket.since)
-        age_s = time.monotonic() - oldest.since
+    def _in_progress(self) -> str:
+        oldest = min(self._tickets, key=lambda ticket: ticket.since_s)
+        age_s = time.monotonic() - oldest.since_s
         return f"{len(self._tickets)} write(s), the oldest of them {oldest.what} for {age_s:.1f} s,"

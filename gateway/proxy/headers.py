@@ -1,14 +1,14 @@
 """Which headers a proxy passes on. Pure.
 
-RFC 9110 §7.6.1: hop-by-hop headers, and those that `Connection` names, belong to one connection.
-Names are compared in lower case; order, case and repetition of the rest are kept.
+Hop-by-hop headers, and those that `Connection` names, belong to one connection and are dropped (RFC 9110 §7.6.1).
+Names are compared in lower case. All other headers keep their order, case and repetition.
 """
 
 from collections.abc import Iterable
 
 Headers = list[tuple[bytes, bytes]]
 
-# `expect` is answered by our own server; `content-length` frames the same body on the next hop.
+# The gateway answers `expect` itself. `content-length` stays: it frames the same body on the next hop.
 _HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -27,7 +27,7 @@ _FRAMING = frozenset((b"content-length", b"host"))
 
 
 def for_upstream(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """A request's headers (names in lower case, as ASGI gives them) for the next hop."""
+    """A request's headers for Chroma."""
     return _without(headers, _NOT_UPSTREAM)
 
 
@@ -49,5 +49,5 @@ def _without(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) 
 
 
 def _named_by(connection: bytes) -> set[bytes]:
-    # A client that names Host or Content-Length here tries to unframe its own message.
+    # Without Host or Content-Length Chroma would frame the message in another way, so these stay: request smuggling.
     return {name.strip().lower() for name in connection.split(b",")} - _FRAMING

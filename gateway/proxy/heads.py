@@ -1,8 +1,7 @@
-"""Message heads: parsed strictly, made ready for the next hop, and remembered.
+"""Message heads: parsed strictly, and rewritten for the next hop.
 
-A head is everything up to the empty line. Clients and Chroma repeat themselves, so what follows from a
-head is worked out once for each distinct one: `parse_request` is a function of the bytes alone, and the
-door keeps its results with what follows from the keys; `response_head` keeps its own latest results.
+A head is everything up to the empty line. Clients and Chroma send the same heads again and again, so each distinct
+head is parsed once: `RequestPolicy` caches what `parse_request` returns, and `parse_response` has a cache of its own.
 """
 
 import re
@@ -11,88 +10,79 @@ from typing import NamedTuple
 
 import httptools
 
-from gateway.auth.routes import Addressed, addressed
 from gateway.auth.tokens import CREDENTIALS
+from gateway.chroma.routes import Kind, RouteMatch, match_route
 from gateway.errors import HeadTooLarge, InvalidRequest
-from gateway.proxy.classify import Kind, Route, classify
 from gateway.proxy.framing import BadFraming, Body, Chunked, Counted, UntilClose
 from gateway.proxy.headers import Headers, for_client, for_upstream
 
 END_OF_HEAD = b"\r\n\r\n"
 MAX_HEAD_BYTES = 64 * 1024
-# Chroma's server takes no more (hyper, `DEFAULT_MAX_HEADERS`); thousands of empty ones cost us much to look at.
+# As many as Chroma's server takes (hyper, `DEFAULT_MAX_HEADERS`). Thousands of empty headers are slow to parse.
 _MAX_HEADERS = 100
-_OTHER_LINES = 2
+_OTHER_LINES = 2  # the request line and the empty line
 
-# Longer ones are rare, and would let strangers fill the memory.
-_REMEMBERED_BYTES = 2048
-_REMEMBERED = 512
+# Longer heads are rare, and would fill the memory.
+_MAX_CACHED_HEAD_BYTES = 2048
+_MAX_CACHED_HEADS = 512
 
-_PROBES = frozenset(
-    f"/api/{version}/{name}".encode()
-    for version in ("v1", "v2")
-    for name in ("heartbeat", "healthcheck", "version", "pre-flight-checks")
-)
-# It is repeated in logs, in the audit and to Chroma.
+# A request id is written to logs and to the audit, and sent to Chroma.
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
-_ELSEWHERE = (b"cross-site", b"same-site")
+_CROSS_ORIGIN = (b"cross-site", b"same-site")
 _NO_BODY_STATUSES = (204, 304)
-_RETRIED = (Kind.READ, Kind.RECORD_READ)
 
 
 class RequestHead(NamedTuple):
-    """One request, but for its body."""
+    """One request without its body."""
 
     for_chroma: bool
-    """Whether it goes to Chroma; all else is the application's."""
+    """Whether it goes to Chroma. The ASGI application gets all others."""
     method: bytes
     what: str
-    """Method and path, for people."""
-    route: Route
+    """Method and path, for messages."""
+    route: RouteMatch
     upstream: bytes
-    """Request line and headers for the next hop; the forwarding headers and the empty line are still to come."""
+    """Request line and headers for Chroma, without the forwarding headers and the empty line."""
     length_bytes: int | None
     chunked: bool
     keep_alive: bool
-    old: bool
-    """HTTP/1.0: no chunks, no 1xx."""
+    http_1_0: bool
+    """Such a client understands neither chunks nor 1xx."""
     expects_continue: bool
     forwarded_for: bytes | None
     request_id: bytes | None
-    probe: bool
-    """Asks whether Chroma lives: never queues behind data."""
     idempotent: bool
-    to: Addressed
+    """Whether Chroma may get it twice."""
     path: bytes
     query: bytes
     credentials: tuple[tuple[bytes, bytes], ...]
-    """The headers that may hold a token, with names in lower case. The next hop does not get them."""
+    """The headers that may hold a token, with names in lower case. Chroma does not get them."""
     traceparent: bytes | None
     origin: bytes | None
-    asks_method: bool
-    """Whether it may be a browser's question before the request that matters."""
-    of_another_page: bool
-    """Whether a browser says that a page from elsewhere wants this."""
+    has_request_method: bool
+    """Whether it has `Access-Control-Request-Method`, as a browser's CORS preflight does."""
+    cross_origin: bool
+    """Whether a browser says that a page of another origin sent it (`Sec-Fetch-Site`)."""
 
     def body(self) -> Body | None:
-        """The body to come, None if there is none."""
+        """The body that follows, None if there is none."""
         if self.chunked:
             return Chunked()
         return Counted(self.length_bytes) if self.length_bytes else None
 
 
 class ResponseHead(NamedTuple):
-    """One answer of Chroma's, but for its body."""
+    """One response of Chroma without its body."""
 
     status: int
     client: bytes
-    """Status line and headers for the client; framing of a chunked body and the empty line are still to come."""
+    """Status line and headers for the client, without `Transfer-Encoding` and the empty line."""
     length_bytes: int | None
     chunked: bool
     keep_alive: bool
 
     def body(self, method: bytes) -> Body:
-        """The body that follows as the answer to a request of `method`."""
+        """The body that follows in the response to a request of `method`."""
         if method == b"HEAD" or self.status in _NO_BODY_STATUSES:
             return Counted(0)
         if self.chunked:
@@ -101,7 +91,7 @@ class ResponseHead(NamedTuple):
 
 
 class _Parts:
-    """What httptools finds in a head."""
+    """Collects what httptools finds in a head."""
 
     def __init__(self) -> None:
         self.target = self.reason = b""
@@ -119,12 +109,15 @@ class _Parts:
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        # Asked any later, the parser may have forgotten: without a body the message is over by then.
+        # Only now: a message without a body is over right after its head, and the parser resets this then.
         self.complete, self.keep_alive = True, self.parser.should_keep_alive()
 
 
 def parse_request(raw: bytes) -> RequestHead:
-    """Parse a client's head, with the empty line that ends it. Raises InvalidRequest, HeadTooLarge."""
+    """Parse a client's head, including the empty line. A function of the bytes alone.
+
+    Raises InvalidRequest or HeadTooLarge.
+    """
     if raw.count(b"\r\n") > _MAX_HEADERS + _OTHER_LINES:
         raise HeadTooLarge(f"a request may have {_MAX_HEADERS} headers")
     parts = _Parts()
@@ -132,22 +125,22 @@ def parse_request(raw: bytes) -> RequestHead:
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
-        pass  # an offer that need not be taken up
+        pass  # the gateway ignores offers to change the protocol
     except httptools.HttpParserError as error:
         raise InvalidRequest(f"this is not a valid HTTP request: {error}") from None
     if not parts.complete:
-        raise InvalidRequest("this is not a valid HTTP request: its head does not end where it seems to")
+        raise InvalidRequest("this is not a valid HTTP request: its head does not end at the empty line")
     version = parser.get_http_version()
     if version not in ("1.1", "1.0"):
-        raise InvalidRequest(f"HTTP/{version} is not spoken here")
+        raise InvalidRequest(f"HTTP/{version} is not supported")
     method: bytes = parser.get_method()
     target = _origin_form(parts.target)
     path, _, query = target.partition(b"?")
     headers = [(name.lower(), value) for name, value in parts.headers]
     length_bytes, chunked = _framing(headers)
     if chunked and version == "1.0":
-        raise InvalidRequest("HTTP/1.0 knows no Transfer-Encoding")
-    route = classify(method.decode("ascii"), path)
+        raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding")
+    route = match_route(method.decode("ascii"), path)
     return RequestHead(
         for_chroma=path.startswith(b"/api/"),
         method=method,
@@ -157,41 +150,39 @@ def parse_request(raw: bytes) -> RequestHead:
         length_bytes=length_bytes,
         chunked=chunked,
         keep_alive=parts.keep_alive,
-        old=version == "1.0",
+        http_1_0=version == "1.0",
         expects_continue=any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers),
         forwarded_for=b", ".join(value for name, value in headers if name == b"x-forwarded-for") or None,
         request_id=next(
             (value for name, value in headers if name == b"x-request-id" and _REQUEST_ID.fullmatch(value)), None
         ),
-        probe=method in (b"GET", b"HEAD") and path in _PROBES,
-        idempotent=route.kind in _RETRIED,
-        to=addressed(method.decode("ascii"), path),
+        idempotent=route.kind is not Kind.WRITE,
         path=path,
         query=query,
         credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
         traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
-        of_another_page=any(name == b"sec-fetch-site" and value in _ELSEWHERE for name, value in headers),
-        asks_method=any(name == b"access-control-request-method" for name, _ in headers),
+        cross_origin=any(name == b"sec-fetch-site" and value in _CROSS_ORIGIN for name, value in headers),
+        has_request_method=any(name == b"access-control-request-method" for name, _ in headers),
     )
 
 
 def _origin_form(target: bytes) -> bytes:
-    """`/path?query` of `http://host/path?query`, as a proxy passes it on (RFC 9112 §3.2.1); others as they are."""
+    """`/path?query` of `http://host/path?query`, as a proxy sends it on (RFC 9112 §3.2.1). Others are unchanged."""
     if target[:1] != b"/" and target[:8].lower().startswith((b"http://", b"https://")):
         return b"/" + target.partition(b"://")[2].partition(b"/")[2]
     return target
 
 
 def _framing(headers: Headers) -> tuple[int | None, bool]:
-    """Content-Length and whether it is chunked. Raises InvalidRequest for what could be understood in two ways."""
+    """Content-Length, and whether the body is chunked. Raises InvalidRequest for ambiguous framing."""
     lengths = [value for name, value in headers if name == b"content-length"]
     encodings = [value for name, value in headers if name == b"transfer-encoding"]
     if len(lengths) + len(encodings) > 1:
-        raise InvalidRequest("Content-Length and Transfer-Encoding may be there once, and not both")
+        raise InvalidRequest("a request may have one Content-Length or one Transfer-Encoding, not both")
     if encodings:
         if encodings[0].lower() != b"chunked":
-            raise InvalidRequest("the only Transfer-Encoding known here is 'chunked'")
+            raise InvalidRequest("the only Transfer-Encoding supported is 'chunked'")
         return None, True
     if not lengths:
         return None, False
@@ -200,19 +191,19 @@ def _framing(headers: Headers) -> tuple[int | None, bool]:
     return int(lengths[0]), False
 
 
-# Of these the gateway sends its own, per connection and request; and keys are for the gateway alone.
-_OURS = frozenset((b"x-forwarded-for", b"x-request-id")) | CREDENTIALS
+# The gateway adds its own forwarding headers to each request, and keeps keys to itself.
+_NOT_PASSED_ON = frozenset((b"x-forwarded-for", b"x-request-id")) | CREDENTIALS
 
 
 def _request_lines(method: bytes, target: bytes, headers: Headers, *, chunked: bool) -> bytes:
     present = {name.lower(): value for name, value in headers}
     lines = [method, b" ", target, b" HTTP/1.1\r\n"]
     for name, value in for_upstream(headers):
-        if name.lower() not in _OURS:
+        if name.lower() not in _NOT_PASSED_ON:
             lines += (name, b": ", value, b"\r\n")
     host = present.get(b"host")
     if host is None:
-        lines.append(b"host: localhost\r\n")  # HTTP/1.0 may leave it out, HTTP/1.1 may not
+        lines.append(b"host: localhost\r\n")  # optional in HTTP/1.0, required in HTTP/1.1
     elif b"x-forwarded-host" not in present:
         lines += (b"x-forwarded-host: ", host, b"\r\n")
     if b"x-forwarded-proto" not in present:
@@ -228,11 +219,11 @@ def _parse_response(raw: bytes) -> ResponseHead:
     try:
         parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
-        raise BadFraming("Chroma changed the protocol, unasked") from None
+        raise BadFraming("Chroma changed the protocol") from None
     except httptools.HttpParserError as error:
         raise BadFraming(str(error)) from None
     if not parts.complete:
-        raise BadFraming("the head does not end where it seems to")
+        raise BadFraming("its head does not end at the empty line")
     status = parser.get_status_code()
     try:
         length_bytes, chunked = _framing([(name.lower(), value) for name, value in parts.headers])
@@ -245,11 +236,11 @@ def _parse_response(raw: bytes) -> ResponseHead:
     return ResponseHead(status, b"".join(lines), length_bytes, chunked, parts.keep_alive)
 
 
-@lru_cache(_REMEMBERED)
-def _remembered_response(raw: bytes) -> ResponseHead:
+@lru_cache(_MAX_CACHED_HEADS)
+def _cached_response(raw: bytes) -> ResponseHead:
     return _parse_response(raw)
 
 
-def response_head(raw: bytes) -> ResponseHead:
-    """Parse Chroma's head, with the empty line that ends it. Raises BadFraming."""
-    return _remembered_response(raw) if len(raw) <= _REMEMBERED_BYTES else _parse_response(raw)
+def parse_response(raw: bytes) -> ResponseHead:
+    """Parse the head of Chroma's response, including the empty line. Raises BadFraming."""
+    return _cached_response(raw) if len(raw) <= _MAX_CACHED_HEAD_BYTES else _parse_response(raw)

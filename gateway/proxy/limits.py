@@ -1,4 +1,4 @@
-"""How long anybody may keep us waiting, and how much there may be of anything. Pure."""
+"""Time limits and size limits of the data path. Pure."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ _KEEP_ALIVE_S = 75.0
 
 @dataclass(frozen=True)
 class ProxyLimits:
-    """The settings behind it are explained in README.md."""
+    """The settings `GATEWAY_CLIENT_TIMEOUT_S` and so on; `gateway.config` says what each means."""
 
     client_timeout_s: float
     queue_timeout_s: float

@@ -1,86 +1,73 @@
-"""Exchanges for which the door wants more than to pass them on: scopes, limits, the audit.
+"""Proxied requests that need a check or a filter: scopes, and limits on records.
 
-`ScopedRequest` makes sure that a collection's name is in scope when the request comes in, and again when Chroma is
-given the last of it: between the two the collection may have been renamed. `FilteredRequest` asks for a whole list
-and shows what is in scope. A `Companion` is told how it ends.
+`ScopedRequest` checks that a collection's name is in scope when the request arrives, and again before Chroma gets the
+last of it: the collection may have been renamed in between. `FilteredRequest` asks Chroma for a whole list, and passes
+on what is in scope.
 """
 
 import asyncio
 import re
-from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
 import msgspec
 
-from gateway.auth.access import AccessPlan, Answer, Lists, require_name
-from gateway.auth.quota import Quota
-from gateway.auth.scope import Names, Scope
+from gateway.auth.access import FilteredList, StaticResponse, require_name
+from gateway.auth.scope import Names
+from gateway.chroma.names import CollectionNames
 from gateway.errors import BadUpstream, BodyTooLarge, GatewayError, InvalidRequest, Overloaded, Unavailable
-from gateway.proxy.answers import own_answer
 from gateway.proxy.framing import Body, Chunked
 from gateway.proxy.gate import Gate, Ticket
 from gateway.proxy.heads import RequestHead, ResponseHead
 from gateway.proxy.policy import Decision
-from gateway.proxy.proxied_request import Client, ProxiedRequest
-from gateway.proxy.upstream import Pool, Upstream
+from gateway.proxy.proxied_request import ProxiedRequest
+from gateway.proxy.upstream import Pool, UpstreamConnection
+
+if TYPE_CHECKING:
+    from gateway.proxy.client import ClientConnection
 
 _MAX_NAMING_BODY_BYTES = 1 << 20
 _RENAMED = "the collection's name may have changed meanwhile"
 
 
-class CollectionNames(Protocol):
-    """Knows which name a UUID has; see `gateway.chroma.names`."""
+class BodyBudget:
+    """Limits the memory for bodies that are held until they are complete, of all requests together."""
 
-    @property
-    def generation(self) -> object: ...
-
-    def changed(self) -> None: ...
-
-    def known(self, collection_id: str) -> "tuple[str, str, str] | None": ...
-
-    async def find(self, collection_id: str) -> "tuple[str, str, str] | None": ...
-
-
-class Room:
-    """How much of bodies that must be whole may be here at once, of all visitors together."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.taken_bytes = most_bytes, 0
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.used_bytes = max_bytes, 0
 
 
 class ScopedRequest(ProxiedRequest):
-    """Of a visitor who sees a part only, or may write so many records at once."""
+    """A request of a key with a scope, or with a limit of `max_records` per write (0 is no limit)."""
 
-    _generation: object = None
-    _taken_bytes = 0  # of the room
+    _generation: object = None  # of the collection's name, when it was checked
+    _budgeted_bytes = 0
 
     def __init__(
         self,
-        client: Client,
+        client: "ClientConnection",
         decision: Decision,
         request_id: bytes,
         gate: Gate,
         pool: Pool,
         names: CollectionNames,
         max_records: int,
-        room: Room,
+        budget: BodyBudget,
     ) -> None:
         super().__init__(client, decision.head, request_id, gate, pool, decision.counter)
         assert decision.principal is not None
-        self._plan: AccessPlan = decision.plan
-        self._scope: Scope = decision.principal.scope
-        self._names, self._max_records, self._room = names, max_records, room
-        self._wants_whole = self._plan.name_field is not None or max_records > 0
+        self._plan, self._scope = decision.plan, decision.principal.scope
+        self._names, self._max_records, self._budget = names, max_records, budget
+        self._needs_whole_body = self._plan.name_field is not None or max_records > 0
 
     def receive(self, data: bytes, *, complete: bool) -> None:
-        if self.over:
+        if self.ended:
             return
-        if self._wants_whole and not self._begun:
+        if self._needs_whole_body and not self._begun:
             self._receive_whole(data, complete=complete)
             return
-        if complete and self._upstream is not None and not self._awaits_end and self._stale:
-            self._give_up()
+        if complete and self._upstream is not None and not self._holds_last_piece and self._names_changed:
+            self._fail_renamed()
             return
         super().receive(data, complete=complete)
 
@@ -89,25 +76,25 @@ class ScopedRequest(ProxiedRequest):
         if data:
             self._held.append(data)
             self._held_bytes += len(data)
-            self._taken_bytes += len(data)
-            self._room.taken_bytes += len(data)
-        if self._room.taken_bytes > self._room.most_bytes:
+            self._budgeted_bytes += len(data)
+            self._budget.used_bytes += len(data)
+        if self._budget.used_bytes > self._budget.max_bytes:
             self.fail(Overloaded("too many long requests are arriving at once", "send it again, a little later"))
         elif self._plan.name_field is not None and self._held_bytes > _MAX_NAMING_BODY_BYTES:
             self.fail(BodyTooLarge(f"the body of {self.head.what} may have {_MAX_NAMING_BODY_BYTES} bytes"))
         elif complete:
             try:
-                self._inspect(_unframed(self._held, chunked=self.head.chunked))
+                self._check_body(_payload(self._held, chunked=self.head.chunked))
             except GatewayError as error:
                 self.fail(error)
                 return
             self._begin()
 
-    def _inspect(self, body: bytes) -> None:
+    def _check_body(self, body: bytes) -> None:
         if self._plan.name_field is not None:
             require_name(self._plan, body)
         if self._max_records:
-            records = _records(body)
+            records = _count_records(body)
             if records > self._max_records:
                 raise BodyTooLarge(
                     f"{records} records at once, and this key may write {self._max_records}", "send them in parts"
@@ -133,111 +120,101 @@ class ScopedRequest(ProxiedRequest):
             return
         finally:
             self._admission = None
-        if not self.over:
+        if not self.ended:
             self._admit_if_visible(named)
 
     def _admit_if_visible(self, named: tuple[str, str, str] | None) -> None:
-        to = self.head.to
-        # Chroma does not look at the tenant and the database before a UUID; this key's holder must name its own.
-        if named is None or not self._scope.sees(*named) or tuple(named[:2]) != (to.tenant, to.database):
-            assert self._plan.absent is not None
-            self._say(self._plan.absent)
+        route = self.head.route
+        # Chroma finds a collection by its UUID alone and ignores the tenant and database in the path
+        # (`gateway.chroma.names`). So the gateway compares them.
+        if named is None or not self._scope.sees(*named) or tuple(named[:2]) != (route.tenant, route.database):
+            assert self._plan.not_found is not None
+            self._respond_static(self._plan.not_found)
             return
         self._generation = self._names.generation
         super()._begin()
 
     @property
-    def _stale(self) -> bool:
+    def _names_changed(self) -> bool:
         return self._plan.collection_id is not None and self._generation != self._names.generation
 
-    def connected(self, upstream: Upstream) -> None:
-        if self._stale:
-            # Look again, with all that comes before: nothing was sent yet.
-            self._pool.keep(upstream)
-            self._pool.leave(self)
-            self._leave_the_gate()
-            self._awaits_end = False
-            self._begin()
+    def connected(self, upstream: UpstreamConnection) -> None:
+        if self._names_changed:
+            self._begin_again(upstream)
             return
         super().connected(upstream)
 
-    def _send_the_end(self, ticket: Ticket) -> None:
-        if self._upstream is not None and not self.over and self._stale:
-            self._gate.leave(ticket)
-            self._give_up()
+    def _send_last_piece(self, ticket: Ticket) -> None:
+        if self._upstream is not None and not self.ended and self._names_changed:
+            self._gate.release(ticket)
+            self._fail_renamed()
             return
-        super()._send_the_end(ticket)
+        super()._send_last_piece(ticket)
 
-    def _give_up(self) -> None:
-        """Chroma has a part of the request, which it does nothing with."""
+    def _fail_renamed(self) -> None:
+        """Chroma has a part of the request. It does nothing with a part."""
         if self._upstream is not None:
-            self._upstream.drop()
+            self._upstream.abort()
         self.fail(Unavailable(_RENAMED, "nothing happened; send it again"))
 
     def _end(self) -> None:
-        self._room.taken_bytes -= self._taken_bytes
-        self._taken_bytes = 0
+        self._budget.used_bytes -= self._budgeted_bytes
+        self._budgeted_bytes = 0
         super()._end()
-
-    def _say(self, answer: Answer) -> None:
-        if self.over:
-            return
-        last = self._client.closing or not self.head.keep_alive or not self.received
-        self._status = answer.status
-        self._end()
-        bare = self.head.method == b"HEAD"
-        self._client.write(own_answer(answer, self._request_id, close=last, bare=bare, extra=self.extra))
-        self._client.answer_ended(last=last)
 
 
 class FilteredRequest(ProxiedRequest):
-    """Of a list, of which the visitor sees a part."""
+    """A request for a list of which the key sees a part."""
 
-    def __init__(self, client: Client, decision: Decision, request_id: bytes, gate: Gate, pool: Pool) -> None:
-        self._bare = decision.head.method == b"HEAD"
+    def __init__(
+        self, client: "ClientConnection", decision: Decision, request_id: bytes, gate: Gate, pool: Pool
+    ) -> None:
+        self._is_head = decision.head.method == b"HEAD"
         self._plan = decision.plan
-        head, self._offset, self._limit = _of_all(decision.head, decision.plan.lists)
+        head, self._offset, self._limit = _unfiltered(decision.head, decision.plan.filtered)
         super().__init__(client, head, request_id, gate, pool, decision.counter)
-        self._answer_head: ResponseHead | None = None
+        self._response_head: ResponseHead | None = None
         self._pieces: list[bytes] = []
 
-    def answer_begins(self, head: ResponseHead, body: Body, payload: bytes) -> None:
-        self._answer_head = head
+    @property
+    def _no_body(self) -> bool:
+        return self._is_head  # Chroma is always sent GET
+
+    def response_started(self, head: ResponseHead, body: Body, payload: bytes) -> None:
+        self._response_head = head
         self._pieces.append(payload)
 
-    def answer_goes_on(self, body: Body, payload: bytes) -> None:
+    def response_continued(self, body: Body, payload: bytes) -> None:
         self._pieces.append(payload)
 
-    def answer_ended(self) -> None:
-        assert self._answer_head is not None
-        status, body = self._answer_head.status, b"".join(self._pieces)
+    def response_ended(self) -> None:
+        assert self._response_head is not None
+        status, body = self._response_head.status, b"".join(self._pieces)
         try:
             if status == 200:
-                body = self._visible(body)
+                body = self._filter(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self.fail(BadUpstream("Chroma's list is not one"))
+            self.fail(BadUpstream("Chroma's list cannot be read"))
             return
-        last = self._client.closing or not self.head.keep_alive or not self.received
-        self._status = status
-        self._end()
-        words = own_answer(Answer(status, body), self._request_id, close=last, bare=self._bare, extra=self.extra)
-        self._client.write(words)
-        self._client.answer_ended(last=last)
+        self._respond_static(StaticResponse(status, body))
 
-    def _visible(self, body: bytes) -> bytes:
-        shown = visible(body, self._plan.visible)
-        if self._plan.lists is Lists.COUNT:
-            return b"%d" % len(shown)
+    def _filter(self, body: bytes) -> bytes:
+        visible = filter_by_name(body, self._plan.visible)
+        if self._plan.filtered is FilteredList.COUNT:
+            return b"%d" % len(visible)
         end = None if self._limit is None else self._offset + self._limit
-        return b"[" + b",".join(shown[self._offset : end]) + b"]"
+        return b"[" + b",".join(visible[self._offset : end]) + b"]"
 
 
 class _Item(msgspec.Struct):
     name: str
 
 
-def visible(body: bytes, names: Names) -> list[bytes]:
-    """Those of a JSON list whose `name` is one of `names`, as they are."""
+def filter_by_name(body: bytes, names: Names) -> list[bytes]:
+    """The items of a JSON list whose `name` is one of `names`, in order, each byte for byte.
+
+    Raises msgspec.DecodeError if `body` is not such a list.
+    """
     return [
         bytes(each)
         for each in msgspec.json.decode(body, type=list[msgspec.Raw])
@@ -248,66 +225,41 @@ def visible(body: bytes, names: Names) -> list[bytes]:
 _NUMBER = re.compile(r"[0-9]{1,9}")
 
 
-def _of_all(head: RequestHead, lists: Lists | None) -> tuple[RequestHead, int, int | None]:
-    """The same question for all of the list, and which part of what is visible of it was asked for.
+def _unfiltered(head: RequestHead, filtered: FilteredList | None) -> tuple[RequestHead, int, int | None]:
+    """The request for the whole list, and the offset and limit that the client asked for.
 
-    A query that Chroma may not take goes to Chroma as it is.
+    If they may be invalid, Chroma gets the query as it is, and rejects it.
     """
     query = parse_qsl(head.query.decode("latin-1"), keep_blank_values=True)
     asked = {name: value for name, value in query if name in ("limit", "offset")}
-    proper = len([name for name, _ in query if name in asked]) == len(asked)
-    proper = proper and all(map(_NUMBER.fullmatch, asked.values()))
+    valid = len([name for name, _ in query if name in asked]) == len(asked)
+    valid = valid and all(map(_NUMBER.fullmatch, asked.values()))
     target = head.path
-    if lists is Lists.COUNT:
+    if filtered is FilteredList.COUNT:
         target = target.removesuffix(b"_count")
-    elif not proper:
+    elif not valid:
         target += b"?" + head.query
     _, _, lines = head.upstream.partition(b"\r\n")
     upstream = b"GET %b HTTP/1.1\r\n%b" % (target, lines)
-    limit = int(asked["limit"]) if proper and "limit" in asked else None
-    offset = int(asked["offset"]) if proper and "offset" in asked else 0
+    limit = int(asked["limit"]) if valid and "limit" in asked else None
+    offset = int(asked["offset"]) if valid and "offset" in asked else 0
     return head._replace(upstream=upstream, method=b"GET"), offset, limit
 
 
-class _Written(msgspec.Struct):
+class _RecordsBody(msgspec.Struct):
     ids: list[msgspec.Raw] | None = None
 
 
-def _records(body: bytes) -> int:
-    """How many records a write names. Raises InvalidRequest for what cannot be counted."""
+def _count_records(body: bytes) -> int:
+    """How many records a write names. Raises InvalidRequest if they cannot be counted."""
     try:
-        return len(msgspec.json.decode(body, type=_Written).ids or ())
+        return len(msgspec.json.decode(body, type=_RecordsBody).ids or ())
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest(
-            "this key may write so many records at once, and those of this body cannot be counted"
+            "this key has a limit of records per write, and the records of this body cannot be counted"
         ) from None
 
 
-def _unframed(pieces: list[bytes], *, chunked: bool) -> bytes:
+def _payload(pieces: list[bytes], *, chunked: bool) -> bytes:
     body = b"".join(pieces)
     return Chunked().take(body)[0] if chunked else body
-
-
-class Watcher:
-    """The companion of an exchange that is counted, that may rename, or that the audit wants to know of."""
-
-    def __init__(self, quota: Quota | None, names: CollectionNames | None, notes: "Sequence[Note]") -> None:
-        self._quota, self._names, self._notes = quota, names, notes
-
-    def answered(self) -> None:
-        if self._names is not None:
-            self._names.changed()
-
-    def ended(self, status: int) -> None:
-        if self._quota is not None:
-            self._quota.end()
-        if self._names is not None:
-            self._names.changed()
-        for note in self._notes:
-            note(status)
-
-
-class Note(Protocol):
-    """Writes down how it ended."""
-
-    def __call__(self, status: int) -> None: ...

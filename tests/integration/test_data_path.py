@@ -367,7 +367,7 @@ COLLECTION = b"/api/v2/tenants/t/databases/d/collections/" + ID.encode()
 
 
 async def warm(path: DataPath) -> None:
-    path.gate.leave(await path.gate.enter("a first read", ID), done=True)
+    path.gate.release(await path.gate.acquire("a first read", ID), done=True)
 
 
 async def test_a_write_waits_for_chroma_without_end() -> None:

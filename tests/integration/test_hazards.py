@@ -818,7 +818,7 @@ def test_a_flood_of_pipelined_requests_does_not_pile_up() -> None:
             while sent < 64 * MIB:
                 sent += wire.raw.send(GET * 1000)
         (client,) = gateway.path.clients
-        assert len(client._rest) < MIB
+        assert len(client._buffer) < MIB
         release.set()
         wire.raw.settimeout(10)
         for _ in range(1000):
@@ -946,13 +946,13 @@ def test_what_waited_for_its_turn_is_admitted_anew_by_a_restarted_chroma() -> No
             until(lambda: gateway.path.pool.queued == 1)
             gateway.gate.chroma_gone()
             seen: list[Ticket] = []
-            leave = gateway.gate.leave
+            release_ticket = gateway.gate.release
 
-            def leave_and_tell(ticket: Ticket, *, done: bool = False) -> None:
+            def release_and_record(ticket: Ticket, *, done: bool = False) -> None:
                 seen.append(ticket)
-                leave(ticket, done=done)
+                release_ticket(ticket, done=done)
 
-            gateway.gate.leave = leave_and_tell  # type: ignore[method-assign]
+            gateway.gate.release = release_and_record  # type: ignore[method-assign]
             release.set()
             assert status(first.answer()) == status(second.answer()) == 200
             until(lambda: len(seen) == 1)

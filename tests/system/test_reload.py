@@ -62,7 +62,7 @@ def test_an_edit_restarts_the_gateway_alone_and_loses_no_write() -> None:
             writer = threading.Thread(target=write)
             writer.start()
             chroma, gateway = served.pid("chroma"), served.pid("gateway")
-            edited = served.directory / "src/gateway/proxy/classify.py"
+            edited = served.directory / "src/gateway/proxy/policy.py"
             edited.write_text(edited.read_text() + "\n# edited\n")
             begun = time.monotonic()
             served.until(lambda: served.pid("gateway") not in {gateway, None}, "the gateway was restarted")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "gateway"
 
 PURE_MODULES = [
-    *("gateway.proxy.answers", "gateway.proxy.classify", "gateway.proxy.framing", "gateway.proxy.headers"),
+    *("gateway.proxy.responses", "gateway.chroma.routes", "gateway.proxy.framing", "gateway.proxy.headers"),
     *("gateway.proxy.limits", "gateway.proxy.counters", "gateway.snapshot.model", "gateway.snapshot.plan"),
     *("gateway.snapshot.budget", "gateway.snapshot.changes", "gateway.snapshot.retention"),
     *("gateway.snapshot.schedule", "gateway.lease.state"),
@@ -22,7 +22,6 @@ PURE_MODULES = [
         "gateway.auth.access",
         "gateway.auth.addresses",
         "gateway.auth.quota",
-        "gateway.auth.routes",
         "gateway.auth.scope",
     ),
 ]

@@ -195,19 +195,19 @@ async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
     token = keys.add("mine", "reader")
     ring = Keyring("an-admin-token", file=keys.path)
     changes: list[int] = []
-    ring.when_changed(lambda: changes.append(1))
+    ring.on_change(lambda: changes.append(1))
     good = keys.path.read_text()
     for broken in ("", "nonsense", good[:-5]):
         keys.path.write_text(broken)
         with pytest.raises(ConfigError):
-            await ring.look()
+            await ring.reload()
         assert ring.find(token).name == "mine"
     keys.path.unlink()
     with pytest.raises(ConfigError):
-        await ring.look()
+        await ring.reload()
     assert not changes
     keys.remove("mine")
-    await ring.look()
+    await ring.reload()
     assert changes == [1]
     with pytest.raises(Unauthorized):
         ring.find(token)
@@ -224,7 +224,7 @@ async def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkey
         scopes.extend(key.scope.everything for key in ring.keys)
         changed.set()
 
-    ring.when_changed(note)
+    ring.on_change(note)
     half = "[[keys]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in GOOD.items())
     stamp, read, looks = keyring._stamp, keyring._read, 0
 
@@ -244,7 +244,7 @@ async def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkey
         finish()
         return keys
 
-    monkeypatch.setattr(keyring, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(keyring, "_POLL_INTERVAL_S", 0.01)
     monkeypatch.setattr(keyring, "_stamp", slow_stamp)
     file.write_text(half)
     monkeypatch.setattr(keyring, "_read", slow_read)

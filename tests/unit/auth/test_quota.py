@@ -1,4 +1,4 @@
-"""How much one visitor may ask for."""
+"""Limits of one key or address: `gateway.auth.quota`."""
 
 import pytest
 from hypothesis import given
@@ -8,8 +8,8 @@ from gateway.auth.quota import Quota, QuotaLimits
 from gateway.errors import RateLimited
 
 
-def test_a_burst_then_the_rate() -> None:
-    """One second's worth at once; then so many a second, and the answer says when."""
+def test_after_a_burst_of_one_second_the_rate_applies() -> None:
+    """And a refusal says when to try again."""
     quota = Quota(QuotaLimits(requests_per_s=2), 100.0)
     quota.begin(100.0)
     quota.begin(100.0)
@@ -21,8 +21,8 @@ def test_a_burst_then_the_rate() -> None:
         quota.begin(100.6)
 
 
-def test_a_rate_below_one_lets_one_pass() -> None:
-    """Once in ten seconds means once now, and then in ten seconds."""
+def test_a_rate_below_one_allows_the_first_request() -> None:
+    """One in ten seconds means one now, and the next in ten seconds."""
     quota = Quota(QuotaLimits(requests_per_s=0.1), 0.0)
     quota.begin(0.0)
     with pytest.raises(RateLimited) as refused:
@@ -31,8 +31,8 @@ def test_a_rate_below_one_lets_one_pass() -> None:
     quota.begin(10.0)
 
 
-def test_so_many_at_once() -> None:
-    """The next passes when one has ended; one that was refused does not count."""
+def test_no_more_than_in_flight_requests_at_once() -> None:
+    """The next is allowed when one has ended. A refused one does not count."""
     quota = Quota(QuotaLimits(in_flight=2), 0.0)
     quota.begin(0.0)
     quota.begin(0.0)
@@ -45,8 +45,8 @@ def test_so_many_at_once() -> None:
 
 
 @given(some.floats(0.01, 1000), some.lists(some.floats(0, 1), max_size=300))
-def test_never_more_than_promised(rate: float, pauses: list[float]) -> None:
-    """In any stretch: one second's worth and what the rate gives, whatever the pauses."""
+def test_the_rate_is_never_exceeded(rate: float, pauses: list[float]) -> None:
+    """In any interval: at most one second's worth and what the rate adds, whatever the pauses."""
     quota, now_s, passed = Quota(QuotaLimits(requests_per_s=rate), 0.0), 0.0, 0
     for pause in pauses:
         now_s += pause
@@ -58,8 +58,8 @@ def test_never_more_than_promised(rate: float, pauses: list[float]) -> None:
     assert passed <= max(1.0, rate) + now_s * rate + 1e-6
 
 
-def test_who_is_idle_can_be_forgotten() -> None:
-    """Only when a new quota would be the same."""
+def test_a_quota_is_idle_only_when_a_new_one_would_be_the_same() -> None:
+    """Then it can be dropped."""
     quota = Quota(QuotaLimits(requests_per_s=1), 0.0)
     quota.begin(0.0)
     assert not quota.idle(5.0)

@@ -9,8 +9,8 @@ from gateway.proxy.framing import LAST_CHUNK, BadFraming, Chunked, Counted, Unti
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300)), st.binary(max_size=50), st.data())
-def test_a_chunked_body_is_found_however_it_is_cut(payloads: list[bytes], after: bytes, data: st.DataObject) -> None:
-    """Payload and what follows come out whole, whatever the pieces."""
+def test_a_chunked_body_is_read_however_it_is_split(payloads: list[bytes], after: bytes, data: st.DataObject) -> None:
+    """The payload and what follows it are complete, whatever the pieces."""
     wire = b"".join(map(chunk, payloads)) + LAST_CHUNK + after
     body, got, rest, at = Chunked(), b"", b"", 0
     while at < len(wire):
@@ -26,7 +26,7 @@ def test_a_chunked_body_is_found_however_it_is_cut(payloads: list[bytes], after:
 
 
 class Oracle:
-    """What httptools makes of the same bytes."""
+    """What httptools reads from the same bytes."""
 
     def __init__(self) -> None:
         self.payload, self.complete = b"", False
@@ -46,8 +46,8 @@ class Oracle:
         max_size=14,
     )
 )
-def test_what_is_accepted_is_understood_as_another_parser_does(parts: list[bytes]) -> None:
-    """Of any bytes: if we see a whole body in them, so does llhttp, with the same payload."""
+def test_an_accepted_body_means_the_same_to_another_parser(parts: list[bytes]) -> None:
+    """If the gateway reads a complete body from any bytes, so does llhttp, with the same payload."""
     wire = b"".join(parts)
     body = Chunked()
     try:
@@ -63,7 +63,7 @@ def test_what_is_accepted_is_understood_as_another_parser_does(parts: list[bytes
     assert oracle.payload == payload
 
 
-def test_counted_bodies_end_where_they_said() -> None:
+def test_a_counted_body_ends_after_content_length_bytes() -> None:
     """Not a byte more or less."""
     body = Counted(5)
     assert body.take(b"abc") == (b"abc", b"")
@@ -73,8 +73,8 @@ def test_counted_bodies_end_where_they_said() -> None:
     assert Counted(0).complete
 
 
-def test_a_body_until_close_has_no_end_of_its_own() -> None:
-    """Only its connection does."""
+def test_a_body_until_close_is_never_complete() -> None:
+    """It ends with its connection."""
     body = UntilClose()
     assert body.take(b"x" * 10) == (b"x" * 10, b"")
     assert not body.complete
@@ -83,13 +83,13 @@ def test_a_body_until_close_has_no_end_of_its_own() -> None:
 @pytest.mark.parametrize(
     "endless", [b"1;" + b"x" * 2000, b"0\r\n" + b"a: b\r\n" * 2000, b"1" * 2000], ids=["extension", "trailers", "size"]
 )
-def test_nothing_in_a_chunked_body_may_go_on_for_ever(endless: bytes) -> None:
-    """Lines and trailers have limits."""
+def test_lines_and_trailers_of_a_chunked_body_have_limits(endless: bytes) -> None:
+    """Otherwise they could fill the memory."""
     with pytest.raises(BadFraming):
         Chunked().take(endless)
 
 
-def test_an_empty_chunk_is_none() -> None:
-    """It would be the last."""
+def test_an_empty_payload_makes_no_chunk() -> None:
+    """An empty chunk would end the body."""
     assert chunk(b"") == b""
     assert chunk(b"ab") == b"2\r\nab\r\n"

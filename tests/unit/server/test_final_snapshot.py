@@ -112,4 +112,4 @@ async def test_no_write_is_let_through_after_the_last_cut(tmp_path: Path, monkey
     await gateway_process._last_snapshot()
     assert refusals == ["this gateway is stopping"]
     with pytest.raises(LeaseLost, match="stopping"):
-        await gateway_process.gate.enter("upsert")
+        await gateway_process.gate.acquire("upsert")
