@@ -40,10 +40,11 @@ from gateway.errors import (
 from gateway.files import scratch_directory
 from gateway.jobs import JobStatus
 from gateway.jobs import Progress as Told
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.progress import counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified, restore_at_boot
+from gateway.snapshot.restore import restore_at_boot
 from gateway.snapshot.tar import tar, tar_size
 from gateway.snapshot.verify import Level, verify
 from gateway.storage import PrefixedStorage, open_storage

@@ -1,20 +1,22 @@
-"""The lease of one repository, in the store: taken, kept, published under, and handed on.
+"""The lease of one repository, in the store: take it, hold it, publish under it, release it.
 
-`gateway.lease.state` says what the object holds and why it cannot be cheated. Here is how it is
-moved, one compare-and-swap at a time:
+`gateway.lease.state` says what the object holds, and proves that a gateway that lost the lease changes nothing. This
+module changes the object, one compare-and-swap at a time:
 
-1. read the object and its version; 2. make the next state; 3. write it if the version is still that.
+1. Read the object and its version.
+2. Make the next state.
+3. Write the next state if the object still has that version.
 
-If 3 is refused, or its answer lost, begin again at 1: every change says of a state it has made already
-that there is nothing to do, so one's own lost write is recognised as one's own, and one that arrives
-late finds another version and is refused.
+If step 3 is refused, or its answer is lost, begin again at step 1. Every change is idempotent: on a state that it
+already made there is nothing to do. So a gateway recognises its own write whose answer was lost. A write that arrives
+late meets another version and is refused.
 
-Peace costs one small read every `POLL_S` and no write. Who wants the lease asks for it in the object;
-the holder sees that within `POLL_S` and moves (`leaving`, again and again until `released`). A holder
-that is asked and does not move for `answer_timeout_s` of the asker's own clock is dead; one that
-moves but does not finish within `takeover_timeout_s` has had its time. Either way the epoch rises by
-one and what the old holder may still try is refused, so a wrong guess costs it its unpublished
-writes, and the history nothing.
+When idle, the holder makes one small read every `POLL_S` and no write. A gateway that wants the lease says so in the
+object. The holder sees that within `POLL_S`. It then writes `leaving` again and again, until it writes `released`. A
+holder that was asked and writes nothing for `answer_timeout_s`, by the asking gateway's clock, is taken for dead. A
+holder that writes but does not release within `takeover_timeout_s` has had its time. In both cases the epoch grows by
+one, and every later step of the old holder is refused. A wrong guess costs the old holder its unpublished writes. It
+never costs the history anything.
 """
 
 import asyncio
@@ -36,25 +38,25 @@ log = structlog.get_logger()
 
 POLL_S = 2.0
 ANSWER_TIMEOUT_S = 8.0
-_WAIT_S = 0.25
+_RETRY_TAKE_S = 0.25
 _CALL_TIMEOUT_S = 15.0
-_TRIES = 6
-# Bytes may be damaged on their way.
-_READS = 3
-_MOST_REFUSALS = 50
+_CHANGE_ATTEMPTS = 6
 _FIRST_PAUSE_S = 0.05
+# Bytes may be damaged on their way.
+_READ_ATTEMPTS = 3
+_MAX_FAILED_WRITES = 50
 
 
-class Taken(NamedTuple):
-    """How the lease came to us."""
+class Takeover(NamedTuple):
+    """How this gateway became the holder."""
 
     before: LeaseState | None
     """The last state of the holder before us; None if there was none."""
     forced: bool
-    """It was not handed over: what that holder acknowledged since its last snapshot is not in the store."""
+    """That holder did not hand over. What it acknowledged since its last snapshot is not in the store."""
 
 
-class _Found(NamedTuple):
+class _Versioned(NamedTuple):
     lease_state: LeaseState
     version: str
 
@@ -65,22 +67,22 @@ def this_process() -> str:
 
 
 async def read_lease_state(store: Storage) -> LeaseState | None:
-    """The present state of the lease; None where there never was one. Raises CorruptSnapshot, StorageError."""
-    for tries_left in reversed(range(_READS)):
+    """Return the present state of the lease, None if there is none. Raises CorruptSnapshot, StorageError."""
+    for attempts_left in reversed(range(_READ_ATTEMPTS)):
         try:
             return LeaseState.parse(await store.get_range(LEASE, 0, MAX_LEASE_BYTES), store.url)
         except ObjectMissing:
             return None
         except CorruptSnapshot:
-            if not tries_left:
+            if not attempts_left:
                 raise
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 class Lease:
-    """The lease of the repository in `store`, for one process on the data directory `home`.
+    """The lease of the repository in `store`, for one process on the data directory with the id `home`.
 
-    `conditional` says whether the store keeps what conditional writes promise (`gateway.lease.probe`).
+    `conditional` says whether the store honours conditional writes (`gateway.lease.probe`).
     Every method raises StorageError where the store does.
     """
 
@@ -101,186 +103,182 @@ class Lease:
         self._changing = asyncio.Lock()
         self.holder = uuid.uuid4().hex
         self.known: LeaseState | None = None
-        """The state last read or written."""
+        """The state that was read or written most recently."""
 
     @property
     def epoch(self) -> int | None:
-        """The fencing number, while the lease is known to be ours."""
+        """The fencing number, None unless this process is known to be the holder."""
         return self.known.epoch if self.known and self.known.holder == self.holder else None
 
     # ------------------------------------------------------------------ taking it
 
-    async def take(self, *, any_of_ours: bool = False) -> Taken:
-        """Become the holder, after asking the present one, if there is one, to leave.
+    async def take(self, *, any_of_ours: bool = False) -> Takeover:
+        """Become the holder. Ask the present holder to leave first, if there is one.
 
-        At once if nobody holds it, or if its holder was on our own data directory: only one gateway can
-        be, so that one is no more. With `any_of_ours` a holder on our own data directory will do.
+        Does not wait if the lease is released, or if its holder was on our own data directory: only one gateway can
+        be on a data directory, so that holder has ended. With `any_of_ours`, returns at once if any process on our
+        own data directory holds the lease. Safe to retry.
         """
-        waiting: _Waiting | None = None
-        before, forced, refused = None, False, 0
-        while refused < _MOST_REFUSALS:
+        timeout: _HolderTimeout | None = None
+        before, forced, failed_writes = None, False, 0
+        while failed_writes < _MAX_FAILED_WRITES:
             found = await self._read()
-            if found is not None:
-                now = found.lease_state
-                if now.holder == self.holder or (any_of_ours and now.home == self.home):
-                    if forced and before:
-                        log.warning(
-                            "took the lease over by force: what was accepted since the last snapshot is not here",
-                            holder=before.where,
-                            epoch=now.epoch,
-                            last_snapshot=before.published,
-                        )
-                    return Taken(before, forced)
-                if waiting is None or waiting.epoch != now.epoch:
-                    waiting = _Waiting(now.epoch, self._clock(), self._answer_timeout_s, self._takeover_timeout_s)
-                overdue = waiting.is_over(now, self._clock())
-                if now.state == "released" or now.home == self.home or overdue:
-                    before, forced = now, now.state != "released" and now.home != self.home
-                    wanted = now.succeeded_by(self.holder, self.home, self._where)
-                elif not waiting.asked:
-                    # Once: who asks after us is newer than we are, and goes first.
-                    wanted = now.asked_by(self.holder)
-                    if wanted is now:
-                        waiting.asked = True
-                        log.info("asked for the lease", holder=now.where, epoch=now.epoch)
-                        continue
-                else:
-                    await asyncio.sleep(_WAIT_S)
-                    continue
-                version = found.version
-            else:
+            if found is None:
                 wanted, version = LeaseState(holder=self.holder, home=self.home, where=self._where), None
+            else:
+                current, version = found
+                if current.holder == self.holder or (any_of_ours and current.home == self.home):
+                    return _taken(current, before, forced=forced)
+                if timeout is None or timeout.epoch != current.epoch:
+                    timeout = _HolderTimeout(
+                        current.epoch, self._clock(), self._answer_timeout_s, self._takeover_timeout_s
+                    )
+                expired = timeout.is_over(current, self._clock())
+                handed_over = current.state == "released" or current.home == self.home
+                if handed_over or expired:
+                    before, forced = current, not handed_over
+                    wanted = current.succeeded_by(self.holder, self.home, self._where)
+                elif timeout.was_asked:
+                    await asyncio.sleep(_RETRY_TAKE_S)
+                    continue
+                else:
+                    # Only once: a gateway that asks after us is newer and goes first.
+                    wanted = current.asked_by(self.holder)
+                    if wanted is current:
+                        timeout.was_asked = True
+                        log.info("asked for the lease", holder=current.where, epoch=current.epoch)
+                        continue
             if not await self._put(wanted, version):
-                refused += 1
-                await asyncio.sleep(_WAIT_S)
+                failed_writes += 1
+                await asyncio.sleep(_RETRY_TAKE_S)
         raise StorageUnavailable(
-            f"{self._store.url}{LEASE} cannot be changed, after {_MOST_REFUSALS} tries", "try again"
+            f"{self._store.url}{LEASE} could not be changed in {_MAX_FAILED_WRITES} attempts", "try again"
         )
 
     async def wait_for_ours(self, timeout_s: float) -> None:
-        """Wait until somebody on our own data directory holds it, at most `timeout_s`."""
+        """Wait until a process on our own data directory holds the lease, at most `timeout_s`."""
         since = self._clock()
         while self._clock() - since < timeout_s:
             found = await self._read()
             if found is None or found.lease_state.home == self.home or found.lease_state.state == "released":
                 return
-            await asyncio.sleep(_WAIT_S)
+            await asyncio.sleep(_RETRY_TAKE_S)
 
     # ------------------------------------------------------------------ holding it
 
     async def look(self) -> LeaseState:
-        """The present state, which is ours. Raises LeaseLost if it is not."""
-        return (await self._ours()).lease_state
+        """Read and return the present state. Raises LeaseLost if this process is not the holder."""
+        return (await self._read_ours()).lease_state
 
     async def retake(self) -> None:
-        """Hold what we released and nobody took. Raises LeaseLost if somebody did."""
+        """Hold the lease again after a release that no gateway made use of. Raises LeaseLost if one did."""
         await self._change(
-            lambda lease_state: (
-                lease_state.succeeded_by(self.holder, self.home, self._where)
-                if lease_state.state == "released"
-                else lease_state
+            lambda current: (
+                current.succeeded_by(self.holder, self.home, self._where) if current.state == "released" else current
             )
         )
 
     async def leave(self) -> None:
-        """Show who waits that we are on our way out. To be called every `POLL_S` until `release`."""
+        """Show the waiting gateway that we are handing over. To be called every `POLL_S` until `release`."""
         await self._change(LeaseState.leaving)
 
     async def release(self) -> None:
-        """Give it up: who comes next need not wait. Nothing can be published afterwards."""
+        """Give the lease up, so that the next holder need not wait. Nothing can be published afterwards."""
         await self._change(LeaseState.released)
 
     @asynccontextmanager
     async def publishing(self, snapshot_id: str) -> AsyncIterator[None]:
-        """Around the writing of a manifest: it counts once this has ended, and not before.
+        """Enclose the writing of a manifest. The snapshot is committed when this ends without an error.
 
-        Raises LeaseLost when another gateway took over, before the manifest was written or after: it
-        never counts then. After StorageUnavailable at the end it counts or does not.
+        Raises LeaseLost if another gateway took over, before the manifest was written or after. Then the snapshot
+        is never committed. After StorageUnavailable at the end it may be committed or not.
         """
-        await self._change(lambda lease_state: _held(lease_state).announcing(snapshot_id))
+        await self._change(lambda current: _require_held(current).announcing(snapshot_id))
         yield
-        await self._change(lambda lease_state: lease_state.confirming(snapshot_id))
+        await self._change(lambda current: current.confirming(snapshot_id))
 
     async def settle(self) -> None:
-        """Make void what was announced and is not known to be published: nothing of it can arrive any more."""
-        await self._change(lambda lease_state: _held(lease_state).settling())
+        """Abort the announced snapshot, if there is one. A confirmation that is still under way will be refused."""
+        await self._change(lambda current: _require_held(current).aborting_announced())
 
     async def mark_pending_delete(self, packs: Iterable[str]) -> None:
-        """Before packs are deleted: whoever takes over knows of it. Raises LeaseLost, and they must stay."""
+        """Tell any successor that `packs` are about to be deleted. Raises LeaseLost; then they must stay."""
         names = tuple(packs)
-        await self._change(lambda lease_state: _held(lease_state).marking_pending_delete(names))
+        await self._change(lambda current: _require_held(current).marking_pending_delete(names))
 
     async def unmark_pending_delete(self, packs: Iterable[str]) -> None:
-        """After packs were deleted, each of them answered for."""
+        """Take `packs` off that list, once every deletion was answered."""
         names = tuple(packs)
-        await self._change(lambda lease_state: lease_state.unmarking_pending_delete(names))
+        await self._change(lambda current: current.unmarking_pending_delete(names))
 
     # ------------------------------------------------------------------ inside
 
     async def _change(self, change: Callable[[LeaseState], LeaseState]) -> None:
-        """Bring the lease, which is ours, into the state that `change` makes of the present one."""
+        """Replace the present state, which must be ours, with `change` of it."""
         async with self._changing:
             pause_s = _FIRST_PAUSE_S
-            for tries_left in reversed(range(_TRIES)):
+            for attempts_left in reversed(range(_CHANGE_ATTEMPTS)):
                 try:
-                    found = await self._ours()
+                    found = await self._read_ours()
                     wanted = change(found.lease_state)
                     if wanted is found.lease_state or await self._put(wanted, found.version):
                         return
                 except StorageUnavailable:
-                    if not tries_left:
+                    if not attempts_left:
                         raise
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
-        raise StorageUnavailable(f"{self._store.url}{LEASE} was changed by others {_TRIES} times over", "try again")
+        raise StorageUnavailable(
+            f"{self._store.url}{LEASE} could not be changed in {_CHANGE_ATTEMPTS} attempts", "try again"
+        )
 
-    async def _ours(self) -> _Found:
-        """The present state with its version. Raises LeaseLost if it is not ours."""
+    async def _read_ours(self) -> _Versioned:
+        """Return the present state with its version. Raises LeaseLost if this process is not the holder."""
         known = self.known
         found = await self._read()
         if found is None and known is not None and known.holder == self.holder:
-            # Somebody deleted it. Whoever is first makes a new one, and the others see that.
-            log.warning("the lease was deleted and is made anew", store=self._store.url)
+            # It was deleted. The first gateway makes a new one, and the others see that.
+            log.warning("the lease was deleted, writing a new one", store=self._store.url)
             await self._put(known.succeeded_by(self.holder, self.home, self._where), None)
             found = await self._read()
         if found is None:
-            raise LeaseLost(f"{self._store.url}{LEASE} is not there", "see who deletes it")
+            raise LeaseLost(f"{self._store.url}{LEASE} does not exist", "find out what deletes it")
         if found.lease_state.holder != self.holder:
             raise LeaseLost(
-                f"another gateway ({found.lease_state.where}, epoch {found.lease_state.epoch}) is the writer of"
-                f" {self._store.url} now",
-                "send writes to that one; this one must be started anew to become the writer again",
+                f"another gateway ({found.lease_state.where}, epoch {found.lease_state.epoch}) is now the writer of"
+                f" {self._store.url}",
+                "send writes to that gateway; to become the writer again, this one must be restarted",
             )
         return found
 
-    async def _read(self) -> _Found | None:
+    async def _read(self) -> _Versioned | None:
         found = None
-        for tries_left in reversed(range(_READS)):
+        for attempts_left in reversed(range(_READ_ATTEMPTS)):
             try:
-                async with _bounded(self._store):
+                async with _time_limit(self._store):
                     versioned = await self._store.get_versioned(LEASE)
-                found = _Found(LeaseState.parse(versioned.data, self._store.url), versioned.version)
+                found = _Versioned(LeaseState.parse(versioned.data, self._store.url), versioned.version)
                 break
             except ObjectMissing:
                 return None
             except CorruptSnapshot:
-                if not tries_left:
+                if not attempts_left:
                     raise
         assert found
         known = self.known
-        # Reads may overtake each other; of one holder's states the newer one is known already then.
+        # Reads may overtake each other. Of one holder's states, a newer one may be known already.
         if known is None or known.holder != found.lease_state.holder or known.serial <= found.lease_state.serial:
             self.known = found.lease_state
         return found
 
     async def _put(self, lease_state: LeaseState, version: str | None) -> bool:
-        """Write a state over the one with `version`, or where there is none; say whether that was done.
+        """Replace the state that has `version`, or create the object if that is None. Return whether that was done.
 
-        False too if the answer was lost: read it again, it shows.
+        Returns False too if the answer was lost. The next read tells.
         """
         data = lease_state.to_bytes()
         try:
-            async with _bounded(self._store):
+            async with _time_limit(self._store):
                 if not self._conditional:
                     await self._store.put(LEASE, data)
                     done = True
@@ -289,38 +287,49 @@ class Lease:
                 else:
                     done = await self._store.put_if_match(LEASE, data, version)
         except StorageUnavailable as error:
-            log.debug("the answer to a change of the lease was lost", cause=str(error))
+            log.debug("no answer to a change of the lease", cause=str(error))
             return False
         if done:
             self.known = lease_state
         return done
 
 
-class _Waiting:
-    """For a holder to leave, by the clock of who waits."""
+class _HolderTimeout:
+    """How long to wait for the holder of one epoch, by the clock of the gateway that waits."""
 
     def __init__(self, epoch: int, now: float, answer_timeout_s: float, takeover_timeout_s: float) -> None:
-        self.epoch, self.asked = epoch, False
-        self._moved_at = self._since = now
+        self.epoch, self.was_asked = epoch, False
+        self._changed_at = self._since = now
         self._serial = 0
         self._answer_timeout_s, self._takeover_timeout_s = answer_timeout_s, takeover_timeout_s
 
-    def is_over(self, seen: LeaseState, now: float) -> bool:
-        """Whether it was asked and then waited for long enough; `seen` is the present state."""
-        if seen.serial != self._serial:
-            self._serial, self._moved_at = seen.serial, now
-        overdue = now - self._moved_at >= self._answer_timeout_s or now - self._since >= self._takeover_timeout_s
-        return self.asked and overdue
+    def is_over(self, current: LeaseState, now: float) -> bool:
+        """Note the present state. Return whether the holder was asked and has had its time."""
+        if current.serial != self._serial:
+            self._serial, self._changed_at = current.serial, now
+        no_answer = now - self._changed_at >= self._answer_timeout_s
+        return self.was_asked and (no_answer or now - self._since >= self._takeover_timeout_s)
 
 
-def _held(lease_state: LeaseState) -> LeaseState:
+def _taken(current: LeaseState, before: LeaseState | None, *, forced: bool) -> Takeover:
+    if forced and before:
+        log.warning(
+            "took the lease over by force: writes that were accepted since the last snapshot are missing here",
+            holder=before.where,
+            epoch=current.epoch,
+            last_snapshot=before.published,
+        )
+    return Takeover(before, forced)
+
+
+def _require_held(lease_state: LeaseState) -> LeaseState:
     if lease_state.state == "released":
-        raise LeaseLost("this gateway has handed the lease over", "send writes to its successor")
+        raise LeaseLost("this gateway has released the lease", "send writes to its successor")
     return lease_state
 
 
 @asynccontextmanager
-async def _bounded(store: Storage) -> AsyncIterator[None]:
+async def _time_limit(store: Storage) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(_CALL_TIMEOUT_S):
             yield

@@ -1,7 +1,7 @@
-"""Whether a store keeps what conditional writes promise: asked by racing, not only by trying.
+"""Test whether a store honours conditional writes, by a race: one write after the other shows too little.
 
-Some servers take the conditions and ignore them (rclone), some refuse one of them (OpenStack Swift:
-If-Match), some look first and write later, so that two racers both win (Swift: If-None-Match).
+Some servers accept the conditions and ignore them (rclone). Some refuse one of them (OpenStack Swift: If-Match). Some
+check first and write later, so that two racing writers both succeed (OpenStack Swift: If-None-Match).
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from gateway.storage import Storage
 log = structlog.get_logger()
 
 _FOLDER = "probe/"
-_ROUNDS = 2
+_RACES = 2
 _RACERS = 6
-_TRIES = 5
+_ATTEMPTS = 5
 
 
 class Conditions(Enum):
-    """What a store makes of conditional writes."""
+    """What a store does with conditional writes."""
 
     KEPT = "kept"
     REFUSED = "refused"
@@ -31,51 +31,49 @@ class Conditions(Enum):
 
 
 async def probe(store: Storage, *, may_delete: bool = True) -> Conditions:
-    """Let writers race for one object of their own, first for its creation, then for each change of it.
+    """Let writers race for an object of their own: first to create it, then to change it. Return the result.
 
     Leaves nothing behind if it `may_delete`. Safe to retry. Raises StorageUnavailable, and StorageDenied where
     not even a plain write is allowed.
     """
-    verdict = Conditions.KEPT
-    rounds = tries = 0
-    while rounds < _ROUNDS:
+    result = Conditions.KEPT
+    races = failures = 0
+    while races < _RACES and result is Conditions.KEPT:
         key = f"{_FOLDER}{uuid.uuid4().hex}"
         try:
-            verdict = await _race(store, key)
-            rounds += 1
+            result = await _race(store, key)
+            races += 1
         except StorageUnavailable:
-            # A server may stumble over a race (rclone does); what its answer was worth, only another one tells.
-            if (tries := tries + 1) == _TRIES:
+            # A server may fail under a race (rclone does). Only another race tells whether it honours conditions.
+            if (failures := failures + 1) == _ATTEMPTS:
                 raise
         except StorageDenied as error:
             await store.put(key, b"whether a plain write is allowed")
-            log.debug("conditional writes are refused", cause=str(error))
-            verdict = Conditions.REFUSED
+            log.debug("the store refuses conditional writes", cause=str(error))
+            result = Conditions.REFUSED
         finally:
             if may_delete:
                 await store.delete(key)
-        if verdict is not Conditions.KEPT:
-            break
-    return verdict
+    return result
 
 
 async def _race(store: Storage, key: str) -> Conditions:
     racers = [f"racer {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
-    won = await _all(store.put_if_absent(key, data) for data in racers)
-    if not await _one_won(store, key, racers, won):
+    won = await _run_all(store.put_if_absent(key, data) for data in racers)
+    if not await _exactly_one_won(store, key, racers, won):
         return Conditions.BROKEN
     start = await store.get_versioned(key)
     racers = [f"second {number} {uuid.uuid4().hex}".encode() for number in range(_RACERS)]
-    won = await _all(store.put_if_match(key, data, start.version) for data in racers)
-    if not await _one_won(store, key, racers, won):
+    won = await _run_all(store.put_if_match(key, data, start.version) for data in racers)
+    if not await _exactly_one_won(store, key, racers, won):
         return Conditions.BROKEN
-    # Who comes late, and whoever finds nothing there, is refused without any race.
+    # After the race, an old version and an existing object must both be refused.
     late = await store.put_if_match(key, b"late", start.version) or await store.put_if_absent(key, b"late")
     return Conditions.BROKEN if late else Conditions.KEPT
 
 
-async def _all(racing: Iterable[Awaitable[bool]]) -> list[bool]:
-    """Who won. Raises StorageUnavailable if some racer does not know, unless two of the others won."""
+async def _run_all(racing: Iterable[Awaitable[bool]]) -> list[bool]:
+    """Return which racers won. Raises the error of a racer that does not know, unless two others won."""
     results = await asyncio.gather(*racing, return_exceptions=True)
     if results.count(True) < 2:
         for result in results:
@@ -84,7 +82,7 @@ async def _all(racing: Iterable[Awaitable[bool]]) -> list[bool]:
     return [result is True for result in results]
 
 
-async def _one_won(store: Storage, key: str, racers: list[bytes], won: list[bool]) -> bool:
+async def _exactly_one_won(store: Storage, key: str, racers: list[bytes], won: list[bool]) -> bool:
     try:
         data = await store.get(key)
     except ObjectMissing:

@@ -1,33 +1,38 @@
-"""Who may write to a repository, as data: the contents of `lease.json`. Pure.
+"""The contents of `lease.json`: which gateway may write to a repository. Pure.
 
-One object of the store says which gateway is the writer. It changes by compare-and-swap alone (the
-store's conditional writes), so its states form one line, each made of the one before. Every state has
-a `serial` of its own: two states are never equal in bytes, and a version that is a digest of them
-cannot come back.
+The lease is one object in the store. It changes only by compare-and-swap (the store's conditional writes). So its
+states form one sequence, in which each state is made from the one before. Every state has its own `serial`. So no
+two states have equal bytes, and a version that is a digest of the bytes never comes back.
 
-**A loser cannot publish.** To publish snapshot X the writer (1) swaps `announced = X` in, (2) writes
-X's manifest, (3) swaps `announced` out again. A successor that swaps itself in between finds X
-announced and moves it to `aborted`. A snapshot *counts* if its manifest is in the store and its id is
-neither announced nor void. Then:
+**A gateway that lost the lease cannot publish.** To publish snapshot X, the holder
 
-- Whoever lost the lease before (1) fails there and writes nothing.
-- Whoever loses it between (1) and (3) fails in (3). X is in `aborted` from the very swap on that took the
-  lease away, whether its manifest is written before, after or a day later. Nothing leaves `aborted`.
-- After (3) X counts for good, and the successor, whose swap came later, finds it there.
+1. swaps `announced = X` in,
+2. writes X's manifest,
+3. swaps `announced` out again.
 
-So (3) is the moment of publication; all such moments lie on the one line of states, in the order of
-their epochs. No clock is read, and how long a request was on its way does not matter. A reader lists
-the manifests first and reads the lease after: a manifest it saw was announced before, so the lease
-shows it as announced, as void, or as published. Without a lease (an older gateway's repository)
-nothing is void and everything counts.
+A successor that takes the lease while X is announced moves X to `aborted` in the same swap. A snapshot is
+*committed* if its manifest is in the store and its id is neither announced nor aborted. It follows:
 
-**A loser cannot delete what a winner needs.** What is in a pack is what it is named by, so a new snapshot may
-name a pack that a loser is just about to delete. Packs are therefore deleted only after they were
-swapped into `pending_delete`. A successor inherits that list and can tell every delete that may still be on
-its way: it takes none of these names for one that is there, and makes none of them again. Names
-of one's own deletes that were all answered are acquitted.
+- A gateway that lost the lease before step 1 fails at step 1 and writes nothing.
+- A gateway that loses the lease between steps 1 and 3 fails at step 3. X is in `aborted` from the very swap that
+  took the lease away. It does not matter whether the manifest is written before that swap, after it, or a day later.
+  Nothing ever leaves `aborted`.
+- After step 3, X stays committed. The successor's swap came later, so the successor finds X committed.
 
-On a store that ignores conditions the same steps are taken, and hold as long as no two of them race.
+So step 3 is the moment of publication. All publications lie on the one sequence of states, in the order of their
+epochs. No clock is read, and it does not matter how long a request is under way.
+
+A reader lists the manifests first and reads the lease second. A manifest in its list was announced before, so that
+lease shows it as announced, as aborted, or as published. A repository without a lease was written by an older
+gateway: nothing is aborted, and every manifest is committed.
+
+**A gateway that lost the lease cannot delete what its successor needs.** A pack is named by its contents. So a new
+snapshot may name a pack that a former holder is about to delete. Therefore a pack is deleted only after its name was
+swapped into `pending_delete`. A successor inherits that list, so it knows every deletion that may still be under way.
+It treats these packs as absent and never reuses their names. A holder takes a name off the list only if it put the
+name there itself and every deletion was answered.
+
+On a store that ignores conditions the steps are the same. There they hold as long as no two of them race.
 """
 
 import hashlib
@@ -42,49 +47,60 @@ from gateway.errors import Conflict, CorruptSnapshot, IncompatibleSnapshot, Leas
 LEASE = "lease.json"
 MAX_LEASE_BYTES = 1 << 20
 
+MAX_PENDING_DELETE = 64
+"""Most packs that may be marked at once."""
+
 _FORMAT = 1
-# What a successor inherits is kept for good, a name or two for each gateway that died at the wrong moment.
+# Inherited entries are kept. Each gateway that dies at the wrong moment adds one or two, so these bounds are far away.
 _MAX_ABORTED = 10_000
 _MAX_KEPT_PENDING_DELETE = 2_000
-MAX_PENDING_DELETE = 64
 
 
 class LeaseState(BaseModel):
-    """One state of the lease."""
+    """One state of the lease. The methods return the next state, or `self` if there is nothing to change."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     serial: Annotated[int, Field(ge=1)] = 1
-    """Grows by one with every write, whoever makes it."""
+    """Grows by one with every write, by any gateway."""
     epoch: Annotated[int, Field(ge=1)] = 1
-    """Grows by one with every holder: the fencing number."""
+    """The fencing number. Grows by one with every holder."""
     holder: str
-    """A process: a random name that it was given at its start."""
+    """The random name of the process that has the lease."""
     home: str
-    """A data directory: a random name that it was given once."""
+    """The random id of the holder's data directory."""
     where: str = ""
     """The holder's host and process id, for people."""
     state: Literal["held", "leaving", "released"] = "held"
     wanted_by: str | None = None
-    """The newest process that asked the holder to leave."""
+    """The process that asked the holder to leave most recently."""
     announced: str | None = None
+    """The snapshot whose manifest is being written."""
     aborted: tuple[str, ...] = ()
+    """Snapshots that were announced and can never be committed, oldest first."""
     pending_delete: tuple[str, ...] = ()
+    """Packs whose deletion may be under way, oldest first."""
     published: str | None = None
-    """The newest snapshot that was published under a lease, and the home of who published it."""
+    """The snapshot that was published most recently."""
     publisher: str | None = None
+    """The home of the gateway that published it."""
 
     # ------------------------------------------------------------------ as bytes
 
     def to_bytes(self) -> bytes:
-        """As it is stored; `digest` is the SHA-256 of the canonical form of `lease`: a flipped bit must not pass
-        for another holder."""
+        """Return the object to store.
+
+        `digest` is the SHA-256 of the canonical form of `lease`, so that a flipped bit does not read as another holder.
+        """
         body = self.model_dump(mode="json")
         return json.dumps({"format": _FORMAT, "digest": _digest(body), "lease": body}, indent=1).encode()
 
     @classmethod
     def parse(cls, data: bytes, url: str) -> Self:
-        """Raises IncompatibleSnapshot for a newer format, CorruptSnapshot for anything that is no lease."""
+        """Read what `to_bytes` returned. `url` is for messages.
+
+        Raises IncompatibleSnapshot for a newer format, CorruptSnapshot for anything else that is not a lease.
+        """
         try:
             document: Any = json.loads(data)
             version = document["format"]
@@ -94,22 +110,22 @@ class LeaseState(BaseModel):
                     "use the gateway that wrote it, or a newer one",
                 )
             if document["digest"] != _digest(document["lease"]):
-                raise ValueError("it does not have the digest it names")
+                raise ValueError("the digest does not match")
             return cls.model_validate_json(json.dumps(document["lease"]))
         except (ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
             raise CorruptSnapshot(
-                f"{url}{LEASE} cannot be read: it is cut off, damaged or no lease",
-                "stop every gateway on this store, then delete it: snapshots that never counted may show up",
+                f"{url}{LEASE} cannot be read: it is truncated, damaged or not a lease",
+                "stop every gateway on this store, then delete the object; aborted snapshots may be listed afterwards",
             ) from error
 
     def is_committed(self, snapshot_id: str) -> bool:
-        """Whether a manifest that is in the store is that of a published snapshot."""
+        """Return whether a manifest that is in the store belongs to a published snapshot."""
         return snapshot_id != self.announced and snapshot_id not in self.aborted
 
-    # ------------------------------------------------------------------ for who is not the holder
+    # ------------------------------------------------------------------ changes by other gateways
 
     def succeeded_by(self, holder: str, home: str, where: str) -> Self:
-        """The next holder's first state: what was announced and never published is void from here on."""
+        """The first state of the next holder. A snapshot that is still announced becomes aborted."""
         return self._next(
             epoch=self.epoch + 1,
             holder=holder,
@@ -118,57 +134,60 @@ class LeaseState(BaseModel):
             state="held",
             wanted_by=None,
             announced=None,
-            aborted=self._aborted(),
+            aborted=self._with_announced_aborted(),
         )
 
     def asked_by(self, holder: str) -> Self:
-        """The holder is asked to leave. Nothing else changes, so the holder goes on as it was."""
+        """`holder` asks the present holder to leave. Nothing else changes, so the present holder can go on."""
         return self if self.wanted_by == holder else self._next(wanted_by=holder)
 
-    # ------------------------------------------------------------------ for the holder; all may be repeated
+    # ------------------------------------------------------------------ changes by the holder; all may be repeated
 
     def leaving(self) -> Self:
-        """The holder is on its way out; called again and again, so that who waits sees it alive."""
+        """The holder is about to hand over. A new state each time, so that a waiting gateway sees the holder alive."""
         return self._next(state="leaving")
 
     def released(self) -> Self:
-        """The holder is done; who comes next need not wait."""
+        """The holder gave the lease up. The next holder need not wait."""
         return self if self.state == "released" else self._next(state="released")
 
     def announcing(self, snapshot_id: str) -> Self:
-        """Step 1 of a publication. What was announced before and never confirmed is void."""
+        """Step 1 of a publication. A snapshot that was announced before and never confirmed becomes aborted.
+
+        Raises Conflict if `snapshot_id` is aborted.
+        """
         if self.announced == snapshot_id:
             return self
         if snapshot_id in self.aborted:
             raise Conflict(f"snapshot {snapshot_id} was begun by another gateway and never published", "try again")
-        return self._next(announced=snapshot_id, aborted=self._aborted())
+        return self._next(announced=snapshot_id, aborted=self._with_announced_aborted())
 
     def confirming(self, snapshot_id: str) -> Self:
-        """Step 3: from here on the snapshot counts. Raises LeaseLost if it cannot any more."""
+        """Step 3 of a publication: the snapshot is committed. Raises LeaseLost if it was aborted."""
         if self.announced == snapshot_id:
             return self._next(announced=None, published=snapshot_id, publisher=self.home)
         if not self.is_committed(snapshot_id):
-            raise LeaseLost(f"snapshot {snapshot_id} was given up before it was published", "take another")
+            raise LeaseLost(f"snapshot {snapshot_id} was aborted before it was published", "take another snapshot")
         return self
 
-    def settling(self) -> Self:
-        """What was announced and never confirmed is void, and a confirmation that is on its way is refused."""
-        return self._next(announced=None, aborted=self._aborted()) if self.announced else self
+    def aborting_announced(self) -> Self:
+        """The announced snapshot becomes aborted. A confirmation of it that is still under way will be refused."""
+        return self._next(announced=None, aborted=self._with_announced_aborted()) if self.announced else self
 
     def marking_pending_delete(self, packs: Iterable[str]) -> Self:
-        """Packs that are about to be deleted, beside those that were condemned before."""
+        """`packs` are about to be deleted, beside those that were marked before."""
         names = tuple(dict.fromkeys((*self.pending_delete, *packs)))
         return self if names == self.pending_delete else self._next(pending_delete=names[-_MAX_KEPT_PENDING_DELETE:])
 
     def unmarking_pending_delete(self, packs: Iterable[str]) -> Self:
-        """Packs whose deletion was answered: their names may be used again."""
-        gone = set(packs)
-        names = tuple(name for name in self.pending_delete if name not in gone)
+        """The deletion of `packs` was answered. Their names may be used again."""
+        deleted = set(packs)
+        names = tuple(name for name in self.pending_delete if name not in deleted)
         return self if names == self.pending_delete else self._next(pending_delete=names)
 
     # ------------------------------------------------------------------ inside
 
-    def _aborted(self) -> tuple[str, ...]:
+    def _with_announced_aborted(self) -> tuple[str, ...]:
         return (*self.aborted, self.announced)[-_MAX_ABORTED:] if self.announced else self.aborted
 
     def _next(self, **changes: Any) -> Self:

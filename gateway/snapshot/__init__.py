@@ -1,23 +1,40 @@
-"""Snapshots: one cut of Chroma's disk in the store, and the way back. FORMAT.md describes every byte.
+"""Snapshots of Chroma's data directory in the store. docs/format.md describes every byte.
 
-A *file* of a snapshot (the database, or one file of an index) is a *base* and *patches* over it, made of
-*pieces* that are gathered into *packs*, objects of the store named by their own SHA-256. The *manifest* names
-every pack and every file; it is written last, and what it does not name does not exist. A *repository* is all of
-that below one gateway's prefix:
+Vocabulary:
 
-    repository.json                        the format's version, written once
-    lease.json                             who may write: one gateway at a time
-    snapshots/{snapshot_id}/manifest.json  one per snapshot
-    data/{sha256}                          packs
+- *repository*: everything below one gateway's prefix in the store.
 
-To take one (`create`): close the gate, drain → lock SQLite, open a reader, look at the indexes' times → open →
-read the pages and the indexes that changed since the *baseline*, which is what the store has → packs → manifest.
-To go back (`restore`): manifest → plan → fetch and verify into a fresh directory → check the
-database and the indexes → swap → try → settle, or roll back.
+      repository.json                        the version of the format, written once
+      lease.json                             which gateway may write, see `gateway.lease`
+      snapshots/{snapshot_id}/manifest.json  one per snapshot
+      data/{sha256}                          packs
 
-- what a snapshot is:  `model`, `blocks`, `plan` (pure) · `packing`, `baseline` · `repository`
-- taking, going back:  `capture`, `create` · `restore` · `verify` · `archive`, `intake` (tar, out and in)
-- one writer:          `lease_state` (pure), `lease`, `probe`, `home`, `succession`
-- by themselves:       `schedule`, `retention`, `budget`, `changes` (pure) · `rounds`, `collect`
-- asking for it:       `operations`, one at a time · `api`, `cli`
+- *cut*: the database at one moment. Every snapshot is made from one cut.
+- *index*: the HNSW files of one collection, in the directory of its vector segment.
+- *position*: the sequence number in Chroma's log up to which the files of an index hold it.
+- *file*: the database, or one file of an index. It is stored as a *base* and *patches* over it.
+- *block*: the unit of change of a file. A *fingerprint* tells whether a block changed.
+- *piece*: up to 4 MiB of a base or a patch. *Pack*: about 8 MiB of pieces, an object named by its SHA-256.
+- *manifest*: names every file, piece and pack of a snapshot. It is written last: it is the commit.
+- *baseline*: what the store has of the live data. A snapshot stores what differs from it.
+
+To take a snapshot (`create`):
+
+1. Close the gate and wait until the writes under way have ended (drain).
+2. Lock SQLite, open a reader, note the signatures of the indexes, unlock, open the gate (`capture.freeze`).
+3. Read the pages and the indexes that changed since the baseline, and put them into packs (`capture`, `packing`).
+4. Write the manifest under the lease (`repository`).
+
+To restore a snapshot (`restore`):
+
+1. Fetch the packs into a fresh directory and verify every file (`fetch`).
+2. Stop Chroma, swap the directories, start Chroma.
+3. If Chroma can read every collection, settle. Otherwise roll back.
+
+Modules:
+
+- What a snapshot is: `model`, `blocks`, `plan` (pure); `packing`, `baseline`, `repository`.
+- Taking and restoring: `create`, `capture`; `restore`, `fetch`; `verify`; `tar`, `import_tar`.
+- Automatic work: `schedule`, `retention`, `budget`, `changes` (pure); `scheduler`, `gc`.
+- One operation at a time: `operations`. How far a long operation is: `progress`.
 """

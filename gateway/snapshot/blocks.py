@@ -1,12 +1,12 @@
-"""Files as blocks: where each one lies, what changed, and how a patch is written. Pure.
+"""Files as blocks: where each block lies, which blocks changed, and how a patch is encoded. Pure.
 
-A file's *layout* is a pattern of block sizes that repeats until its end: SQLite's page; of an HNSW
-element its links and its vector, which change apart from each other; 4 KiB of anything else. Blocks
-are numbered from 0. A *patch* holds some blocks of a file:
+A file's *layout* is a pattern of block sizes that repeats to the end of the file. The database has one block for each
+SQLite page. An HNSW element has two blocks, its links and its vector, since they change independently. All other files
+have blocks of 4 KiB. Blocks are numbered from 0. A *patch* holds some blocks of a file, little-endian:
 
-    count: uint32, numbers: count uint32 (each less the one before), then the blocks' bytes in that order
-
-all little-endian.
+    count     uint32
+    numbers   count x uint32, each less the one before
+    bytes     the blocks, in that order
 """
 
 import hashlib
@@ -19,17 +19,18 @@ import numpy.typing as npt
 from gateway.errors import CorruptSnapshot
 
 Numbers = npt.NDArray[np.int64]
+"""int64, (n_blocks,): block numbers, offsets or lengths"""
 Fingerprints = npt.NDArray[np.uint64]
-"""(n_blocks, 2)"""
+"""uint64, (n_blocks, 2)"""
 
 _WORD_BYTES = 4
 _COUNT_BYTES = 4
-# Past the end of every file, and what is computed of it fits into 64 bits.
-_FAR = 1 << 62
+# Past the end of every file, and small enough for 64-bit arithmetic.
+_BEYOND_ANY_FILE = 1 << 62
 
 
 class Layout(NamedTuple):
-    """Block sizes in bytes, repeating."""
+    """Block sizes in bytes. The pattern repeats."""
 
     parts: tuple[int, ...]
 
@@ -38,9 +39,9 @@ class Layout(NamedTuple):
         return sum(self.parts)
 
     def count(self, size_bytes: int) -> int:
-        """How many blocks a file of `size_bytes` has; the last one may be cut short."""
-        whole, rest = divmod(size_bytes, self.period_bytes)
-        count = whole * len(self.parts)
+        """Return how many blocks a file of `size_bytes` has. The last one may be short."""
+        periods, rest = divmod(size_bytes, self.period_bytes)
+        count = periods * len(self.parts)
         for part in self.parts:
             if rest <= 0:
                 break
@@ -48,13 +49,13 @@ class Layout(NamedTuple):
         return count
 
     def span(self, number: int, size_bytes: int) -> tuple[int, int]:
-        """Offset and length of block `number` in a file of `size_bytes`; no length past its end."""
+        """Return offset and length of block `number` in a file of `size_bytes`. The length is 0 past the end."""
         period, part = divmod(number, len(self.parts))
         offset = period * self.period_bytes + sum(self.parts[:part])
         return offset, max(0, min(self.parts[part], size_bytes - offset))
 
     def spans(self, numbers: Numbers, size_bytes: int) -> tuple[Numbers, Numbers]:
-        """Offsets and lengths of the blocks `numbers`."""
+        """Return offsets and lengths of the blocks `numbers`, as `span` does for one."""
         period, part = np.divmod(numbers, len(self.parts))
         sizes = np.array(self.parts, np.int64)
         starts = np.cumsum(sizes) - sizes
@@ -63,31 +64,31 @@ class Layout(NamedTuple):
 
 
 class Fingerprinter:
-    """Fingerprints for telling which blocks of a file changed.
+    """Fingerprints of blocks, to find the blocks of a file that changed.
 
-    Two sums of products with secret random factors, modulo 2⁶⁴: two different blocks of the same size
-    have the same pair with a probability below 2⁻⁶⁴, whoever chose them without knowing the factors.
-    Three times as fast as SHA-256 where blocks are small. Not a digest to be kept or shown.
+    A fingerprint is two sums of products with secret random factors, modulo 2⁶⁴. Two different blocks of the same size
+    have equal fingerprints with a probability below 2⁻⁶⁴, if they were chosen without knowledge of the factors. For
+    small blocks this is three times as fast as SHA-256. It is not a digest to publish.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self._factors: dict[int, npt.NDArray[np.uint64]] = {}
 
-    def of(self, data: bytes | memoryview, layout: Layout) -> Fingerprints:
-        """Of every block in `data`, which begins with a whole period; the last block may be cut short."""
+    def fingerprint(self, data: bytes | memoryview, layout: Layout) -> Fingerprints:
+        """Return the fingerprint of every block in `data`, which begins at a period. The last block may be short."""
         period = layout.period_bytes
-        whole, rest = divmod(len(data), period)
+        periods, rest = divmod(len(data), period)
         if rest:
             count = layout.count(len(data))
             _, last = layout.span(count - 1, len(data))
-            fingerprints = self.of(bytes(data) + bytes(period - rest), layout)[:count]
+            fingerprints = self.fingerprint(bytes(data) + bytes(period - rest), layout)[:count]
             if last < layout.parts[(count - 1) % len(layout.parts)]:
-                # A block that is cut short is not the one that goes on with zeros.
+                # A short block must differ from the same block followed by zeros.
                 fingerprints[-1] ^= np.uint64(last)
             return fingerprints
-        words = np.frombuffer(data, "<u4").reshape(whole, period // _WORD_BYTES).astype(np.uint64)
-        result = np.empty((whole, len(layout.parts), 2), np.uint64)
+        words = np.frombuffer(data, "<u4").reshape(periods, period // _WORD_BYTES).astype(np.uint64)
+        result = np.empty((periods, len(layout.parts), 2), np.uint64)
         first = 0
         for index, part in enumerate(layout.parts):
             last = first + part // _WORD_BYTES
@@ -104,7 +105,7 @@ class Fingerprinter:
 
 
 def page_digests(data: bytes | memoryview, page_bytes: int) -> Fingerprints:
-    """The first 16 bytes of the SHA-256 of every page in `data`, (n_pages, 2) uint64."""
+    """Return the first 16 bytes of the SHA-256 of every page in `data`: uint64, (n_pages, 2)."""
     view = memoryview(data)
     digests = b"".join(
         hashlib.sha256(view[offset : offset + page_bytes]).digest()[:16] for offset in range(0, len(view), page_bytes)
@@ -113,12 +114,12 @@ def page_digests(data: bytes | memoryview, page_bytes: int) -> Fingerprints:
 
 
 def digest_of_pages(digests: Fingerprints) -> str:
-    """The digest of a file by pages: the SHA-256 of its pages' digests in order."""
+    """Return the digest of a file by pages: the SHA-256 of its page digests in order."""
     return hashlib.sha256(np.ascontiguousarray(digests).tobytes()).hexdigest()
 
 
 def changed_blocks(before: Fingerprints, now: Fingerprints) -> Numbers:
-    """Numbers of the blocks that are new, or other than before."""
+    """Return the numbers of the blocks that are new or differ from before, in order."""
     common = min(len(before), len(now))
     changed = np.flatnonzero((before[:common] != now[:common]).any(axis=1))
     return np.concatenate((changed, np.arange(common, len(now))))
@@ -127,8 +128,8 @@ def changed_blocks(before: Fingerprints, now: Fingerprints) -> Numbers:
 # ---------------------------------------------------------------------- patches
 
 
-def patches(blocks: Iterable[tuple[int, bytes]], limit_bytes: int) -> Iterator[bytes]:
-    """Patches of `blocks`, given with their numbers in order, each with about `limit_bytes` of them."""
+def encode_patches(blocks: Iterable[tuple[int, bytes]], limit_bytes: int) -> Iterator[bytes]:
+    """Yield patches of `blocks`, each with about `limit_bytes` of them. `blocks`: (number, bytes), by number."""
     numbers: list[int] = []
     data = bytearray()
     for number, block in blocks:
@@ -149,20 +150,20 @@ def _patch(numbers: list[int], data: bytearray) -> bytes:
 def parse_patch(
     patch: bytes | memoryview, layout: Layout, size_bytes: int, written: npt.NDArray[np.bool_] | None = None
 ) -> tuple[Numbers, Iterator[tuple[int, memoryview]]]:
-    """The numbers of the blocks in `patch`, and what to write where: (offset, bytes).
+    """Return the numbers of the blocks in `patch`, and what to write: (offset, bytes).
 
-    The file is `size_bytes` long by now, and may have been longer when the patch was made: what lies past its end
-    is left out. So are blocks that are `written`, one bool per block of the file. Raises CorruptSnapshot.
+    The file has `size_bytes`. It may have been longer when the patch was made, so what lies past its end is left out.
+    Blocks that are `written` are left out too: bool, (n_blocks of the file,). Raises CorruptSnapshot.
     """
     count = int.from_bytes(patch[:_COUNT_BYTES], "little")
     first = _COUNT_BYTES + count * _WORD_BYTES
     if len(patch) < first:
-        raise CorruptSnapshot("a patch is cut off")
+        raise CorruptSnapshot("a patch is truncated")
     numbers = np.cumsum(np.frombuffer(patch[_COUNT_BYTES:first], "<u4").astype(np.int64))
-    if count and int(numbers[-1]) * layout.period_bytes >= _FAR:
-        raise CorruptSnapshot("a patch names blocks of no file")
-    # What was stored of each: all of it, save for a last block that was cut short by the file's end then.
-    offsets, lengths = layout.spans(numbers, _FAR)
+    if count and int(numbers[-1]) * layout.period_bytes >= _BEYOND_ANY_FILE:
+        raise CorruptSnapshot("a patch names blocks past the end of any file")
+    # Each block is stored whole, but the last one may be short: the file ended in it when the patch was made.
+    offsets, lengths = layout.spans(numbers, _BEYOND_ANY_FILE)
     if count:
         lengths[-1] += len(patch) - first - int(lengths.sum())
         if lengths[-1] <= 0 or lengths[-1] > max(layout.parts):
@@ -175,16 +176,16 @@ def parse_patch(
     return numbers, _writes(memoryview(patch)[first:], starts, offsets, lengths, size_bytes)
 
 
-def parse_base(
+def base_writes(
     base: bytes | memoryview, layout: Layout, size_bytes: int, offset: int, written: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, memoryview]]:
-    """What to write where of `base`, which lies at `offset` of the file: (offset, bytes).
+    """Yield what to write of `base`, which lies at `offset` of the file: (offset, bytes).
 
-    Left out is what lies past `size_bytes`, and every block that is `written`, one bool per block of the file.
+    Leaves out what lies past `size_bytes`, and every block that is `written`: bool, (n_blocks of the file,).
     """
     view, end = memoryview(base), min(offset + len(base), size_bytes)
     first, last = (byte // layout.period_bytes * len(layout.parts) for byte in (offset, end + layout.period_bytes))
-    starts, lengths = layout.spans(np.flatnonzero(written[first:last]) + first, _FAR)
+    starts, lengths = layout.spans(np.flatnonzero(written[first:last]) + first, _BEYOND_ANY_FILE)
     position = offset
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         if position < min(start, end):
@@ -197,7 +198,7 @@ def parse_base(
 def _writes(
     data: memoryview, starts: Numbers, offsets: Numbers, lengths: Numbers, size_bytes: int
 ) -> Iterator[tuple[int, memoryview]]:
-    """Blocks that follow each other, in the data and in the file, are written at once."""
+    """Yield (offset, bytes), with blocks that are adjacent in the data and in the file as one write."""
     ends = offsets + lengths
     breaks = np.flatnonzero((offsets[1:] != ends[:-1]) | (np.diff(starts) != lengths[:-1])) + 1
     for run in np.split(np.arange(len(offsets)), breaks):

@@ -1,30 +1,26 @@
-"""Whether the final snapshot will fit into the time that is left after SIGTERM. Pure.
+"""Estimate whether the final snapshot fits into the time after SIGTERM. Pure.
 
-An estimate, from what was seen: how fast bytes last went to the store, and how long the part of a snapshot that
-does not depend on bytes last took. It is shown before it matters, when there is time to do something about it.
+The estimate is made from earlier snapshots: how fast bytes went to the store, and how long the part of a snapshot took
+that does not depend on bytes. It is shown while there is still time to act on it.
 """
 
 from collections import deque
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
+
+ChangedBytes = Callable[[], int | None]
+"""Returns what a snapshot taken now would upload, in bytes, compressed as far as that is known. None if unknown."""
 
 
 class Uploaded(NamedTuple):
-    """One snapshot that was taken. `duration_s` is of all of it."""
+    """One snapshot that was taken. `duration_s` is that of the whole snapshot."""
 
     uploaded_bytes: int
     duration_s: float
 
 
-class ChangedBytes(Protocol):
-    """What a snapshot taken now would upload."""
-
-    def __call__(self) -> int | None:
-        """In bytes, after compression as far as that is known; None if it is not known."""
-        ...
-
-
 class Estimate(NamedTuple):
-    """None where it is not known; `fits` then too."""
+    """A field is None where its value is unknown."""
 
     changed_bytes: int | None
     bandwidth_bytes_per_s: float | None
@@ -34,41 +30,41 @@ class Estimate(NamedTuple):
 
 
 _REMEMBERED = 8
-# Below this a snapshot tells how long the rest takes, and nothing about bandwidth.
-_TELLING_BYTES = 64 << 10
+# A smaller upload tells how long the rest of a snapshot takes. It tells nothing about bandwidth.
+_MIN_MEASURED_BYTES = 64 << 10
 
 
 class Record:
-    """The last few snapshots, for estimates."""
+    """The most recent snapshots, for estimates."""
 
     def __init__(self) -> None:
         self._seen: deque[Uploaded] = deque(maxlen=_REMEMBERED)
 
     def add(self, uploaded_bytes: int, duration_s: float) -> None:
-        """A snapshot was taken."""
+        """Note a snapshot that was taken."""
         self._seen.append(Uploaded(uploaded_bytes, duration_s))
 
     @property
     def fixed_s(self) -> float | None:
-        """How long a snapshot of nothing would take: at most what the quickest one took."""
+        """How long a snapshot without changes takes: at most as long as the quickest one that was seen."""
         return min((each.duration_s for each in self._seen), default=None)
 
     @property
     def bandwidth_bytes_per_s(self) -> float | None:
-        """Of the slowest snapshot that says something about it: who plans for the worst may be pleased."""
-        telling = [
+        """The bandwidth of the slowest snapshot that was large enough to measure it. The slowest, to be safe."""
+        measured = [
             each.uploaded_bytes / each.duration_s
             for each in self._seen
-            if each.uploaded_bytes >= _TELLING_BYTES and each.duration_s > 0
+            if each.uploaded_bytes >= _MIN_MEASURED_BYTES and each.duration_s > 0
         ]
-        return min(telling, default=None)
+        return min(measured, default=None)
 
     def estimate(self, changed_bytes: int | None, budget_s: float) -> Estimate:
-        """Whether `changed_bytes` fit into `budget_s`."""
+        """Estimate whether a snapshot of `changed_bytes` fits into `budget_s`."""
         bandwidth, fixed_s = self.bandwidth_bytes_per_s, self.fixed_s
         if changed_bytes == 0:
             return Estimate(0, bandwidth, 0.0, budget_s, True)
-        if changed_bytes is None or fixed_s is None or (bandwidth is None and changed_bytes >= _TELLING_BYTES):
+        if changed_bytes is None or fixed_s is None or (bandwidth is None and changed_bytes >= _MIN_MEASURED_BYTES):
             return Estimate(changed_bytes, bandwidth, None, budget_s, None)
         estimate_s = round(fixed_s + (changed_bytes / bandwidth if bandwidth else 0), 3)
         return Estimate(

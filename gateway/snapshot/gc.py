@@ -1,113 +1,115 @@
-"""Throw away what is kept no longer: snapshots that no rule keeps, then packs that no snapshot names.
+"""Garbage collection: delete snapshots that no rule keeps, then packs that no snapshot names.
 
 A pack is deleted only if all of this holds:
 
-- every manifest that counts was read, after the packs were listed, and none of them names it;
-- it is older than the grace age by the store's own clock, which the time of an object written at the
-  beginning tells;
-- it was condemned in the lease, which only its present holder can do (`gateway.lease.state`).
+- Every committed manifest was read after the packs were listed, and none of them names the pack.
+- The pack is older than the grace age, by the store's own clock. The clock is read from an object that is written
+  before the packs are listed.
+- The pack is marked pending delete in the lease. Only the holder can do that (`gateway.lease.state`).
 
-**Within one process** no snapshot runs meanwhile: both are operations, and there is one at a time.
-**Across processes** the lease decides. Before it is ours, whoever held it cannot publish any more, so no
-snapshot can come to name what we found unnamed. After it is not ours, we cannot condemn any more; and
-what we condemned before, whose deletion may still be on its way, the next holder knows by name, does
-not take for being there, and does not make again. The grace age is for stores where conditional writes
-do not hold: there a pack that another gateway's snapshot under way has just written stays.
+**Within one process** no snapshot is taken meanwhile: both are operations, and one operation runs at a time.
 
-Killed at any point it leaves what some later collection deletes, and names condemned, which costs nothing:
-deletions are idempotent, manifests go before their packs, and nothing else is written.
+**Across processes** the lease decides. Once the lease is ours, no former holder can publish, so no snapshot can begin
+to name a pack that we found unnamed. Once the lease is lost, we can mark no more packs. Packs that we marked before may
+still be deleted; the next holder knows their names, treats them as absent and never reuses the names.
+
+The grace age protects where conditional writes do not hold. There it keeps the packs that another gateway has just
+written for a snapshot that is not published yet.
+
+If the collection is killed, a later one deletes the rest. Names that stay marked cost nothing. Deletions are
+idempotent, a manifest goes before its packs, and nothing else is written.
 """
 
 from datetime import UTC, timedelta
-from typing import Protocol
 
 import structlog
 from pydantic import BaseModel, Field
 
 from gateway.errors import NotFound, SnapshotError
+from gateway.lease.election import LeaderElection
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.retention import Candidate, Keep, plan_retention
+from gateway.snapshot.retention import Candidate, Keep, RetentionPlan, plan_retention
 
 log = structlog.get_logger()
 
 
 class GcResult(BaseModel):
-    """What a collection did."""
+    """What a garbage collection did."""
 
-    dropped_snapshots: list[str] = Field(description="ids of snapshots that no rule keeps any more, and are gone")
-    kept_snapshots: dict[str, list[str]] = Field(description="ids of those that stay, newest first, and why")
-    deleted_packs: int = Field(0, description="packs that no snapshot named, and are gone")
-    deleted_bytes: int = Field(0, description="size of those")
-    young_packs: int = Field(0, description="packs that no snapshot names, and are too young to go")
-    problem: str | None = Field(None, description="why no pack was deleted, where something stood against it")
-
-
-class Settling(Protocol):
-    """The part of the lease's keeper that a collection needs."""
-
-    async def settle(self) -> None:
-        """Make void what was announced and is not known to be published. Raises LeaseLost."""
-        ...
+    dropped_snapshots: list[str] = Field(description="ids of the snapshots that no rule keeps; they were deleted")
+    kept_snapshots: dict[str, list[str]] = Field(description="ids of the other snapshots, newest first, each with why")
+    deleted_packs: int = Field(0, description="packs that no snapshot named; they were deleted")
+    deleted_bytes: int = Field(0, description="size of the deleted packs")
+    young_packs: int = Field(0, description="packs that no snapshot names and that are too young to be deleted")
+    problem: str | None = Field(None, description="why no pack was deleted; null if nothing prevented it")
 
 
 async def collect_garbage(
-    repository: Repository, fence: Settling, keep: Keep, grace_s: float, *, may_delete: bool = True
+    repository: Repository, leader: LeaderElection, keep: Keep, grace_s: float, *, may_delete: bool = True
 ) -> GcResult:
-    """Apply `keep`, then delete packs that nothing names. Only one may run at a time, and no snapshot beside it.
+    """Delete what `keep` does not keep, then the packs that no snapshot names and that are older than `grace_s`.
 
-    Safe to retry. Raises LeaseLost, StorageError.
+    Only one may run at a time, and no snapshot meanwhile. Safe to retry. Raises LeaseLost, StorageError.
     """
     if not may_delete:
         return GcResult(
             dropped_snapshots=[], kept_snapshots={}, problem="GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted"
         )
-    await fence.settle()
-    snapshots = await repository.snapshots()
-    plan = plan_retention((Candidate(each.id, each.created_at, each.label, _is_good(each)) for each in snapshots), keep)
-    for snapshot_id in plan.dropped:
-        await repository.drop(snapshot_id)
-        log.info("snapshot dropped, no rule keeps it", snapshot=snapshot_id)
-    collected = GcResult(
+    await leader.settle()
+    plan = await _apply_retention(repository, keep)
+    result = GcResult(
         dropped_snapshots=list(plan.dropped), kept_snapshots={name: list(why) for name, why in plan.kept.items()}
     )
-    now = await repository.tell_time()
+    now = await repository.store_time()
     packs = [info async for info in repository.pack_objects()]
     try:
-        named = await _named(repository)
+        referenced = await _referenced_packs(repository)
     except SnapshotError as error:
-        collected.problem = f"a snapshot cannot be read, so it cannot be said which packs it needs: {error.message}"
-        log.warning("no pack is deleted", cause=collected.problem)
-        return collected
-    for snapshot_id in await repository.unpublished():
-        await repository.drop(snapshot_id)
-    unnamed = [info for info in packs if info.key not in named]
-    doomed = [info for info in unnamed if now - info.modified_at.astimezone(UTC) >= timedelta(seconds=grace_s)]
-    await repository.delete_packs([info.key for info in doomed])
-    collected.deleted_packs, collected.deleted_bytes = len(doomed), sum(info.size_bytes for info in doomed)
-    collected.young_packs = len(unnamed) - len(doomed)
+        result.problem = f"a snapshot cannot be read, so it is not known which packs it needs: {error.message}"
+        log.warning("no pack is deleted", cause=result.problem)
+        return result
+    for snapshot_id in await repository.aborted_ids():
+        await repository.delete_manifest(snapshot_id)
+    garbage = [info for info in packs if info.key not in referenced]
+    old = [info for info in garbage if now - info.modified_at.astimezone(UTC) >= timedelta(seconds=grace_s)]
+    await repository.delete_packs([info.key for info in old])
+    result.deleted_packs, result.deleted_bytes = len(old), sum(info.size_bytes for info in old)
+    result.young_packs = len(garbage) - len(old)
     log.info(
         "garbage collected",
         dropped_snapshots=len(plan.dropped),
-        deleted_packs=collected.deleted_packs,
-        deleted_bytes=collected.deleted_bytes,
-        young_packs=collected.young_packs,
+        deleted_packs=result.deleted_packs,
+        deleted_bytes=result.deleted_bytes,
+        young_packs=result.young_packs,
     )
-    return collected
+    return result
 
 
-def _is_good(snapshot: Snapshot) -> bool:
-    """One that failed its verification is not what a rule should keep in the place of one that may be whole."""
+async def _apply_retention(repository: Repository, keep: Keep) -> RetentionPlan:
+    """Delete the manifests of the snapshots that no rule keeps."""
+    snapshots = await repository.snapshots()
+    plan = plan_retention(
+        (Candidate(each.id, each.created_at, each.label, _is_usable(each)) for each in snapshots), keep
+    )
+    for snapshot_id in plan.dropped:
+        await repository.delete_manifest(snapshot_id)
+        log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)
+    return plan
+
+
+def _is_usable(snapshot: Snapshot) -> bool:
+    """A snapshot that failed its verification must not be kept by a rule in place of one that may be intact."""
     return snapshot.state == "complete" and (snapshot.verified is None or snapshot.verified.ok)
 
 
-async def _named(repository: Repository) -> set[str]:
-    """Every pack that a snapshot which counts needs. Raises SnapshotError if one of them cannot be read."""
-    named: set[str] = set()
+async def _referenced_packs(repository: Repository) -> set[str]:
+    """Return every pack that a committed snapshot names. Raises SnapshotError if a manifest cannot be read."""
+    referenced: set[str] = set()
     for snapshot_id in await repository.ids():
         try:
             manifest = await repository.manifest(snapshot_id)
         except NotFound:
-            continue  # deleted meanwhile, so it names nothing
-        named.update(pack.sha256 for pack in manifest.packs)
-    return named
+            continue  # It was deleted after the list was made, so it names nothing.
+        referenced.update(pack.sha256 for pack in manifest.packs)
+    return referenced

@@ -1,7 +1,11 @@
-"""Make a snapshot of a Chroma directory that came from elsewhere: the recipe.
+"""Make a snapshot of a Chroma directory that is uploaded as a tar archive.
 
-unpack → integrity → Chroma of the installed version migrates and reads all of it → stop → snapshot.
-What is served meanwhile is not touched.
+1. Unpack the archive into a scratch directory.
+2. Check the integrity of the database.
+3. Let a Chroma of the installed version migrate the directory and read every collection, then stop it.
+4. Take a snapshot of the directory.
+
+The data that are served are not touched.
 """
 
 import asyncio
@@ -25,7 +29,7 @@ from gateway.snapshot.repository import Repository
 from gateway.snapshot.tar import untar
 
 _READ_TIMEOUT_S = 300.0
-_HINT = "does Chroma open it? the archive must be of a directory that no Chroma was writing to"
+_HINT = "check that Chroma opens the directory, and that no Chroma wrote to it while the archive was made"
 
 
 async def import_tar(
@@ -37,9 +41,9 @@ async def import_tar(
     progress: Progress,
     received: asyncio.Event,
 ) -> Snapshot:
-    """Make a snapshot of the tar that arrives in `body`, and return it; it is the newest one then.
+    """Make a snapshot of the tar archive in `body`, and return it. It is the newest snapshot then.
 
-    `received` is set once all of `body` was read. Needs free disk for what the archive holds, in `scratch`.
+    `received` is set once all of `body` was read. `scratch` needs free disk for the contents of the archive.
     Raises InvalidRequest, BodyTooLarge, DiskFull, StorageError; then there is no snapshot. Safe to retry.
     """
     async with scratch_directory(scratch, "upload") as path:
@@ -49,11 +53,11 @@ async def import_tar(
             await _migrate(path, progress)
         except SnapshotError as error:
             raise InvalidRequest(
-                f"the archive is not one of a sound Chroma directory: {error.message}", _HINT
+                f"the archive does not hold a sound Chroma directory: {error.message}", _HINT
             ) from error
         directory = DataDirectory(path)
         await asyncio.to_thread(directory.make)
-        snapshotter = Snapshotter(repository, directory, _Nobody(), _no_writers)
+        snapshotter = Snapshotter(repository, directory, _NoChroma(), _no_writers)
         try:
             return await snapshotter.take(label, progress)
         finally:
@@ -61,14 +65,14 @@ async def import_tar(
 
 
 async def _migrate(path: Path, progress: Progress) -> None:
-    """Let Chroma bring the directory to its own version and read every collection. Raises SnapshotError."""
+    """Let Chroma migrate the directory to its own version and read every collection. Raises SnapshotError."""
     progress.phase("checking", None)
     await asyncio.to_thread(database.require_sound, path)
     if await asyncio.to_thread(database.is_empty, path):
         raise CorruptSnapshot(f"its {DATABASE} is empty")
     progress.phase("migrating", None)
-    # Chroma 1.5.9 that has just migrated a directory of 0.4 goes on with the columns there were before, and
-    # panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"); its next process does not.
+    # Start Chroma twice. A Chroma 1.5.9 process that has just migrated a directory of 0.4 still uses the old columns
+    # and panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"). The next process does not.
     async with scratch_chroma(path):
         pass
     async with scratch_chroma(path) as url:
@@ -87,8 +91,8 @@ async def _migrate(path: Path, progress: Progress) -> None:
     await asyncio.to_thread(database.prepare, path)
 
 
-class _Nobody:
-    """What runs on a directory that nothing runs on."""
+class _NoChroma:
+    """Stands for the Chroma of a directory on which no Chroma runs."""
 
     def require_served(self) -> int:
         return 0

@@ -1,7 +1,7 @@
-"""What a snapshot is, as data. Pure.
+"""The data model of a snapshot: manifest, files, pieces, packs, ids. Pure.
 
-A manifest comes from a store that others may write to, so nothing of it is believed before
-`Manifest.parse` has looked at it: its own digest, its format, and every path in it.
+Others may write to the store, so a manifest is not trusted. `Manifest.parse` checks its digest, its format, every path
+and every reference before anything else uses it.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ FORMAT = 1
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 _ID_MOMENT = "%Y%m%dT%H%M%SZ"
 _FRACTIONS = 1 << 24
-# A snapshot restores into the data directory and nowhere else: one plain name, or one below one
-# plain directory. What Chroma calls them is checked by the folder that knows Chroma.
+# A snapshot restores into the data directory only: a path is a plain name, or a plain name below one plain directory.
+# `gateway.chroma` checks whether Chroma has such a file.
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
-# Far above what this gateway writes, far below what would hurt: a manifest may come from anywhere.
+# A manifest is not trusted. These bounds are far above what this gateway writes and far below what would do harm.
 _MAX_PIECE_BYTES = 64 << 20
 _MAX_PATCHES = 64
 _MAX_PACK_BYTES = 64 << 20
@@ -48,7 +48,7 @@ class _Record(BaseModel):
 
 
 class Piece(NamedTuple):
-    """Bytes in the store: `size_bytes` of them, as `stored_bytes` at `offset` of pack number `pack`."""
+    """`size_bytes` of a file, stored as `stored_bytes` at `offset` of pack number `pack`."""
 
     size_bytes: Annotated[int, Field(ge=1, le=_MAX_PIECE_BYTES)]
     pack: Count
@@ -58,10 +58,10 @@ class Piece(NamedTuple):
 
 
 class File(_Record):
-    """A file of the data directory: its base, and over it the patches in their order, cut to its size.
+    """A file of the data directory: its base, then its patches in order, then truncated or extended to `size_bytes`.
 
-    `layout` are the sizes of the blocks that patches are made of, see `gateway.snapshot.blocks`.
-    `page_bytes`, where given, says that `sha256` is of the file's pages' digests instead of its bytes.
+    `layout`: the block sizes that patches refer to, see `gateway.snapshot.blocks`. If `page_bytes` is given, `sha256`
+    is the digest of the page digests instead of the bytes.
     """
 
     path: str
@@ -74,7 +74,7 @@ class File(_Record):
 
     @property
     def pieces(self) -> Iterator[Piece]:
-        """All of them, in the order in which they are applied."""
+        """All pieces, in the order in which they are applied."""
         yield from self.base
         for patch in self.patches:
             yield from patch
@@ -88,14 +88,14 @@ class File(_Record):
 
 
 class Pack(_Record):
-    """An object of the store, named by what is in it."""
+    """An object of the store, named by the SHA-256 of its bytes."""
 
     sha256: Sha256
     size_bytes: Annotated[int, Field(ge=0, le=_MAX_PACK_BYTES)]
 
 
 class SnapshotCollection(_Record):
-    """A collection as it was in the snapshot."""
+    """A collection as it is in the snapshot."""
 
     tenant: str = Field(description="tenant it belongs to")
     database: str = Field(description="database it belongs to")
@@ -106,58 +106,58 @@ class SnapshotCollection(_Record):
 
 
 class MigrationRow(_Record):
+    """A row of Chroma's table of migrations."""
+
     dir: str
     version: int
     filename: str
 
 
 class Verification(_Record):
-    """What looking at all of a snapshot found."""
+    """The result of a verification."""
 
-    ok: bool = Field(description="whether it can be restored, as far as this level tells")
+    ok: bool = Field(description="whether the snapshot can be restored, as far as this level can tell")
     level: Literal["data", "boot"] = Field(
-        description="`data`: every byte is there and what it was; `boot`: a Chroma served all of it, too"
+        description="`data`: every byte is there and unchanged; `boot`: in addition, a Chroma served every collection"
     )
-    at: AwareDatetime = Field(description="when that was")
+    at: AwareDatetime = Field(description="when it was verified")
     duration_s: float = Field(0, description="how long it took, in seconds")
-    problems: tuple[str, ...] = Field((), description="what is wrong with it; the first twenty")
+    problems: tuple[str, ...] = Field((), description="what is wrong with it, at most twenty")
 
 
 class Snapshot(_Record):
-    """What people are shown of a snapshot."""
+    """A snapshot as the admin API shows it."""
 
     id: str = Field(description="sorts by time of creation")
-    label: str | None = Field(None, description="what the person who took it called it")
-    created_at: AwareDatetime = Field(description="when its cut was made: writes acknowledged before are in it")
+    label: str | None = Field(None, description="given by the person who took it")
+    created_at: AwareDatetime = Field(description="time of its cut: writes acknowledged before are in it")
     state: Literal["complete", "damaged"] = Field(
-        "complete", description="'damaged' when its manifest cannot be read; see problem"
+        "complete", description="'damaged' if its manifest cannot be read; see problem"
     )
     problem: str | None = Field(None, description="why it is damaged")
-    verified: Verification | None = Field(
-        None, description="what its latest verification found; null if never verified"
-    )
-    size_bytes: Count = Field(0, description="of its files, as they lie in the data directory")
-    uploaded_bytes: Count = Field(0, description="that went to the store for it")
+    verified: Verification | None = Field(None, description="result of its latest verification; null if never verified")
+    size_bytes: Count = Field(0, description="size of its files in the data directory")
+    uploaded_bytes: Count = Field(0, description="bytes that were sent to the store for it")
     files: Count = Field(0, description="how many files it has")
-    collections: tuple[SnapshotCollection, ...] = Field((), description="what it holds")
+    collections: tuple[SnapshotCollection, ...] = Field((), description="the collections in it")
     chroma_version: str | None = Field(None, description="version of the chromadb package that wrote the data")
     duration_s: float = Field(0, description="from request to manifest, in seconds")
-    drain_ms: float = Field(0, description="how long writes under way took to end, new ones waiting, in ms")
-    freeze_ms: float = Field(0, description="how long nothing was written at all, in ms")
+    drain_ms: float = Field(0, description="how long writes under way took to end while new ones waited, in ms")
+    freeze_ms: float = Field(0, description="how long no write went through, in ms")
 
 
 class Manifest(_Record):
-    """A snapshot with everything needed to restore it."""
+    """A snapshot with everything that a restore needs."""
 
     snapshot: Snapshot
     migrations: tuple[MigrationRow, ...]
     segments: dict[str, int]
-    """max_seq_id by live vector segment, as the database has it."""
+    """max_seq_id by live vector segment, from the database of the snapshot."""
     positions: dict[str, int]
-    """By live vector segment, up to where its index's files here have the log; 0 if it has none.
+    """By live vector segment: the position in Chroma's log up to which the files of its index hold it; 0 without files.
 
-    Where that is less than `segments` says, the database's log has the rest: a restore sets max_seq_id back to
-    it, and Chroma replays.
+    Where the position is less than in `segments`, the log in the database has the rest. A restore sets max_seq_id back
+    to the position, and Chroma replays the log from there.
     """
     packs: tuple[Pack, ...]
     files: tuple[File, ...]
@@ -170,7 +170,7 @@ class Manifest(_Record):
         if len(set(paths)) != len(paths):
             raise ValueError("a file is named twice")
         if self.positions.keys() != self.segments.keys():
-            raise ValueError("the positions are of other segments than the database's")
+            raise ValueError("the positions are for other segments than the database's")
         for segment_id, position in self.positions.items():
             if not 0 <= position <= self.segments[segment_id]:
                 raise ValueError(f"the index of segment {segment_id} is ahead of the database")
@@ -187,23 +187,23 @@ class Manifest(_Record):
         return self
 
     def to_bytes(self) -> bytes:
-        """The manifest as it is stored; `digest` is the SHA-256 of the canonical form of `manifest`."""
-        body = self.model_dump(mode="json", exclude={"snapshot": {"verified"}})  # which is not part of it
+        """Return the object to store. `digest` is the SHA-256 of the canonical form of `manifest`."""
+        body = self.model_dump(mode="json", exclude={"snapshot": {"verified"}})  # stored beside the manifest
         document = {"format": FORMAT, "digest": _digest(body), "manifest": body}
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
     def parse(cls, data: bytes, snapshot_id: str) -> Self:
-        """Read what `to_bytes` wrote for `snapshot_id`.
+        """Read what `to_bytes` returned for `snapshot_id`.
 
-        Raises IncompatibleSnapshot for a newer format, CorruptSnapshot for anything that does not add up.
+        Raises IncompatibleSnapshot for a newer format, CorruptSnapshot for anything that is not consistent.
         """
         try:
             document = json.loads(data)
             version = document["format"]
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CorruptSnapshot(
-                f"the manifest of snapshot {snapshot_id} cannot be read: it is cut off or no manifest",
+                f"the manifest of snapshot {snapshot_id} cannot be read: it is cut off or is not a manifest",
                 "restore another snapshot, see GET /admin/snapshot",
             ) from error
         check_format(version, f"snapshot {snapshot_id}")
@@ -225,7 +225,7 @@ class Manifest(_Record):
 
 
 def check_format(version: Any, what: str) -> None:
-    """Raise IncompatibleSnapshot unless this gateway knows the format `version` of `what`."""
+    """Raise IncompatibleSnapshot if the format `version` of `what` is too new, CorruptSnapshot if it is none."""
     if not isinstance(version, int) or version < 1:
         raise CorruptSnapshot(f"{what} names no format: {version!r}")
     if version > FORMAT:
@@ -236,10 +236,10 @@ def check_format(version: Any, what: str) -> None:
 
 
 def new_snapshot_id(now: datetime, newest: str | None) -> str:
-    """An id that sorts by time, such as `20261120T210455Z-3f9a1c`, and after `newest` in any case.
+    """Return an id such as `20261120T210455Z-3f9a1c`. Ids sort by time, and the new one sorts after `newest`.
 
-    The last part is the fraction of the second. A clock that was set back must not make a new snapshot
-    sort before an older one: `latest` is the last in order.
+    The last part is the fraction of the second. `latest` is the last id in order, so a clock that was set back must not
+    make a new snapshot sort before an older one.
     """
     now = now.astimezone(UTC)
     fresh = _id_of(now.replace(microsecond=0), now.microsecond * _FRACTIONS // 1_000_000)
@@ -249,7 +249,9 @@ def new_snapshot_id(now: datetime, newest: str | None) -> str:
     try:
         return _id_of(_moment(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
     except OverflowError as error:
-        raise CorruptSnapshot(f"snapshot {newest} is of the last moment there is, none can come after it") from error
+        raise CorruptSnapshot(
+            f"no id can sort after snapshot {newest}: its time is the last one that exists"
+        ) from error
 
 
 def _id_of(second: datetime, fraction: int) -> str:
@@ -257,7 +259,7 @@ def _id_of(second: datetime, fraction: int) -> str:
 
 
 def is_snapshot_id(text: str) -> bool:
-    """Whether `text` is an id: of a moment that exists, since `damaged` has nothing else to tell it by."""
+    """Return whether `text` is an id. Its time must exist, since a damaged snapshot has no other."""
     if not _ID.fullmatch(text):
         return False
     try:
@@ -268,7 +270,7 @@ def is_snapshot_id(text: str) -> bool:
 
 
 def damaged(snapshot_id: str, problem: str) -> Snapshot:
-    """How a snapshot whose manifest cannot be read is shown."""
+    """Return how to show a snapshot whose manifest cannot be read."""
     return Snapshot(id=snapshot_id, created_at=_moment(snapshot_id), state="damaged", problem=problem)
 
 

@@ -17,12 +17,13 @@ from gateway.errors import Conflict, GatewayError
 from gateway.files import scratch_directory
 from gateway.lease.election import LeaderElection
 from gateway.snapshot.create import Hold, Snapshotter, Source
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Chroma, fetch_verified, restore_live, try_out
+from gateway.snapshot.restore import Chroma, restore_live, try_out
 from gateway.snapshot.retention import Keep
 from gateway.snapshot.verify import Level, verify
 

@@ -1,125 +1,61 @@
-"""Go back to a snapshot: the recipe, at boot and live.
+"""Restore a snapshot, at boot or while the gateway serves.
 
-Until everything was fetched and verified nothing of the data directory is touched.
+1. `stage`: fetch the snapshot into the data directory's `incoming` and verify it. The live data are not touched.
+2. `_swap_in_and_try`: refuse requests, stop Chroma, swap `incoming` in, save the baseline.
+3. `try_out`: start Chroma. If it can read every collection, settle. Otherwise roll back to the previous data.
+
+At boot there are no previous data and no running Chroma, so step 3 is left to readiness.
 """
 
 import asyncio
-import functools
-import hashlib
-import os
-import secrets
-import shutil
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
-from gateway.aio import TaskPool, run_in_thread_uninterrupted, shielded
-from gateway.chroma import database
+from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of
-from gateway.chroma.hnsw import index_problems
-from gateway.chroma.log import put_back
-from gateway.chroma.migrations import installed_migrations
-from gateway.errors import (
-    Conflict,
-    CorruptSnapshot,
-    DiskFull,
-    GatewayError,
-    IncompatibleSnapshot,
-    SnapshotError,
-)
-from gateway.files import write_error
+from gateway.errors import Conflict, GatewayError, SnapshotError
 from gateway.snapshot import baseline as baselines
-from gateway.snapshot.baseline import Baseline, stored
-from gateway.snapshot.blocks import (
-    Fingerprinter,
-    Fingerprints,
-    Layout,
-    digest_of_pages,
-    page_digests,
-    parse_base,
-    parse_patch,
-)
-from gateway.snapshot.model import File, Manifest, Snapshot
-from gateway.snapshot.packing import unpack
-from gateway.snapshot.plan import Fetch, plan_restore
+from gateway.snapshot.fetch import OnBytes, Staged, fetch_verified
+from gateway.snapshot.model import Manifest, Snapshot
 from gateway.snapshot.repository import Repository
 
 log = structlog.get_logger()
 
-Progress = Callable[[int, int], None]
-"""Called with bytes restored so far, and of how many."""
-
-_FETCHES_AT_ONCE = 4
-_CHECKS_AT_ONCE = 4
-_READ_BYTES = 4 << 20
-# Chroma opens the database and makes a WAL beside it.
-_HEADROOM_BYTES = 16 << 20
+Refuse = Callable[[str], AbstractAsyncContextManager[None]]
+"""Refuses clients' requests for the time of the block, for the reason given."""
 
 
 class Chroma(Protocol):
     """What a live restore asks of Chroma."""
 
     def require_control(self) -> object:
-        """Raise Unavailable where it cannot be stopped and started."""
+        """Raise Unavailable if Chroma cannot be stopped and started."""
         ...
 
     async def ensure_running(self) -> None:
-        """Start it if it was left stopped. Raises Unavailable."""
+        """Start Chroma if it was left stopped. Raises Unavailable."""
         ...
 
     async def stop(self) -> None:
-        """Returns once its process has ended. Raises Unavailable."""
+        """Return once Chroma's process has ended. Raises Unavailable."""
         ...
 
     async def start(self) -> dict[str, str]:
-        """Start it and read every collection; return what could not be read, and why, by name.
+        """Start Chroma and read every collection. Return why, by name, for each one that could not be read.
 
-        Raises Unavailable if it does not come up.
+        Raises Unavailable if Chroma does not come up.
         """
         ...
 
 
-# ---------------------------------------------------------------------- both ways
+async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: OnBytes) -> Staged:
+    """Fetch a snapshot into the data directory's `incoming` and verify it. The live data are not touched.
 
-
-@dataclass
-class Staged:
-    """A snapshot that was fetched and proved good; `fingerprints` of its files' blocks, by path."""
-
-    manifest: Manifest
-    sketch: Fingerprinter = field(default_factory=lambda: Fingerprinter(secrets.randbits(64)))
-    fingerprints: dict[str, Fingerprints] = field(default_factory=dict)
-    origins: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
-    patching: threading.Lock = field(default_factory=threading.Lock)
-
-    def baseline(self, directory: DataDirectory) -> Baseline:
-        """It is what the next snapshot is measured against, once it is in place. Blocks."""
-        manifest = self.manifest
-        return Baseline(
-            manifest.snapshot.id,
-            self.sketch.seed,
-            {
-                file.path: stored(file, manifest.packs, self.fingerprints[file.path], self.origins[file.path])
-                for file in manifest.files
-            },
-            dict(manifest.positions),
-            signatures_of(directory.path, manifest.positions),
-        )
-
-
-async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: Progress) -> Staged:
-    """Fetch a snapshot into the data directory's `incoming` and prove it good. Nothing live is touched.
-
-    Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then
-    `incoming` is gone. Safe to retry.
+    Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `incoming` is
+    removed. Safe to retry.
     """
     incoming = await asyncio.to_thread(directory.incoming)
     try:
@@ -133,104 +69,57 @@ async def stage(repository: Repository, directory: DataDirectory, manifest: Mani
         raise
 
 
-async def fetch_verified(
-    repository: Repository, target: Path, manifest: Manifest, progress: Progress, *, keep_log: bool = True
-) -> Staged:
-    """Fetch a snapshot into the empty directory `target` and prove it good: a data directory that Chroma can serve.
-
-    `keep_log` False makes it one for a Chroma without a gateway, see `gateway.chroma.log`. Raises
-    CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `target` holds a part.
-    """
-    _require_known_paths(manifest)
-    staged = Staged(manifest)
-    # What writes goes to its end: after a restore that was cancelled there may be files of the next one's here.
-    await run_in_thread_uninterrupted(_make_files, target, manifest.files)
-    for file in manifest.files:
-        staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
-    try:
-        await _fetch_and_check(repository, staged, target, progress)
-    except CorruptSnapshot:
-        # The files tell that something is wrong, their packs what it is.
-        await repository.require_sound(manifest.packs)
-        raise
-    await run_in_thread_uninterrupted(functools.partial(put_back, target, manifest.positions, keep=keep_log))
-    return staged
-
-
-async def _fetch_and_check(repository: Repository, staged: Staged, target: Path, progress: Progress) -> None:
-    """Packs are not verified one by one: every byte that is used of them is in a file, and files have digests."""
-    manifest = staged.manifest
-    async with TaskPool(_CHECKS_AT_ONCE) as checks:
-
-        async def check(file: File) -> None:
-            if file.path == DATABASE:
-                await checks.start(asyncio.to_thread, _check_database, target, manifest)
-            await checks.start(asyncio.to_thread, _make_durable, target, file)
-            await checks.start(asyncio.to_thread, _check_file, target, file, staged)
-
-        await checks.start(asyncio.to_thread, _require_known_migrations, manifest)
-        await _fetch(repository, staged, target, progress, check)
-    await asyncio.to_thread(_check_indexes, target, manifest)
-
-
 async def restore_at_boot(
-    repository: Repository, directory: DataDirectory, snapshot_id: str, progress: Progress
+    repository: Repository, directory: DataDirectory, snapshot_id: str, progress: OnBytes
 ) -> Snapshot:
-    """Fill an empty data directory, before Chroma starts. Errors as `stage`, and NotFound."""
+    """Fill an empty data directory, before Chroma starts. Raises NotFound, and what `stage` raises."""
     manifest = await repository.manifest(snapshot_id)
     staged = await stage(repository, directory, manifest, progress)
     await asyncio.to_thread(directory.swap_in, snapshot_id)
-    # There is no previous state to go back to; whether Chroma can read this one, readiness tells.
+    # There are no previous data to roll back to. Whether Chroma can read these is told by readiness.
     await asyncio.to_thread(directory.settle)
-    await asyncio.to_thread(_note_down, staged, directory)
-    log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
-    return manifest.snapshot
+    await asyncio.to_thread(_save_baseline, staged, directory)
+    return _restored(manifest)
 
 
 async def restore_live(
     repository: Repository,
     directory: DataDirectory,
     chroma: Chroma,
-    refuse: Callable[[str], AbstractAsyncContextManager[None]],
+    refuse: Refuse,
     snapshot_id: str,
-    progress: Progress,
+    progress: OnBytes,
 ) -> Snapshot:
-    """Exchange the data under a running gateway; returns when the restored data is being served.
+    """Replace the data of a running gateway. Return when the restored data are being served.
 
-    Clients are refused from the moment Chroma stops until the new state, or after a failure the old one,
-    was read. After any error the data served is what it was before. Can be cancelled until then; after that
-    it goes to its end. Raises what `stage` raises, and SnapshotError if Chroma could not serve the snapshot.
+    Requests are refused from the moment Chroma stops until the new data were read, or the old data after a failure.
+    After any error the old data are served. Can be cancelled while it fetches; after that it runs to its end.
+    Raises what `stage` raises, Conflict, Unavailable, and SnapshotError if Chroma could not serve the snapshot.
     """
     chroma.require_control()
     manifest = await repository.manifest(snapshot_id)
     if directory.is_swapping():
         raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
     staged = await stage(repository, directory, manifest, progress)
-    await shielded(_exchange(snapshot_id, staged, directory, chroma, refuse))
-    log.info("snapshot restored", snapshot=snapshot_id, size_bytes=manifest.snapshot.size_bytes)
-    return manifest.snapshot
+    await shielded(_swap_in_and_try(staged, directory, chroma, refuse))
+    return _restored(manifest)
 
 
-async def _exchange(
-    snapshot_id: str,
-    staged: Staged,
-    directory: DataDirectory,
-    chroma: Chroma,
-    refuse: Callable[[str], AbstractAsyncContextManager[None]],
-) -> None:
+async def _swap_in_and_try(staged: Staged, directory: DataDirectory, chroma: Chroma, refuse: Refuse) -> None:
+    snapshot_id = staged.manifest.snapshot.id
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
             await chroma.stop()
             await run_in_thread_uninterrupted(directory.swap_in, snapshot_id)
-            # Chroma does not run yet, and its files are as they were fetched.
-            await run_in_thread_uninterrupted(_note_down, staged, directory)
+            # Before Chroma starts: now its files are as they were fetched.
+            await run_in_thread_uninterrupted(_save_baseline, staged, directory)
         except GatewayError:
-            if directory.is_swapping():  # Chroma has stopped, the exchange could not be finished
+            if directory.is_swapping():  # Chroma has stopped, but the swap could not be finished.
                 await run_in_thread_uninterrupted(directory.roll_back)
             await run_in_thread_uninterrupted(directory.drop_incoming)
             raise
         finally:
-            # However far that came, Chroma is to run again; an exchange once begun goes forward.
+            # In any case Chroma must run again. A swap that was begun goes forward.
             if directory.is_swapping():
                 await try_out(directory, chroma)
             else:
@@ -238,9 +127,9 @@ async def _exchange(
 
 
 async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
-    """Start Chroma on a state that is on trial; settle if all of it can be read, else roll back.
+    """Start Chroma on data that are on trial. Settle if it can read all of them, otherwise roll back.
 
-    Raises SnapshotError after rolling back.
+    Raises SnapshotError after a roll back.
     """
     snapshot_id = directory.on_trial
     try:
@@ -252,7 +141,7 @@ async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
         await asyncio.to_thread(directory.settle)
         return
     log.error("the restored snapshot cannot be served, rolling back", snapshot=snapshot_id, problem=problem)
-    if directory.on_trial:  # else Chroma died of it and its second start has rolled back already
+    if directory.on_trial:  # Otherwise Chroma died, and its second start has rolled back already.
         await chroma.stop()
         await run_in_thread_uninterrupted(directory.roll_back)
         await chroma.start()
@@ -262,166 +151,15 @@ async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
     )
 
 
-# ---------------------------------------------------------------------- before anything is fetched
-
-
-def _require_known_paths(manifest: Manifest) -> None:
-    for file in manifest.files:
-        if not is_snapshot_path(file.path):
-            raise CorruptSnapshot(f"snapshot {manifest.snapshot.id} names {file.path!r}, which is no file of Chroma's")
-
-
-def _require_known_migrations(manifest: Manifest) -> None:
-    known = installed_migrations()
-    for row in manifest.migrations:
-        if (row.dir, row.version) not in known:
-            raise IncompatibleSnapshot(
-                f"snapshot {manifest.snapshot.id} was taken with chromadb {manifest.snapshot.chroma_version}, whose"
-                f" migration {row.dir}/{row.filename} the installed one does not know",
-                f"install chromadb {manifest.snapshot.chroma_version} or newer",
-            )
-
-
-# ---------------------------------------------------------------------- fetching
-
-
-def _make_files(incoming: Path, files: tuple[File, ...]) -> None:
-    needed = sum(file.size_bytes for file in files) + _HEADROOM_BYTES
-    free = shutil.disk_usage(incoming).free
-    if free < needed:
-        raise DiskFull(
-            f"restoring needs {needed} bytes in the data directory and {free} are free",
-            "free some space in the data directory, or give it more",
-        )
-    try:
-        for file in files:
-            path = incoming / file.path
-            path.parent.mkdir(exist_ok=True)
-            with path.open("xb") as target:
-                target.truncate(file.size_bytes)
-    except OSError as error:
-        raise write_error(f"making the files in {incoming} failed", error) from error
-
-
-async def _fetch(
-    repository: Repository,
-    staged: Staged,
-    target: Path,
-    progress: Progress,
-    complete: Callable[[File], Awaitable[None]],
-) -> None:
-    """Put every piece where it belongs; await `complete(file)` for each file that has all of them."""
-    patches, bases = plan_restore(staged.manifest)
-    total = sum(part.piece.size_bytes for fetch in (*patches, *bases) for part in fetch.parts)
-    done = 0
-    progress(done, total)
-    missing = {file.path: len(file.base) for file in staged.manifest.files}
-
-    async def place(fetch: Fetch) -> None:
-        nonlocal done
-        data = await repository.get_unverified(fetch.pack)
-        done += await run_in_thread_uninterrupted(_place, target, fetch, data, staged)
-        progress(done, total)
-
-    async def place_base(fetch: Fetch) -> None:
-        await place(fetch)
-        for part in fetch.parts:
-            missing[part.file.path] -= 1
-            if not missing[part.file.path]:
-                await complete(part.file)
-
-    async with TaskPool(_FETCHES_AT_ONCE) as pool:
-        for fetch in patches:
-            await pool.start(place, fetch)
-    for file in staged.manifest.files:
-        if not file.base:
-            await complete(file)
-    # Last, and only where no patch has been: so a file is complete as soon as all of its base is there.
-    async with TaskPool(_FETCHES_AT_ONCE) as pool:
-        for fetch in bases:
-            await pool.start(place_base, fetch)
-
-
-def _place(target: Path, fetch: Fetch, data: bytes, staged: Staged) -> int:
-    """Write the pieces of a pack where they belong; return how many bytes that were."""
-    done = 0
-    for part in fetch.parts:
-        file, raw = part.file, unpack(part.piece, fetch.pack, data)
-        layout, origins = Layout(file.layout), staged.origins[file.path]
-        try:
-            with (target / file.path).open("r+b", 0) as opened:
-                if part.number:
-                    # One patch after the other, in any order: older blocks leave newer ones alone.
-                    with staged.patching:
-                        blocks, writes = parse_patch(raw, layout, file.size_bytes, origins > part.number)
-                        origins[blocks[blocks < len(origins)]] = part.number
-                        _write(opened.fileno(), writes)
-                else:
-                    _write(opened.fileno(), parse_base(raw, layout, file.size_bytes, part.offset, origins != 0))
-        except OSError as error:
-            raise write_error(f"writing {file.path} failed", error) from error
-        done += part.piece.size_bytes
-    return done
-
-
-def _write(descriptor: int, writes: Iterator[tuple[int, memoryview]]) -> None:
-    for position, some in writes:
-        rest = some
-        while rest:  # what a disk takes before it is full is less, and no error
-            rest = rest[os.pwrite(descriptor, rest, position + len(some) - len(rest)) :]
-
-
-# ---------------------------------------------------------------------- verifying
-
-
-def _make_durable(target: Path, file: File) -> None:
-    try:
-        with (target / file.path).open("r+b", 0) as opened:
-            os.fsync(opened.fileno())
-    except OSError as error:
-        raise write_error(f"making {file.path} durable failed", error) from error
-
-
-def _check_file(target: Path, file: File, staged: Staged) -> None:
-    """Read a file back, compare it with its digest, and take its fingerprints."""
-    layout, digest = Layout(file.layout), hashlib.sha256()
-    found = [np.empty((0, 2), np.uint64)]
-    buffer = memoryview(bytearray(max(1, _READ_BYTES // layout.period_bytes) * layout.period_bytes))
-    try:
-        with (target / file.path).open("rb", 0) as opened:
-            while data := buffer[: opened.readinto(buffer)]:
-                if file.page_bytes:
-                    found.append(page_digests(data, file.page_bytes))
-                else:
-                    digest.update(data)
-                    found.append(staged.sketch.of(data, layout))
-    except OSError as error:
-        raise write_error(f"reading {file.path} back failed", error) from error
-    staged.fingerprints[file.path] = fingerprints = np.concatenate(found)
-    sha256 = digest_of_pages(fingerprints) if file.page_bytes else digest.hexdigest()
-    if sha256 != file.sha256:
-        raise CorruptSnapshot(f"{file.path} does not have the digest the manifest names")
-
-
-def _check_database(target: Path, manifest: Manifest) -> None:
-    contents = database.check(target)
-    if contents.segments != manifest.segments:
-        raise CorruptSnapshot("the database names other segments than the manifest")
-    expected = {collection.id: collection.records for collection in manifest.snapshot.collections}
-    found = {collection.id: collection.records for collection in contents.collections}
-    if found != expected:
-        raise CorruptSnapshot("the database holds other collections or records than the manifest")
-
-
-def _check_indexes(target: Path, manifest: Manifest) -> None:
-    for segment_id, position in manifest.positions.items():
-        if position and (problems := index_problems(target / segment_id)):
-            raise CorruptSnapshot(f"the index of segment {segment_id} is torn: {'; '.join(problems)}")
-
-
-def _note_down(staged: Staged, directory: DataDirectory) -> None:
-    """Let the next snapshot store only what changes from here. Without it, it stores everything."""
+def _save_baseline(staged: Staged, directory: DataDirectory) -> None:
+    """Let the next snapshot store only what changes from here. Without the baseline it stores everything."""
     try:
         baselines.save(directory.baseline, staged.baseline(directory))
     except OSError as error:
-        log.warning("what was restored could not be noted down", cause=str(error))
+        log.warning("the baseline could not be saved, so the next snapshot stores everything", cause=str(error))
+
+
+def _restored(manifest: Manifest) -> Snapshot:
+    snapshot = manifest.snapshot
+    log.info("snapshot restored", snapshot=snapshot.id, size_bytes=snapshot.size_bytes)
+    return snapshot

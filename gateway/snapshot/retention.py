@@ -1,13 +1,13 @@
-"""Which snapshots are kept, and why. Pure.
+"""Decide which snapshots are kept, and why. Pure.
 
-Each rule keeps the newest good snapshot of each of the newest so many hours, days, ISO weeks, months or
-years, in UTC, that have one; `last` counts snapshots themselves. One that several rules keep counts for
-each of them. What no rule keeps is dropped, except:
+Each rule keeps the newest usable snapshot of each of the newest N hours, days, ISO weeks, months or years that have
+one. Periods are in UTC. The rule `last` counts snapshots instead of periods. A snapshot that several rules keep counts
+for each of them. A snapshot that no rule keeps is dropped, with these exceptions:
 
-- with no rule at all everything is kept;
-- the newest good one is kept in any case;
-- what a person labelled is kept until a person deletes it; the gateway's own labels do not count;
-- what cannot be read, or failed its verification, is kept: it may be wanted to find out what it is.
+- Without any rule, everything is kept.
+- The newest usable snapshot is always kept.
+- A snapshot that a person labelled is kept until a person deletes it. The gateway's own labels do not count.
+- A snapshot that cannot be read, or that failed its verification, is kept: someone may want to examine it.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ OWN_LABELS = frozenset({"scheduled", "final", "handover"})
 
 @dataclass(frozen=True)
 class Keep:
-    """How many of each; 0 is no rule."""
+    """The rules: how many of each to keep. 0 means that there is no such rule."""
 
     last: int = 0
     hourly: int = 0
@@ -36,16 +36,19 @@ class Keep:
 
 
 class Candidate(NamedTuple):
-    """What the rules need to know of a snapshot. `good`: it can be read, and no verification of it failed."""
+    """What the rules need to know about a snapshot. `usable`: it can be read, and no verification of it failed."""
 
     id: str
     created_at: datetime
     label: str | None
-    good: bool
+    usable: bool
 
 
 class RetentionPlan(NamedTuple):
-    """`kept`: the reasons by id, newest first. `dropped`: ids, oldest first, so that an end midway leaves the newer."""
+    """`kept`: the reasons by id, newest first.
+
+    `dropped`: ids, oldest first, so that an interrupted collection leaves the newer ones.
+    """
 
     kept: dict[str, tuple[str, ...]]
     dropped: tuple[str, ...]
@@ -65,27 +68,27 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 
 
 def plan_retention(snapshots: Iterable[Candidate], keep: Keep) -> RetentionPlan:
-    """What to keep of `snapshots` and what to drop."""
+    """Return which of `snapshots` to keep and which to drop."""
     newest_first = sorted(snapshots, key=lambda each: each.id, reverse=True)
-    good = [each for each in newest_first if each.good]
+    usable = [each for each in newest_first if each.usable]
     reasons: dict[str, list[str]] = {each.id: [] for each in newest_first}
-    if good:
-        reasons[good[0].id].append("newest")
+    if usable:
+        reasons[usable[0].id].append("newest")
     for each in newest_first:
         if keep.everything:
             reasons[each.id].append("no rule")
-        if not each.good:
+        if not each.usable:
             reasons[each.id].append("damaged")
         if each.label is not None and each.label not in OWN_LABELS:
             reasons[each.id].append("labelled")
-    for each in good[: keep.last]:
+    for each in usable[: keep.last]:
         reasons[each.id].append("last")
-    for name, period in _PERIODS.items():
+    for name, period_of in _PERIODS.items():
         seen: set[object] = set()
-        for each in good:
-            of = period(each.created_at.astimezone(UTC))
-            if of not in seen and len(seen) < getattr(keep, name):
-                seen.add(of)
+        for each in usable:
+            period = period_of(each.created_at.astimezone(UTC))
+            if period not in seen and len(seen) < getattr(keep, name):
+                seen.add(period)
                 reasons[each.id].append(name)
     return RetentionPlan(
         {snapshot_id: tuple(why) for snapshot_id, why in reasons.items() if why},

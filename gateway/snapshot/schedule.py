@@ -1,7 +1,7 @@
-"""When the next snapshot is due. Pure: every moment is handed in.
+"""When the next snapshot is due. Pure: the present moment is an argument.
 
-Jitter keeps a fleet that was started together from coming to one store together. A turn that was
-missed, by a long snapshot or a machine asleep, is not made up for: one snapshot holds it all.
+Jitter spreads the snapshots of gateways that were started together over time. A due time that was missed, because a
+snapshot took long or the machine slept, is skipped: the next snapshot holds everything.
 """
 
 from collections.abc import Callable
@@ -26,14 +26,14 @@ class Every:
         self._start, self._interval_s = start, interval_s
 
     def after(self, moment: datetime) -> datetime:
-        turns = max(0, (moment - self._start).total_seconds() // self._interval_s)
-        due = self._start + timedelta(seconds=(turns + 1) * self._interval_s)
-        # A division of floats may be off by a hair at a turn itself.
+        intervals = max(0, (moment - self._start).total_seconds() // self._interval_s)
+        due = self._start + timedelta(seconds=(intervals + 1) * self._interval_s)
+        # Float division may be off by one interval where `moment` is exactly a due time.
         return due if due > moment else due + timedelta(seconds=self._interval_s)
 
 
 class Cron:
-    """As a line of cron says: five fields, or six of which the first is seconds."""
+    """By a cron expression of five fields, or of six, of which the first is seconds."""
 
     def __init__(self, expression: str) -> None:
         self._expression = expression
@@ -43,10 +43,10 @@ class Cron:
 
 
 class Jittered:
-    """Another schedule, each of its times put off by up to `jitter_s`."""
+    """Another schedule, with each due time delayed by up to `jitter_s`."""
 
     def __init__(self, schedule: Schedule, jitter_s: float, random: Callable[[], float]) -> None:
-        """`random` gives numbers from 0 to 1."""
+        """`random` returns numbers from 0 to 1."""
         self._schedule, self._jitter_s, self._random = schedule, jitter_s, random
 
     def after(self, moment: datetime) -> datetime:
@@ -54,7 +54,7 @@ class Jittered:
 
 
 def check_cron(expression: str) -> None:
-    """Raise ValueError unless `expression` is a cron line that ever comes true."""
+    """Raise ValueError unless `expression` is a cron expression that has a due time."""
     try:
         next(CronSim(expression, datetime(2026, 1, 1)))  # noqa: DTZ001  # any moment will do
     except (CronSimError, StopIteration) as error:

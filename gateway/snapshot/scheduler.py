@@ -1,6 +1,10 @@
-"""The work that nobody asks for: snapshots when they are due, and tidying up after each.
+"""Scheduled snapshots, and the garbage collection after each.
 
-A round: is it due? → did anything change? → snapshot → retention, garbage → tell the dead man's switch.
+1. Wait until a snapshot is due.
+2. Skip it if nothing changed since the last one.
+3. Take the snapshot.
+4. Tell the dead man's switch.
+5. Apply retention and collect garbage.
 """
 
 import asyncio
@@ -17,7 +21,7 @@ from gateway.snapshot.schedule import Schedule
 
 log = structlog.get_logger()
 
-# A clock that is set, or a machine that slept, is noticed within this.
+# A clock that was set, or a machine that slept, is noticed within this time.
 _LONGEST_SLEEP_S = 30.0
 _PING_TIMEOUT_S = 10.0
 
@@ -30,7 +34,7 @@ async def run_schedule(
     ping: Callable[[], None],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
-    """Make rounds until cancelled. A failure is logged; the next turn tries again."""
+    """Take snapshots as they are due, until cancelled. A failure is logged, and the next due time tries again."""
     while True:
         due = schedule.after(now())
         await _sleep_until(due, now)
@@ -38,7 +42,7 @@ async def run_schedule(
 
 
 async def _sleep_until(due: datetime, now: Callable[[], datetime]) -> None:
-    while (left_s := (due - now()).total_seconds()) > 0:  # noqa: ASYNC110  # for a clock, which sets no event
+    while (left_s := (due - now()).total_seconds()) > 0:  # noqa: ASYNC110  # a clock sets no event
         await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))
 
 
@@ -48,14 +52,14 @@ async def run_once(
     tidy: Callable[[], Awaitable[Any]],
     ping: Callable[[], None],
 ) -> None:
-    """One round; does not raise. `ping` is called only if a snapshot was taken."""
+    """Take one snapshot if anything changed. Does not raise. `ping` is called only if a snapshot was taken."""
     if not changes.any:
-        log.debug("no snapshot is due, nothing changed since the last one")
+        log.debug("scheduled snapshot skipped, nothing changed since the last one")
         return
     try:
         await snapshot("scheduled")
     except LeaseLost as error:
-        log.debug("no snapshot is taken", cause=error.message)
+        log.debug("scheduled snapshot skipped, this gateway does not hold the lease", cause=error.message)
         return
     except GatewayError as error:
         log.error("the scheduled snapshot failed", cause=str(error))
@@ -67,15 +71,15 @@ async def run_once(
     try:
         await tidy()
     except GatewayError as error:
-        log.error("garbage could not be collected", cause=str(error))
+        log.error("the garbage collection failed", cause=str(error))
     except Exception:
-        log.exception("garbage could not be collected")
+        log.exception("the garbage collection failed")
 
 
 class DeadMansSwitch:
-    """A URL that is to hear of every snapshot that succeeded; whoever listens there raises the alarm when it is silent.
+    """A URL that is called after every successful snapshot. A monitor raises an alarm if the calls stop.
 
-    Nobody waits for it, and its failure is a line in the log.
+    A snapshot does not wait for the call. A failed call is a line in the log.
     """
 
     def __init__(self, url: str | None, timeout_s: float = _PING_TIMEOUT_S) -> None:
@@ -83,24 +87,24 @@ class DeadMansSwitch:
         self._pings: set[asyncio.Task[None]] = set()
 
     def ping(self) -> None:
-        """Call the URL, if there is one, beside everything else."""
+        """Call the URL in the background, if there is one."""
         if self._url:
             task = asyncio.create_task(self._call(self._url))
             self._pings.add(task)
             task.add_done_callback(self._pings.discard)
 
     async def close(self) -> None:
-        """Break off what is still being said."""
+        """Cancel the calls that are under way."""
         for task in list(self._pings):
             task.cancel()
         await asyncio.gather(*self._pings, return_exceptions=True)
 
     async def _call(self, url: str) -> None:
-        # The URL is a secret: it is what tells one switch from another. httpx names it in its errors.
+        # The URL is a secret, since it identifies the switch. httpx names it in its errors, so those are not logged.
         try:
             async with asyncio.timeout(self._timeout_s), httpx.AsyncClient(timeout=self._timeout_s) as client:
                 answer = await client.get(url)
             if answer.is_error:
-                log.warning("the dead man's switch did not take it", status=answer.status_code)
+                log.warning("the dead man's switch answered with an error", status=answer.status_code)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             log.warning("the dead man's switch cannot be reached", cause=type(error).__name__)

@@ -1,8 +1,8 @@
-"""A snapshot as a plain tar of a Chroma directory, and a tar as a Chroma directory.
+"""Write a Chroma directory as a plain tar archive, and unpack such an archive.
 
-Going out nothing but a few MiB is in memory: the snapshot is restored on disk first, and the tar is made of the
-files as they are read. Coming in, the tar is unpacked while it arrives and never lies on disk itself. Of
-its members only files that Chroma has by name are written; links, devices and ways out end it.
+An archive is made from the files while they are read, so only a few MiB are in memory. An archive is unpacked while it
+arrives, so it is never on disk itself. Only members with the name of one of Chroma's files are written. A link, a
+device, or a path that leads out of the directory ends the unpacking.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from gateway.snapshot.progress import Progress
 _BLOCK_BYTES = 512
 _PIECE_BYTES = 1 << 20
 _END = bytes(2 * _BLOCK_BYTES)
-# What SQLite needs beside a database that was not closed; the rest it makes itself. Without the journal a
-# transaction that was cut off, as chromadb 0.4 and 0.5 leave it when killed, would count in part.
+# What SQLite needs beside a database that was not closed. It makes the rest itself. chromadb 0.4 and 0.5 leave a
+# journal when they are killed during a transaction. Without it a part of that transaction would be committed.
 _BESIDE = (f"{DATABASE}-wal", f"{DATABASE}-journal")
-# `tarfile` reads long names, and whatever else such a header holds, into memory.
+# `tarfile` reads such a header into memory.
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_MEMBERS = 1_000_000
 
@@ -36,13 +36,13 @@ _MAX_MEMBERS = 1_000_000
 
 
 def tar_size(directory: Path) -> int:
-    """How many bytes `tar` yields for `directory`."""
+    """Return how many bytes `tar` yields for `directory`."""
     sizes = (path.stat().st_size for path, _ in _files(directory))
     return sum(_BLOCK_BYTES + size + -size % _BLOCK_BYTES for size in sizes) + len(_END)
 
 
 def tar(directory: Path) -> Generator[bytes, None, None]:
-    """The Chroma directory `directory` as a tar, in pieces of at most 1 MiB. Nothing may change it meanwhile."""
+    """Yield the Chroma directory as a tar archive, in pieces of at most 1 MiB. It must not change meanwhile."""
     for path, name in _files(directory):
         status = path.stat()
         member = tarfile.TarInfo(name)
@@ -68,26 +68,26 @@ def _files(directory: Path) -> list[tuple[Path, str]]:
 
 
 async def untar(body: AsyncIterator[bytes], target: Path, max_bytes: int, progress: Progress) -> None:
-    """Unpack the tar that arrives in `body` into the empty directory `target`.
+    """Unpack the tar archive in `body` into the empty directory `target`.
 
-    A single directory round all of it is taken off. Files that are not Chroma's are passed over. Raises
-    InvalidRequest for what is no tar or not one of a Chroma directory, BodyTooLarge past `max_bytes` (of the
-    body, and so of what it holds), DiskFull.
+    If all members are in one directory, that directory is left out of their paths. Files that are not Chroma's are
+    skipped. Raises InvalidRequest if it is no tar archive or holds no Chroma directory, BodyTooLarge if `body` has more
+    than `max_bytes`, DiskFull.
     """
-    arriving = _Arriving(body, max_bytes, progress)
-    work = asyncio.create_task(asyncio.to_thread(_unpack, arriving, target))
+    body_reader = _BodyReader(body, max_bytes, progress)
+    work = asyncio.create_task(asyncio.to_thread(_unpack, body_reader, target))
     try:
         await asyncio.shield(work)
     finally:
-        arriving.end()
+        body_reader.end()
         await asyncio.wait([work])
-        work.exception()  # told above, or of no interest to who was cancelled
-    # Nobody may find that not all of it was read.
-    await arriving.drain()
+        work.exception()  # Raised above, or not needed after a cancellation.
+    # Read the rest of the body. Otherwise the upload fails for the client although the archive was complete.
+    await body_reader.drain()
 
 
-class _Arriving:
-    """A body as the file that a thread reads."""
+class _BodyReader:
+    """A body that arrives on the event loop, as a file that a thread reads."""
 
     def __init__(self, body: AsyncIterator[bytes], max_bytes: int, progress: Progress) -> None:
         self._body, self._max_bytes, self._progress = body, max_bytes, progress
@@ -111,7 +111,7 @@ class _Arriving:
 
     def _piece(self) -> bytes:
         self._next = asyncio.run_coroutine_threadsafe(self._arrive(), self._loop)
-        if self._ended:  # asked now and not before: `end` may come from the other thread at any moment
+        if self._ended:  # Checked after `_next` is set: `end` may be called at any moment, on the other thread.
             self._next.cancel()
         return self._next.result()
 
@@ -137,24 +137,24 @@ class _Arriving:
             self._next.cancel()
 
 
-def _unpack(arriving: _Arriving, target: Path) -> None:
-    around: str | None = None
+def _unpack(body_reader: _BodyReader, target: Path) -> None:
+    parent: str | None = None
     try:
-        with tarfile.open(fileobj=arriving, mode="r|", errorlevel=2, tarinfo=_Member) as archive:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=body_reader, mode="r|", errorlevel=2, tarinfo=_Member) as archive:  # type: ignore[call-overload]
             for number, member in enumerate(archive):
-                archive.members.clear()  # which would be all of them in the end, with their headers
+                archive.members.clear()  # Otherwise all members and their headers stay in memory.
                 if number > _MAX_MEMBERS:
                     raise InvalidRequest(f"the archive has more than {_MAX_MEMBERS} members")
                 parts = _parts(member)
-                if parts and around is None:
-                    around = "" if is_chromas(parts[0]) or (len(parts) == 1 and member.isreg()) else parts[0]
-                if around and parts and parts[0] == around:
+                if parts and parent is None:
+                    parent = "" if is_chromas(parts[0]) or (len(parts) == 1 and member.isreg()) else parts[0]
+                if parent and parts and parts[0] == parent:
                     parts = parts[1:]
                 name = "/".join(parts)
                 if member.isreg() and (is_snapshot_path(name) or name in _BESIDE):
                     _write(archive, member, target / name)
     except (tarfile.TarError, ArithmeticError, LookupError, RecursionError, ValueError) as error:
-        # `tarfile` stumbles in many ways over headers that make no sense.
+        # `tarfile` raises many kinds of errors for headers that make no sense.
         raise InvalidRequest(
             f"the body is no tar archive, or is cut off: {error}",
             "send a plain, uncompressed tar of a Chroma directory, as tar -C chroma_db -cf - . writes it",
@@ -162,17 +162,17 @@ def _unpack(arriving: _Arriving, target: Path) -> None:
     if has_super_journal(target):
         raise InvalidRequest(
             f"the archive's {DATABASE}-journal belongs to a transaction over several databases",
-            "Chroma writes no such one: open the database with SQLite once, then make the archive again",
+            "Chroma writes no such journal: open the database with SQLite once, then make the archive again",
         )
     if not (target / DATABASE).exists():
         raise InvalidRequest(
-            f"the archive holds no {DATABASE} at its top, nor in the one directory that all of it is in",
-            "make it of the directory that Chroma was given as its path; chromadb before 0.4 kept its data otherwise",
+            f"the archive has no {DATABASE} at its top, nor in a single directory that holds all of it",
+            "make it of the directory that Chroma uses as its path; chromadb before 0.4 stored its data differently",
         )
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended header is not absurdly long, in an archive that goes on to its end."""
+    """A member whose headers have a bounded length, in an archive that is not cut off."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -181,7 +181,7 @@ class _Member(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            # After the first member `tarfile` takes whatever is no header, and nothing at all, for the end.
+            # After the first member, `tarfile` takes an invalid header, or a missing one, for the end of the archive.
             raise tarfile.ReadError(str(error)) from error
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -192,19 +192,19 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
     def _proc_gnusparse_10(self, *_: object) -> NoReturn:
-        # The map of such a file goes on for as long as it says itself, and is read into memory.
+        # `tarfile` reads the map of a sparse file into memory, and the archive says how long the map is.
         raise tarfile.ReadError(f"{self.name!r} is a sparse file")
 
 
 def _parts(member: tarfile.TarInfo) -> tuple[str, ...]:
-    """The parts of its name. Raises InvalidRequest for anything but a plain file or directory inside."""
+    """Return the parts of the member's path. Raises InvalidRequest unless it is a plain file or directory inside."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
         raise InvalidRequest(f"the archive's member {member.name!r} leads out of it")
     if not (member.isreg() or member.isdir()) or member.issparse():
         raise InvalidRequest(
             f"the archive's member {member.name!r} is neither a plain file nor a directory",
-            "an archive with links, devices or sparse files is not unpacked",
+            "archives with links, devices or sparse files are refused",
         )
     return path.parts
 
@@ -229,8 +229,8 @@ def _copy(source: IO[bytes], target: IO[bytes], member: tarfile.TarInfo) -> None
 
 
 async def in_pieces(pieces: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
-    """`pieces`, each made in a thread."""
+    """Yield `pieces`, each made in a thread."""
     with contextlib.closing(pieces):
-        # To its end: a generator that runs in a thread cannot be closed.
+        # Uninterrupted: a generator that runs in a thread cannot be closed.
         while (piece := await run_in_thread_uninterrupted(next, pieces, None)) is not None:
             yield piece

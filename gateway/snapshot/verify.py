@@ -1,6 +1,6 @@
-"""Look at all of a snapshot: is every byte there, and does a Chroma serve it?
+"""Verify a snapshot: is every byte there, and does a Chroma serve it?
 
-A snapshot that fails is a result, told in `problems`; an unreachable store or a full disk is an error, since it
+A snapshot that is broken is a result, with its `problems`. An unreachable store or a full disk is an error, since it
 says nothing about the snapshot.
 """
 
@@ -17,10 +17,10 @@ from gateway.chroma import database
 from gateway.chroma.process import http_client, scratch_chroma
 from gateway.errors import SnapshotError
 from gateway.files import scratch_directory
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
 from gateway.snapshot.progress import Progress, counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified
 
 Level = Literal["data", "boot"]
 
@@ -29,17 +29,17 @@ _READS_AT_ONCE = 4
 _MAX_PROBLEMS = 20
 # The first read of a collection loads its index.
 _READ_TIMEOUT_S = 300.0
-# Records that are read, and asked for by their own vector, of each collection.
+# Records of each collection that are read and queried by their own vector.
 _SAMPLES = 5
 
 
 async def verify(
     repository: Repository, scratch: Path, snapshot_id: str, level: Level, progress: Progress
 ) -> Verification:
-    """Verify one snapshot and note beside it what was found.
+    """Verify one snapshot, and store the result beside it.
 
-    `boot` needs free disk for all of it in `scratch`, and memory for a second Chroma; both are given back at
-    the end. Raises NotFound, StorageError, DiskFull. Safe to retry.
+    The level `boot` needs free disk for the snapshot in `scratch`, and memory for a second Chroma, until it ends.
+    Raises NotFound, StorageError, DiskFull. Safe to retry.
     """
     started, problems = time.monotonic(), list[str]()
     try:
@@ -57,12 +57,12 @@ async def verify(
         duration_s=round(time.monotonic() - started, 3),
         problems=tuple(problems[:_MAX_PROBLEMS]),
     )
-    await repository.note_verified(snapshot_id, verification)
+    await repository.save_verification(snapshot_id, verification)
     return verification
 
 
 async def _read_packs(repository: Repository, manifest: Manifest, progress: Progress) -> list[str]:
-    """Fetch every pack; what a file is made of is named by its pack, and the pack by its digest."""
+    """Fetch every pack and return the problems. Packs are named by their digests, so this verifies every byte."""
     problems = list[str]()
     progress.phase("reading", sum(pack.size_bytes for pack in manifest.packs))
 
@@ -90,7 +90,7 @@ async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progr
 
 
 async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str]:
-    """Read every collection from the Chroma at `url`; say what is not as it was when the snapshot was taken."""
+    """Read every collection from the Chroma at `url`. Return what differs from what the manifest recorded."""
     problems = list[str]()
     collections = manifest.snapshot.collections
     progress.phase("reading collections", len(collections), "collections")
@@ -100,7 +100,7 @@ async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str
             name = f"{collection.tenant}/{collection.database}/{collection.name}"
             try:
                 await _read(client, collection)
-            except _Differs as error:
+            except _Mismatch as error:
                 problems.append(f"collection {name}: {error}")
             except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
                 problems.append(f"collection {name}: it cannot be read: {error!r}")
@@ -112,35 +112,35 @@ async def _compare(url: str, manifest: Manifest, progress: Progress) -> list[str
     return sorted(problems)
 
 
-class _Differs(Exception):
-    pass
+class _Mismatch(Exception):
+    """A collection is not as it was when the snapshot was taken."""
 
 
 async def _read(client: httpx.AsyncClient, collection: SnapshotCollection) -> None:
-    """Count a collection, read records of it and find them by their vectors. Raises _Differs."""
+    """Count a collection, read some of its records and query their vectors. Raises _Mismatch."""
     base = (
         f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
         f"/collections/{collection.id}"
     )
-    count = _answer("count", await client.get(f"{base}/count"))
+    count = _require_ok("count", await client.get(f"{base}/count"))
     if count != collection.records:
-        raise _Differs(f"it has {count} records, and had {collection.records} when the snapshot was taken")
-    # Samples from its whole length, not from the beginning alone.
+        raise _Mismatch(f"it has {count} records, and had {collection.records} when the snapshot was taken")
+    # Samples from all over the collection, not from its beginning alone.
     vectors = list[list[float]]()
     for offset in range(0, count, max(1, count // _SAMPLES)):
         wanted = {"limit": 1, "offset": offset, "include": ["embeddings", "metadatas", "documents"]}
-        read = _answer("get", await client.post(f"{base}/get", json=wanted))
+        read = _require_ok("get", await client.post(f"{base}/get", json=wanted))
         if len(read["ids"]) != 1:
-            raise _Differs(f"record {offset} of {count} is not there")
+            raise _Mismatch(f"record {offset} of {count} is not there")
         vectors += [vector for vector in read["embeddings"] or [] if vector]
     if vectors:
         wanted = {"query_embeddings": vectors, "n_results": 1, "include": []}
-        found = _answer("query", await client.post(f"{base}/query", json=wanted))
+        found = _require_ok("query", await client.post(f"{base}/query", json=wanted))
         if not all(found["ids"]):
-            raise _Differs("query: a record is not found by its own vector")
+            raise _Mismatch("query: a record is not found by its own vector")
 
 
-def _answer(what: str, response: httpx.Response) -> Any:
+def _require_ok(what: str, response: httpx.Response) -> Any:
     if response.status_code != httpx.codes.OK:
-        raise _Differs(f"{what}: {response.status_code} {response.text[:500]}")
+        raise _Mismatch(f"{what}: {response.status_code} {response.text[:500]}")
     return response.json()

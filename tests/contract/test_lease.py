@@ -1,4 +1,4 @@
-"""The lease and the probe, on real stores: of many one wins, and who lost cannot publish."""
+"""The lease and the probe on real stores: one gateway holds the lease, and one that lost it cannot publish."""
 
 import asyncio
 import uuid
@@ -29,16 +29,16 @@ def lease(store: Storage, home: str = "", **kwargs: float) -> Lease:
 # ---------------------------------------------------------------------- the probe
 
 
-async def test_a_store_that_keeps_conditions_is_told(conditional_store: Storage) -> None:
-    """file://, ministack and moto do; and nothing is left behind."""
+async def test_probe_recognises_a_store_that_honours_conditions(conditional_store: Storage) -> None:
+    """file://, ministack and moto do. The probe leaves nothing behind."""
     assert await probe(conditional_store) is Conditions.KEPT
     assert [info.key async for info in conditional_store.list("")] == []
 
 
-async def test_a_store_that_ignores_conditions_is_told(
+async def test_probe_recognises_a_store_that_ignores_conditions(
     rclone: servers.S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rclone takes the headers and writes all the same."""
+    """rclone accepts the headers and writes all the same."""
     for name, value in rclone.env.items():
         monkeypatch.setenv(name, value)
     store = S3Storage(BUCKET, uuid.uuid4().hex)
@@ -48,8 +48,8 @@ async def test_a_store_that_ignores_conditions_is_told(
         await store.close()
 
 
-class LooksFirst(FileStorage):
-    """Looks, and writes later: right whenever one writer is alone, as Swift's If-None-Match is."""
+class ChecksFirst(FileStorage):
+    """Checks, and writes later. Right for a single writer, as Swift's If-None-Match is."""
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
         if [info async for info in self.list(key)]:
@@ -59,9 +59,9 @@ class LooksFirst(FileStorage):
         return True
 
 
-async def test_a_store_that_looks_first_and_writes_later_is_told(tmp_path: Path) -> None:
-    """Only a race shows it: tried one after the other, its conditions hold."""
-    store = LooksFirst(tmp_path)
+async def test_probe_recognises_a_store_that_checks_first_and_writes_later(tmp_path: Path) -> None:
+    """Only a race shows it: one write after the other, its conditions hold."""
+    store = ChecksFirst(tmp_path)
     assert await store.put_if_absent("alone", b"1")
     assert not await store.put_if_absent("alone", b"2")
     assert await probe(store) is Conditions.BROKEN
@@ -70,8 +70,8 @@ async def test_a_store_that_looks_first_and_writes_later_is_told(tmp_path: Path)
 # ---------------------------------------------------------------------- taking it
 
 
-async def test_of_many_that_start_at_once_each_has_it_once(conditional_store: Storage) -> None:
-    """Epochs are given once; the last one holds it, and no other can publish."""
+async def test_of_many_gateways_that_start_at_once_each_holds_the_lease_once(conditional_store: Storage) -> None:
+    """Each epoch is used once. The last gateway holds the lease, and no other can publish."""
     leases = [lease(conditional_store, "one home") for _ in range(5)]
     await asyncio.gather(*(each.take() for each in leases))
     lease_state = await read_lease_state(conditional_store)
@@ -89,8 +89,8 @@ async def test_of_many_that_start_at_once_each_has_it_once(conditional_store: St
                     pytest.fail("it may not get so far")
 
 
-async def test_it_is_handed_over_when_asked(conditional_store: Storage) -> None:
-    """The new one waits for the old one, which sees that it is wanted, and takes over where that left off."""
+async def test_holder_hands_the_lease_over_when_asked(conditional_store: Storage) -> None:
+    """The new gateway waits, the old one sees that it is asked, and the new one continues from its last snapshot."""
     old, new = lease(conditional_store), lease(conditional_store)
     await old.take()
     taking = asyncio.create_task(new.take())
@@ -108,8 +108,8 @@ async def test_it_is_handed_over_when_asked(conditional_store: Storage) -> None:
         await old.look()
 
 
-async def test_a_dead_holder_is_not_waited_for_long(conditional_store: Storage) -> None:
-    """One that does not move is given up after the answer timeout; that is said."""
+async def test_dead_holder_is_succeeded_after_the_answer_timeout(conditional_store: Storage) -> None:
+    """The result says that the takeover was forced."""
     old, new = lease(conditional_store), lease(conditional_store, answer_timeout_s=0.6)
     await old.take()
     taken = await asyncio.wait_for(new.take(), 20)
@@ -118,8 +118,8 @@ async def test_a_dead_holder_is_not_waited_for_long(conditional_store: Storage) 
         await old.release()
 
 
-async def test_a_holder_that_never_finishes_is_not_waited_for_for_ever(conditional_store: Storage) -> None:
-    """It moves and moves: after the takeover timeout it has had its time."""
+async def test_holder_that_never_finishes_is_succeeded_after_the_takeover_timeout(conditional_store: Storage) -> None:
+    """Although it goes on writing that it is leaving."""
     old, new = lease(conditional_store), lease(conditional_store, takeover_timeout_s=1, answer_timeout_s=60)
     await old.take()
 
@@ -134,8 +134,8 @@ async def test_a_holder_that_never_finishes_is_not_waited_for_for_ever(condition
         await asyncio.wait_for(moving, 20)
 
 
-async def test_the_same_home_waits_for_nobody(conditional_store: Storage) -> None:
-    """Only one gateway can be on a data directory, so the one before is no more."""
+async def test_holder_on_the_same_home_is_not_waited_for(conditional_store: Storage) -> None:
+    """Only one gateway can be on a data directory, so the earlier holder has ended."""
     old, new = lease(conditional_store, "home"), lease(conditional_store, "home", answer_timeout_s=60)
     await old.take()
     assert not (await asyncio.wait_for(new.take(), 5)).forced
@@ -143,8 +143,8 @@ async def test_the_same_home_waits_for_nobody(conditional_store: Storage) -> Non
     await new.look()
 
 
-async def test_a_lease_that_was_released_and_not_taken_is_taken_back(conditional_store: Storage) -> None:
-    """By its old holder, unless somebody else was first."""
+async def test_released_lease_that_no_gateway_took_can_be_retaken(conditional_store: Storage) -> None:
+    """By its former holder, unless another gateway was first."""
     old, new = lease(conditional_store), lease(conditional_store)
     await old.take()
     await old.release()
@@ -160,12 +160,12 @@ async def test_a_lease_that_was_released_and_not_taken_is_taken_back(conditional
         await old.retake()
 
 
-async def test_a_lease_that_was_deleted_is_made_anew(conditional_store: Storage) -> None:
-    """By its holder, with what it knows of it; what was under way is void."""
+async def test_deleted_lease_is_written_again(conditional_store: Storage) -> None:
+    """By its holder, with what it knows. The snapshot that was being published is aborted."""
     holder = lease(conditional_store)
     await holder.take()
     await holder.mark_pending_delete(["p" * 64])
-    with pytest.raises(LeaseLost, match="given up"):  # noqa: PT012
+    with pytest.raises(LeaseLost, match="aborted"):  # noqa: PT012
         async with holder.publishing(ID):
             await conditional_store.delete(LEASE)
             await holder.look()
@@ -196,10 +196,10 @@ async def through(
 
 
 @pytest.mark.parametrize("fault", ["drop_reply", "status", "reset"])
-async def test_trouble_at_every_write_is_not_taken_for_somebody_elses(
+async def test_failed_writes_are_not_taken_for_those_of_another_gateway(
     through: S3Storage, proxy: FaultProxy, fault: str
 ) -> None:
-    """Each write once fails, or happens with its answer lost: the lease is taken and published under all the same."""
+    """Each write fails once, or its answer is lost. The lease is taken and published under all the same."""
     holder = lease(through)
 
     def rule() -> list[Rule]:
@@ -221,10 +221,10 @@ async def test_trouble_at_every_write_is_not_taken_for_somebody_elses(
 
 
 @pytest.mark.parametrize("rule", [Rule("flip", at_byte=150, count=2), Rule("truncate", at_byte=9, count=1)])
-async def test_damage_on_the_way_is_not_taken_for_another_holder(
+async def test_damaged_answer_is_not_taken_for_another_holder(
     through: S3Storage, proxy: FaultProxy, rule: Rule
 ) -> None:
-    """It is read again, by who holds it and by who lists."""
+    """It is read again, by the holder and by a reader."""
     holder = lease(through)
     await holder.take()
     for read in (holder.look, lambda: read_lease_state(through)):
@@ -235,10 +235,10 @@ async def test_damage_on_the_way_is_not_taken_for_another_holder(
         proxy.rules = []
 
 
-async def test_a_publication_that_cannot_be_confirmed_is_void_with_the_next(
+async def test_publication_that_cannot_be_confirmed_is_aborted_by_the_next(
     through: S3Storage, proxy: FaultProxy
 ) -> None:
-    """Nobody could tell whether it counts; from the next announcement on it does not, for everybody."""
+    """Until then it is unknown whether it is committed. From the next announcement on it is not, for every reader."""
     holder = lease(through)
     await holder.take()
     with pytest.raises(StorageUnavailable):
@@ -255,8 +255,8 @@ async def test_a_publication_that_cannot_be_confirmed_is_void_with_the_next(
     assert (lease_state.is_committed(ID), lease_state.is_committed(OTHER)) == (False, True)
 
 
-async def test_who_lost_it_while_the_manifest_was_on_its_way_did_not_publish(conditional_store: Storage) -> None:
-    """Taken between announcement and confirmation: the snapshot does not count, and the loser is told."""
+async def test_takeover_while_the_manifest_is_written_aborts_the_snapshot(conditional_store: Storage) -> None:
+    """Between announcement and confirmation: the snapshot is not committed, and the former holder gets an error."""
     old, new = lease(conditional_store), lease(conditional_store, answer_timeout_s=0)
     await old.take()
     with pytest.raises(LeaseLost):

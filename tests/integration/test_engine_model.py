@@ -1,9 +1,9 @@
-"""Whatever is written, snapshotted, restored, restarted or deleted, in whatever order: a snapshot is what it was.
+"""Whatever is written, snapshotted, restored, restarted or deleted, in any order: a snapshot stays what it was.
 
-A seeded random walk over a real Chroma and real `Operations`, beside a plain dictionary that says what
-must be held. The sizes and thresholds of the engine are made small, so that a few hundred records reach
-every way of storing them. `ENGINE_MODEL_SECONDS` makes it walk longer, `ENGINE_MODEL_SEED` begins with
-another seed; a failure tells its seed and its steps.
+A seeded random walk over a real Chroma and real `Operations`, beside a plain dictionary with the expected records. The
+sizes and thresholds of the engine are made small, so that a few hundred records reach every way of storing them.
+`ENGINE_MODEL_SECONDS` makes it walk longer, `ENGINE_MODEL_SEED` begins with another seed. A failure names its seed and
+its steps.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from chromadb.api import ClientAPI
 from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import NotFound, StorageUnavailable
-from gateway.snapshot import capture, create, packing
+from gateway.snapshot import capture, create, packing, plan
 from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified
 from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
@@ -44,7 +44,7 @@ _MOST_RECORDS = 250
 
 @dataclass
 class Collection:
-    """A collection as it must be. `records`: embedding, document and metadata by id."""
+    """A collection as expected. `records`: embedding, document and metadata by id."""
 
     dimension: int
     records: dict[str, tuple[list[float], str, dict[str, Any]]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ Model = dict[str, Collection]
 
 
 class LossyStore(FileStorage):
-    """Refuses some puts when told to, as a store does whose connection breaks."""
+    """Refuses some puts when told to, like a store whose connection breaks."""
 
     puts_left: int | None = None
 
@@ -67,7 +67,7 @@ class LossyStore(FileStorage):
 
 
 class Chroma:
-    """One Chroma on one directory, stopped and started like the house does."""
+    """One Chroma on one directory, stopped and started as the gateway does."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._stack, self._run = path, contextlib.ExitStack(), 0
@@ -79,10 +79,10 @@ class Chroma:
         self.client, self._run = running.client(), self._run + 1
 
     def end(self) -> None:
-        """As kill -9 does."""
+        """Like kill -9."""
         self._stack.close()
 
-    # What the engine asks of it
+    # What snapshots and restores ask of it
 
     def require_served(self) -> int:
         return self._run
@@ -116,7 +116,7 @@ async def _refuse(_: str) -> AsyncIterator[None]:
 
 
 class Walk:
-    """One walk: steps are chosen by `seed` alone."""
+    """One walk. `seed` alone decides its steps."""
 
     def __init__(self, path: Path, seed: int, patch: pytest.MonkeyPatch) -> None:
         self.random = random.Random(seed)
@@ -136,7 +136,7 @@ class Walk:
         for module, name, value in (
             (capture, "PIECE_BYTES", choice((16 << 10, 4 << 20))),
             (packing, "PACK_BYTES", choice((64 << 10, 8 << 20))),
-            (capture, "_REPLAYED_ROWS_PER_S", choice((1, 2000, 1e12))),
+            (plan, "_REPLAYED_ROWS_PER_S", choice((1, 2000, 1e12))),
             (create, "_SAVE_EVERY_S", choice((0, 60))),
             (create, "_MAX_WAL_BYTES", choice((1, 64 << 20))),
             (create, "_MAX_LOG_ROWS", choice((30, 25_000))),
@@ -163,7 +163,7 @@ class Walk:
     # ------------------------------------------------------------------ steps
 
     def write(self) -> None:
-        """One write of any kind, and the model after it."""
+        """Make one write of any kind, and update the model."""
         chance = self.random.random()
         if not self.model or (chance < 0.08 and len(self.model) < 4):
             name, dimension = f"col-{self.made}", self.random.choice((3, 8, 40))
@@ -175,33 +175,37 @@ class Walk:
                 self.model[name] = Collection(dimension)
             return
         name = self.random.choice(sorted(self.model))
-        mine = self.model[name]
+        expected = self.model[name]
         with self.gate:
             if chance < 0.11:
                 self.chroma.client.delete_collection(name)
                 del self.model[name]
                 return
             collection = self.chroma.client.get_collection(name, embedding_function=None)
-            if chance < 0.25 and mine.records:
-                ids = self.random.sample(sorted(mine.records), min(len(mine.records), self.random.randint(1, 15)))
+            if chance < 0.25 and expected.records:
+                ids = self.random.sample(
+                    sorted(expected.records), min(len(expected.records), self.random.randint(1, 15))
+                )
                 collection.delete(ids=ids)
                 for each in ids:
-                    del mine.records[each]
-            elif chance < 0.4 and mine.records:
-                ids = self.random.sample(sorted(mine.records), min(len(mine.records), self.random.randint(1, 10)))
+                    del expected.records[each]
+            elif chance < 0.4 and expected.records:
+                ids = self.random.sample(
+                    sorted(expected.records), min(len(expected.records), self.random.randint(1, 10))
+                )
                 metadatas = [{"n": self.random.randrange(10**6)} for _ in ids]
-                vectors = [self._vector(mine.dimension) for _ in ids] if chance < 0.33 else None
+                vectors = [self._vector(expected.dimension) for _ in ids] if chance < 0.33 else None
                 documents = [self._text() for _ in ids] if vectors else None
                 collection.update(ids=ids, embeddings=vectors, documents=documents, metadatas=metadatas)
                 for number, each in enumerate(ids):
-                    vector, document, _ = mine.records[each]
+                    vector, document, _ = expected.records[each]
                     if vectors and documents:
                         vector, document = vectors[number], documents[number]
-                    mine.records[each] = vector, document, metadatas[number]
+                    expected.records[each] = vector, document, metadatas[number]
             else:
                 fresh = [f"{name}-{self.random.randrange(_MOST_RECORDS)}" for _ in range(self.random.randint(1, 25))]
                 records = {
-                    each: (self._vector(mine.dimension), self._text(), {"n": self.random.randrange(10**6)})
+                    each: (self._vector(expected.dimension), self._text(), {"n": self.random.randrange(10**6)})
                     for each in fresh
                 }
                 collection.upsert(
@@ -210,7 +214,7 @@ class Walk:
                     documents=[text for _, text, _ in records.values()],
                     metadatas=[metadata for _, _, metadata in records.values()],
                 )
-                mine.records |= records
+                expected.records |= records
 
     def _vector(self, dimension: int) -> list[float]:
         return np.array([self.random.uniform(-1, 1) for _ in range(dimension)], np.float32).tolist()
@@ -235,7 +239,7 @@ class Walk:
         self.snapshots[taken.id] = self.at_cut
 
     async def snapshot_under_writes(self) -> None:
-        """Writes and reads go on, as the gate lets them."""
+        """Writes and reads go on, as the gate allows."""
         done = threading.Event()
 
         def write_on() -> None:
@@ -270,14 +274,14 @@ class Walk:
         await asyncio.to_thread(self.snapshotter._bound_log)
 
     async def restart_gateway(self) -> None:
-        """It ends as it should, or is killed; and what it noted down may be lost."""
-        how = self.random.choice(("closed", "killed", "forgetful"))
+        """The gateway ends as it should, or is killed. What it saved may be lost."""
+        how = self.random.choice(("closed", "killed", "baseline lost"))
         self.steps.append(how)
         if how == "closed":
             await self.snapshotter.close()
         else:
-            self.snapshotter._tracker.forget()  # the kernel closes what a killed process had open
-        if how == "forgetful":
+            self.snapshotter._tracker.forget()  # the kernel closes the files of a killed process
+        if how == "baseline lost":
             self.directory.baseline.unlink(missing_ok=True)
         self.repository = Repository(self.store)
         self.operations = self._operations()
@@ -287,7 +291,7 @@ class Walk:
         self.chroma.begin()
 
     async def restore(self) -> None:
-        """Go back while running, and go on from there."""
+        """Restore while running, and continue from there."""
         if not self.snapshots:
             return
         snapshot_id = self.random.choice(sorted(self.snapshots))
@@ -310,7 +314,7 @@ class Walk:
             self.compare(chroma.client(), self.snapshots[snapshot_id])
         shutil.rmtree(target)
 
-    # ------------------------------------------------------------------ what must be
+    # ------------------------------------------------------------------ what is expected
 
     def compare(self, client: ClientAPI, model: Model) -> None:
         assert {each.name for each in client.list_collections()} == set(model)
@@ -331,7 +335,7 @@ class Walk:
                 vectors = [expected.records[each][0] for each in ids]
                 found = collection.query(query_embeddings=vectors, n_results=1, include=["distances"])
                 missed = [each for each, hits in zip(ids, found["ids"], strict=True) if hits != [each]]
-                # Chroma's own graph loses a few after many updates and deletions, without any restore.
+                # Chroma's own graph loses a few after many updates and deletions, even without a restore.
                 few = max(4, len(ids) // 10)
                 assert len(missed) <= few, f"{name}: {len(missed)} of {len(ids)} are not found: {missed[:5]}"
 
@@ -375,8 +379,8 @@ def seeds() -> Iterator[int]:
 
 
 @pytest.mark.timeout(SECONDS + 120)
-def test_every_snapshot_is_what_the_model_says(tmp_path: Path) -> None:
-    """Each one opened by Chroma alone has exactly the records of its moment, and each record is found by its vector."""
+def test_every_snapshot_equals_the_model(tmp_path: Path) -> None:
+    """Opened by Chroma alone, each has exactly the records of its moment, and each record is found by its vector."""
     for seed in seeds():
         path = tmp_path / str(seed)
         path.mkdir()
@@ -385,23 +389,23 @@ def test_every_snapshot_is_what_the_model_says(tmp_path: Path) -> None:
         shutil.rmtree(path)
 
 
-async def test_rows_given_up_are_not_missed_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log was cut past what the store's index has, and the gateway ended: the next snapshot reads the index."""
+async def test_deleted_log_rows_are_not_missed_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log was trimmed past the stored index, and the gateway ended: the next snapshot reads the index."""
     walk = Walk(tmp_path, 0, monkeypatch)
-    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e12)
+    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e12)
     monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
     walk.chroma.begin()
     try:
         hnsw = {"sync_threshold": 10, "batch_size": 5}
         collection = walk.chroma.client.create_collection("col", embedding_function=None, configuration={"hnsw": hnsw})
-        mine = walk.model["col"] = Collection(3)
+        expected = walk.model["col"] = Collection(3)
 
         def add(start: int) -> None:
             ids = [str(number) for number in range(start, start + 12)]
             vectors = [walk._vector(3) for _ in ids]
             collection.upsert(ids=ids, embeddings=vectors, documents=ids, metadatas=[{"n": 1} for _ in ids])
             collection.count()
-            mine.records |= {each: (vector, each, {"n": 1}) for each, vector in zip(ids, vectors, strict=True)}
+            expected.records |= {each: (vector, each, {"n": 1}) for each, vector in zip(ids, vectors, strict=True)}
 
         add(0)
         await walk.snapshot()
@@ -421,8 +425,8 @@ async def test_rows_given_up_are_not_missed_after_a_restart(tmp_path: Path, monk
         walk.chroma.end()
 
 
-async def test_a_restore_begins_a_history_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After it an index may come to the very place in the log that it had before, with other vectors in it."""
+async def test_restore_begins_a_new_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, an index may reach the position in the log that it had before, with other vectors."""
     walk = Walk(tmp_path, 0, monkeypatch)
     walk.chroma.begin()
     try:

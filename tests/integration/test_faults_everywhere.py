@@ -1,7 +1,7 @@
-"""Every request of a snapshot and of a restore fails in every way: nothing broken is listed, and the next one succeeds.
+"""Any request of a snapshot or a restore may fail in any way. Nothing broken is listed, and the next one succeeds.
 
-A real Chroma, a real S3 server, and a proxy between us and the store that misbehaves at the nth request.
-The store tries every call once only, so that each fault counts.
+A real Chroma, a real S3 server, and between the gateway and the store a proxy that misbehaves at the nth request.
+The store tries every call only once, so that each fault takes effect.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from gateway.chroma.directory import DataDirectory
 from gateway.errors import CorruptSnapshot, GatewayError, StorageDenied, StorageUnavailable
 from gateway.proxy.gate import Gate
 from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified
 from gateway.storage import PrefixedStorage, S3Storage
 from tests.bare_chroma import bare_chroma
 from tests.servers import S3Server, faults, ministack
 from tests.store_faults import FaultProxy, Rule
 
 READ_TIMEOUT_S = 0.5
-# More than any of the two asks.
+# More than either of the two makes.
 MOST_REQUESTS = 60
 
 FAULTS = {
@@ -42,7 +42,7 @@ FAULTS = {
 
 
 class Served:
-    """A Chroma that is up, as a snapshot asks."""
+    """A Chroma that serves, as a snapshot asks."""
 
     def require_served(self) -> int:
         return 1
@@ -51,8 +51,8 @@ class Served:
         assert run == 1
 
 
-class Place(NamedTuple):
-    """A Chroma with records, what takes its snapshots, and the proxy before the store."""
+class Engine(NamedTuple):
+    """A Chroma with records, its snapshotter, and the proxy before the store."""
 
     collection: Collection
     snapshotter: Snapshotter
@@ -67,7 +67,7 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture
-async def place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Place]:
+async def engine(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     bucket = f"b{abs(hash(tmp_path)) % 10**9}"
     server.make_bucket(bucket)
     with ExitStack() as stack:
@@ -85,21 +85,21 @@ async def place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         repository, gate = Repository(PrefixedStorage(store, "r/")), Gate(5)
         snapshotter = Snapshotter(repository, directory, Served(), lambda: gate.hold(5))
         try:
-            yield Place(collection, snapshotter, repository, proxy)
+            yield Engine(collection, snapshotter, repository, proxy)
         finally:
             await snapshotter.close()
             await repository.close()
 
 
 async def write(collection: Collection, number: int) -> None:
-    """So much that an index is synced now and then."""
+    """Enough that an index is synced now and then."""
     ids = [f"{number}-{each}" for each in range(7)]
     vectors = [[float(number), float(each)] for each in range(7)]
     await asyncio.to_thread(collection.add, ids=ids, embeddings=vectors, documents=["text " * 40] * 7)
 
 
-async def whole(repository: Repository, target: Path) -> dict[str, int]:
-    """Records by snapshot, each restored; raises if anything that is listed cannot be."""
+async def restore_all(repository: Repository, target: Path) -> dict[str, int]:
+    """Restore every listed snapshot. Return the records by snapshot. Raises if one cannot be restored."""
     held = {}
     for number, snapshot in enumerate(await repository.snapshots()):
         assert snapshot.state == "complete"
@@ -112,60 +112,60 @@ async def whole(repository: Repository, target: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_snapshot_survives_a_fault_at_any_of_its_requests(place: Place, tmp_path: Path, name: str) -> None:
-    """It succeeds or says what happened; nothing that is listed is broken; the next one succeeds and holds all."""
+async def test_snapshot_survives_a_fault_at_any_request(engine: Engine, tmp_path: Path, name: str) -> None:
+    """It succeeds or raises the fault. No broken snapshot is listed. The next one succeeds and holds everything."""
     fault, failures = FAULTS[name], list[GatewayError]()
-    await write(place.collection, 0)
-    await place.snapshotter.take(None)
+    await write(engine.collection, 0)
+    await engine.snapshotter.take(None)
     for nth in range(MOST_REQUESTS):
-        await write(place.collection, nth + 1)
-        place.proxy.requests.clear()
+        await write(engine.collection, nth + 1)
+        engine.proxy.requests.clear()
         rule = Rule(fault.fault, status=fault.status, at_byte=fault.at_byte, delay_s=fault.delay_s, count=1, skip=nth)
-        place.proxy.rules = [rule]
+        engine.proxy.rules = [rule]
         try:
-            await place.snapshotter.take("with a fault")
+            await engine.snapshotter.take("with a fault")
         except (StorageUnavailable, StorageDenied, CorruptSnapshot) as error:
             failures.append(error)
-        place.proxy.rules = []
+        engine.proxy.rules = []
         if rule.count:
-            break  # it asked less than that: every request has had its fault
-        taken = await place.snapshotter.take("after the fault")
+            break  # it made fewer requests: each one has had its fault
+        taken = await engine.snapshotter.take("after the fault")
         assert taken.collections[0].records == 7 * (nth + 2)
     else:
-        pytest.fail("it never ran out of requests")
+        pytest.fail("there was a request for every fault")
     assert nth >= 4
     assert all("s3://" in error.message or "snapshot" in error.message for error in failures)
-    if name in ("500", "503 SlowDown", "timeout"):  # of the others some do not matter
+    if name in ("500", "503 SlowDown", "timeout"):  # some of the others have no effect
         assert len(failures) == nth
-    held = await whole(place.repository, tmp_path / "restored")
+    held = await restore_all(engine.repository, tmp_path / "restored")
     assert max(held.values()) == 7 * (nth + 2)
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_restore_survives_a_fault_at_any_of_its_requests(place: Place, tmp_path: Path, name: str) -> None:
-    """It ends with everything verified, or says what happened; nothing wrong is ever taken for right."""
+async def test_restore_survives_a_fault_at_any_request(engine: Engine, tmp_path: Path, name: str) -> None:
+    """It ends with everything verified, or raises the fault. Nothing wrong passes the verification."""
     fault, failures = FAULTS[name], list[GatewayError]()
     for number in range(5):
-        await write(place.collection, number)
-        taken = await place.snapshotter.take(None)
+        await write(engine.collection, number)
+        taken = await engine.snapshotter.take(None)
     for nth in range(MOST_REQUESTS):
         scratch_directory = tmp_path / f"restored-{nth}"
         scratch_directory.mkdir()
         rule = Rule(fault.fault, status=fault.status, at_byte=fault.at_byte, delay_s=fault.delay_s, count=1, skip=nth)
-        place.proxy.rules = [rule]
+        engine.proxy.rules = [rule]
         try:
-            manifest = await place.repository.manifest(await place.repository.resolve("latest"))
-            await fetch_verified(place.repository, scratch_directory, manifest, lambda _done, _total: None)
+            manifest = await engine.repository.manifest(await engine.repository.resolve("latest"))
+            await fetch_verified(engine.repository, scratch_directory, manifest, lambda _done, _total: None)
         except GatewayError as error:
             failures.append(error)
             assert rule.count == 0
         else:
             assert database.check(scratch_directory).collections[0].records == taken.collections[0].records
-        place.proxy.rules = []
+        engine.proxy.rules = []
         if rule.count:
             break
     else:
-        pytest.fail("it never ran out of requests")
+        pytest.fail("there was a request for every fault")
     assert nth >= 3
     assert all(any(each in error.message for each in ("s3://", "pack", "manifest")) for error in failures)
     if name in ("500", "503 SlowDown", "timeout", "flipped bit", "cut body"):

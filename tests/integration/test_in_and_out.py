@@ -1,4 +1,4 @@
-"""Verification, archives and uploads with a real Chroma: what goes out opens, what comes in is served."""
+"""Verification, archives and uploads with a real Chroma: an archive opens, and an upload is served."""
 
 import asyncio
 import gzip
@@ -15,10 +15,10 @@ import pytest
 from gateway.chroma.process import scratch_chroma
 from gateway.errors import BodyTooLarge, InvalidRequest, NotFound, SnapshotError
 from gateway.jobs import Progress
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified
 from gateway.snapshot.tar import tar, tar_size, untar
 from gateway.snapshot.verify import verify
 from gateway.storage import open_storage
@@ -29,7 +29,7 @@ OLD = ("0.4.24", "0.5.23")
 LIMIT = 1 << 30
 
 
-def old(version: str) -> bytes:
+def archive_of(version: str) -> bytes:
     return gzip.decompress((DATA / f"chroma-{version}.tar.gz").read_bytes())
 
 
@@ -44,7 +44,7 @@ def repository(tmp_path: Path) -> Repository:
     return Repository(open_storage(f"file://{tmp_path}/store"))
 
 
-async def taken_in(repository: Repository, tmp_path: Path, data: bytes) -> Snapshot:
+async def import_archive(repository: Repository, tmp_path: Path, data: bytes) -> Snapshot:
     body, received = arriving(data), asyncio.Event()
     snapshot = await import_tar(repository, tmp_path / "scratch", body, "old", LIMIT, Progress(), received)
     assert received.is_set()
@@ -58,11 +58,11 @@ def vector(number: int) -> list[float]:
 
 
 @pytest.mark.parametrize("version", OLD)
-async def test_a_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_serves(
+async def test_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_serves(
     version: str, repository: Repository, tmp_path: Path
 ) -> None:
     """Everything that chromadb 0.4 and 0.5 kept is there after upload, verification, restore and archive."""
-    snapshot = await taken_in(repository, tmp_path, old(version))
+    snapshot = await import_archive(repository, tmp_path, archive_of(version))
     assert {(each.name, each.records) for each in snapshot.collections} == {
         ("synced", 50),
         ("unsynced", 2),
@@ -72,7 +72,7 @@ async def test_a_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_
         found = await verify(repository, tmp_path / "scratch", snapshot.id, level, Progress())
         assert (found.ok, found.problems, found.level) == (True, (), level)
         assert (await repository.snapshots())[0].verified == found
-    scratch_directory = tmp_path / "room"
+    scratch_directory = tmp_path / "restored"
     scratch_directory.mkdir()
     await fetch_verified(
         repository, scratch_directory, await repository.manifest(snapshot.id), lambda done, total: None, keep_log=False
@@ -96,9 +96,9 @@ async def test_a_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_
         assert synced.count() == 51
 
 
-async def test_a_missing_or_changed_pack_is_found_and_listed(repository: Repository, tmp_path: Path) -> None:
-    """A failed verification says which object is wrong, in its answer and in every listing."""
-    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+async def test_missing_or_changed_pack_fails_the_verification(repository: Repository, tmp_path: Path) -> None:
+    """The answer and every listing name the broken object."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
     assert (await repository.snapshots())[0].verified is None
     packs = sorted((tmp_path / "store/data").iterdir())
     data = bytearray(packs[0].read_bytes())
@@ -117,13 +117,13 @@ async def test_a_missing_or_changed_pack_is_found_and_listed(repository: Reposit
     assert len(found.problems) == len(packs)
 
 
-async def test_verifying_compares_with_what_the_manifest_recorded(repository: Repository, tmp_path: Path) -> None:
-    """A Chroma that serves other records than were there is a failure, whatever the digests say."""
-    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+async def test_verification_compares_with_what_the_manifest_recorded(repository: Repository, tmp_path: Path) -> None:
+    """A Chroma that serves other records fails it, although every digest is right."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
     manifest = await repository.manifest(snapshot.id)
     from gateway.snapshot import verify as module
 
-    scratch_directory = tmp_path / "room"
+    scratch_directory = tmp_path / "restored"
     scratch_directory.mkdir()
     await fetch_verified(repository, scratch_directory, manifest, lambda done, total: None)
     collections = tuple(
@@ -139,7 +139,7 @@ async def test_verifying_compares_with_what_the_manifest_recorded(repository: Re
 
 
 class Watched(Progress):
-    """Tells when one phase begins."""
+    """Sets an event when one phase begins."""
 
     def __init__(self, phase: str, reached: asyncio.Event) -> None:
         super().__init__()
@@ -150,9 +150,9 @@ class Watched(Progress):
             self._reached.set()
 
 
-async def test_a_cancelled_verification_leaves_nothing_behind(repository: Repository, tmp_path: Path) -> None:
-    """Its directory is gone and its Chroma has ended, at whatever phase it was cancelled."""
-    snapshot = await taken_in(repository, tmp_path, old("0.5.23"))
+async def test_cancelled_verification_leaves_nothing_behind(repository: Repository, tmp_path: Path) -> None:
+    """Its directory is removed and its Chroma has ended, in whatever phase it was cancelled."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
     for phase in ("fetching", "starting Chroma", "reading collections"):
         reached = asyncio.Event()
 
@@ -181,15 +181,15 @@ def children_in(directory: Path) -> list[str]:
     return found
 
 
-async def test_what_is_not_there_cannot_be_verified(repository: Repository, tmp_path: Path) -> None:
-    """It is an error, and nothing is noted."""
+async def test_unknown_snapshot_cannot_be_verified(repository: Repository, tmp_path: Path) -> None:
+    """It is an error, and nothing is stored."""
     with pytest.raises(NotFound):
         await verify(repository, tmp_path, "20260101T000000Z-000000", "data", Progress())
     assert not (tmp_path / "store/snapshots").exists()
 
 
-async def test_a_chroma_that_cannot_serve_a_directory_says_why(tmp_path: Path) -> None:
-    """The error has what Chroma said, and no process is left."""
+async def test_chroma_that_cannot_serve_a_directory_says_why(tmp_path: Path) -> None:
+    """The error has Chroma's output, and no process is left."""
     (tmp_path / "chroma.sqlite3").write_bytes(b"this is no database" * 100)
     with pytest.raises(SnapshotError, match="ended with status"):
         async with scratch_chroma(tmp_path):
@@ -197,7 +197,7 @@ async def test_a_chroma_that_cannot_serve_a_directory_says_why(tmp_path: Path) -
     assert children_in(tmp_path) == []
 
 
-# ---------------------------------------------------------------------- archives of others
+# ---------------------------------------------------------------------- uploaded archives
 
 
 def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
@@ -228,7 +228,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.name} {value.type!r}",
 )
-async def test_links_devices_and_ways_out_are_refused(bad: tarfile.TarInfo, why: str, tmp_path: Path) -> None:
+async def test_links_devices_and_paths_outside_are_refused(bad: tarfile.TarInfo, why: str, tmp_path: Path) -> None:
     """Nothing is written outside, and nothing through a link."""
     target = tmp_path / "target"
     target.mkdir()
@@ -239,7 +239,7 @@ async def test_links_devices_and_ways_out_are_refused(bad: tarfile.TarInfo, why:
 
 
 async def test_only_files_of_chromas_are_unpacked(tmp_path: Path) -> None:
-    """Others are passed over, so that an archive of a folder from git or a Mac is taken."""
+    """Others are skipped, so an archive of a folder from git or a Mac is accepted."""
     segment = "5925ca8f-e94b-4367-9627-b3109978592a"
     data = archive(
         (member("chroma_db/.DS_Store"), b"x"),
@@ -255,21 +255,21 @@ async def test_only_files_of_chromas_are_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 100, 700, 100_000])
-async def test_an_archive_that_is_cut_off_is_refused(cut: int, tmp_path: Path) -> None:
-    """Wherever it ends too early, it is not taken for a whole one."""
+async def test_truncated_archive_is_refused(cut: int, tmp_path: Path) -> None:
+    """Wherever it ends too early."""
     with pytest.raises(InvalidRequest):
-        await untar(arriving(old("0.5.23")[:cut]), tmp_path, LIMIT, Progress())
+        await untar(arriving(archive_of("0.5.23")[:cut]), tmp_path, LIMIT, Progress())
 
 
 def headers(data: bytes) -> list[int]:
-    """Where the header of each member is."""
+    """The offset of each member's header."""
     with tarfile.open(fileobj=io.BytesIO(data)) as opened:
         return [each.offset for each in opened]
 
 
 @pytest.mark.parametrize("how", ["ends", "goes on with nonsense"])
-async def test_an_archive_that_breaks_off_between_two_members_is_refused(how: str, tmp_path: Path) -> None:
-    """A database without its indexes is none that may become the newest snapshot."""
+async def test_archive_that_ends_between_two_members_is_refused(how: str, tmp_path: Path) -> None:
+    """A database without its indexes must not become the newest snapshot."""
     whole = archive((member("chroma.sqlite3"), b"database"), (member("other"), b"x"))
     cut = headers(whole)[1]
     data = whole[:cut] if how == "ends" else whole[:cut] + b"\xff" + whole[cut + 1 :]
@@ -278,7 +278,7 @@ async def test_an_archive_that_breaks_off_between_two_members_is_refused(how: st
 
 
 def pax(name: str = "chroma.sqlite3", **fields: str) -> bytes:
-    """A member that is preceded by an extended header."""
+    """A member with an extended header before it."""
     made = tarfile.TarInfo(name)
     made.pax_headers = {name.replace("_", "."): value for name, value in fields.items()}
     return made.tobuf(tarfile.PAX_FORMAT)
@@ -292,16 +292,16 @@ def pax(name: str = "chroma.sqlite3", **fields: str) -> bytes:
         pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"9" * 512,
         pax(comment="x")[:-512] * 2000 + pax(),
     ],
-    ids=["sparse 0.1", "sparse 0.0", "sparse 1.0", "headers without end"],
+    ids=["sparse 0.1", "sparse 0.0", "sparse 1.0", "endless headers"],
 )
-async def test_headers_that_make_no_sense_are_refused(head: bytes, tmp_path: Path) -> None:
-    """Whatever Python's reader makes of them: it is the archive that is wrong, and not the gateway."""
+async def test_invalid_headers_are_refused(head: bytes, tmp_path: Path) -> None:
+    """Whatever error Python's reader raises: the archive is wrong, not the gateway."""
     with pytest.raises(InvalidRequest):
         await untar(arriving(head + bytes(10240)), tmp_path, LIMIT, Progress())
 
 
 def sparse() -> bytes:
-    """A member whose map goes on in the block after its header."""
+    """A member whose map continues in the block after its header."""
     header = bytearray(member("chroma.sqlite3", tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
     header[482] = 1
     header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
@@ -309,8 +309,8 @@ def sparse() -> bytes:
 
 
 @pytest.mark.parametrize("head", [sparse(), pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"99999999\n"])
-async def test_the_map_of_a_sparse_file_is_not_read(head: bytes, tmp_path: Path) -> None:
-    """It would be held in memory, and may be as long as all of the archive."""
+async def test_map_of_a_sparse_file_is_not_read(head: bytes, tmp_path: Path) -> None:
+    """It would be held in memory, and may be as long as the archive."""
     seen = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -325,7 +325,7 @@ async def test_the_map_of_a_sparse_file_is_not_read(head: bytes, tmp_path: Path)
     assert seen < 1 << 20
 
 
-async def test_what_was_read_of_an_archive_is_not_kept(tmp_path: Path) -> None:
+async def test_headers_of_an_archive_are_not_kept_in_memory(tmp_path: Path) -> None:
     """An extended header may be long, and there may be many of them."""
     data = pax() + pax("other", comment="x" * 500_000) * 40 + bytes(10240)
     tracemalloc.start()
@@ -337,7 +337,7 @@ async def test_what_was_read_of_an_archive_is_not_kept(tmp_path: Path) -> None:
     assert peak_bytes < 10 << 20
 
 
-async def test_an_archive_longer_than_allowed_is_refused_while_it_arrives(tmp_path: Path) -> None:
+async def test_archive_longer_than_allowed_is_refused_while_it_arrives(tmp_path: Path) -> None:
     """No more than the limit is read of it."""
     seen = 0
 
@@ -353,35 +353,35 @@ async def test_an_archive_longer_than_allowed_is_refused_while_it_arrives(tmp_pa
     assert seen <= 2 << 20
 
 
-async def test_the_same_file_twice_is_refused(tmp_path: Path) -> None:
+async def test_same_file_twice_is_refused(tmp_path: Path) -> None:
     """No member replaces another."""
     data = archive((member("chroma.sqlite3"), b"one"), (member("chroma.sqlite3"), b"two"))
     with pytest.raises(InvalidRequest, match="twice"):
         await untar(arriving(data), tmp_path, LIMIT, Progress())
 
 
-async def test_a_damaged_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
-    """The upload is refused, and there is no snapshot, no directory and no process afterwards."""
+async def test_damaged_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
+    """The upload is refused. No snapshot, no directory and no process is left."""
     data = archive((member("chroma.sqlite3"), b"SQLite format 3\0" + os.urandom(8192)))
-    with pytest.raises(InvalidRequest, match="not one of a sound Chroma directory"):
-        await taken_in(repository, tmp_path, data)
+    with pytest.raises(InvalidRequest, match="does not hold a sound Chroma directory"):
+        await import_archive(repository, tmp_path, data)
     assert await repository.ids() == []
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-async def test_an_empty_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
-    """SQLite takes a file of no bytes for a sound database; the newest snapshot would hold nothing."""
-    with pytest.raises(InvalidRequest, match="not one of a sound Chroma directory"):
-        await taken_in(repository, tmp_path, archive((member("chroma.sqlite3"), b"")))
+async def test_empty_database_becomes_no_snapshot(repository: Repository, tmp_path: Path) -> None:
+    """For SQLite a file of no bytes is a sound database. The newest snapshot would hold nothing."""
+    with pytest.raises(InvalidRequest, match="does not hold a sound Chroma directory"):
+        await import_archive(repository, tmp_path, archive((member("chroma.sqlite3"), b"")))
     assert await repository.ids() == []
 
 
-async def test_a_body_that_stops_arriving_can_be_cancelled(tmp_path: Path) -> None:
+async def test_body_that_stops_arriving_can_be_cancelled(tmp_path: Path) -> None:
     """The thread that unpacks does not wait for ever."""
     began = asyncio.Event()
 
     async def stuck() -> AsyncIterator[bytes]:
-        yield old("0.5.23")[:20_000]
+        yield archive_of("0.5.23")[:20_000]
         began.set()
         await asyncio.Event().wait()
 
@@ -393,6 +393,6 @@ async def test_a_body_that_stops_arriving_can_be_cancelled(tmp_path: Path) -> No
             await task
 
 
-def test_chromadb_is_the_one_the_archives_are_for() -> None:
-    """What is installed is newer than what the archives were made with."""
+def test_installed_chromadb_is_newer_than_the_archives() -> None:
+    """So that these tests exercise a migration."""
     assert chromadb.__version__ > "1"

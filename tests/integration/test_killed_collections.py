@@ -29,9 +29,9 @@ async def _nothing(_label: str) -> None: ...
 
 
 async def _live(root: Path, seed: int, begun: Event) -> None:
-    """Take snapshots of few different things, so that packs are shared, dropped and made again; collect always."""
+    """Take snapshots of a few different packs, so that packs are shared, deleted and made again. Collect after each."""
     chance, store = random.Random(seed), FileStorage(root / "store")
-    place = LeaderElection(
+    leader = LeaderElection(
         store,
         DataDirState(root / "data"),
         "a test",
@@ -40,8 +40,8 @@ async def _live(root: Path, seed: int, begun: Event) -> None:
         save=_nothing,
         takeover_timeout_s=0,
     )
-    await place.require()
-    repository = Repository(store, place)
+    await leader.require()
+    repository = Repository(store, leader)
     await repository.make()
     begun.set()
     while True:
@@ -50,7 +50,7 @@ async def _live(root: Path, seed: int, begun: Event) -> None:
         existing, packs = await repository.packs(), []
         for number in chance.sample(range(8), 4):
             data = f"pack {number}".encode() * 100
-            while repository.is_condemned(sha(data)):
+            while repository.is_pending_delete(sha(data)):
                 data += b"!"
             packs.append(data)
             if sha(data) not in existing:
@@ -58,7 +58,7 @@ async def _live(root: Path, seed: int, begun: Event) -> None:
         made = manifest(snapshot_id, tuple(packs))
         unlabelled = made.snapshot.model_copy(update={"label": None})
         await repository.publish(made.model_copy(update={"snapshot": unlabelled}))
-        await collect_garbage(repository, place, Keep(last=3), 0)
+        await collect_garbage(repository, leader, Keep(last=3), 0)
 
 
 def live(root: Path, seed: int, begun: Event) -> None:
@@ -66,7 +66,7 @@ def live(root: Path, seed: int, begun: Event) -> None:
 
 
 async def _check(root: Path) -> list[str]:
-    """Read every byte of every snapshot that is listed; return their ids."""
+    """Read every byte of every listed snapshot. Return their ids."""
     repository = Repository(FileStorage(root / "store"))
     ids = await repository.ids()
     for snapshot_id in ids:
@@ -75,8 +75,8 @@ async def _check(root: Path) -> list[str]:
     return ids
 
 
-def test_whatever_is_listed_is_whole_after_any_kill(tmp_path: Path) -> None:
-    """Fifty times: nothing that is listed lacks a byte, nothing that was published and is to be kept is gone."""
+def test_every_listed_snapshot_is_complete_after_any_kill(tmp_path: Path) -> None:
+    """Fifty times: no listed snapshot lacks a byte, and no published snapshot that is to be kept is missing."""
     (tmp_path / "data/.gateway").mkdir(parents=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.integration.test_killed_collections"])
@@ -85,12 +85,12 @@ def test_whatever_is_listed_is_whole_after_any_kill(tmp_path: Path) -> None:
         begun = context.Event()
         process = context.Process(target=live, args=(tmp_path, turn, begun), daemon=True)
         process.start()
-        assert begun.wait(60), "it did not begin"
+        assert begun.wait(60), "the process did not begin"
         time.sleep(chance.uniform(0, 0.25))
         process.kill()
         process.join(20)
-        assert process.exitcode == -9, "it ended by itself"
+        assert process.exitcode == -9, "the process ended by itself"
         ids = asyncio.run(_check(tmp_path))
-        assert not newest or ids[0] >= newest, "a newer snapshot was gone"
+        assert not newest or ids[0] >= newest, "a newer snapshot is missing"
         newest = ids[0] if ids else newest
-    assert int(newest[17:], 16) > KILLS, "hardly anything happened"
+    assert int(newest[17:], 16) > KILLS, "too few snapshots were taken"

@@ -1,7 +1,7 @@
 """kill -9 of the gateway at random moments of snapshots, restores, deletions and garbage collections.
 
-The whole house: supervisord starts it anew each time. Whatever the moment, what is listed is whole, the next
-snapshot succeeds, and no acknowledged write is lost but by a restore that was asked for.
+The whole gateway: supervisord starts it again each time. At any moment, what is listed is complete, the next snapshot
+succeeds, and an acknowledged write is lost only by a restore that was asked for.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ import pytest
 from chromadb import Collection
 
 from gateway.errors import GatewayError
+from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import fetch_verified
 from gateway.storage import FileStorage
 from tests.gateway_process import Gateway, gateway_process
 
@@ -29,7 +29,7 @@ SEED = int(os.environ.get("KILLS_SEED", "7"))
 BATCH = 20
 # supervisord gives up on a program that ends more often than five times a minute.
 KILLS_AT_ONCE = 5
-# An operation of a house this small is over after about so long.
+# An operation on this little data takes about this long.
 LONGEST_S = 0.35
 
 
@@ -40,7 +40,7 @@ def built() -> Iterator[Gateway]:
 
 
 class Records:
-    """What was acknowledged, by id: a number that its document and its vector carry."""
+    """The acknowledged records, by id: a number that the document and the vector carry."""
 
     def __init__(self, collection: Collection, chooser: random.Random) -> None:
         self._collection, self._chooser = collection, chooser
@@ -48,7 +48,7 @@ class Records:
         self._turn = 0
 
     def write(self) -> None:
-        """Upsert some, new and old."""
+        """Upsert some records, new and old."""
         self._turn += 1
         ids = sorted({f"r{self._chooser.randrange(40 * BATCH)}" for _ in range(BATCH)})
         self._collection.upsert(
@@ -60,7 +60,7 @@ class Records:
         self.acknowledged |= dict.fromkeys(ids, self._turn)
 
     def read(self) -> dict[str, int]:
-        """What Chroma has; every record must be in one piece."""
+        """What Chroma has. Document, vector and metadata of every record must agree."""
         got = self._collection.get(include=["embeddings", "documents", "metadatas"])
         held = {}
         for id_, vector, text, metadata in zip(
@@ -72,8 +72,8 @@ class Records:
         return held
 
 
-def ask(built: Gateway, operation: str) -> None:
-    """Begin it; its answer is nobody's concern."""
+def begin_operation(built: Gateway, operation: str) -> None:
+    """Begin the operation. Its answer is ignored."""
 
     def post() -> None:
         with suppress(httpx.HTTPError):
@@ -96,12 +96,12 @@ def kill(built: Gateway) -> None:
     pid = built.pid("gateway")
     assert pid
     os.kill(pid, signal.SIGKILL)
-    built.until(lambda: (built.pid("gateway") or pid) != pid, "the gateway is started anew")
+    built.until(lambda: (built.pid("gateway") or pid) != pid, "the gateway is started again")
     built.wait_until_ready()
 
 
 async def problems(store_dir: Path, target: Path) -> dict[str, str]:
-    """Why snapshots that are listed cannot be restored, by id."""
+    """Why listed snapshots cannot be restored, by id."""
     repository, found = Repository(FileStorage(store_dir / "users/default/vectorstore")), {}
     for number, snapshot in enumerate(await repository.snapshots()):
         scratch_directory = target / str(number)
@@ -117,8 +117,8 @@ async def problems(store_dir: Path, target: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_no_moment_is_a_bad_one_to_die(built: Gateway, tmp_path: Path) -> None:
-    """Fifty kills: nothing broken is ever listed, the next snapshot succeeds, acknowledged writes are there."""
+def test_sigkill_never_loses_an_acknowledged_write(built: Gateway, tmp_path: Path) -> None:
+    """Fifty kills: no broken snapshot is ever listed, the next snapshot succeeds, acknowledged writes are there."""
     chooser = random.Random(SEED)
     collection = built.client().create_collection(
         "notes", embedding_function=None, configuration={"hnsw": {"sync_threshold": 60, "batch_size": 30}}
@@ -129,11 +129,11 @@ def test_no_moment_is_a_bad_one_to_die(built: Gateway, tmp_path: Path) -> None:
         for _ in range(chooser.randrange(1, 4)):
             records.write()
         operation = chooser.choice(["snapshot", "snapshot", "restore", "collect", "delete"]) if number else "snapshot"
-        ask(built, operation)
+        begin_operation(built, operation)
         time.sleep(chooser.random() * LONGEST_S)
         kill(built)
         held = records.read()
-        # A restore may have gone through: then it is what the latest snapshot held, and nothing between.
+        # If the restore was completed, Chroma has what the latest snapshot held. There is nothing in between.
         assert held in ([records.acknowledged, at_snapshot] if operation == "restore" else [records.acknowledged]), (
             f"kill {number}, of a {operation}"
         )

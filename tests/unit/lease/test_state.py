@@ -1,4 +1,4 @@
-"""The lease as data: whatever the order of steps, one line of publications, and no loser among them."""
+"""The lease as data: in any order of steps there is one sequence of publications, and no loser takes part in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gateway.lease.state import LeaseState
 HELD = LeaseState(holder="a", home="home a")
 
 
-def test_every_state_differs_from_the_one_before() -> None:
-    """Each change has a serial of its own, so a version that is a digest cannot come back."""
+def test_every_state_has_its_own_serial() -> None:
+    """So a version that is a digest of the bytes never comes back."""
     states = [HELD]
     for change in (
         lambda lease_state: lease_state.asked_by("b"),
@@ -41,23 +41,23 @@ def test_every_state_differs_from_the_one_before() -> None:
         (HELD, lambda lease_state: lease_state.asked_by("b")),
         (HELD, lambda lease_state: lease_state.announcing("x")),
         (HELD.announcing("x"), lambda lease_state: lease_state.confirming("x")),
-        (HELD.announcing("x"), lambda lease_state: lease_state.settling()),
+        (HELD.announcing("x"), lambda lease_state: lease_state.aborting_announced()),
         (HELD, lambda lease_state: lease_state.marking_pending_delete(["p"])),
         (HELD.marking_pending_delete(["p"]), lambda lease_state: lease_state.unmarking_pending_delete(["p"])),
         (HELD, lambda lease_state: lease_state.released()),
     ],
 )
-def test_a_step_that_was_made_is_not_made_again(before: LeaseState, change: Callable[[LeaseState], LeaseState]) -> None:
-    """After a lost answer it is asked for again, and recognised as done."""
+def test_every_step_may_be_repeated(before: LeaseState, change: Callable[[LeaseState], LeaseState]) -> None:
+    """After a lost answer the step is made again and recognised as done."""
     once = change(before)
     assert once is not before
     assert change(once) is once
 
 
-def test_what_was_announced_and_not_confirmed_never_counts_again() -> None:
-    """Not after another announcement, not after a succession, not by a late confirmation."""
+def test_announced_snapshot_that_was_not_confirmed_stays_aborted() -> None:
+    """After another announcement, after a takeover, and despite a late confirmation."""
     begun = HELD.announcing("x")
-    for later in (begun.announcing("y"), begun.succeeded_by("b", "home b", ""), begun.settling()):
+    for later in (begun.announcing("y"), begun.succeeded_by("b", "home b", ""), begun.aborting_announced()):
         assert not later.is_committed("x")
         with pytest.raises(LeaseLost):
             later.confirming("x")
@@ -65,14 +65,14 @@ def test_what_was_announced_and_not_confirmed_never_counts_again() -> None:
             later.announcing("x")
 
 
-def test_what_a_holder_condemned_its_successor_knows() -> None:
-    """Its deletes may still be on their way."""
+def test_successor_inherits_the_packs_pending_delete() -> None:
+    """The deletions may still be under way."""
     assert HELD.marking_pending_delete(["p", "q"]).unmarking_pending_delete(["q"]).succeeded_by(
         "b", "home b", ""
     ).pending_delete == ("p",)
 
 
-def test_it_is_read_as_it_was_written() -> None:
+def test_parsed_lease_equals_the_stored_one() -> None:
     """Every field survives."""
     state = (
         HELD.announcing("x")
@@ -85,14 +85,14 @@ def test_it_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"format": 1}', b'{"format": "1"}', b"null", b"\xff"])
-def test_what_is_no_lease_is_not_taken_for_one(data: bytes) -> None:
-    """A reader that took it for none would list what never counted."""
+def test_anything_but_a_lease_is_corrupt(data: bytes) -> None:
+    """A reader that took it for a missing lease would list aborted snapshots."""
     with pytest.raises(CorruptSnapshot, match=r"lease\.json cannot be read"):
         LeaseState.parse(data, "memory://")
 
 
-def test_a_flipped_bit_is_not_another_holder() -> None:
-    """Wherever it is: what can still be read is what was written."""
+def test_flipped_bit_does_not_read_as_another_lease() -> None:
+    """At any place: what can still be parsed is what was written."""
     data = HELD.announcing("x").to_bytes()
     for position in range(len(data)):
         flipped = bytearray(data)
@@ -103,14 +103,14 @@ def test_a_flipped_bit_is_not_another_holder() -> None:
             pass
 
 
-def test_a_newer_lease_is_left_to_the_newer_gateway() -> None:
-    """It may mean what this one does not know."""
+def test_newer_lease_format_is_refused() -> None:
+    """It may mean something that this gateway does not know."""
     with pytest.raises(IncompatibleSnapshot, match="format 2"):
         LeaseState.parse(b'{"format": 2}', "memory://")
 
 
 class _Publication:
-    """One gateway's way through the three steps; its manifest may be written at any later time."""
+    """The three steps of one gateway. The manifest may be written at any later time."""
 
     def __init__(self, holder: str, snapshot_id: str, version: int) -> None:
         self.holder, self.snapshot_id, self.version = holder, snapshot_id, version
@@ -118,7 +118,7 @@ class _Publication:
 
 
 class Fight(RuleBasedStateMachine):
-    """Gateways that take the lease from each other at every point, with every request as late as it likes.
+    """Gateways take the lease from each other at any point, and every request may be delayed at will.
 
     The store is one register with compare-and-swap, and a set of manifests.
     """
@@ -150,7 +150,7 @@ class Fight(RuleBasedStateMachine):
 
     @rule(target=publications, seen_by=st.sampled_from("abc"))
     def announce(self, seen_by: str) -> _Publication | None:
-        """By whoever holds it; the id is fresh."""
+        """By the present holder, with a new id."""
         if self.lease is None:
             return None
         self.count += 1
@@ -185,21 +185,21 @@ class Fight(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         if self.lease is not None:
-            assert self.swap(self.lease, self.lease.settling())
+            assert self.swap(self.lease, self.lease.aborting_announced())
 
     @invariant()
-    def what_counts_is_what_was_confirmed(self) -> None:
-        counting = {each for each in self.manifests if self.lease is None or self.lease.is_committed(each)}
-        assert counting == {snapshot_id for _, snapshot_id in self.history}
+    def committed_snapshots_are_the_confirmed_ones(self) -> None:
+        committed = {each for each in self.manifests if self.lease is None or self.lease.is_committed(each)}
+        assert committed == {snapshot_id for _, snapshot_id in self.history}
 
     @invariant()
-    def nothing_that_counted_is_lost(self) -> None:
-        counting = {each for each in self.manifests if self.lease and self.lease.is_committed(each)}
-        assert self.visible <= counting
-        self.visible = counting
+    def no_committed_snapshot_is_lost(self) -> None:
+        committed = {each for each in self.manifests if self.lease and self.lease.is_committed(each)}
+        assert self.visible <= committed
+        self.visible = committed
 
     @invariant()
-    def history_is_one_line(self) -> None:
+    def publications_are_in_the_order_of_epochs(self) -> None:
         epochs = [epoch for epoch, _ in self.history]
         assert epochs == sorted(epochs)
 

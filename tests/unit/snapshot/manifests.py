@@ -1,4 +1,4 @@
-"""Manifests to take apart."""
+"""Manifests for tests."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def sha(data: bytes) -> str:
 
 
 def manifest(snapshot_id: str = ID, packs: tuple[bytes, ...] = (b"database", b"index")) -> Manifest:
-    """Of a snapshot whose every pack is one raw piece; the first is the database, the others an index's files."""
+    """A manifest whose packs are one raw piece each. The first is the database, the others are files of an index."""
     names = ("chroma.sqlite3", *(f"{SEGMENT}/{name}" for name in ("header.bin", "data_level0.bin", "length.bin")))
     files = [
         File(
@@ -51,7 +51,7 @@ def manifest(snapshot_id: str = ID, packs: tuple[bytes, ...] = (b"database", b"i
 
 
 def forged(change: Any, snapshot_id: str = ID) -> bytes:
-    """A manifest that `change(body)` was done to, with a digest that fits: what somebody with write access can make."""
+    """A manifest changed by `change(body)`, with the right digest. An attacker with write access can make it."""
     body = json.loads(manifest(snapshot_id).to_bytes())["manifest"]
     change(body)
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""A store in memory that does what a test says before every call, and counts."""
+"""A store in memory that obeys a test and counts calls."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,7 +10,7 @@ from gateway.storage.protocol import ObjectInfo, Versioned
 
 
 class MemoryStore:
-    """Objects by key. While `unreachable` every call raises; a put waits for `may_put`, then raises `put_error`."""
+    """Objects by key. While `unreachable` every call raises. A put waits for `may_put`, then raises `put_error`."""
 
     url = "memory://"
 

@@ -1,4 +1,4 @@
-"""Whether the final snapshot will fit is said beforehand."""
+"""The gateway estimates beforehand whether the final snapshot fits into its time."""
 
 import pytest
 from hypothesis import given
@@ -30,10 +30,10 @@ def record(*taken: tuple[int, float]) -> Record:
         (((100, 0.5),), 10 * MB, None, None),  # many do
     ],
 )
-def test_an_estimate(
+def test_estimate_from_earlier_snapshots(
     taken: tuple[tuple[int, float], ...], changed_bytes: int | None, estimate_s: float | None, fits: bool | None
 ) -> None:
-    """Of what was seen, for a budget of 8 s."""
+    """For a budget of 8 s."""
     estimate = record(*taken).estimate(changed_bytes, 8)
     assert (estimate.estimate_s, estimate.fits) == (estimate_s, fits)
 
@@ -43,10 +43,10 @@ def test_an_estimate(
     st.one_of(st.none(), st.integers(0, 10**10)),
     st.floats(0.1, 100),
 )
-def test_an_estimate_never_contradicts_itself(
+def test_estimate_never_contradicts_itself(
     taken: list[tuple[int, float]], changed_bytes: int | None, budget_s: float
 ) -> None:
-    """It fits exactly if its time is known and within the budget; more bytes never take less time."""
+    """It fits exactly if its time is known and within the budget. More bytes never take less time."""
     made = record(*taken)
     estimate = made.estimate(changed_bytes, budget_s)
     assert (estimate.fits is None) == (estimate.estimate_s is None)

@@ -1,4 +1,4 @@
-"""What moved since the baseline is found and read, whatever moved; the rest is not read again."""
+"""A cut finds and reads what changed since the baseline. It does not read the rest again."""
 
 import os
 import shutil
@@ -15,11 +15,12 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, INDEX_FILES, index_signatures
 from gateway.chroma.pages import PageTracker
-from gateway.snapshot import capture, create
-from gateway.snapshot.baseline import Baseline, Stored, nothing
-from gateway.snapshot.capture import Choice, Cut, choose, freeze, read_database, read_index
+from gateway.snapshot import capture, create, plan
+from gateway.snapshot.baseline import Baseline, StoredFile, empty_baseline
+from gateway.snapshot.capture import Cut, freeze, plan_cut, read_database, read_index
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.plan import IndexPlan
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from tests.bare_chroma import bare_chroma
@@ -30,7 +31,7 @@ SYNCED = {"hnsw": {"sync_threshold": 20, "batch_size": 10}}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that Chroma wrote, its log kept: two synced indexes, one of a deleted collection."""
+    """A data directory that Chroma wrote, with its log kept. Two synced indexes, and one of a deleted collection."""
     path = tmp_path_factory.mktemp("made")
     prepare(path)
     with bare_chroma(path) as chroma:
@@ -68,12 +69,12 @@ def execute(data_dir: Path, statement: str, *values: object) -> None:
         database.execute(statement, values)
 
 
-def known(cut: Cut, files: list[Stored], seed: int, **positions: int) -> Baseline:
-    """What the store has after a snapshot of `cut`."""
+def known(cut: Cut, files: list[StoredFile], seed: int, **positions: int) -> Baseline:
+    """The baseline after a snapshot of `cut`."""
     return Baseline("", seed, {file.path: file for file in files}, {**cut.segments, **positions})
 
 
-async def read_all(data_dir: Path, cut: Cut, baseline: Baseline, writer: PackWriter) -> list[Stored]:
+async def read_all(data_dir: Path, cut: Cut, baseline: Baseline, writer: PackWriter) -> list[StoredFile]:
     files = []
     for segment_id in cut.segments:
         found = await read_index(data_dir, cut, segment_id, baseline, writer)
@@ -82,16 +83,16 @@ async def read_all(data_dir: Path, cut: Cut, baseline: Baseline, writer: PackWri
     return [*files, await read_database(cut.database, baseline, writer)]
 
 
-async def test_with_nothing_known_all_that_lives_is_read(
+async def test_empty_baseline_reads_everything_that_is_live(
     data_dir: Path, tracker: PageTracker, writer: PackWriter
 ) -> None:
-    """The indexes of live segments whole, none of the deleted one's; and the database as SQLite has it."""
-    baseline = nothing()
+    """The indexes of live segments whole, none of a deleted segment, and the database as SQLite has it."""
+    baseline = empty_baseline()
     cut = freeze(data_dir, tracker, baseline)
     assert len(cut.segments) == 2
     assert len([path for path in data_dir.iterdir() if path.is_dir()]) == 3
-    choice = choose(cut, baseline)
-    assert (sorted(choice.must), choice.may, choice.positions) == (sorted(cut.segments), [], {})
+    plan = plan_cut(cut, baseline)
+    assert (sorted(plan.required), plan.optional, plan.positions) == (sorted(cut.segments), [], {})
     async with writer:
         files = await read_all(data_dir, cut, baseline, writer)
     contents = cut.database.contents()
@@ -104,11 +105,11 @@ async def test_with_nothing_known_all_that_lives_is_read(
     assert [(each.name, each.records) for each in contents.collections] == [("one", 40), ("two", 40)]
 
 
-async def test_nothing_is_read_or_stored_again_when_nothing_moved(
+async def test_unchanged_data_are_not_read_or_stored_again(
     data_dir: Path, tracker: PageTracker, writer: PackWriter
 ) -> None:
-    """The next cut does not even look at the indexes' files, and no byte goes to the store for the database."""
-    baseline = nothing()
+    """The next cut does not read the signatures of the indexes, and no byte of the database goes to the store."""
+    baseline = empty_baseline()
     async with writer:
         cut = freeze(data_dir, tracker, baseline)
         before = await read_all(data_dir, cut, baseline, writer)
@@ -117,18 +118,18 @@ async def test_nothing_is_read_or_stored_again_when_nothing_moved(
         sent = set(writer.sent)
         cut = freeze(data_dir, tracker, baseline)
         assert cut.signatures == {}
-        assert choose(cut, baseline) == Choice([], [], cut.segments)
+        assert plan_cut(cut, baseline) == IndexPlan([], [], cut.segments)
         again = await read_database(cut.database, baseline, writer)
         cut.close()
     assert (again.base, again.patches, again.sha256) == (before[-1].base, before[-1].patches, before[-1].sha256)
     assert set(writer.sent) == sent
 
 
-async def test_an_index_that_moves_while_it_is_read_is_not_believed(
+async def test_index_that_changes_while_it_is_read_is_not_used(
     data_dir: Path, tracker: PageTracker, writer: PackWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Changed in place, grown, cut, gone or exchanged, at any time between the cut and the end of reading."""
-    baseline = nothing()
+    """Changed in place, grown, truncated, deleted or replaced, at any time between the cut and the end of reading."""
+    baseline = empty_baseline()
     cut = freeze(data_dir, tracker, baseline)
     segment = min(cut.segments)
     path = data_dir / segment / "data_level0.bin"
@@ -149,7 +150,7 @@ async def test_an_index_that_moves_while_it_is_read_is_not_believed(
         "emptied": lambda: path.write_bytes(b""),
         "gone": path.unlink,
     }
-    store = capture._store
+    store = capture._store_file
     async with writer:
         for how, move in moves.items():
             for when in ("before", "between", "after"):
@@ -158,7 +159,7 @@ async def test_an_index_that_moves_while_it_is_read_is_not_believed(
                     os.utime(each, (1_000_000_000, 1_000_000_000))
                 cut.signatures.update(index_signatures(data_dir, cut.segments))
 
-                async def storing(name: str, *args: object, when: str = when, move: object = move) -> Stored:
+                async def storing(name: str, *args: object, when: str = when, move: object = move) -> StoredFile:
                     try:
                         if name.endswith("data_level0.bin") and when == "before":
                             move()  # type: ignore[operator]
@@ -167,14 +168,14 @@ async def test_an_index_that_moves_while_it_is_read_is_not_believed(
                         if name.endswith({"between": "data_level0.bin", "after": "link_lists.bin"}.get(when, "-")):
                             move()  # type: ignore[operator]
 
-                monkeypatch.setattr(capture, "_store", storing)
+                monkeypatch.setattr(capture, "_store_file", storing)
                 assert await read_index(data_dir, cut, segment, baseline, writer) is None, (how, when)
     cut.close()
 
 
-async def test_an_index_without_files_is_not_read(data_dir: Path, tracker: PageTracker, writer: PackWriter) -> None:
-    """There is nothing that could be stored of it."""
-    baseline = nothing()
+async def test_index_without_files_is_not_read(data_dir: Path, tracker: PageTracker, writer: PackWriter) -> None:
+    """There is nothing to store."""
+    baseline = empty_baseline()
     cut = freeze(data_dir, tracker, baseline)
     segment = min(cut.segments)
     cut.close()
@@ -190,14 +191,14 @@ async def test_an_index_without_files_is_not_read(data_dir: Path, tracker: PageT
 
 @pytest.fixture
 def cut(data_dir: Path, tracker: PageTracker) -> Iterator[Cut]:
-    """Of a database whose log goes back to the first record."""
-    made = freeze(data_dir, tracker, nothing())
+    """A cut whose log goes back to the first record."""
+    made = freeze(data_dir, tracker, empty_baseline())
     yield made
     made.close()
 
 
-def chosen(cut: Cut, positions: dict[str, int]) -> Choice:
-    return choose(cut, Baseline("", 0, {}, positions))
+def chosen(cut: Cut, positions: dict[str, int]) -> IndexPlan:
+    return plan_cut(cut, Baseline("", 0, {}, positions))
 
 
 def first_row(data_dir: Path, segment: str) -> int:
@@ -209,64 +210,62 @@ def first_row(data_dir: Path, segment: str) -> int:
         return int(database.execute(query, (segment,)).fetchone()[0])
 
 
-def test_an_older_index_serves_while_the_log_has_the_rest(
+def test_older_index_serves_while_the_log_has_the_rest(
     data_dir: Path, cut: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is cheaper to replay than to read is not read; what is dearer may be, if it does not move."""
+    """An index is read only where reading is cheaper than a replay. Even then it is optional."""
     older = {segment: first_row(data_dir, segment) for segment in cut.segments}
-    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e12)
-    assert chosen(cut, older) == Choice([], [], older)
-    monkeypatch.setattr(capture, "_REPLAYED_ROWS_PER_S", 1e-6)
-    assert chosen(cut, older) == Choice([], list(cut.segments), older)
+    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e12)
+    assert chosen(cut, older) == IndexPlan([], [], older)
+    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e-6)
+    assert chosen(cut, older) == IndexPlan([], list(cut.segments), older)
 
 
-def test_an_index_must_be_read_where_the_log_cannot_make_up_for_it(data_dir: Path, cut: Cut) -> None:
-    """The store has none, or one from the future, or one from before the log begins."""
+def test_index_is_required_where_the_log_lacks_rows(data_dir: Path, cut: Cut) -> None:
+    """The store has no index, or a newer one, or one from before the log begins."""
     segment, other = sorted(cut.segments)
     synced = cut.segments[segment]
     same = {other: cut.segments[other]}
     for positions in ({}, {segment: synced + 1}, {segment: first_row(data_dir, segment) - 1}):
-        assert chosen(cut, {**same, **positions}) == Choice([segment], [], same)
+        assert chosen(cut, {**same, **positions}) == IndexPlan([segment], [], same)
 
 
-def test_where_chroma_deletes_its_log_every_index_that_moved_must_be_read(data_dir: Path, tracker: PageTracker) -> None:
-    """It may do so at any time."""
+def test_every_changed_index_is_required_where_chroma_purges_its_log(data_dir: Path, tracker: PageTracker) -> None:
+    """Chroma may delete the rows at any time."""
     execute(data_dir, "delete from embeddings_queue_config")
-    cut = freeze(data_dir, tracker, nothing())
+    cut = freeze(data_dir, tracker, empty_baseline())
     older = {segment: first_row(data_dir, segment) for segment in cut.segments}
-    assert chosen(cut, older) == Choice(list(cut.segments), [], {})
-    assert chosen(cut, cut.segments) == Choice([], [], cut.segments)
+    assert chosen(cut, older) == IndexPlan(list(cut.segments), [], {})
+    assert chosen(cut, cut.segments) == IndexPlan([], [], cut.segments)
     cut.close()
 
 
-def test_an_index_that_was_never_synced_is_built_from_the_log(data_dir: Path, tracker: PageTracker) -> None:
+def test_index_that_was_never_synced_is_built_from_the_log(data_dir: Path, tracker: PageTracker) -> None:
     """It has no files, and its position is 0."""
     execute(data_dir, "delete from max_seq_id")
-    cut = freeze(data_dir, tracker, nothing())
+    cut = freeze(data_dir, tracker, empty_baseline())
     assert cut.signatures == {}
-    assert chosen(cut, {}) == Choice([], [], dict.fromkeys(cut.segments, 0))
+    assert chosen(cut, {}) == IndexPlan([], [], dict.fromkeys(cut.segments, 0))
     cut.close()
 
 
-async def test_without_wal_the_database_is_read_while_writers_wait(
+async def test_database_without_wal_is_read_while_writers_wait(
     data_dir: Path, tracker: PageTracker, writer: PackWriter
 ) -> None:
-    """Where WAL cannot be had the cut is no less exact, and says that it holds writers back."""
+    """Where WAL is not available, a cut is as exact, and says that it holds writers."""
     with closing(sqlite3.connect(data_dir / DATABASE)) as database:
         assert database.execute("pragma journal_mode=delete").fetchone()[0] == "delete"
-    cut = freeze(data_dir, tracker, nothing())
+    cut = freeze(data_dir, tracker, empty_baseline())
     assert not cut.database.keeps_writers_going
     async with writer:
-        stored = await read_database(cut.database, nothing(), writer)
+        stored = await read_database(cut.database, empty_baseline(), writer)
     cut.close()
     assert stored.size_bytes == (data_dir / DATABASE).stat().st_size
     execute(data_dir, "create table t(n)")
 
 
-def test_chromas_log_is_bounded_also_while_the_store_cannot_be_reached(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is known of the store then, for as long as it stays away; what Chroma itself needs is kept."""
+def test_chromas_log_is_bounded_while_the_store_is_unreachable(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is known about the store then, for any length of time. The rows that Chroma itself needs are kept."""
     monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
     nobody: Any = None
     snapshotter = Snapshotter(Repository(MemoryStore()), DataDirectory(data_dir), nobody, nobody)

@@ -3,8 +3,8 @@
 from gateway.snapshot.changes import Changes
 
 
-def test_a_write_after_the_cut_is_not_saved_by_it() -> None:
-    """What counts is the moment of the cut, not that of the publication."""
+def test_write_after_the_cut_counts_as_unsaved() -> None:
+    """The time of the cut decides, not the time of the publication."""
     count = 0
     changes = Changes(lambda: count)
     assert changes.any, "what was there before is not known"
@@ -17,16 +17,16 @@ def test_a_write_after_the_cut_is_not_saved_by_it() -> None:
     assert (changes.any, changes.writes) == (True, 1)
 
 
-def test_a_cut_that_was_never_published_saves_nothing() -> None:
-    """It failed on its way to the store."""
+def test_cut_without_a_publication_saves_nothing() -> None:
+    """The snapshot failed on its way to the store."""
     count = 1
     changes = Changes(lambda: count)
     changes.cut()
     assert changes.any
 
 
-def test_exchanged_data_are_changed_data() -> None:
-    """Also without any write."""
+def test_replaced_data_count_as_changed() -> None:
+    """Also without a write."""
     changes = Changes(lambda: 7)
     changes.cut()
     changes.saved()

@@ -1,4 +1,4 @@
-"""A file that changes from snapshot to snapshot comes back as it was in each of them."""
+"""A file that changes from snapshot to snapshot is restored as it was in each of them."""
 
 import asyncio
 import hashlib
@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import CorruptSnapshot
-from gateway.snapshot import capture, packing, restore
-from gateway.snapshot.baseline import Baseline, Stored, listing, stored
+from gateway.snapshot import capture, fetch, packing
+from gateway.snapshot.baseline import Baseline, StoredFile, manifest_files, stored_file
 from gateway.snapshot.blocks import Layout
-from gateway.snapshot.capture import _FileSource, _store
+from gateway.snapshot.capture import _IndexFileReader, _store_file
+from gateway.snapshot.fetch import Staged, _fetch, _make_files, _verify_file
 from gateway.snapshot.model import File, Manifest
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.plan import MAX_PATCHES
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Staged, _check_file, _fetch, _make_files
 from gateway.storage import FileStorage
 from tests.unit.snapshot.manifests import manifest
 
@@ -36,14 +36,13 @@ def small() -> Iterator[None]:
     with (
         patch.multiple(capture, PIECE_BYTES=500, _READ_BYTES=700),
         patch.multiple(packing, PACK_BYTES=2000),
-        patch.multiple(restore, _READ_BYTES=600),
-        patch.multiple(restore, _HEADROOM_BYTES=0),
+        patch.multiple(fetch, _READ_BYTES=600, _HEADROOM_BYTES=0),
     ):
         yield
 
 
 def edit(data: bytearray, chance: random.Random) -> None:
-    """What may happen to a file between two snapshots."""
+    """Change a file as may happen between two snapshots."""
     kind = chance.random()
     if kind < 0.75:
         for _ in range(chance.choice((1, 1, 1, 5))):
@@ -73,20 +72,20 @@ class Generations:
         self.reached: Counter[str] = Counter()
 
     async def snapshot(self, contents: dict[str, bytes]) -> Manifest:
-        files: list[Stored] = []
+        files: list[StoredFile] = []
         async with PackWriter(self.repository, {}, Silent()) as writer:
             for name, data in contents.items():
                 (self.path / name).write_bytes(data)
-                source = _FileSource(self.path / name, self.layout, self.baseline)
+                source = _IndexFileReader(self.path / name, self.layout, self.baseline)
                 have = self.baseline.files.get(name)
-                now = await _store(name, source, self.layout, have, writer)
+                now = await _store_file(name, source, self.layout, have, writer)
                 self._note(have, now)
                 files.append(now)
         self.baseline = Baseline("", self.baseline.seed, {file.path: file for file in files})
-        packs, listed = listing(files)
+        packs, listed = manifest_files(files)
         return manifest().model_copy(update={"packs": packs, "files": listed})
 
-    def _note(self, have: Stored | None, now: Stored) -> None:
+    def _note(self, have: StoredFile | None, now: StoredFile) -> None:
         if have is None:
             return
         if now.base != have.base:
@@ -107,7 +106,7 @@ class Generations:
             complete: list[str] = []
 
             async def check(file: File) -> None:
-                _check_file(target, file, staged)
+                _verify_file(target, file, staged)
                 complete.append(file.path)
 
             await _fetch(self.repository, staged, target, lambda done, total: None, check)
@@ -139,9 +138,11 @@ async def live_through(path: Path, layout: Layout, seed: int, generations: int, 
             files = {name: bytearray(data) for name, data in expected.items()}
             made.baseline = Baseline(
                 "",
-                staged.sketch.seed,
+                staged.fingerprinter.seed,
                 {
-                    file.path: stored(file, snapshot.packs, staged.fingerprints[file.path], staged.origins[file.path])
+                    file.path: stored_file(
+                        file, snapshot.packs, staged.fingerprints[file.path], staged.origins[file.path]
+                    )
                     for file in snapshot.files
                 },
             )
@@ -152,8 +153,8 @@ async def live_through(path: Path, layout: Layout, seed: int, generations: int, 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-async def test_every_generation_comes_back_as_it_was(tmp_path: Path, layout: Layout) -> None:
-    """Edited, grown, cut and exchanged; kept, patched, merged and stored anew; restored and gone on from."""
+async def test_every_generation_is_restored_as_it_was(tmp_path: Path, layout: Layout) -> None:
+    """Edited, grown, truncated and replaced; kept, patched, merged and stored anew; restored and continued from."""
     reached: Counter[str] = Counter()
     for seed in range(3):
         (tmp_path / str(seed)).mkdir()
@@ -166,8 +167,8 @@ async def test_every_generation_comes_back_as_it_was(tmp_path: Path, layout: Lay
     layout=st.sampled_from(LAYOUTS),
     generations=st.lists(st.one_of(st.binary(max_size=600), st.integers(0, 600)), min_size=1, max_size=8),
 )
-def test_any_generations_come_back(layout: Layout, generations: list[bytes | int]) -> None:
-    """A number is how long the file before is made, by cutting or with zeros; bytes are put over its beginning."""
+def test_any_generations_are_restored(layout: Layout, generations: list[bytes | int]) -> None:
+    """A number is the new length of the file, by truncation or with zeros. Bytes overwrite its beginning."""
 
     async def check(path: Path) -> None:
         made, data, kept = Generations(path, layout), b"", []
@@ -181,8 +182,8 @@ def test_any_generations_come_back(layout: Layout, generations: list[bytes | int
         asyncio.run(check(Path(directory)))
 
 
-async def test_what_changed_little_costs_little(tmp_path: Path) -> None:
-    """One byte of a file of 100 kB: one block of it and nothing more is stored."""
+async def test_small_change_costs_little(tmp_path: Path) -> None:
+    """One byte of a file of 100 kB: one block is stored and nothing more."""
     made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(100_000))
     first = await made.snapshot({"a": bytes(data)})
     data[50_000] ^= 1
@@ -193,22 +194,22 @@ async def test_what_changed_little_costs_little(tmp_path: Path) -> None:
     assert third.packs == second.packs
 
 
-async def test_a_restored_file_has_the_fingerprints_and_origins_it_had(tmp_path: Path) -> None:
-    """So that the next snapshot after a restore stores what changed since, and nothing else."""
+async def test_restored_file_has_its_fingerprints_and_origins(tmp_path: Path) -> None:
+    """So the next snapshot after a restore stores only what changed since."""
     made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(20_000))
     for position in (0, 5000, 19_999):
         data[position] ^= 1
         snapshot = await made.snapshot({"a": bytes(data)})
     _, staged = await made.restore(snapshot)
     assert np.array_equal(staged.origins["a"], made.baseline.files["a"].origins)
-    source = _FileSource(tmp_path / "a", Layout((64,)), Baseline("", staged.sketch.seed))
-    assert np.array_equal(staged.fingerprints["a"], source.look(None).fingerprints)
+    source = _IndexFileReader(tmp_path / "a", Layout((64,)), Baseline("", staged.fingerprinter.seed))
+    assert np.array_equal(staged.fingerprints["a"], source.scan(None).fingerprints)
     assert set(staged.origins["a"].tolist()) == {0, 1, 2}
 
 
 @pytest.mark.parametrize("which", ["base", "patch"])
-async def test_a_file_that_is_not_what_was_stored_is_refused(tmp_path: Path, which: str) -> None:
-    """Every pack is what it is named by, and yet the file is another: its own digest tells."""
+async def test_file_with_another_digest_is_refused(tmp_path: Path, which: str) -> None:
+    """Every pack has its digest, but the file does not."""
     made, data = Generations(tmp_path, Layout((64,))), bytearray(random.Random(0).randbytes(3000))
     await made.snapshot({"a": bytes(data)})
     data[100] ^= 1
@@ -220,8 +221,8 @@ async def test_a_file_that_is_not_what_was_stored_is_refused(tmp_path: Path, whi
         await made.restore(forged)
 
 
-async def test_a_base_that_is_longer_than_its_file_does_not_write_past_its_end(tmp_path: Path) -> None:
-    """A file that was cut keeps its pieces; a hostile one gets no more room than it says."""
+async def test_base_longer_than_its_file_does_not_write_past_the_end(tmp_path: Path) -> None:
+    """A truncated file keeps its pieces. A forged manifest gets no more room than it names."""
     made, data = Generations(tmp_path, Layout((64,))), random.Random(0).randbytes(3000)
     await made.snapshot({"a": data})
     snapshot = await made.snapshot({"a": data[:2900]})

@@ -1,4 +1,4 @@
-"""Garbage goes, nothing that is named ever does, and an end at any point leaves what a later collection finds."""
+"""Garbage is deleted, referenced packs never are, and a later collection completes one that was interrupted."""
 
 import asyncio
 import tempfile
@@ -30,7 +30,7 @@ DAY_S = 24 * 3600
 
 
 class AgingStore(MemoryStore):
-    """Knows how old its objects are, by a clock that a test moves; fails at the call that a test names."""
+    """A store with ages of objects, by a clock that the test moves. It fails at the call that the test names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ async def nothing(_label: str) -> None:
 async def writer(store: Any, home: Path, **kwargs: Any) -> tuple[Repository, LeaderElection]:
     """A gateway that holds the lease."""
     (home / ".gateway").mkdir(parents=True, exist_ok=True)
-    place = LeaderElection(
+    leader = LeaderElection(
         store,
         DataDirState(home),
         "a test",
@@ -87,12 +87,12 @@ async def writer(store: Any, home: Path, **kwargs: Any) -> tuple[Repository, Lea
         takeover_timeout_s=0,
         **kwargs,
     )
-    await place.require()
-    return Repository(store, place), place
+    await leader.require()
+    return Repository(store, leader), leader
 
 
 def scheduled(snapshot_id: str, packs: tuple[bytes, ...]) -> Manifest:
-    """A snapshot that nobody labelled; it may have more packs than files."""
+    """A snapshot without a label of a person. It may have more packs than files."""
     made = manifest(snapshot_id, packs)
     return made.model_copy(update={"snapshot": made.snapshot.model_copy(update={"label": "scheduled"})})
 
@@ -108,14 +108,14 @@ def packs_in(store: MemoryStore) -> set[bytes]:
     return {data for key, data in store.objects.items() if key.startswith("data/")}
 
 
-async def test_what_nothing_names_goes_when_it_is_old(tmp_path: Path) -> None:
-    """By the store's clock; what any snapshot names stays, and what is young."""
-    repository, place = await writer(store := AgingStore(), tmp_path)
+async def test_unreferenced_packs_are_deleted_once_they_are_old(tmp_path: Path) -> None:
+    """Age is by the store's clock. Referenced packs and young packs stay."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
     await stored(repository, ID, b"shared", b"one")
     await repository.put_pack(sha(b"old garbage"), b"old garbage")
     store.now += timedelta(days=2)
     await repository.put_pack(sha(b"young garbage"), b"young garbage")
-    collected = await collect_garbage(repository, place, Keep(), DAY_S)
+    collected = await collect_garbage(repository, leader, Keep(), DAY_S)
     assert packs_in(store) == {b"shared", b"one", b"young garbage"}
     assert (collected.deleted_packs, collected.young_packs, collected.problem) == (1, 1, None)
     lease_state = await read_lease_state(store)
@@ -123,13 +123,13 @@ async def test_what_nothing_names_goes_when_it_is_old(tmp_path: Path) -> None:
     assert lease_state.pending_delete == ()
 
 
-async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path: Path) -> None:
-    """Its manifest first: a snapshot without its packs is never listed."""
-    repository, place = await writer(store := AgingStore(), tmp_path)
+async def test_retention_deletes_a_snapshot_and_then_its_own_packs(tmp_path: Path) -> None:
+    """The manifest goes first, so a snapshot without its packs is never listed."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
     await stored(repository, OLDER, b"shared", b"of the older")
     await stored(repository, NEWER, b"shared", b"of the newer")
     store.now += timedelta(days=2)
-    collected = await collect_garbage(repository, place, Keep(last=1), DAY_S)
+    collected = await collect_garbage(repository, leader, Keep(last=1), DAY_S)
     assert collected.dropped_snapshots == [OLDER]
     assert await repository.ids() == [NEWER]
     assert packs_in(store) == {b"shared", b"of the newer"}
@@ -139,42 +139,42 @@ async def test_retention_drops_a_snapshot_and_then_what_it_alone_named(tmp_path:
     assert gone[-1].startswith("data/")
 
 
-async def test_a_snapshot_that_failed_its_verification_takes_nobodys_place(tmp_path: Path) -> None:
-    """The newest that may be whole is kept, and the one that is not stays to be looked at."""
-    repository, place = await writer(AgingStore(), tmp_path)
+async def test_snapshot_that_failed_verification_does_not_count_for_a_rule(tmp_path: Path) -> None:
+    """The rule keeps the newest usable snapshot. The broken one stays too, to be examined."""
+    repository, leader = await writer(AgingStore(), tmp_path)
     await stored(repository, OLDER, b"of the older")
     await stored(repository, NEWER, b"of the newer")
     failed = Verification(
         ok=False, level="data", at=datetime(2026, 11, 20, tzinfo=UTC), duration_s=1, problems=("rot",)
     )
-    await repository.note_verified(NEWER, failed)
-    collected = await collect_garbage(repository, place, Keep(last=1), DAY_S)
+    await repository.save_verification(NEWER, failed)
+    collected = await collect_garbage(repository, leader, Keep(last=1), DAY_S)
     assert collected.dropped_snapshots == []
     assert collected.kept_snapshots == {NEWER: ["damaged"], OLDER: ["newest", "last"]}
 
 
-async def test_nothing_goes_while_a_snapshot_cannot_be_read(tmp_path: Path) -> None:
-    """It might name anything."""
-    repository, place = await writer(store := AgingStore(), tmp_path)
+async def test_no_pack_is_deleted_while_a_manifest_cannot_be_read(tmp_path: Path) -> None:
+    """That manifest might name any pack."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
     await stored(repository, ID, b"one")
     await stored(repository, NEWER, b"two")
     store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
     store.now += timedelta(days=2)
-    collected = await collect_garbage(Repository(store, place), place, Keep(last=1), DAY_S)
+    collected = await collect_garbage(Repository(store, leader), leader, Keep(last=1), DAY_S)
     assert ID in (collected.problem or "")
     assert packs_in(store) == {b"one", b"two"}
 
 
-async def test_an_unreachable_store_is_no_empty_one(tmp_path: Path) -> None:
-    """A manifest that cannot be fetched is not one that is not there."""
-    repository, place = await writer(store := AgingStore(), tmp_path)
+async def test_unreachable_store_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """A manifest that cannot be fetched is not taken for a missing one."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
     await stored(repository, ID, b"one")
     store.now += timedelta(days=2)
     store.calls, calls = 0, 0
     while True:
         store.calls, store.fail_at = 0, calls
         try:
-            await collect_garbage(Repository(store, place), place, Keep(), 0)
+            await collect_garbage(Repository(store, leader), leader, Keep(), 0)
             break
         except StorageUnavailable:
             calls += 1
@@ -182,50 +182,50 @@ async def test_an_unreachable_store_is_no_empty_one(tmp_path: Path) -> None:
     assert calls > 5
 
 
-async def test_killed_at_any_call_it_leaves_what_the_next_one_finds(tmp_path: Path) -> None:
-    """Whatever is listed is whole at every moment, and in the end the same is left."""
+async def test_collection_killed_at_any_call_is_completed_by_the_next(tmp_path: Path) -> None:
+    """Every listed snapshot is complete at every moment, and the result is the same in the end."""
     for fail_at in range(1, 60):
         store = AgingStore()
-        repository, place = await writer(store, tmp_path / str(fail_at))
+        repository, leader = await writer(store, tmp_path / str(fail_at))
         await stored(repository, OLDER, b"shared", b"of the older")
         await stored(repository, NEWER, b"shared", b"of the newer")
         await repository.put_pack(sha(b"garbage"), b"garbage")
         store.now += timedelta(days=2)
         store.calls, store.fail_at = 0, fail_at
         try:
-            await collect_garbage(repository, place, Keep(last=1), DAY_S)
+            await collect_garbage(repository, leader, Keep(last=1), DAY_S)
         except GatewayError:
             pass
         ended, store.fail_at = store.calls < fail_at, None
         # The process that comes next; it was killed, so this one has another name for the lease.
-        repository, place = await writer(store, tmp_path / str(fail_at))
+        repository, leader = await writer(store, tmp_path / str(fail_at))
         for snapshot_id in await repository.ids():
             for pack in (await repository.manifest(snapshot_id)).packs:
                 await repository.get_pack(pack)
-        await collect_garbage(repository, place, Keep(last=1), DAY_S)
+        await collect_garbage(repository, leader, Keep(last=1), DAY_S)
         assert packs_in(store) == {b"shared", b"of the newer"}
         if ended:
             return
     pytest.fail("it never came to its end")
 
 
-async def test_who_lost_the_lease_deletes_nothing(tmp_path: Path) -> None:
-    """From the moment on at which another gateway took it."""
-    repository, place = await writer(store := AgingStore(), tmp_path / "old")
+async def test_gateway_that_lost_the_lease_deletes_nothing(tmp_path: Path) -> None:
+    """From the moment on at which another gateway took the lease."""
+    repository, leader = await writer(store := AgingStore(), tmp_path / "old")
     await stored(repository, ID, b"one")
     await repository.put_pack(sha(b"garbage"), b"garbage")
     store.now += timedelta(days=2)
     await writer(store, tmp_path / "new")
     store.deleted.clear()
     with pytest.raises(LeaseLost):
-        await collect_garbage(repository, place, Keep(), DAY_S)
+        await collect_garbage(repository, leader, Keep(), DAY_S)
     assert store.deleted == []
     with pytest.raises(LeaseLost):
         await repository.delete_packs([sha(b"garbage")])
 
 
-async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> None:
-    """Its delete is on its way while the winner makes the very same bytes: they get another name, and survive."""
+async def test_pack_that_a_former_holder_is_deleting_is_not_reused(tmp_path: Path) -> None:
+    """While that deletion is under way, the successor packs the same bytes. They get another name and survive."""
     repository, _ = await writer(store := AgingStore(), tmp_path / "old")
     async with PackWriter(repository, {}, Silent()) as packer:
         await packer.add([b"the same bytes"])
@@ -242,8 +242,8 @@ async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> 
     deleting = asyncio.create_task(repository.delete_packs([name]))
     await on_its_way.wait()
 
-    winner, place = await writer(store, tmp_path / "new", may_delete=False)
-    assert name in place.pending_delete
+    winner, leader = await writer(store, tmp_path / "new", may_delete=False)
+    assert name in leader.pending_delete
     existing = await winner.packs()
     assert name not in existing
     async with PackWriter(winner, existing, Silent()) as packer:
@@ -257,8 +257,8 @@ async def test_a_pack_that_a_loser_is_deleting_is_not_reused(tmp_path: Path) -> 
     assert (await winner.get_pack(pack)).startswith(b"the same bytes")
 
 
-async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None:
-    """Also once it was deleted again: the first delete may still be on its way."""
+async def test_pack_marked_by_a_former_holder_stays_marked(tmp_path: Path) -> None:
+    """Even after it was deleted again: the first deletion may still be under way."""
     old, _ = await writer(store := AgingStore(), tmp_path / "old")
     name, own = sha(b"condemned"), sha(b"garbage")
     await old.put_pack(name, b"condemned")
@@ -266,16 +266,16 @@ async def test_what_an_earlier_holder_condemned_stays_so(tmp_path: Path) -> None
     with pytest.raises(StorageUnavailable):
         await old.delete_packs([name])
     store.unreachable_for_deletes = False
-    repository, place = await writer(store, tmp_path / "new", may_delete=False)
+    repository, leader = await writer(store, tmp_path / "new", may_delete=False)
     await repository.put_pack(own, b"garbage")
     store.now += timedelta(days=2)
-    await collect_garbage(repository, place, Keep(), DAY_S)
+    await collect_garbage(repository, leader, Keep(), DAY_S)
     assert packs_in(store) == set()
-    assert place.pending_delete == {name}
+    assert leader.pending_delete == {name}
 
 
-async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
-    """The manifest of a gateway that lost the lease over it, and its packs; nobody ever saw them."""
+async def test_aborted_snapshot_is_garbage(tmp_path: Path) -> None:
+    """The manifest of a gateway that lost the lease, and its packs, are never listed and are deleted."""
     repository, _ = await writer(store := AgingStore(), tmp_path / "old")
     await repository.put_pack(sha(b"lost"), b"lost")
     put = store.put
@@ -293,19 +293,19 @@ async def test_what_was_never_published_is_garbage(tmp_path: Path) -> None:
     assert await repository.ids() == []
     assert await Repository(store).snapshots() == []
 
-    winner, place = await writer(store, tmp_path / "newest")
+    winner, leader = await writer(store, tmp_path / "newest")
     store.now += timedelta(days=2)
-    await collect_garbage(winner, place, Keep(), DAY_S)
+    await collect_garbage(winner, leader, Keep(), DAY_S)
     assert f"snapshots/{ID}/manifest.json" not in store.objects
     assert packs_in(store) == set()
 
 
-async def test_a_confirmation_that_arrives_after_a_collection_is_refused(
+async def test_confirmation_that_arrives_after_a_collection_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its snapshot's packs are gone by then, so it may not begin to count."""
+    """The packs of its snapshot are deleted by then, so the snapshot must not become committed."""
     monkeypatch.setattr("gateway.lease.lease._FIRST_PAUSE_S", 0)
-    repository, place = await writer(store := AgingStore(), tmp_path)
+    repository, leader = await writer(store := AgingStore(), tmp_path)
     await repository.put_pack(sha(b"late"), b"late")
     put_if_match, late = store.put_if_match, list[tuple[str, bytes, str]]()
 
@@ -320,21 +320,21 @@ async def test_a_confirmation_that_arrives_after_a_collection_is_refused(
         await repository.publish(scheduled(ID, (b"late",)))
     store.put_if_match = put_if_match  # type: ignore[method-assign]
     store.now += timedelta(days=2)
-    await collect_garbage(repository, place, Keep(), DAY_S)
+    await collect_garbage(repository, leader, Keep(), DAY_S)
     assert packs_in(store) == set()
     assert late
     assert not any([await put_if_match(*each) for each in late])
     assert await repository.ids() == []
 
 
-async def test_with_never_delete_nothing_is_deleted(tmp_path: Path) -> None:
-    """Not by a collection, not by hand, not after a probe."""
+async def test_never_delete_deletes_nothing(tmp_path: Path) -> None:
+    """Neither a collection, nor a request, nor the probe deletes an object."""
     store = AgingStore()
-    repository, place = await writer(NoDeleteStorage(store), tmp_path, may_delete=False)
+    repository, leader = await writer(NoDeleteStorage(store), tmp_path, may_delete=False)
     await stored(repository, OLDER, b"one")
     await stored(repository, NEWER, b"two")
     store.now += timedelta(days=2)
-    collected = await collect_garbage(repository, place, Keep(last=1), 0, may_delete=False)
+    collected = await collect_garbage(repository, leader, Keep(last=1), 0, may_delete=False)
     assert "NEVER_DELETE" in (collected.problem or "")
     with pytest.raises(StorageDenied, match="NEVER_DELETE"):
         await repository.delete(OLDER)
@@ -342,7 +342,7 @@ async def test_with_never_delete_nothing_is_deleted(tmp_path: Path) -> None:
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Snapshots, deletions, collections, successions and time in any order, each of which may be killed at any call."""
+    """Snapshots, deletions, collections, takeovers and time in any order. Each may be killed at any call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -359,7 +359,7 @@ class AnyHistory(RuleBasedStateMachine):
         self.directory.cleanup()
 
     def run(self, work: Any, fail_at: int | None) -> bool:
-        """Do it, killed at that call; say whether it came to its end. A killed process is followed by another."""
+        """Run `work` until that call, and return whether it completed. After a kill, a new process begins."""
         self.store.calls, self.store.fail_at = 0, fail_at
         try:
             self.loop.run_until_complete(work)
@@ -374,8 +374,8 @@ class AnyHistory(RuleBasedStateMachine):
     def begin(self) -> None:
         self.homes += 1
         home = Path(self.directory.name) / str(self.homes)
-        self.repository, self.place = self.loop.run_until_complete(writer(self.store, home))
-        assert self.place.role is LeaderRole.WRITER
+        self.repository, self.leader = self.loop.run_until_complete(writer(self.store, home))
+        assert self.leader.role is LeaderRole.WRITER
 
     kill = st.one_of(st.none(), st.integers(1, 40))
 
@@ -387,7 +387,7 @@ class AnyHistory(RuleBasedStateMachine):
         async def take() -> None:
             existing, packs = await self.repository.packs(), []
             for data in sorted(contents):
-                while self.repository.is_condemned(sha(data)):
+                while self.repository.is_pending_delete(sha(data)):
                     data += b"!"  # noqa: PLW2901
                 packs.append(data)
                 if sha(data) not in existing:
@@ -401,7 +401,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(last=st.integers(1, 3), grace_s=st.sampled_from([0, 3600]), kill=kill)
     def collect_garbage(self, last: int, grace_s: float, kill: int | None) -> None:
         before = sorted(self.model, reverse=True)
-        if self.run(collect_garbage(self.repository, self.place, Keep(last=last), grace_s), kill):
+        if self.run(collect_garbage(self.repository, self.leader, Keep(last=last), grace_s), kill):
             self.model = {each: self.model[each] for each in before[:last]}
             if grace_s == 0:
                 assert packs_in(self.store) == set().union(*self.model.values())
@@ -443,6 +443,6 @@ TestAnyHistory = AnyHistory.TestCase
 TestAnyHistory.settings = settings(max_examples=25, stateful_step_count=15, suppress_health_check=list(HealthCheck))
 
 
-def test_the_answer_is_described() -> None:
-    """Each field says what it is."""
+def test_every_field_of_the_answer_is_described() -> None:
+    """In the OpenAPI description."""
     assert all(field.description for field in GcResult.model_fields.values())

@@ -1,4 +1,4 @@
-"""A manifest is believed only as far as it proves itself."""
+"""A manifest is checked before anything of it is used."""
 
 import json
 from datetime import UTC, datetime, timedelta, timezone
@@ -15,26 +15,26 @@ from tests.unit.snapshot.manifests import ID, NEWER, OLDER, SEGMENT, forged, man
 STORED = manifest().to_bytes()
 
 
-def test_a_manifest_survives_being_stored() -> None:
-    """What is parsed equals what was written, to the microsecond and the last bit of a float."""
+def test_parsed_manifest_equals_the_stored_one() -> None:
+    """To the microsecond of a time and the last bit of a float."""
     assert Manifest.parse(STORED, ID) == manifest()
 
 
-def test_the_same_manifest_is_stored_as_the_same_bytes() -> None:
-    """Writing what was read gives the bytes that were read."""
+def test_manifest_serializes_to_the_same_bytes() -> None:
+    """A manifest that was parsed serializes to the bytes it was parsed from."""
     assert Manifest.parse(STORED, ID).to_bytes() == STORED
 
 
-def test_every_truncation_is_refused() -> None:
-    """However many bytes of it arrived, a part of a manifest is corrupt and never taken for a whole one."""
+def test_every_truncated_manifest_is_refused() -> None:
+    """A manifest that is cut off after any number of bytes is corrupt."""
     for end in range(len(STORED)):
         with pytest.raises(CorruptSnapshot, match=ID):
             Manifest.parse(STORED[:end], ID)
 
 
 @given(position=st.integers(0, len(STORED) - 1), mask=st.integers(1, 255))
-def test_a_flipped_byte_is_refused_or_means_the_same(position: int, mask: int) -> None:
-    """No single changed byte makes another manifest of it."""
+def test_flipped_byte_is_refused_or_changes_nothing(position: int, mask: int) -> None:
+    """No single changed byte makes a different manifest."""
     changed = bytearray(STORED)
     changed[position] ^= mask
     try:
@@ -49,14 +49,14 @@ def test_a_flipped_byte_is_refused_or_means_the_same(position: int, mask: int) -
     [b"", b"\0\0\0\0", b"\xff\xfe\xfd", b"<html>", b"null", b"[]", b'"text"', b"7", b"{}", b"[" * 200_000],
     ids=["empty", "zeros", "no-text", "html", "null", "list", "string", "number", "object", "nested"],
 )
-def test_what_is_no_manifest_is_corrupt(data: bytes) -> None:
-    """Anything else in its place is named as a corrupt manifest, with the snapshot it should have been."""
+def test_anything_but_a_manifest_is_corrupt(data: bytes) -> None:
+    """The error names the snapshot."""
     with pytest.raises(CorruptSnapshot, match=ID):
         Manifest.parse(data, ID)
 
 
-def test_a_changed_body_is_refused_by_its_digest() -> None:
-    """A valid manifest with one number changed is refused."""
+def test_changed_manifest_is_refused_by_its_digest() -> None:
+    """A valid manifest with one changed number is refused."""
     document = json.loads(STORED)
     document["manifest"]["snapshot"]["collections"][0]["records"] += 1
     with pytest.raises(CorruptSnapshot, match="was changed"):
@@ -64,23 +64,23 @@ def test_a_changed_body_is_refused_by_its_digest() -> None:
 
 
 @pytest.mark.parametrize("missing", ["digest", "manifest"])
-def test_a_missing_part_is_refused(missing: str) -> None:
-    """Without its digest or its body it is corrupt."""
+def test_manifest_without_digest_or_body_is_corrupt(missing: str) -> None:
+    """The error names the missing part."""
     document = json.loads(STORED)
     del document[missing]
     with pytest.raises(CorruptSnapshot, match=missing):
         Manifest.parse(json.dumps(document).encode(), ID)
 
 
-def test_a_newer_format_is_refused_before_anything_else_of_it_is_read() -> None:
-    """It is incompatible rather than corrupt, and the message names both formats."""
+def test_newer_format_is_refused_before_the_rest_is_read() -> None:
+    """It is incompatible, not corrupt, and the message names both formats."""
     document = {"format": FORMAT + 1, "something": "we cannot know"}
     with pytest.raises(IncompatibleSnapshot, match=f"of format {FORMAT + 1}, this gateway knows up to {FORMAT}"):
         Manifest.parse(json.dumps(document).encode(), ID)
 
 
 @pytest.mark.parametrize("version", ["1", 0, -1, 1.5, None, []])
-def test_a_format_that_is_no_number_is_corrupt(version: Any) -> None:
+def test_format_that_is_no_number_is_corrupt(version: Any) -> None:
     """Formats are whole numbers from 1."""
     with pytest.raises(CorruptSnapshot, match="names no format"):
         check_format(version, "the repository")
@@ -111,8 +111,8 @@ PATHS_OUTSIDE = [
 
 
 @pytest.mark.parametrize("path", PATHS_OUTSIDE)
-def test_a_path_that_leads_elsewhere_is_refused(path: str) -> None:
-    """A manifest that names it is corrupt although its digest fits, so that nothing is ever written there."""
+def test_path_outside_the_data_directory_is_refused(path: str) -> None:
+    """Such a manifest is corrupt although its digest is right, so nothing is written there."""
 
     def change(body: dict[str, Any]) -> None:
         body["files"][0]["path"] = path
@@ -262,21 +262,21 @@ def index_without_files(body: dict[str, Any]) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_manifest_that_does_not_add_up_is_refused(change: Any, says: str) -> None:
-    """Although its digest fits; and the message says what does not add up, and of which snapshot."""
+def test_inconsistent_manifest_is_refused(change: Any, says: str) -> None:
+    """Although its digest is right. The message names the inconsistency and the snapshot."""
     with pytest.raises(CorruptSnapshot, match=says) as caught:
         Manifest.parse(forged(change), ID)
     assert ID in caught.value.message
 
 
-def test_a_manifest_of_another_snapshot_is_refused() -> None:
-    """One that was copied to another snapshot's place is not taken for that one."""
+def test_manifest_of_another_snapshot_is_refused() -> None:
+    """A manifest that was copied to the place of another snapshot is corrupt there."""
     with pytest.raises(CorruptSnapshot, match=f"{NEWER} is that of {ID}"):
         Manifest.parse(STORED, NEWER)
 
 
-def test_fields_of_a_later_minor_version_are_ignored() -> None:
-    """What the same format may gain does not keep this gateway from restoring."""
+def test_unknown_fields_are_ignored() -> None:
+    """A field that is added to the same format later does not prevent a restore."""
 
     def change(body: dict[str, Any]) -> None:
         body["snapshot"]["colour"] = "green"
@@ -284,8 +284,8 @@ def test_fields_of_a_later_minor_version_are_ignored() -> None:
     assert Manifest.parse(forged(change), ID) == manifest()
 
 
-def test_ids_sort_by_time_within_a_second_too() -> None:
-    """Two snapshots of one second are listed in the order they were taken, and their times are told in UTC."""
+def test_ids_sort_by_time_within_a_second() -> None:
+    """Snapshots of one second sort in the order in which they were taken. The times in ids are UTC."""
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
     moments = [noon, noon + timedelta(microseconds=1), noon + timedelta(milliseconds=900), noon + timedelta(seconds=1)]
     ids = [new_snapshot_id(moment, None) for moment in moments]
@@ -295,8 +295,8 @@ def test_ids_sort_by_time_within_a_second_too() -> None:
     assert new_snapshot_id(noon.astimezone(timezone(timedelta(hours=5))), None) == ids[0]
 
 
-def test_a_clock_set_back_does_not_hide_a_new_snapshot() -> None:
-    """Whatever the clock says, the new id sorts after the newest there is, so that `latest` is the new one."""
+def test_new_id_sorts_last_after_the_clock_was_set_back() -> None:
+    """The new id sorts after the newest existing id, so `latest` is the new snapshot."""
     noon = datetime(2026, 11, 20, 12, tzinfo=UTC)
     for newest in ("20261120T120000Z-000000", "20261120T120000Z-ffffff", "20261231T235959Z-ffffff"):
         later = new_snapshot_id(noon, newest)
@@ -319,13 +319,13 @@ def test_a_clock_set_back_does_not_hide_a_new_snapshot() -> None:
         "٢٠٢٦١١٢٠T210455Z-3f9a1c",
     ],
 )
-def test_what_is_no_id_is_not_taken_for_one(text: str) -> None:
-    """An id is a moment that exists, in ASCII digits, and six hexadecimal ones."""
+def test_invalid_ids_are_recognised(text: str) -> None:
+    """An id is a time that exists, in ASCII digits, and six hexadecimal digits."""
     assert not is_snapshot_id(text)
 
 
-def test_a_damaged_snapshot_is_shown_with_its_moment_and_its_problem() -> None:
-    """Of one whose manifest cannot be read its id still tells when it was taken."""
+def test_damaged_snapshot_is_shown_with_time_and_problem() -> None:
+    """The time comes from the id, since the manifest cannot be read."""
     shown = damaged(OLDER, "it is cut off")
     assert (shown.id, shown.state, shown.problem) == (OLDER, "damaged", "it is cut off")
     assert shown.created_at == datetime(2026, 11, 19, tzinfo=UTC)

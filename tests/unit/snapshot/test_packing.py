@@ -1,4 +1,4 @@
-"""Bytes go into packs and come back, sent once, with bounded memory."""
+"""Bytes go into packs and come back. Each pack is sent once, with bounded memory."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.errors import CorruptSnapshot, StorageDenied, StorageUnavailable
 from gateway.snapshot import packing
 from gateway.snapshot.model import Pack, Piece
-from gateway.snapshot.packing import UPLOADS_AT_ONCE, Packed, PackWriter, unpack
+from gateway.snapshot.packing import UPLOADS_AT_ONCE, PackedPiece, PackWriter, unpack
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository, check_pack
 from tests.unit.snapshot.manifests import sha
@@ -34,8 +34,8 @@ def small_packs() -> Iterator[None]:
 
 async def pack(
     store: MemoryStore, contents: dict[str, bytes], sealed_after: Collection[str] = ()
-) -> tuple[dict[str, list[Packed]], PackWriter]:
-    """Pack all contents by their names, sealing after the last and after those named."""
+) -> tuple[dict[str, list[PackedPiece]], PackWriter]:
+    """Pack all contents in the order of their names. Seal after the last and after those named."""
     repository = Repository(store)
     async with PackWriter(repository, await repository.packs(), Silent()) as writer:
         packed = {}
@@ -51,7 +51,7 @@ def cut(data: bytes) -> Iterator[bytes]:
         yield data[start : start + PIECE_BYTES]
 
 
-def unpacked(store: MemoryStore, pieces: list[Packed]) -> bytes:
+def unpacked(store: MemoryStore, pieces: list[PackedPiece]) -> bytes:
     data = b""
     for each in pieces:
         stored = store.objects[f"data/{each.pack.sha256}"]
@@ -60,7 +60,7 @@ def unpacked(store: MemoryStore, pieces: list[Packed]) -> bytes:
     return data
 
 
-def packs_of(pieces: list[Packed]) -> set[str]:
+def packs_of(pieces: list[PackedPiece]) -> set[str]:
     return {each.pack.sha256 for each in pieces}
 
 
@@ -75,7 +75,7 @@ contents = st.dictionaries(st.sampled_from("abcdef"), st.one_of(st.binary(max_si
 @settings(max_examples=60)
 @given(contents=contents, sealed_after=st.sets(st.sampled_from("abcdef")))
 def test_any_bytes_come_back_as_they_were(contents: dict[str, bytes], sealed_after: set[str]) -> None:
-    """Whatever is packed, however it is gathered, unpacks to the same bytes, from packs named by their digest."""
+    """Whatever is packed, in whatever groups, unpacks to the same bytes, from packs named by their digests."""
     store = MemoryStore()
     packed, writer = asyncio.run(pack(store, contents, sealed_after))
     assert {name: unpacked(store, pieces) for name, pieces in packed.items()} == contents
@@ -92,7 +92,7 @@ def test_any_bytes_come_back_as_they_were(contents: dict[str, bytes], sealed_aft
 
 
 async def test_only_packs_with_changed_bytes_are_sent_again() -> None:
-    """A change in one file leaves the packs of files sealed apart from it alone."""
+    """A change in one file leaves alone the packs of files that were sealed apart from it."""
     store = MemoryStore()
     packed, _ = await pack(store, {"a": noise(1000, 1), "b": noise(1000, 2)}, {"a"})
     in_a = packs_of(packed["a"])
@@ -102,7 +102,7 @@ async def test_only_packs_with_changed_bytes_are_sent_again() -> None:
     assert set(store.puts) == {f"data/{name}" for name in packs_of(packed["b"])}
 
 
-async def test_a_pack_that_the_store_holds_cut_short_is_sent_again() -> None:
+async def test_pack_that_is_truncated_in_the_store_is_sent_again() -> None:
     """A pack counts as stored only with all of its bytes."""
     store = MemoryStore()
     packed, _ = await pack(store, {"a": noise(100)})
@@ -113,8 +113,8 @@ async def test_a_pack_that_the_store_holds_cut_short_is_sent_again() -> None:
     assert writer.uploaded_bytes == 100
 
 
-async def test_the_same_pack_twice_is_sent_once() -> None:
-    """The same bytes share their packs also within one snapshot."""
+async def test_same_pack_twice_is_sent_once() -> None:
+    """Equal bytes share their packs within one snapshot too."""
     store = MemoryStore()
     packed, writer = await pack(store, {"a": noise(200), "b": noise(200)}, {"a", "b"})
     assert len(store.puts) == 1
@@ -122,8 +122,8 @@ async def test_the_same_pack_twice_is_sent_once() -> None:
     assert writer.uploaded_bytes == 200
 
 
-async def test_no_more_than_a_few_uploads_are_under_way() -> None:
-    """While the store is slow, packing waits for it instead of filling the memory."""
+async def test_uploads_at_once_are_bounded() -> None:
+    """While the store is slow, packing waits for it and does not fill the memory."""
     store = MemoryStore()
     store.may_put.clear()
     packing_all = asyncio.create_task(pack(store, {"a": noise(PACK_BYTES * 40)}))
@@ -142,8 +142,8 @@ async def test_no_more_than_a_few_uploads_are_under_way() -> None:
 
 
 @pytest.mark.parametrize("error", [StorageUnavailable("later"), StorageDenied("no")])
-async def test_a_failing_upload_ends_it_with_that_error(error: Exception) -> None:
-    """Not as a group of errors, not after trying all the others, and never as if it had been stored."""
+async def test_failed_upload_ends_packing_with_its_error(error: Exception) -> None:
+    """Not with a group of errors, not after the other uploads, and not as if the pack had been stored."""
     store = MemoryStore()
     store.put_error = error
     with pytest.raises(type(error)) as caught:
@@ -153,7 +153,7 @@ async def test_a_failing_upload_ends_it_with_that_error(error: Exception) -> Non
     assert not store.putting
 
 
-async def test_a_source_that_fails_is_told_as_itself_and_harms_nothing() -> None:
+async def test_error_of_a_source_is_raised_and_harms_nothing() -> None:
     """What was added before can still be finished."""
 
     def failing() -> Iterator[bytes]:
@@ -168,8 +168,8 @@ async def test_a_source_that_fails_is_told_as_itself_and_harms_nothing() -> None
     assert unpacked(store, packed) == noise(100)
 
 
-async def test_progress_is_told_of_every_byte() -> None:
-    """Before it was compressed."""
+async def test_progress_counts_every_byte() -> None:
+    """Before compression."""
 
     class Counting(Silent):
         done = 0
@@ -184,7 +184,7 @@ async def test_progress_is_told_of_every_byte() -> None:
     assert writer.uploaded_bytes < 1000
 
 
-# ---------------------------------------------------------------------- what comes back is not believed
+# ---------------------------------------------------------------------- what the store returns is not trusted
 
 
 def piece_of(raw: bytes, stored: bytes, codec: Literal["zstd", "raw"]) -> tuple[Piece, Pack]:
@@ -203,24 +203,24 @@ def test_every_flipped_byte_of_a_pack_is_found(position: int, mask: int) -> None
 
 
 @pytest.mark.parametrize("codec", ["raw", "zstd"])
-def test_a_piece_with_fewer_or_more_bytes_than_promised_is_refused(codec: Literal["zstd", "raw"]) -> None:
-    """Also in a pack that is what its name says."""
+def test_piece_of_another_size_than_the_manifest_names_is_refused(codec: Literal["zstd", "raw"]) -> None:
+    """Also in a pack that has its digest."""
     stored = zstandard.compress(b"other bytes") if codec == "zstd" else b"other bytes"
     piece, pack_ = piece_of(b"the bytes", stored, codec)
     with pytest.raises(CorruptSnapshot, match="the size the manifest names"):
         unpack(piece, pack_, stored)
 
 
-def test_a_piece_that_is_not_compressed_data_is_refused() -> None:
-    """What cannot be unpacked is corrupt."""
+def test_piece_that_is_not_compressed_data_is_refused() -> None:
+    """It cannot be decompressed, so it is corrupt."""
     piece, pack_ = piece_of(b"raw", b"no frame", "zstd")
     with pytest.raises(CorruptSnapshot, match="cannot be unpacked"):
         unpack(piece, pack_, b"no frame")
 
 
 @pytest.mark.parametrize("promised", [1, 10])
-def test_a_piece_that_would_unpack_to_more_than_promised_is_refused_unread(promised: int) -> None:
-    """A few bytes cannot make the gateway fill its memory: 1 TiB is told by the frame and not believed."""
+def test_decompression_bomb_is_refused_before_it_is_decompressed(promised: int) -> None:
+    """The frame names 1 TiB. It is refused before that is allocated."""
     bomb = bytes.fromhex(
         "28b52ffd e0 0000000000010000 010000"
     )  # a frame header: content size 2**40, an empty last block
@@ -230,8 +230,8 @@ def test_a_piece_that_would_unpack_to_more_than_promised_is_refused_unread(promi
         unpack(piece, pack_, bomb)
 
 
-async def test_nothing_is_read_any_more_when_packing_was_cancelled() -> None:
-    """What it is read from may be closed then."""
+async def test_nothing_is_read_after_packing_was_cancelled() -> None:
+    """The caller may close the source then."""
     reading, go, under_way = threading.Event(), threading.Event(), [True]
 
     def source() -> Iterator[bytes]:

@@ -1,10 +1,10 @@
-"""Plans are made without doing anything."""
+"""Plans are made without I/O."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.snapshot.model import File, Manifest, Pack, Piece
-from gateway.snapshot.plan import MAX_PATCHES, FilePlan, How, plan_file, plan_restore, unreferenced
+from gateway.snapshot.plan import MAX_PATCHES, FileAction, FilePlan, plan_file, plan_restore, unreferenced
 from tests.unit.snapshot.manifests import NEWER, OLDER, manifest, sha
 
 PACK_BYTES = 100
@@ -13,10 +13,10 @@ PACK_BYTES = 100
 
 
 def applied(patches: list[int], plan: FilePlan, changed_bytes: int) -> list[int]:
-    """The patches there are afterwards, where all that changed was other bytes than before."""
-    if plan.how is How.REBASE:
+    """The patches after the plan, if every changed block differs from all earlier ones."""
+    if plan.action is FileAction.REBASE:
         return []
-    if plan.how is How.KEEP:
+    if plan.action is FileAction.KEEP:
         return patches
     kept = patches[: len(patches) - plan.replaced]
     return [*kept, changed_bytes + sum(patches[len(kept) :])]
@@ -28,15 +28,15 @@ def applied(patches: list[int], plan: FilePlan, changed_bytes: int) -> list[int]
     changed_bytes=st.integers(0, 1 << 30),
     resized=st.booleans(),
 )
-def test_a_plan_never_makes_more_patches_or_larger_ones_than_it_may(
+def test_plan_respects_the_bounds_of_patches(
     size_bytes: int, patches: list[int], changed_bytes: int, resized: bool
 ) -> None:
-    """Together at most half the file's bytes; and a patch replaces only what there is."""
+    """Together they have at most half of the file's bytes. A patch replaces only patches that exist."""
     plan = plan_file(size_bytes, patches, changed_bytes, resized=resized)
     assert 0 <= plan.replaced <= len(patches)
     after = applied(patches, plan, changed_bytes)
     assert len(after) <= MAX_PATCHES
-    if plan.how is How.PATCH:
+    if plan.action is FileAction.PATCH:
         assert changed_bytes
         assert sum(after) <= size_bytes / 2
     else:
@@ -44,19 +44,19 @@ def test_a_plan_never_makes_more_patches_or_larger_ones_than_it_may(
     if changed_bytes or resized:
         assert sum(after) <= size_bytes / 2
     if changed_bytes:
-        assert plan.how is not How.KEEP
+        assert plan.action is not FileAction.KEEP
     elif not resized:
-        assert plan == (How.KEEP, 0)
+        assert plan == (FileAction.KEEP, 0)
 
 
 @given(sizes=st.lists(st.integers(1, 1 << 16), min_size=50, max_size=300))
-def test_what_changes_again_and_again_is_stored_a_few_times_and_not_every_time(sizes: list[int]) -> None:
-    """Over many generations of a large file each changed byte goes to the store a small number of times."""
+def test_repeated_changes_are_stored_a_few_times_each(sizes: list[int]) -> None:
+    """Over many snapshots of a large file, each changed byte goes to the store a small number of times."""
     patches: list[int] = []
     stored = 0
     for changed_bytes in sizes:
         plan = plan_file(1 << 40, patches, changed_bytes, resized=False)
-        assert plan.how is How.PATCH
+        assert plan.action is FileAction.PATCH
         before, patches = patches, applied(patches, plan, changed_bytes)
         stored += patches[-1]
         assert len(patches) <= MAX_PATCHES
@@ -64,22 +64,22 @@ def test_what_changes_again_and_again_is_stored_a_few_times_and_not_every_time(s
     assert stored <= 8 * sum(sizes)
 
 
-def test_what_did_not_change_is_kept_and_what_changed_altogether_is_stored_anew() -> None:
-    """And a file that was only cut keeps its pieces, unless little of it is left."""
-    assert plan_file(1000, [10], 0, resized=False) == (How.KEEP, 0)
-    assert plan_file(1000, [], 501, resized=False) == (How.REBASE, 0)
-    assert plan_file(1000, [], 500, resized=False) == (How.PATCH, 0)
-    assert plan_file(1000, [400], 101, resized=False) == (How.REBASE, 0)
-    assert plan_file(1000, [400], 0, resized=True) == (How.KEEP, 0)
-    assert plan_file(100, [400], 0, resized=True) == (How.REBASE, 0)
-    assert plan_file(0, [], 0, resized=True) == (How.KEEP, 0)
+def test_unchanged_file_is_kept_and_much_changed_file_is_stored_anew() -> None:
+    """A file that was only truncated keeps its pieces, unless little of it is left."""
+    assert plan_file(1000, [10], 0, resized=False) == (FileAction.KEEP, 0)
+    assert plan_file(1000, [], 501, resized=False) == (FileAction.REBASE, 0)
+    assert plan_file(1000, [], 500, resized=False) == (FileAction.PATCH, 0)
+    assert plan_file(1000, [400], 101, resized=False) == (FileAction.REBASE, 0)
+    assert plan_file(1000, [400], 0, resized=True) == (FileAction.KEEP, 0)
+    assert plan_file(100, [400], 0, resized=True) == (FileAction.REBASE, 0)
+    assert plan_file(0, [], 0, resized=True) == (FileAction.KEEP, 0)
 
 
-def test_small_patches_are_merged_and_large_ones_are_left() -> None:
-    """When there are as many as there may be, the last ones go into the new one."""
+def test_small_patches_are_merged_and_large_ones_are_kept() -> None:
+    """Once there are as many as allowed, the newest ones go into the new one."""
     patches = [10_000] * (MAX_PATCHES // 2) + [1] * (MAX_PATCHES // 2)
-    assert plan_file(1 << 30, patches, 1, resized=False) == (How.PATCH, MAX_PATCHES // 2)
-    assert plan_file(1 << 30, patches[1:], 1, resized=False) == (How.PATCH, 0)
+    assert plan_file(1 << 30, patches, 1, resized=False) == (FileAction.PATCH, MAX_PATCHES // 2)
+    assert plan_file(1 << 30, patches[1:], 1, resized=False) == (FileAction.PATCH, 0)
 
 
 # ---------------------------------------------------------------------- what to fetch
@@ -87,7 +87,7 @@ def test_small_patches_are_merged_and_large_ones_are_left() -> None:
 
 @st.composite
 def manifests(draw: st.DrawFn) -> Manifest:
-    """Any files whose pieces lie anywhere in up to four packs."""
+    """Manifests of any files whose pieces lie anywhere in up to four packs."""
     packs = tuple(Pack(sha256=sha(bytes([number])), size_bytes=PACK_BYTES) for number in range(draw(st.integers(1, 4))))
 
     def pieces() -> tuple[Piece, ...]:
@@ -110,8 +110,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
 
 
 @given(manifests())
-def test_a_plan_places_every_piece_once(made: Manifest) -> None:
-    """Patches by their number and bases by where they lie, no pack twice among either."""
+def test_restore_plan_has_every_piece_once(made: Manifest) -> None:
+    """Patches with their numbers, bases with their offsets, and no pack twice in either list."""
     patches, bases = plan_restore(made)
     for fetches in (patches, bases):
         assert len({fetch.pack.sha256 for fetch in fetches}) == len(fetches)
@@ -129,16 +129,16 @@ def test_a_plan_places_every_piece_once(made: Manifest) -> None:
     assert not any(part.number for fetch in bases for part in fetch.parts)
 
 
-def test_a_pack_that_holds_nothing_is_not_fetched() -> None:
-    """A listed pack that no piece is in costs nothing."""
+def test_pack_without_pieces_is_not_fetched() -> None:
+    """A pack in the manifest that no piece refers to costs nothing."""
     made = manifest()
     patches, bases = plan_restore(made)
     assert not patches
     assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == ([], bases[:1])
 
 
-def test_unreferenced_are_the_packs_no_other_manifest_names() -> None:
-    """A pack that one other snapshot shares stays."""
+def test_unreferenced_packs_are_those_that_no_manifest_names() -> None:
+    """A pack that another snapshot shares stays."""
     mine = manifest(OLDER, (b"mine", b"shared"))
     other = manifest(NEWER, (b"shared", b"other"))
     names = [pack.sha256 for pack in mine.packs]

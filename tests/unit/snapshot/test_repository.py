@@ -1,4 +1,4 @@
-"""A repository shows what is there, deletes no more than it may, and never takes silence for emptiness."""
+"""A repository lists what is there, deletes no more than it may, and knows an unreachable store from an empty one."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -32,7 +32,7 @@ def packs_in(store: MemoryStore) -> set[bytes]:
 
 
 async def test_snapshots_are_listed_newest_first() -> None:
-    """By the time in their ids, whatever the store's own order; and `latest` is the first."""
+    """By the time in their ids, whatever the order of the store. `latest` is the first one."""
     store = MemoryStore()
     for snapshot_id in (ID, NEWER, OLDER):
         await stored(store, snapshot_id, (b"database",))
@@ -43,8 +43,8 @@ async def test_snapshots_are_listed_newest_first() -> None:
     assert await repository.resolve(OLDER) == OLDER
 
 
-async def test_what_is_no_manifest_is_not_listed() -> None:
-    """Packs without a manifest, and strangers' objects, are no snapshots."""
+async def test_other_objects_are_not_listed() -> None:
+    """Packs without a manifest, and objects of others, are not snapshots."""
     store = MemoryStore()
     for stranger in (
         "snapshots/notes.txt",
@@ -57,8 +57,8 @@ async def test_what_is_no_manifest_is_not_listed() -> None:
     assert await Repository(store).snapshots() == []
 
 
-async def test_a_damaged_snapshot_is_shown_with_its_problem_and_hides_no_other() -> None:
-    """One with a cut manifest and one of a newer format are listed as damaged, saying why; the good one as it is."""
+async def test_damaged_snapshot_is_listed_with_its_problem() -> None:
+    """A truncated manifest and one of a newer format are listed as damaged, with why. Others are listed as usual."""
     store = MemoryStore()
     good = await stored(store, ID, (b"database",))
     store.objects[key(OLDER)] = store.objects[key(ID)][:100]
@@ -86,10 +86,10 @@ CALLS: dict[str, Callable[[Repository], Awaitable[object]]] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("holds", [True, False], ids=["with a snapshot", "empty"])
-async def test_an_unreachable_store_is_never_taken_for_an_empty_one(
+async def test_unreachable_store_is_never_taken_for_an_empty_one(
     call: Callable[[Repository], Awaitable[object]], holds: bool
 ) -> None:
-    """Every call says that the store could not be asked."""
+    """Every call raises that the store could not be reached."""
     store = MemoryStore()
     if holds:
         await stored(store, ID, (b"database",))
@@ -98,8 +98,8 @@ async def test_an_unreachable_store_is_never_taken_for_an_empty_one(
         await call(Repository(store))
 
 
-async def test_a_snapshot_that_cannot_be_fetched_is_not_shown_as_damaged() -> None:
-    """A store that fails in the middle of listing fails the listing."""
+async def test_manifest_that_cannot_be_fetched_is_not_listed_as_damaged() -> None:
+    """A store that fails during a listing fails the listing."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
     repository = Repository(store)
@@ -114,8 +114,8 @@ async def test_a_snapshot_that_cannot_be_fetched_is_not_shown_as_damaged() -> No
         await repository.snapshots()
 
 
-async def test_an_empty_store_has_no_snapshot() -> None:
-    """It was read and holds nothing: an empty list, and `latest` is not found."""
+async def test_empty_store_has_no_snapshot() -> None:
+    """The list is empty, and `latest` is not found."""
     repository = Repository(MemoryStore())
     assert await repository.snapshots() == []
     assert not await repository.check_format()
@@ -130,8 +130,8 @@ async def test_an_empty_store_has_no_snapshot() -> None:
 # ---------------------------------------------------------------------- its format
 
 
-async def test_a_newer_repository_is_refused_and_left_as_it_is() -> None:
-    """Neither read nor written by a gateway that does not know its format."""
+async def test_newer_repository_is_refused_and_not_changed() -> None:
+    """A gateway that does not know its format neither reads nor writes it."""
     store = MemoryStore()
     store.objects["repository.json"] = document = json.dumps({"format": FORMAT + 1}).encode()
     for call in ("check_format", "make"):
@@ -141,8 +141,8 @@ async def test_a_newer_repository_is_refused_and_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("document", [b"", b"{", b"[]", b"{}", b'{"format": "one"}', b"\xff"])
-async def test_a_repository_that_does_not_tell_its_format_is_corrupt(document: bytes) -> None:
-    """It is not taken for an empty place to begin anew."""
+async def test_repository_without_a_format_is_corrupt(document: bytes) -> None:
+    """It is not taken for an empty place."""
     store = MemoryStore()
     store.objects["repository.json"] = document
     with pytest.raises(CorruptSnapshot):
@@ -164,7 +164,7 @@ async def test_making_a_repository_twice_changes_nothing() -> None:
 
 
 async def test_delete_keeps_packs_that_another_snapshot_names() -> None:
-    """Its own packs go with it, shared ones stay, and the other snapshot stays whole."""
+    """The snapshot's own packs are deleted, shared ones stay, and the other snapshot stays complete."""
     store = MemoryStore()
     await stored(store, OLDER, (b"old", b"shared"))
     newer = await stored(store, NEWER, (b"new", b"shared"))
@@ -178,7 +178,7 @@ async def test_delete_keeps_packs_that_another_snapshot_names() -> None:
 
 
 async def test_delete_keeps_every_pack_while_another_manifest_cannot_be_read() -> None:
-    """That one may name them: the snapshot goes, its packs stay."""
+    """That manifest may name them. The snapshot is deleted, its packs stay."""
     store = MemoryStore()
     await stored(store, OLDER, (b"old", b"shared"))
     await stored(store, NEWER, (b"new", b"shared"))
@@ -190,8 +190,8 @@ async def test_delete_keeps_every_pack_while_another_manifest_cannot_be_read() -
     assert packs_in(store) == {b"old", b"new", b"shared"}
 
 
-async def test_delete_keeps_everything_when_the_store_fails_after_the_manifest() -> None:
-    """What it could not find out about, it does not delete."""
+async def test_delete_keeps_packs_when_the_store_fails_after_the_manifest() -> None:
+    """Without a list of the other manifests, no pack is deleted."""
     store = MemoryStore()
     await stored(store, OLDER, (b"old", b"shared"))
     await stored(store, NEWER, (b"new", b"shared"))
@@ -210,8 +210,8 @@ async def test_delete_keeps_everything_when_the_store_fails_after_the_manifest()
     assert await Repository(store).ids() == [NEWER]
 
 
-async def test_a_damaged_snapshot_can_be_deleted() -> None:
-    """Its manifest goes; packs it cannot name any more stay."""
+async def test_damaged_snapshot_can_be_deleted() -> None:
+    """Its manifest is deleted. The packs that it cannot name stay."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
     store.objects[key(ID)] = b"{"
@@ -221,7 +221,7 @@ async def test_a_damaged_snapshot_can_be_deleted() -> None:
     assert packs_in(store) == {b"database"}
 
 
-async def test_deleting_what_is_not_there_is_not_found() -> None:
+async def test_deleting_an_unknown_snapshot_is_not_found() -> None:
     """And nothing is deleted."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
@@ -231,16 +231,16 @@ async def test_deleting_what_is_not_there_is_not_found() -> None:
     assert store.objects == before
 
 
-async def test_a_missing_pack_is_corrupt_and_named() -> None:
-    """It was promised by a manifest, so it is not just missing."""
+async def test_missing_pack_is_corrupt_and_named() -> None:
+    """A manifest names it, so this is not only a missing object."""
     made = await stored(store := MemoryStore(), ID, (b"database",))
     store.objects.pop(f"data/{made.packs[0].sha256}")
     with pytest.raises(CorruptSnapshot, match=f"data/{made.packs[0].sha256} is missing"):
         await Repository(store).get_pack(made.packs[0])
 
 
-async def test_a_rotten_pack_is_sent_again_by_the_next_snapshot() -> None:
-    """Once seen to be rotten it is not taken for one the store has; putting it mends every snapshot that names it."""
+async def test_corrupt_pack_is_sent_again_by_the_next_snapshot() -> None:
+    """Once found to be corrupt, it is not reused. Storing it again repairs every snapshot that names it."""
     made = await stored(store := MemoryStore(), ID, (b"database",))
     name = made.packs[0].sha256
     good = store.objects[f"data/{name}"]
@@ -255,8 +255,8 @@ async def test_a_rotten_pack_is_sent_again_by_the_next_snapshot() -> None:
     assert await repository.get_pack(made.packs[0]) == good
 
 
-async def test_a_new_id_comes_after_every_id_that_was_ever_given() -> None:
-    """Also after those that never counted: with a clock that was set back one of them would be given again."""
+async def test_new_id_sorts_after_every_id_that_was_ever_used() -> None:
+    """Also after announced and aborted ones. Otherwise a clock that was set back could reuse one of them."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
     repository = Repository(store)
@@ -269,11 +269,11 @@ async def test_a_new_id_comes_after_every_id_that_was_ever_given() -> None:
     assert await Repository(MemoryStore()).newest_id() is None
 
 
-async def test_what_was_never_published_cannot_be_asked_for() -> None:
-    """Not by its id either."""
+async def test_aborted_snapshot_is_not_found() -> None:
+    """Neither by its id nor as `latest`."""
     store = MemoryStore()
     await stored(store, ID, (b"database",))
-    store.objects["lease.json"] = LeaseState(holder="a", home="a").announcing(ID).settling().to_bytes()
+    store.objects["lease.json"] = LeaseState(holder="a", home="a").announcing(ID).aborting_announced().to_bytes()
     with pytest.raises(NotFound, match="never published"):
         await Repository(store).resolve(ID)
     with pytest.raises(NotFound):

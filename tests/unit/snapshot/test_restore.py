@@ -1,4 +1,4 @@
-"""A live restore that cannot be finished ends with Chroma running on what it had before."""
+"""A live restore that cannot be finished ends with Chroma running on the previous data."""
 
 import asyncio
 import errno
@@ -13,17 +13,19 @@ import pytest
 
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import DiskFull, GatewayError, SnapshotError, Unavailable
+from gateway.snapshot import fetch as fetching
 from gateway.snapshot import restore
-from gateway.snapshot.baseline import saved_snapshot
+from gateway.snapshot.baseline import saved_snapshot_id
+from gateway.snapshot.fetch import Staged
 from gateway.snapshot.model import Manifest
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Staged, restore_live, stage
+from gateway.snapshot.restore import restore_live, stage
 from tests.unit.snapshot.manifests import ID, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
 
 class Chroma:
-    """Reads what is live when it starts; what it cannot read, and what stopping it raises, is told by the test."""
+    """Reads the live data when it starts. The test says what it cannot read, and what stopping it raises."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "chroma.sqlite3"
@@ -48,7 +50,7 @@ class Chroma:
 
 
 class Restore:
-    """A data directory with an old state, and a snapshot whose bytes are a new one."""
+    """A data directory with old data, and a snapshot with new data."""
 
     def __init__(self, path: Path) -> None:
         self.directory = DataDirectory(path)
@@ -84,40 +86,40 @@ def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
     return Restore(tmp_path)
 
 
-async def test_a_good_snapshot_is_served_and_settled(restoring: Restore) -> None:
-    """Nothing of the old state is kept."""
+async def test_restored_snapshot_is_served_and_settled(restoring: Restore) -> None:
+    """Nothing of the old data is kept."""
     await restoring.run()
     assert restoring.chroma.serves == "new"
     assert not restoring.directory.is_swapping()
     assert not restoring.refused
 
 
-async def test_what_was_restored_is_what_the_next_snapshot_is_measured_against(restoring: Restore) -> None:
-    """It is noted down, in the place of what was known of the old state."""
+async def test_restored_snapshot_is_the_next_baseline(restoring: Restore) -> None:
+    """It replaces the baseline of the old data."""
     restoring.directory.baseline.write_bytes(b"of the old state")
     await restoring.run()
-    assert saved_snapshot(restoring.directory.baseline) == ID
+    assert saved_snapshot_id(restoring.directory.baseline) == ID
 
 
-async def test_what_cannot_be_noted_down_does_not_keep_a_snapshot_from_being_served(restoring: Restore) -> None:
-    """The next snapshot stores everything, nothing else."""
+async def test_baseline_that_cannot_be_saved_does_not_prevent_a_restore(restoring: Restore) -> None:
+    """The only effect is that the next snapshot stores everything."""
     restoring.directory.baseline.with_suffix(".new").mkdir()
     await restoring.run()
     assert restoring.chroma.serves == "new"
-    assert saved_snapshot(restoring.directory.baseline) is None
+    assert saved_snapshot_id(restoring.directory.baseline) is None
 
 
-async def test_after_a_roll_back_nothing_is_believed_of_the_old_state(restoring: Restore) -> None:
-    """What was noted down of it is gone for good: it was exchanged since."""
+async def test_roll_back_discards_the_old_baseline(restoring: Restore) -> None:
+    """The old data were moved out and back, so their baseline is not trusted."""
     restoring.directory.baseline.write_bytes(b"of the old state")
     restoring.chroma.cannot_read = "new"
     with pytest.raises(SnapshotError):
         await restoring.run()
-    assert not restoring.directory.baseline.exists() or saved_snapshot(restoring.directory.baseline) == ID
+    assert not restoring.directory.baseline.exists() or saved_snapshot_id(restoring.directory.baseline) == ID
 
 
-async def test_a_snapshot_that_cannot_be_read_is_rolled_back(restoring: Restore) -> None:
-    """The error tells what could not be read, and the old state is served."""
+async def test_snapshot_that_chroma_cannot_read_is_rolled_back(restoring: Restore) -> None:
+    """The error names what could not be read, and the old data are served."""
     restoring.chroma.cannot_read = "new"
     with pytest.raises(SnapshotError, match="the data is what it was before: t/d/c: it is torn"):
         await restoring.run()
@@ -126,10 +128,10 @@ async def test_a_snapshot_that_cannot_be_read_is_rolled_back(restoring: Restore)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3])
-async def test_an_exchange_that_fails_midway_is_undone(
+async def test_swap_that_fails_midway_is_undone(
     restoring: Restore, monkeypatch: pytest.MonkeyPatch, fails_at: int
 ) -> None:
-    """The disk is full when a phase is written down, whichever: Chroma is started again on the old state."""
+    """The disk is full when any phase is written down. Chroma is started again on the old data."""
     write, times = restoring.directory._write_swap, 0
 
     def failing(swap: dict[str, object] | None) -> None:
@@ -147,8 +149,8 @@ async def test_an_exchange_that_fails_midway_is_undone(
     assert list((restoring.directory.path / ".gateway").iterdir()) == []
 
 
-async def test_a_chroma_that_does_not_stop_in_time_is_started_again(restoring: Restore) -> None:
-    """It may end later than it was waited for; nothing was exchanged."""
+async def test_chroma_that_does_not_stop_in_time_is_started_again(restoring: Restore) -> None:
+    """It may end later. Nothing was swapped."""
     restoring.chroma.stop_error = Unavailable("stopping Chroma took longer than 15 s")
     with pytest.raises(Unavailable, match="took longer"):
         await restoring.run()
@@ -156,8 +158,8 @@ async def test_a_chroma_that_does_not_stop_in_time_is_started_again(restoring: R
     assert not restoring.directory.is_swapping()
 
 
-async def test_a_restore_that_is_cancelled_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When it has ended its files are gone, and what the next restore puts in their place is left alone."""
+async def test_cancelled_restore_writes_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it has ended, its files are removed. It does not write to what the next restore puts in their place."""
     directory, repository = DataDirectory(tmp_path), Repository(MemoryStore())
     directory.make()
     for data in (b"database", b"index"):
@@ -184,18 +186,16 @@ async def test_a_restore_that_is_cancelled_writes_nothing_more(tmp_path: Path, m
     assert not (tmp_path / ".gateway/incoming").exists()
 
 
-async def test_a_disk_that_takes_less_than_it_was_given_is_given_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one does that is just about to be full: what it did not take is not taken for written."""
+async def test_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is nearly full may write less than it was given, without an error."""
     staged, repository = Staged(manifest()), Repository(MemoryStore())
-    restore._make_files(tmp_path, staged.manifest.files)
+    fetching._make_files(tmp_path, staged.manifest.files)
     staged.origins = {file.path: np.zeros(1, np.uint8) for file in staged.manifest.files}
     for data in (b"database", b"index"):
         await repository.put_pack(sha(data), data)
 
     async def fetch() -> None:
-        await restore._fetch(repository, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0))
+        await fetching._fetch(repository, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0))
 
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, position: pwrite(descriptor, data[:3], position))

@@ -1,4 +1,4 @@
-"""What is unpacked of an archive from elsewhere can neither fill the memory nor reach out of its directory."""
+"""An uploaded archive can neither fill the memory nor write outside its directory."""
 
 import asyncio
 import io
@@ -32,7 +32,7 @@ def packed(files: dict[str, bytes]) -> bytes:
 
 
 def cut_off(scratch_directory: Path) -> tuple[bytes, bytes]:
-    """A database in rollback mode and its journal, as a Chroma that is killed in the middle of a commit leaves them."""
+    """A database in rollback mode and its journal, as a Chroma that is killed during a commit leaves them."""
     path = scratch_directory / "made.sqlite3"
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("create table records (text)")
@@ -43,8 +43,8 @@ def cut_off(scratch_directory: Path) -> tuple[bytes, bytes]:
         return path.read_bytes(), (scratch_directory / "made.sqlite3-journal").read_bytes()
 
 
-async def test_a_transaction_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
-    """The journal is taken over and SQLite rolls back by it: nothing of what was not committed is there."""
+async def test_interrupted_transaction_is_rolled_back(tmp_path: Path) -> None:
+    """The journal is unpacked too, and SQLite rolls back by it."""
     data, journal = cut_off(tmp_path)
     assert b"after!" in data
     target = tmp_path / "target"
@@ -57,8 +57,8 @@ async def test_a_transaction_that_was_cut_off_does_not_count(tmp_path: Path) -> 
         assert connection.execute("select count(*) from records").fetchone() == (200,)
 
 
-async def test_a_journal_that_names_another_file_is_refused(tmp_path: Path) -> None:
-    """SQLite may delete what such a journal names."""
+async def test_journal_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    """SQLite may delete the file that such a journal names."""
     name = str(tmp_path / "dear").encode()
     tail = name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + bytes.fromhex("d9d505f920a163d7")
     archive = packed({"chroma.sqlite3": b"x", "chroma.sqlite3-journal": bytes(1024) + tail})
@@ -66,8 +66,8 @@ async def test_a_journal_that_names_another_file_is_refused(tmp_path: Path) -> N
         await untar(sent(archive), tmp_path, 1 << 30, Silent())
 
 
-async def test_a_download_that_is_broken_off_lets_go_of_its_files() -> None:
-    """Also where a piece is just being read: the thread ends first, and then the files are closed."""
+async def test_cancelled_download_closes_its_files() -> None:
+    """Also while a piece is being read: the thread ends first, then the files are closed."""
     reading, go, closed = threading.Event(), threading.Event(), threading.Event()
 
     def pieces() -> Generator[bytes, None, None]:
@@ -91,8 +91,8 @@ async def test_a_download_that_is_broken_off_lets_go_of_its_files() -> None:
     assert closed.is_set()
 
 
-async def test_an_absurdly_long_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    """A header that says it is as long as memory is refused for that."""
+async def test_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A header that names a huge length is refused by that length."""
     header = tarfile.TarInfo("././@PaxHeader")
     header.type, header.size = tarfile.XHDTYPE, 1 << 32
     with pytest.raises(InvalidRequest, match="a header of"):
