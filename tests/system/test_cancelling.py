@@ -1,4 +1,4 @@
-"""Long work as jobs: asked for, watched, cancelled; and what is left of it then."""
+"""Long operations as jobs: started, watched and cancelled; and what is left afterwards."""
 
 import asyncio
 import json
@@ -18,14 +18,14 @@ STORE = "s3://vectors/jobs"
 
 
 class Remote:
-    """A house whose store is behind `proxy`, with one snapshot."""
+    """A gateway whose store is behind `proxy`, with one snapshot."""
 
     def __init__(self, built: Gateway, proxy: FaultProxy, env: dict[str, str]) -> None:
         self.gateway_process, self.proxy, self._env = built, proxy, env
         self.numbers = iter(range(1_000_000))
 
     def keys(self) -> set[str]:
-        """Everything in the bucket."""
+        """The key of every object in the bucket."""
 
         async def listed() -> set[str]:
             store = open_storage("s3://vectors")
@@ -40,7 +40,7 @@ class Remote:
             return asyncio.run(listed())
 
     def write(self) -> str:
-        """Make a record that is in no snapshot yet."""
+        """Add a record that is in no snapshot yet."""
         number = next(self.numbers)
         notes = self.gateway_process.client().get_collection("notes")
         notes.add(ids=[f"r{number}"], embeddings=[[number, 1.0, 2.0]], documents=[f"text {number}" * 50])
@@ -50,7 +50,7 @@ class Remote:
         return any(each == method and contains in target for each, target in list(self.proxy.requests))
 
     def start(self, method: str, path: str, **request: Any) -> str:
-        """Have it done as a job; return the job's id."""
+        """Start the operation as a job. Return the job's id."""
         answer = self.gateway_process.admin(method, f"{path}?wait=false", **request)
         assert answer.status_code == 202, answer.text
         assert answer.headers["Location"] == f"/admin/jobs/{answer.json()['id']}"
@@ -64,8 +64,8 @@ class Remote:
         self.gateway_process.until(lambda: self.job(job_id)["state"] != "running", "the job has ended")
         return self.job(job_id)
 
-    def rooms(self) -> set[str]:
-        """What lies in our own part of the data directory that must not stay."""
+    def leftovers(self) -> set[str]:
+        """What must not stay in the gateway's own part of the data directory."""
         ours = set(os.listdir(self.gateway_process.data_dir / ".gateway"))
         return ours & {"incoming", "verify", "archive", "import", "previous", "rejected", "swap.json"}
 
@@ -97,8 +97,8 @@ def remote(shared: Remote) -> Iterator[Remote]:
     shared.gateway_process.wait_until_ready()
 
 
-def test_a_job_that_is_not_waited_for_is_told_of_until_its_end(remote: Remote) -> None:
-    """202 and where to look; its events end with the snapshot, which is listed then."""
+def test_job_reports_its_progress_until_its_end(remote: Remote) -> None:
+    """202 and the job's location. Its events end with the snapshot, which is listed then."""
     remote.write()
     job_id = remote.start("POST", "/snapshot", json={"label": "as a job"})
     events = remote.gateway_process.admin("GET", f"/jobs/{job_id}/events").text
@@ -111,16 +111,16 @@ def test_a_job_that_is_not_waited_for_is_told_of_until_its_end(remote: Remote) -
     assert remote.gateway_process.admin("GET", f"/snapshot/{last['result']['id']}").status_code == 404
 
 
-def test_an_error_of_a_job_is_the_same_as_of_waiting_for_it(remote: Remote) -> None:
-    """An unknown snapshot is 404 to who waits, and the same error in the job."""
+def test_error_of_a_job_equals_the_error_of_a_request_that_waits(remote: Remote) -> None:
+    """An unknown snapshot is 404 for a request that waits, and the same error in the job."""
     path = "/snapshot/20000101T000000Z-000000/restore"
     waited = remote.gateway_process.admin("POST", path)
     assert waited.status_code == 404
     assert remote.ended(remote.start("POST", path))["error"] == waited.json()
 
 
-def test_who_hangs_up_does_not_stop_it(remote: Remote) -> None:
-    """The client is gone while packs are stored; the snapshot is listed all the same."""
+def test_client_that_disconnects_does_not_stop_a_snapshot(remote: Remote) -> None:
+    """The client disconnects while packs are stored. The snapshot is listed all the same."""
     remote.write()
     before = remote.gateway_process.admin("GET", "/snapshot/latest").json()["id"]
     remote.proxy.rules = [Rule("delay", method="PUT", contains="/data/", delay_s=1.5)]
@@ -133,8 +133,8 @@ def test_who_hangs_up_does_not_stop_it(remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("contains", ["/data/", "/manifest.json"])
-def test_a_cancelled_snapshot_leaves_nothing_behind(remote: Remote, contains: str) -> None:
-    """No orphan in the store, the gate open; if the manifest was on its way it counts, whole. The next one succeeds."""
+def test_cancelled_snapshot_leaves_nothing_behind(remote: Remote, contains: str) -> None:
+    """No orphan in the store, and the gate is open. If the manifest was being written, the snapshot is complete."""
     before = remote.keys()
     written = remote.write()
     remote.proxy.requests.clear()
@@ -156,8 +156,8 @@ def test_a_cancelled_snapshot_leaves_nothing_behind(remote: Remote, contains: st
     assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == [written]
 
 
-def test_a_restore_is_cancelled_while_it_fetches(remote: Remote) -> None:
-    """The data is as it was, Chroma was not stopped, nothing is left in the data directory."""
+def test_restore_can_be_cancelled_while_it_fetches(remote: Remote) -> None:
+    """The data are as before, Chroma was not stopped, and nothing is left in the data directory."""
     remote.gateway_process.snapshot()
     written, pid = remote.write(), remote.gateway_process.pid("chroma")
     remote.proxy.requests.clear()
@@ -166,14 +166,14 @@ def test_a_restore_is_cancelled_while_it_fetches(remote: Remote) -> None:
     remote.gateway_process.until(lambda: remote.arrived("GET", "/data/"), "it fetches")
     assert remote.gateway_process.admin("DELETE", f"/jobs/{job_id}").json()["state"] == "cancelled"
     remote.proxy.rules = []
-    remote.gateway_process.until(lambda: remote.rooms() == set(), "nothing is left")
+    remote.gateway_process.until(lambda: remote.leftovers() == set(), "nothing is left")
     assert (remote.gateway_process.pid("chroma"), remote.gate()) == (pid, "open")
     assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == [written]
     remote.gateway_process.snapshot("after a cancelled restore")
 
 
-def test_a_restore_that_exchanges_goes_to_its_end(remote: Remote) -> None:
-    """Cancelled then, it answers when the restored data is served, and says that it succeeded."""
+def test_restore_that_swaps_the_data_runs_to_its_end(remote: Remote) -> None:
+    """If it is cancelled then, it answers when the restored data are served, and says that it succeeded."""
     snapshot = remote.gateway_process.snapshot()
     written, pid = remote.write(), remote.gateway_process.pid("chroma")
     job_id = remote.start("POST", f"/snapshot/{snapshot['id']}/restore")
@@ -182,4 +182,4 @@ def test_a_restore_that_exchanges_goes_to_its_end(remote: Remote) -> None:
     assert remote.gateway_process.readyz().status_code == 200
     assert remote.gateway_process.pid("chroma") != pid
     assert remote.gateway_process.client().get_collection("notes").get(ids=[written])["ids"] == []
-    assert remote.rooms() == set()
+    assert remote.leftovers() == set()

@@ -1,4 +1,4 @@
-"""A snapshot is one cut: proved under writers without pause, and disproved for a plain copy."""
+"""A snapshot is one cut: proved under continuous writes, and disproved for a plain copy."""
 
 import asyncio
 import random
@@ -27,21 +27,21 @@ SNAPSHOTS = 20
 COPIES = 4
 BATCH = 25
 DIMENSION = 64
-# Numbers are below 2**24, so a float32 carries number * STEP exactly; a new number moves a vector hardly.
+# Numbers are below 2**24, so number * STEP is exact in a float32. A new number hardly changes a vector.
 STEP = 2.0**-20
-# The graph is asked thoroughly: what is not found then is not there.
+# A thorough search: a record that is not found is missing.
 HNSW = {"sync_threshold": 150, "batch_size": 100, "ef_search": 1000, "ef_construction": 200}
-# hnswlib's graph loses sight of a rare element when vectors are updated; a live Chroma shows the same.
+# hnswlib's graph loses a few elements when vectors are updated. A live Chroma shows the same.
 MISSED = 0.005
 # Four writers, three collections.
 WRITERS = {"w0": "one", "w1": "two", "w2": "three", "w3": "three"}
 
 
 class Writers:
-    """Upserts without pause: new records, and every third time an older batch again.
+    """Upsert continuously: new records, and every third time an older batch again.
 
-    Each write has a number of its own that its document, metadata and embedding carry. `acknowledged`
-    has the last number that Chroma said yes to, by record id.
+    Each write has its own number, which its document, metadata and embedding carry. `acknowledged` has the last number
+    that Chroma acknowledged, by record id.
     """
 
     def __init__(self, connect: Callable[[], ClientAPI]) -> None:
@@ -82,7 +82,7 @@ class Writers:
             self.failures.append(error)
 
     def _read_unwarmed(self) -> None:
-        """First reads of collections nobody has read before, all the time: each of them writes."""
+        """Read new collections for the first time, continuously. Each such read writes."""
         try:
             client, turn = self._connect(), 0
             while not self._stop.is_set():
@@ -104,8 +104,8 @@ class Writers:
             self.failures.append(error)
 
 
-def wait_for(writers: Writers) -> None:
-    """Until there is something to tear."""
+def wait_until_enough(writers: Writers) -> None:
+    """Wait until enough was written that a copy could be torn."""
     deadline = time.monotonic() + 60
     while len(writers.acknowledged) < 3000:
         assert time.monotonic() < deadline
@@ -127,14 +127,14 @@ def document(number: int) -> str:
 
 
 def vector(id_: str, number: int) -> list[float]:
-    """Of an id's own, with the number as its first coordinate: float32, (DIMENSION,)."""
+    """The id's own vector, with the number as its first coordinate: float32, (DIMENSION,)."""
     own = np.random.default_rng(zlib.crc32(id_.encode())).random(DIMENSION, dtype=np.float32)
     own[0] = number * STEP
     return own.tolist()
 
 
 def problems(path: Path, floor: dict[str, int]) -> list[str]:
-    """What is wrong with the copy at `path`, opened by a fresh Chroma; empty if it is one cut of all in `floor`."""
+    """Open the copy at `path` with a fresh Chroma. Return what is wrong; nothing if it is a cut with all of `floor`."""
     found = []
     try:
         with closing(sqlite3.connect(path / "chroma.sqlite3")) as database:
@@ -169,7 +169,7 @@ def _problems_of_records(client: ClientAPI, floor: dict[str, int]) -> list[str]:
             missed = [id_ for id_, hit in zip(got["ids"], nearest, strict=True) if hit != [id_]]
             if len(missed) > MISSED * len(got["ids"]):
                 found.append(
-                    f"{collection.name}: {len(missed)} of {len(got['ids'])} do not find themselves, e.g. {missed[0]}"
+                    f"{collection.name}: {len(missed)} of {len(got['ids'])} are not found by vector, e.g. {missed[0]}"
                 )
     lost = [id_ for id_, number in floor.items() if seen.get(id_, -1) < number]
     if lost:
@@ -178,12 +178,12 @@ def _problems_of_records(client: ClientAPI, floor: dict[str, int]) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-def test_every_snapshot_under_writers_is_one_cut(tmp_path: Path) -> None:
-    """20 snapshots under four writers: each opens, holds all that was acknowledged, nothing torn, all found."""
+def test_every_snapshot_under_writes_is_one_cut(tmp_path: Path) -> None:
+    """20 snapshots under four writers: each opens, holds every acknowledged write, and has no torn record."""
     with gateway_process() as built:
         writers, taken = Writers(built.start().client), []
         with writers.writing():
-            wait_for(writers)
+            wait_until_enough(writers)
             for _ in range(SNAPSHOTS):
                 floor = dict(writers.acknowledged)
                 taken.append((built.snapshot(), floor))
@@ -212,8 +212,8 @@ def test_every_snapshot_under_writers_is_one_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(200)
-def test_a_plain_copy_of_the_live_directory_fails_the_same_check(tmp_path: Path) -> None:
-    """The check can fail: it finds copies of the live folder corrupt, of which each file is of another moment."""
+def test_plain_copy_of_the_live_directory_fails_the_same_check(tmp_path: Path) -> None:
+    """The check can fail: it finds such copies corrupt, since each file is of another moment."""
     live = tmp_path / "live"
     live.mkdir()
     with bare_chroma(live) as chroma:
@@ -226,12 +226,12 @@ def test_a_plain_copy_of_the_live_directory_fails_the_same_check(tmp_path: Path)
                 time.sleep(0.001)
 
         with writers.writing():
-            wait_for(writers)
+            wait_until_enough(writers)
             for number in range(COPIES):
                 floor, target = dict(writers.acknowledged), tmp_path / str(number)
-                # Files come and go: a copy with some missing is what people get, too.
+                # Files appear and disappear. A copy with some files missing is what a user would get, too.
                 with suppress(shutil.Error):
                     shutil.copytree(live, target, copy_function=copy)
                 copies.append((target, floor))
-    # One is enough to say that this is no way.
+    # One corrupt copy is enough to show that a plain copy is not safe.
     assert any(problems(target, floor) for target, floor in copies)

@@ -1,4 +1,4 @@
-"""Two gateways on one store: one writer at a time, and nothing acknowledged is lost between them."""
+"""Two gateways on one store: one writer at a time, and no acknowledged write is lost between them."""
 
 import itertools
 import os
@@ -17,12 +17,12 @@ import pytest
 from tests.gateway_process import Gateway, gateway_process
 from tests.servers import ministack, rclone
 
-FIGHT_S = 60
+REPLACING_S = 60
 RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
 
 class Writer:
-    """Adds records through one house as fast as they are acknowledged, and remembers those that were."""
+    """Adds records through one gateway as fast as they are acknowledged, and remembers the acknowledged ones."""
 
     def __init__(self, built: Gateway, name: str) -> None:
         self.built, self.name = built, name
@@ -54,7 +54,7 @@ class Writer:
                         f"{RECORDS}/{collection}/add", json={"ids": [one], "embeddings": [[float(number), 1.0]]}
                     )
                 except httpx.HTTPError:
-                    time.sleep(0.05)  # it is starting, or stopping
+                    time.sleep(0.05)  # the gateway is starting or stopping
                     continue
                 if answer.is_success:
                     self.acknowledged.append(one)
@@ -74,7 +74,7 @@ def lease(built: Gateway) -> dict[str, Any]:
 
 @pytest.fixture(params=["file", "s3"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The settings that make houses share a store."""
+    """The settings of gateways that share a store."""
     with ExitStack() as stack:
         if request.param == "file":
             yield {"GATEWAY_STORE": f"file://{tmp_path}/store"}
@@ -88,22 +88,22 @@ def begin(built: Gateway) -> None:
     built.start().client().create_collection("notes", embedding_function=None)
 
 
-def test_a_new_gateway_takes_over_with_everything_acknowledged(shared: dict[str, str]) -> None:
-    """The old one refuses writes, saying why, goes on reading, and can publish nothing; the new one has it all."""
+def test_new_gateway_takes_over_with_every_acknowledged_write(shared: dict[str, str]) -> None:
+    """The old one refuses writes, says why, and serves reads. It can publish nothing. The new one has every write."""
     with gateway_process(**shared) as old, gateway_process(**shared) as new:
         begin(old)
         with Writer(old, "old") as writer:
-            old.until(lambda: len(writer.acknowledged) > 20, "some are written")
+            old.until(lambda: len(writer.acknowledged) > 20, "some records are written")
             new.start()
-            old.until(lambda: bool(writer.refusals), "the old one refuses")
+            old.until(lambda: bool(writer.refusals), "the old gateway refuses writes")
         assert ids(new) >= set(writer.acknowledged)
         assert any("another gateway" in refusal for refusal in writer.refusals)
-        # Reads go on, and nothing it has differs.
+        # The old gateway still serves reads, with the same records.
         assert ids(old) == ids(new)
         assert old.admin("POST", "/snapshot").status_code == 503
         assert "another gateway" in old.readyz().json()["message"]
         assert (lease(old)["role"], lease(new)["role"]) == ("reader", "writer")
-        # The new one is in no way hindered.
+        # The new gateway writes and takes snapshots.
         new.client().get_collection("notes", embedding_function=None).add(ids=["new"], embeddings=[[0.0, 1.0]])
         taken = new.snapshot()
         assert new.admin("GET", "/snapshot").json()["snapshots"][0]["id"] == taken["id"]
@@ -112,29 +112,29 @@ def test_a_new_gateway_takes_over_with_everything_acknowledged(shared: dict[str,
 
 
 @pytest.mark.timeout(300)
-def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
-    """Each in turn is replaced by the other, writers on both: history is one line, no acknowledged write is lost."""
+def test_gateways_that_replace_each_other_lose_no_acknowledged_write(shared: dict[str, str]) -> None:
+    """For a minute, each is replaced by the other in turn, with writers on both: the history does not fork."""
     shared |= {"GATEWAY_SNAPSHOT_INTERVAL_S": "1", "GATEWAY_SNAPSHOT_ON_EXIT": "true"}
     acknowledged: set[str] = set()
     turns = 0
     with gateway_process(**shared) as one, gateway_process(**shared) as other, gateway_process(**shared) as last:
         begin(one)
-        fight_until = time.monotonic() + FIGHT_S
+        until = time.monotonic() + REPLACING_S
         with ExitStack() as writing:
             writers = {one: writing.enter_context(Writer(one, "one-0"))}
             old, new = one, other
-            while time.monotonic() < fight_until:
+            while time.monotonic() < until:
                 turns += 1
                 new.start()
-                before = set(writers[old].acknowledged)  # all of them: it refuses writes by now
+                before = set(writers[old].acknowledged)  # all of them: the old gateway refuses writes by now
                 writers[new] = Writer(new, f"turn-{turns}")
                 writers[new].__enter__()
                 for each in (old, new):
-                    assert "by force" not in each.output(), "this machine is too slow to tell"
+                    assert "by force" not in each.output(), "this machine is too slow for this test"
                     assert "the last snapshot failed" not in each.output()
                 missing = before - ids(new)
                 assert not missing, f"turn {turns} lost {sorted(missing)[:5]}\n{new.output()[-3000:]}"
-                new.until(lambda: len(writers[new].acknowledged) > 10, "the new one is written to")  # noqa: B023
+                new.until(lambda: len(writers[new].acknowledged) > 10, "the new gateway accepts writes")  # noqa: B023
                 writers[old].__exit__()
                 acknowledged |= set(writers[old].acknowledged)
                 assert old.stop() == 0
@@ -148,13 +148,13 @@ def test_two_gateways_fight_for_a_minute(shared: dict[str, str]) -> None:
         snapshots = last.admin("GET", "/snapshot").json()["snapshots"]
         assert {each["state"] for each in snapshots} == {"complete"}
         held = [each["collections"][0]["records"] if each["collections"] else 0 for each in reversed(snapshots)]
-        assert held == sorted(held), "a snapshot has less than the one before it: history forked"
+        assert held == sorted(held), "a snapshot has less than the one before it: the history forked"
         assert turns >= 3
         assert len(acknowledged) > 100
 
 
-def test_a_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
-    """Nobody hands over, so its silence must do; what it had published is there."""
+def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
+    """It cannot hand over, so its silence must suffice. What it published is there."""
     with gateway_process(**shared) as old, gateway_process(**shared) as new:
         begin(old)
         old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
@@ -168,8 +168,8 @@ def test_a_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> 
         assert "by force" in new.output()
 
 
-def test_a_holder_that_hangs_is_fenced_out(shared: dict[str, str]) -> None:
-    """Stopped, succeeded by force, and continued: it finds out, accepts no write and publishes nothing."""
+def test_holder_that_hangs_is_fenced(shared: dict[str, str]) -> None:
+    """Stopped, succeeded by force, and continued: it notices, accepts no write and publishes nothing."""
     with gateway_process(**shared) as old, gateway_process(GATEWAY_TAKEOVER_TIMEOUT_S="3", **shared) as new:
         begin(old)
         old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
@@ -183,7 +183,7 @@ def test_a_holder_that_hangs_is_fenced_out(shared: dict[str, str]) -> None:
             os.kill(pid, signal.SIGCONT)
         before = [each["id"] for each in new.admin("GET", "/snapshot").json()["snapshots"]]
         assert old.admin("POST", "/snapshot").status_code == 503
-        old.until(lambda: lease(old)["role"] == "reader", "it found out")
+        old.until(lambda: lease(old)["role"] == "reader", "the old gateway noticed")
         assert old.admin("POST", "/snapshot").status_code == 503
         assert [each["id"] for each in new.admin("GET", "/snapshot").json()["snapshots"]] == before
 
@@ -198,7 +198,7 @@ def test_data_that_are_behind_do_not_become_the_history(shared: dict[str, str]) 
         assert old.stop() == 0
         assert new.stop() == 0
         old.start(ready=False)
-        old.until(lambda: "lack what it wrote" in old.readyz().text, "it says what is wrong")
+        old.until(lambda: "lack what it wrote" in old.readyz().text, "/readyz says what is wrong")
         assert ids(old) == {"old"}
         assert old.admin("POST", "/snapshot").status_code == 503
         assert old.admin("POST", "/snapshot/latest/restore").status_code == 200
@@ -208,8 +208,8 @@ def test_data_that_are_behind_do_not_become_the_history(shared: dict[str, str]) 
         old.snapshot()
 
 
-def test_a_gateway_that_is_restarted_goes_on(shared: dict[str, str]) -> None:
-    """kill -9 of everything, and the same disk: nobody is waited for, nothing is refused for long."""
+def test_restarted_gateway_continues_without_waiting(shared: dict[str, str]) -> None:
+    """kill -9 of everything, and the same disk: no wait for another gateway, and no write is refused for long."""
     with gateway_process(**shared) as built:
         begin(built)
         built.snapshot()
@@ -221,8 +221,8 @@ def test_a_gateway_that_is_restarted_goes_on(shared: dict[str, str]) -> None:
         built.snapshot()
 
 
-def test_a_store_without_conditions_is_said_so(tmp_path: Path) -> None:
-    """/readyz warns, the log too; with GATEWAY_REQUIRE_FENCING there is no start, and the status is 2."""
+def test_store_without_conditional_writes_is_reported(tmp_path: Path) -> None:
+    """/readyz and the log warn. With GATEWAY_REQUIRE_FENCING the start fails with status 2."""
     with rclone() as server:
         server.make_bucket("shared")
         settings = {"GATEWAY_STORE": "s3://shared/both", **server.env}
