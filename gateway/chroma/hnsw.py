@@ -1,19 +1,11 @@
-"""Whether the files of one HNSW index fit each other.
-
-The header is that of Chroma's hnswlib fork (`hnswlib/hnswalg.h`, `persistDirty` and
-`loadPersistedIndex`), little-endian: version int32; offsetLevel0, max_elements, cur_element_count,
-size_data_per_element, label_offset, offsetData: uint64; maxlevel int32; enterpoint uint32; maxM,
-maxM0, M: uint64; mult double; ef_construction uint64.
-"""
+"""Whether the sizes of one HNSW index's files fit each other. `structure` looks at what is in them."""
 
 import pickletools
-import struct
 from pathlib import Path
 
 from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
+from gateway.chroma.header import HEADER_STRUCT, VERSION
 
-_HEADER = struct.Struct("<i6Qii3QdQ")
-_VERSION = 1
 _MAX_PART_BYTES = 1 << 20
 # The last entry of the id map as this Chroma writes it, empty (`rust/segment/src/local_hnsw.rs`, `persist`),
 # and the pickle's end.
@@ -27,14 +19,14 @@ def element_parts(directory: Path) -> dict[str, tuple[int, ...]]:
     """
     try:
         with (directory / HEADER).open("rb") as header:
-            raw = header.read(_HEADER.size)
+            raw = header.read(HEADER_STRUCT.size)
     except FileNotFoundError:
         return {}
-    if len(raw) < _HEADER.size:
+    if len(raw) < HEADER_STRUCT.size:
         return {}
-    version, _, _, _, element_bytes, _, vector_offset, *_ = _HEADER.unpack_from(raw)
+    version, _, _, _, element_bytes, _, vector_offset, *_ = HEADER_STRUCT.unpack_from(raw)
     parts = (vector_offset, element_bytes - vector_offset)
-    sane = version == _VERSION and all(0 < part <= _MAX_PART_BYTES and part % 4 == 0 for part in parts)
+    sane = version == VERSION and all(0 < part <= _MAX_PART_BYTES and part % 4 == 0 for part in parts)
     return {LEVEL0: parts} if sane else {}
 
 
@@ -51,12 +43,12 @@ def index_problems(directory: Path) -> list[str]:
     if missing:
         return [f"{name} is missing" for name in missing]
     with (directory / HEADER).open("rb") as header:
-        raw = header.read(_HEADER.size)
-    if len(raw) < _HEADER.size:
-        return [f"{HEADER} has {len(raw)} bytes of {_HEADER.size}"]
-    version, _, capacity, count, element_bytes, *_ = _HEADER.unpack_from(raw)
-    if version != _VERSION:
-        return [f"{HEADER} is of version {version}, known is {_VERSION}"]
+        raw = header.read(HEADER_STRUCT.size)
+    if len(raw) < HEADER_STRUCT.size:
+        return [f"{HEADER} has {len(raw)} bytes of {HEADER_STRUCT.size}"]
+    version, _, capacity, count, element_bytes, *_ = HEADER_STRUCT.unpack_from(raw)
+    if version != VERSION:
+        return [f"{HEADER} is of version {version}, known is {VERSION}"]
     problems = []
     if count and not element_bytes:
         problems.append(f"{HEADER} says that an element has no bytes")

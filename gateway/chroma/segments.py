@@ -1,0 +1,177 @@
+"""What the database says of each collection's index, in any schema from chromadb 0.4 on. Reads only; all blocking.
+
+A sequence id is a number in 1.x. In 0.4 and 0.5 it is a blob, a big-endian number
+(`chromadb/db/impl/sqlite.py`, `encode_seq_id`; migration `metadb/00005-max-seq-id-int`).
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# Tenant and namespace of the log, which are always these on one node (`rust/sqlite/src/helpers.rs`,
+# `get_embeddings_queue_topic_name`).
+_TOPICS = "persistent://default/default/"
+# `rust/types/src/hnsw_configuration.rs`
+_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF = "l2", 16, 100
+
+ADD, UPDATE, UPSERT, DELETE = range(4)  # `rust/log/src/sqlite_log.rs`, `operation_from_code`
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The vector segment of one collection, with what is needed to read its index.
+
+    `position`: its `max_seq_id`, None if there is no such row. `dimension`: None before the first record.
+    `space`, `neighbors` (M) and `ef_construction` are those that Chroma would use.
+    """
+
+    id: str
+    collection_id: str
+    collection: str
+    tenant: str
+    database: str
+    metadata_id: str | None
+    dimension: int | None
+    position: int | None
+    metadata_position: int | None
+    space: str
+    neighbors: int
+    ef_construction: int
+
+    @property
+    def topic(self) -> str:
+        """Under which its rows are in the log."""
+        return _TOPICS + self.collection_id
+
+    @property
+    def name(self) -> str:
+        """`tenant/database/collection`, without the parts that are Chroma's defaults."""
+        default = (self.tenant, self.database) == ("default_tenant", "default_database")
+        return self.collection if default else f"{self.tenant}/{self.database}/{self.collection}"
+
+
+class LogRow(NamedTuple):
+    """A row of the log without its vector."""
+
+    seq_id: int
+    operation: int
+    id: str
+    has_vector: bool
+
+
+def read_segments(connection: sqlite3.Connection) -> list[Segment]:
+    """Every persistent vector segment of a live collection, by name. Raises sqlite3.Error."""
+    columns = {row[1] for row in connection.execute("pragma table_info(collections)")}
+    config = "c.config_json_str" if "config_json_str" in columns else "null"
+    schema = "c.schema_str" if "schema_str" in columns else "null"
+    dimension = "c.dimension" if "dimension" in columns else "null"
+    home = "d.tenant_id, d.name" if "database_id" in columns else "'default_tenant', 'default_database'"
+    join = "left join databases d on d.id = c.database_id" if "database_id" in columns else ""
+    rows = connection.execute(
+        f"select s.id, c.id, c.name, {home}, {dimension}, {config}, {schema},"  # noqa: S608  # names of columns
+        " (select m.id from segments m where m.collection = c.id and m.scope = 'METADATA')"
+        f" from segments s join collections c on c.id = s.collection {join}"
+        " where s.scope = 'VECTOR' and s.type like '%hnsw-local-persisted' order by 4, 5, 3"
+    ).fetchall()
+    found = []
+    for segment_id, collection_id, name, tenant, database, dimension, config, schema, metadata_id in rows:
+        space, neighbors, ef_construction = _hnsw(connection, segment_id, config, schema)
+        found.append(
+            Segment(
+                segment_id,
+                collection_id,
+                name,
+                tenant,
+                database,
+                metadata_id,
+                dimension,
+                _position(connection, segment_id),
+                _position(connection, metadata_id),
+                space,
+                neighbors,
+                ef_construction,
+            )
+        )
+    return found
+
+
+def live_records(connection: sqlite3.Connection, segment: Segment) -> dict[str, int]:
+    """Every record's id with the sequence id that last changed it, in the order in which they were first added."""
+    rows = connection.execute(
+        "select embedding_id, seq_id from embeddings where segment_id = ? order by id", (segment.metadata_id,)
+    )
+    return {each: decode_seq_id(seq_id) for each, seq_id in rows}
+
+
+def log_rows(connection: sqlite3.Connection, segment: Segment, after: int = 0) -> Iterator[LogRow]:
+    """The rows of its collection after a sequence id, in order."""
+    rows = connection.execute(
+        "select seq_id, operation, id, vector is not null from embeddings_queue"
+        " where seq_id > ? and topic = ? order by seq_id",
+        (after, segment.topic),
+    )
+    return (LogRow(seq_id, operation, each, bool(has)) for seq_id, operation, each, has in rows)
+
+
+def decode_seq_id(value: Any) -> int:
+    """A sequence id of any version as a number."""
+    return int.from_bytes(value, "big") if isinstance(value, bytes) else int(value)
+
+
+def has_number_seq_ids(connection: sqlite3.Connection) -> bool:
+    """Whether `max_seq_id` has numbers, as since chromadb 0.6; else it has blobs."""
+    columns = {row[1]: row[2] for row in connection.execute("pragma table_info(max_seq_id)")}
+    return columns.get("seq_id") == "INTEGER"
+
+
+def _position(connection: sqlite3.Connection, segment_id: str | None) -> int | None:
+    row = connection.execute("select seq_id from max_seq_id where segment_id = ?", (segment_id,)).fetchone()
+    return None if row is None else decode_seq_id(row[0])
+
+
+def _hnsw(
+    connection: sqlite3.Connection, segment_id: str, config: str | None, schema: str | None
+) -> tuple[str, int, int]:
+    """Space, M and ef_construction: of the schema, of the configuration, or of the segment's own metadata.
+
+    Chroma uses the metadata where the rest says nothing but defaults (`rust/types/src/collection_schema.rs`,
+    `get_internal_hnsw_config_with_legacy_fallback`).
+    """
+    found = (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF)
+    index = _parsed(schema, "keys", "#embedding", "float_list", "vector_index", "config")
+    nested = _parsed(config, "hnsw") or _parsed(config, "hnsw_configuration")
+    for told in ({**index, **index.get("hnsw", {})}, nested):
+        found = (
+            found
+            if found != (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF)
+            else (
+                str(told.get("space", _DEFAULT_SPACE)),
+                int(told.get("max_neighbors", told.get("M", _DEFAULT_NEIGHBORS))),
+                int(told.get("ef_construction", _DEFAULT_EF)),
+            )
+        )
+    if found == (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF):
+        metadata = dict(
+            connection.execute(
+                "select key, coalesce(str_value, int_value) from segment_metadata where segment_id = ?", (segment_id,)
+            )
+        )
+        found = (
+            str(metadata.get("hnsw:space", _DEFAULT_SPACE)),
+            int(metadata.get("hnsw:M", _DEFAULT_NEIGHBORS)),
+            int(metadata.get("hnsw:construction_ef", _DEFAULT_EF)),
+        )
+    return found
+
+
+def _parsed(document: str | None, *path: str) -> dict[str, Any]:
+    """The object at `path` in a JSON document; empty if it is not there."""
+    try:
+        found: Any = json.loads(document) if document else {}
+    except ValueError:
+        return {}
+    for name in path:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
