@@ -19,6 +19,7 @@ _PAGE = 4096
 # The absolute value of a float32 as an integer from which on its square overflows. No embedding has such a value;
 # of random bytes every second one does.
 _IMPLAUSIBLE = 0x5F800000
+_LENGTH_TOLERANCE = 1e-3
 
 _Flags = npt.NDArray[np.bool_]
 
@@ -33,6 +34,8 @@ class Level0:
     bad_links    it counts more links than there is room for, or links to elements that do not exist
     is_zeroed    a page of zeros lies over it, or a part of it was never written
     implausible  its vector has values that are no numbers, or too large to be squared
+    reach        int64, the highest number that it links to
+    is_null      its vector has nothing but zeros (looked at where `normalized` alone)
 
     `missing`: elements of which no byte is there. `read_bytes`: how much was read.
     """
@@ -43,6 +46,8 @@ class Level0:
     bad_links: _Flags
     is_zeroed: _Flags
     implausible: _Flags
+    is_null: _Flags
+    reach: npt.NDArray[np.int64]
     missing: int
     read_bytes: int
 
@@ -63,8 +68,12 @@ def data_extents(descriptor: int, end: int) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
-def scan_level0(path: Path, layout: Layout, count: int) -> Level0:
-    """Look at `count` elements. `count` is also what their links must stay below. Raises OSError.
+def scan_level0(
+    path: Path, layout: Layout, count: int, *, link_bound: int | None = None, normalized: bool = False
+) -> Level0:
+    """Look at `count` elements. Their links must stay below `link_bound`, by default `count`. Raises OSError.
+
+    `normalized`: vectors have the length 1 or 0, as hnswlib stores them for cosine; others are implausible.
 
     Memory: a chunk of 8 MiB, and about 20 bytes for each element that lies in data.
     """
@@ -77,17 +86,20 @@ def scan_level0(path: Path, layout: Layout, count: int) -> Level0:
             step = max(1, _CHUNK_BYTES // size)
             for start in range(first, last, step):
                 stop = min(start + step, last)
-                part, read = _scan_chunk(descriptor, layout, start, stop, count)
+                part, read = _scan_chunk(
+                    descriptor, layout, start, stop, count if link_bound is None else link_bound, normalized=normalized
+                )
                 parts.append(part)
                 read_bytes += read
-    number, label, is_deleted, bad_links, is_zeroed, implausible, inside = (
+    number, label, is_deleted, bad_links, is_zeroed, implausible, is_null, inside, reach = (
         np.concatenate([part[place] for part in parts] or [np.empty(0, kind)])
-        for place, kind in enumerate((np.int64, np.uint64, bool, bool, bool, bool, bool))
+        for place, kind in enumerate((np.int64, np.uint64, *[bool] * 6, np.int64))
     )
     # Where most vectors have a page of zeros, that is how these vectors are; where few have, they lost it.
     if inside.sum() * 2 < len(inside):
         is_zeroed |= inside
-    return Level0(number, label, is_deleted, bad_links, is_zeroed, implausible, count - len(number), read_bytes)
+    missing = count - len(number)
+    return Level0(number, label, is_deleted, bad_links, is_zeroed, implausible, is_null, reach, missing, read_bytes)
 
 
 def read_vectors(path: Path, layout: Layout, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -120,7 +132,7 @@ def _element_ranges(extents: Iterable[tuple[int, int]], size: int, count: int) -
 
 
 def _scan_chunk(
-    descriptor: int, layout: Layout, start: int, stop: int, count: int
+    descriptor: int, layout: Layout, start: int, stop: int, link_bound: int, *, normalized: bool
 ) -> tuple[tuple[npt.NDArray[np.generic], ...], int]:
     size, rows = layout.element_bytes, stop - start
     # From page to page, so that a page of zeros is seen also where it begins in one chunk and ends in the next.
@@ -132,29 +144,45 @@ def _scan_chunk(
     used = counts & 0xFFFF
     # The third byte's lowest bit marks a deleted element (`hnswalg.h`, `markDeletedInternal`).
     bad_links = (used > slots) | (counts & 0xFFFE0000 != 0)
-    targets = words[:, 1 : 1 + slots]
-    far = targets >= count
-    if far.any():  # beyond those in use anything may lie
-        bad_links |= (far & (np.arange(slots) < used[:, None])).any(axis=1)
+    # Beyond the links in use anything may lie.
+    reach = np.where(np.arange(slots) < used[:, None], words[:, 1 : 1 + slots], 0).max(axis=1)
+    bad_links |= (used > 0) & (reach >= link_bound)
     vectors = words[:, layout.vector_offset // 4 : layout.label_offset // 4]
     implausible = (vectors & 0x7FFFFFFF).max(axis=1) >= _IMPLAUSIBLE
+    is_null = np.zeros(rows, bool)
+    if normalized:
+        floats = vectors.view("<f4")
+        with np.errstate(all="ignore"):
+            squares = np.einsum("ij,ij->i", floats, floats)
+        is_null = squares == 0
+        implausible |= ~(np.abs(squares - 1) <= _LENGTH_TOLERANCE) & ~is_null
     label = words[:, -2].astype(np.uint64) | words[:, -1].astype(np.uint64) << np.uint64(32)
-    zeroed, inside = _zeroed(raw, begin, layout, start, stop)
-    number = np.arange(start, stop, dtype=np.int64)
-    return (number, label, counts & 0x10000 != 0, bad_links, zeroed | (label == 0), implausible, inside), len(raw)
+    zeroed, no_links, inside = _zeroed(raw, begin, layout, start, stop)
+    bad_links |= no_links
+    number, is_deleted, is_zeroed = np.arange(start, stop, dtype=np.int64), counts & 0x10000 != 0, zeroed | (label == 0)
+    arrays = (number, label, is_deleted, bad_links, is_zeroed, implausible, is_null, inside, reach.astype(np.int64))
+    return arrays, len(raw)
 
 
-def _zeroed(raw: bytes, begin: int, layout: Layout, start: int, stop: int) -> tuple[_Flags, _Flags]:
-    """Which elements a page of zeros lies over: over more than a vector, which no sound one has; within one alone."""
-    zeroed, inside = np.zeros(stop - start, bool), np.zeros(stop - start, bool)
+def _zeroed(raw: bytes, begin: int, layout: Layout, start: int, stop: int) -> tuple[_Flags, _Flags, _Flags]:
+    """Over which elements a page of zeros lies: over vector and more, over links alone, and within the vector alone.
+
+    No sound element is of the first two kinds.
+    """
+    zeroed, links, inside = (np.zeros(stop - start, bool) for _ in range(3))
     pages = np.frombuffer(raw, "<u8", count=len(raw) // _PAGE * (_PAGE // 8)).reshape(-1, _PAGE // 8)
     empty = np.flatnonzero(~pages.any(axis=1))
     for page in (begin + empty * _PAGE).tolist():
         first, last = page // layout.element_bytes, (page + _PAGE - 1) // layout.element_bytes
-        place = page - first * layout.element_bytes
-        flags = inside if first == last and place >= 4 and place + _PAGE <= layout.label_offset else zeroed
-        flags[max(0, first - start) : max(0, last + 1 - start)] = True
-    return zeroed, inside
+        place, end = page - first * layout.element_bytes, page + _PAGE - last * layout.element_bytes
+        if first == last and place >= 4 and place + _PAGE <= layout.label_offset:
+            inside[max(0, first - start) : max(0, last + 1 - start)] = True
+            continue
+        if end <= layout.vector_offset:
+            links[max(0, last - start) : max(0, last + 1 - start)] = True
+            last -= 1
+        zeroed[max(0, first - start) : max(0, last + 1 - start)] = True
+    return zeroed, links, inside
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:

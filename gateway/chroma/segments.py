@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 # `get_embeddings_queue_topic_name`).
 _TOPICS = "persistent://default/default/"
 # `rust/types/src/hnsw_configuration.rs`
+COSINE = "cosine"
 _DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF = "l2", 16, 100
 
 ADD, UPDATE, UPSERT, DELETE = range(4)  # `rust/log/src/sqlite_log.rs`, `operation_from_code`

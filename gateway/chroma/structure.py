@@ -19,9 +19,10 @@ import numpy.typing as npt
 from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
 from gateway.chroma.header import HEADER_STRUCT, read_header
 from gateway.chroma.id_map import IdMap, read_id_map
+from gateway.chroma.lengths import read_lengths
 from gateway.chroma.level0 import Level0, scan_level0
 from gateway.chroma.link_lists import check_link_lists
-from gateway.chroma.segments import ADD, DELETE, UPSERT, LogRow, Segment, live_records, log_rows
+from gateway.chroma.segments import ADD, COSINE, DELETE, UPSERT, LogRow, Segment, live_records, log_rows
 
 _NAMED_IDS = 5
 # Room that a new index has in its files: of chromadb 0.4 to 0.6 (`DEFAULT_CAPACITY`), the greatest of all versions.
@@ -62,13 +63,13 @@ class IndexCheck:
         return not self.problems
 
 
-def check_index(directory: Path, *, dimension: int | None = None) -> IndexCheck:
-    """Check the files of one index. `dimension` is that of the collection, if known.
+def check_index(directory: Path, *, dimension: int | None = None, space: str | None = None) -> IndexCheck:
+    """Check the files of one index. `dimension` and `space` are those of the collection, if known.
 
     About 1 s for 500 MB. Memory: 8 MiB, 20 bytes an element, and the id map. Raises nothing for damage: what cannot be
     read is a problem.
     """
-    return _check_files(directory, dimension)[0]
+    return _check_files(directory, dimension, space)[0]
 
 
 def check_segment(data_dir: Path, connection: sqlite3.Connection, segment: Segment) -> IndexCheck:
@@ -76,7 +77,7 @@ def check_segment(data_dir: Path, connection: sqlite3.Connection, segment: Segme
 
     `connection` sees the database of the same moment as the files. Raises sqlite3.Error.
     """
-    check, id_map = _check_files(data_dir / segment.id, segment.dimension)
+    check, id_map = _check_files(data_dir / segment.id, segment.dimension, segment.space)
     indexed = id_map.id_to_label.keys() if check.is_synced and id_map else set()
     # Without ids in it Chroma takes the index for a new one, and asks the log from its beginning
     # (`rust/log/src/local_compaction_manager.rs`, `BackfillMessage`).
@@ -130,7 +131,7 @@ def compare_records(indexed: Iterable[str], live: Iterable[str], log: Iterable[L
 # ---------------------------------------------------------------------- the files
 
 
-def _check_files(directory: Path, dimension: int | None) -> tuple[IndexCheck, IdMap | None]:
+def _check_files(directory: Path, dimension: int | None, space: str | None) -> tuple[IndexCheck, IdMap | None]:
     try:
         id_map = read_id_map(directory / ID_MAP)
     except FileNotFoundError:
@@ -143,7 +144,7 @@ def _check_files(directory: Path, dimension: int | None) -> tuple[IndexCheck, Id
     if not id_map.id_to_label:
         return IndexCheck(()), id_map  # Chroma begins a new index, whatever else lies there
     try:
-        check = _check_parts(directory, id_map, dimension)
+        check = _check_parts(directory, id_map, dimension, space)
     except FileNotFoundError as error:
         name = Path(error.filename).name
         check = IndexCheck((Problem("file-missing", f"{name} is missing"),), is_synced=True)
@@ -153,7 +154,7 @@ def _check_files(directory: Path, dimension: int | None) -> tuple[IndexCheck, Id
     return check, id_map
 
 
-def _check_parts(directory: Path, id_map: IdMap, dimension: int | None) -> IndexCheck:
+def _check_parts(directory: Path, id_map: IdMap, dimension: int | None, space: str | None) -> IndexCheck:
     for name in (HEADER, LEVEL0, LENGTH, LINK_LISTS):
         with (directory / name).open("rb"):
             pass
@@ -184,7 +185,11 @@ def _check_parts(directory: Path, id_map: IdMap, dimension: int | None) -> Index
             problems.append(
                 Problem("file-too-large", f"{name} has {size} bytes, Chroma never makes it larger than {most}")
             )
-    level0 = scan_level0(directory / LEVEL0, header.layout, header.elements)
+    level0 = scan_level0(directory / LEVEL0, header.layout, header.elements, normalized=space == COSINE)
+    if space == COSINE and (
+        damaged := int((~read_lengths(directory / LENGTH, level0.number)[1] & ~level0.is_null).sum())
+    ):
+        problems.append(Problem("lengths-damaged", f"{LENGTH} has no length for {damaged} elements"))
     problems += _level0_problems(level0) + _label_problems(level0, id_map)
     broken, list_bytes = check_link_lists(directory, header)
     problems += [Problem(code, message) for code, message in broken]

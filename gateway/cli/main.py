@@ -9,6 +9,7 @@ import typer
 
 import gateway
 from gateway.chroma.process import chroma_version
+from gateway.cli import doctor as doctor_cli
 from gateway.cli import documents as documents_cli
 from gateway.cli import keys as keys_cli
 from gateway.cli import snapshots as snapshot_cli
@@ -79,6 +80,7 @@ def run_gateway() -> None:
 
 snapshot_cli.register(app)
 documents_cli.add_to(app)
+doctor_cli.register(app)
 
 
 def _settings(program: str) -> Settings:

@@ -1,0 +1,541 @@
+"""What is wrong with a Chroma data directory, and what of it can be repaired. Needs no gateway, no store, no Chroma.
+
+For data of chromadb 0.4 to 1.5 that no process uses. `diagnose` changes nothing. `treat` copies what it is going to
+change, then changes it, and nothing else; a bare Chroma opens the directory before and after. All blocking.
+"""
+
+import contextlib
+import os
+import resource
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from gateway.chroma.database import is_log_kept, open_database
+from gateway.chroma.directory import PRIVATE
+from gateway.chroma.disk import DATABASE, DATABASE_FILES, INDEX_FILES, has_super_journal, is_chromas
+from gateway.chroma.migrations import installed_migrations
+from gateway.chroma.repair import Repair, Way, back_up_database, repair_segment
+from gateway.chroma.segments import Segment, read_segments
+from gateway.chroma.structure import IndexCheck, check_segment
+from gateway.chroma.users import users_of
+from gateway.errors import ConfigError, DiskFull, GatewayError
+
+_MAX_MESSAGES = 20
+_LARGE_WAL_BYTES = 64 << 20
+_LARGE_LOG_ROWS = 10_000
+_LITTLE_SPACE_BYTES = 256 << 20
+# Chroma holds four files of each index open, and the map beside them now and then (`chromadb/api/rust.py`).
+_FILES_OF_AN_INDEX = 5
+_FULL_TEXT = "embedding_fulltext_search"
+
+
+class Severity(StrEnum):
+    """`note`: worth knowing. `warning`: will become a problem. `error`: data is unreadable, lost, or about to be."""
+
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+_ORDER = list(Severity)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found. `code` is stable; `where` is a collection, a file or a directory; `can_repair` by `treat`."""
+
+    severity: Severity
+    code: str
+    where: str
+    message: str
+    advice: str = ""
+    can_repair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionFinding:
+    """One collection: how many records and vectors it has, and whether its index is sound."""
+
+    name: str
+    id: str
+    segment_id: str
+    dimension: int | None
+    space: str
+    records: int
+    vectors: int
+    deleted: int
+    index_bytes: int
+    is_synced: bool
+    is_sound: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that was found in a directory."""
+
+    path: str
+    findings: list[Finding]
+    collections: list[CollectionFinding]
+    database_bytes: int
+    wal_bytes: int
+    log_rows: int
+    free_bytes: int
+    duration_s: float
+
+    @property
+    def worst(self) -> Severity | None:
+        return max((each.severity for each in self.findings), key=_ORDER.index, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Treatment:
+    """What was done. `backup` has what was changed, as it was. `failures` are in words; nothing was changed there."""
+
+    backup: str
+    actions: list[str]
+    failures: list[str]
+    repairs: list[Repair] = field(default_factory=list)
+
+
+def require_unused(data_dir: Path) -> None:
+    """Raise ConfigError if `data_dir` is no Chroma data directory, or a process uses it."""
+    if not (data_dir / DATABASE).is_file():
+        raise ConfigError(
+            f"{data_dir} is no Chroma data directory: there is no {DATABASE}", "give the persist directory"
+        )
+    if users := users_of(data_dir):
+        raise ConfigError(
+            f"{data_dir} is in use by {', '.join(users)}", "stop it first, or examine a copy of the directory"
+        )
+
+
+def diagnose(data_dir: Path, progress: Callable[[str], None] | None = None) -> Diagnosis:
+    """Examine a directory that no process uses. Reads each index once: about 1 s for 500 MB.
+
+    `progress` is told what is being looked at. Damage raises nothing. Raises ConfigError as `require_unused`.
+    """
+    require_unused(data_dir)
+    began = time.monotonic()
+    findings = list(_files(data_dir))
+    collections: list[CollectionFinding] = []
+    log_rows = 0
+    if not any(each.code == "super-journal" for each in findings):
+        try:
+            with _opened(data_dir) as connection:
+                if progress:
+                    progress(DATABASE)
+                findings += _database(connection)
+                if not any(each.code == "database-damaged" and not each.can_repair for each in findings):
+                    log_rows = int(connection.execute("select count(*) from embeddings_queue").fetchone()[0])
+                    segments = read_segments(connection)
+                    findings += _tables(data_dir, connection, segments, log_rows)
+                    for segment in segments:
+                        if progress:
+                            progress(segment.name)
+                        found, wrong = _index(data_dir, connection, segment)
+                        collections.append(found)
+                        findings += wrong
+        except (sqlite3.Error, OSError) as error:
+            findings.append(
+                Finding(
+                    Severity.ERROR,
+                    "database-unreadable",
+                    DATABASE,
+                    f"SQLite cannot read it: {error}",
+                    "restore a snapshot; or try the `.recover` command of the sqlite3 shell on a copy",
+                )
+            )
+    findings += _open_files(collections)
+    findings.sort(key=lambda each: -_ORDER.index(each.severity))
+    return Diagnosis(
+        str(data_dir),
+        findings,
+        collections,
+        _size(data_dir / DATABASE),
+        _size(data_dir / f"{DATABASE}-wal"),
+        log_rows,
+        shutil.disk_usage(data_dir).free,
+        time.monotonic() - began,
+    )
+
+
+# ---------------------------------------------------------------------- looking
+
+
+def _files(data_dir: Path) -> Iterator[Finding]:
+    if has_super_journal(data_dir):
+        yield Finding(
+            Severity.ERROR,
+            "super-journal",
+            f"{DATABASE}-journal",
+            "the journal names another file, which SQLite would delete; Chroma never writes such a one",
+            "find out where the directory comes from before anything opens it",
+        )
+    names = [name for name in sorted(os.listdir(data_dir)) if is_chromas(name)]
+    for path in [data_dir, *(data_dir / name for name in names)]:
+        below = (
+            [path] if path.is_file() or path == data_dir else [path, *sorted(path.iterdir())] if path.is_dir() else []
+        )
+        for each in below:
+            where = str(each.relative_to(data_dir)) if each != data_dir else str(data_dir)
+            if not os.access(each, os.R_OK | (os.X_OK if each.is_dir() else 0)):
+                yield Finding(Severity.ERROR, "not-readable", where, "it may not be read", "change its owner or mode")
+            elif not os.access(each, os.W_OK):
+                yield Finding(
+                    Severity.ERROR,
+                    "not-writable",
+                    where,
+                    "it may not be written: Chroma answers, and what it writes is lost or refused",
+                    "change its owner or mode, or mount the file system writable",
+                )
+    free = shutil.disk_usage(data_dir).free
+    if free < max(_LITTLE_SPACE_BYTES, _size(data_dir / DATABASE) // 4):
+        yield Finding(
+            Severity.WARNING,
+            "little-space",
+            str(data_dir),
+            f"{free >> 20} MiB are free; a full disk tears the index that is being written",
+            "free some space, or give it more",
+        )
+    wal = _size(data_dir / f"{DATABASE}-wal")
+    if wal > _LARGE_WAL_BYTES:
+        yield Finding(
+            Severity.WARNING,
+            "large-wal",
+            f"{DATABASE}-wal",
+            f"it has {wal >> 20} MiB that are not in the database yet: something kept an old state open",
+            "it goes back into the database when nothing holds it",
+            can_repair=True,
+        )
+
+
+@contextlib.contextmanager
+def _opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    # Not read-only: that cannot open a database that a kill left in the middle of a transaction.
+    with closing(open_database(data_dir / DATABASE)) as connection:
+        yield connection
+
+
+def _database(connection: sqlite3.Connection) -> Iterator[Finding]:
+    messages = [str(row[0]) for row in connection.execute(f"pragma integrity_check({_MAX_MESSAGES})")]
+    if messages != ["ok"]:
+        of_index = all("index" in each for each in messages)
+        yield Finding(
+            Severity.ERROR,
+            "database-damaged",
+            DATABASE,
+            f"SQLite's integrity check says: {'; '.join(messages[:3])}",
+            "its indexes can be made anew" if of_index else "restore a snapshot",
+            can_repair=of_index,
+        )
+        if not of_index:
+            return
+    try:
+        with _trial(connection):
+            connection.execute(f"insert into {_FULL_TEXT}({_FULL_TEXT}) values ('integrity-check')")  # noqa: S608
+    except sqlite3.OperationalError as error:
+        if "no such table" not in str(error):
+            yield Finding(Severity.ERROR, "full-text-unreadable", _FULL_TEXT, f"it cannot be used: {error}")
+    except sqlite3.DatabaseError as error:
+        yield Finding(
+            Severity.ERROR,
+            "full-text-damaged",
+            _FULL_TEXT,
+            f"the full-text index does not fit the documents ({error}): searches in documents miss some or fail",
+            "it can be made anew from the documents",
+            can_repair=True,
+        )
+
+
+@contextlib.contextmanager
+def _trial(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("begin immediate")
+    try:
+        yield
+    finally:
+        connection.rollback()
+
+
+def _tables(
+    data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], log_rows: int
+) -> Iterator[Finding]:
+    yield from _migrations(connection)
+    for name, scope in connection.execute(
+        "select c.name, s.scope from collections c join (select 'VECTOR' scope union select 'METADATA') s"
+        " where not exists (select 1 from segments x where x.collection = c.id and x.scope = s.scope)"
+    ):
+        yield Finding(Severity.ERROR, "segment-missing", name, f"it has no {scope} segment", "restore a snapshot")
+    known = {str(row[0]) for row in connection.execute("select id from segments")}
+    # A directory is looked for by the segments of all kinds, so that none is taken for an orphan by mistake.
+    for orphan in orphans(data_dir, known):
+        yield Finding(
+            Severity.NOTE,
+            "orphaned-directory",
+            orphan.name,
+            f"it belongs to no collection and takes {_directory_bytes(orphan) >> 10} KiB",
+            "Chroma leaves it when a collection is deleted; it can be moved away",
+            can_repair=True,
+        )
+    yield from _log(data_dir, connection, segments, log_rows)
+
+
+def _migrations(connection: sqlite3.Connection) -> Iterator[Finding]:
+    applied = {(str(row[0]), int(row[1])) for row in connection.execute("select dir, version from migrations")}
+    try:
+        known = installed_migrations()
+    except ConfigError as error:
+        yield Finding(Severity.NOTE, "chromadb-not-asked", "chromadb", error.message)
+        return
+    if newer := sorted(applied - known):
+        yield Finding(
+            Severity.ERROR,
+            "schema-too-new",
+            DATABASE,
+            f"a newer chromadb has written it ({_names(newer)}); the installed one cannot open it",
+            "install the chromadb that wrote it, or a newer one",
+        )
+    if pending := sorted(known - applied):
+        yield Finding(
+            Severity.NOTE,
+            "migration-pending",
+            DATABASE,
+            f"the installed chromadb will apply {len(pending)} migrations at its first start ({_names(pending)})",
+            "take a copy before: there is no way back to the older version",
+        )
+
+
+def _names(migrations: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{directory}/{version:05}" for directory, version in migrations)
+
+
+def _log(data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], log_rows: int) -> Iterator[Finding]:
+    if not log_rows:
+        return
+    needed = 0
+    for segment in segments:
+        position = min(segment.position or 0, segment.metadata_position or 0)
+        needed += int(
+            connection.execute(
+                "select count(*) from embeddings_queue where seq_id >= ? and topic = ?", (position, segment.topic)
+            ).fetchone()[0]
+        )
+    done = log_rows - needed
+    try:
+        kept = is_log_kept(connection)
+    except (sqlite3.Error, ValueError):
+        kept = True  # chromadb before 0.5.4 has no such table, and purges nothing
+    if done > _LARGE_LOG_ROWS and kept and not (data_dir / PRIVATE).exists():
+        yield Finding(
+            Severity.WARNING,
+            "log-never-purged",
+            "embeddings_queue",
+            f"{done} of {log_rows} rows are in the indexes already, and Chroma was told to keep them",
+            "`chroma vacuum` deletes them; from them an index could be rebuilt, so do that when all are sound",
+        )
+    if needed > _LARGE_LOG_ROWS:
+        yield Finding(
+            Severity.NOTE,
+            "long-replay",
+            "embeddings_queue",
+            f"{needed} rows are not in the indexes yet: Chroma applies them when it first reads each collection",
+        )
+
+
+def _index(data_dir: Path, connection: sqlite3.Connection, segment: Segment) -> tuple[CollectionFinding, list[Finding]]:
+    try:
+        check = check_segment(data_dir, connection, segment)
+    except sqlite3.Error as error:
+        return _collection(data_dir, connection, segment, IndexCheck(())), [
+            Finding(Severity.ERROR, "records-unreadable", segment.name, f"its records cannot be read: {error}")
+        ]
+    lost = {"records-without-vectors"}
+    findings = [
+        Finding(
+            Severity.ERROR,
+            each.code,
+            segment.name,
+            each.message,
+            "upsert them again: their documents are there"
+            if each.code in lost and len(check.problems) == 1
+            else "its index can be rebuilt",
+            can_repair={other.code for other in check.problems} != lost,
+        )
+        for each in check.problems
+    ]
+    return _collection(data_dir, connection, segment, check), findings
+
+
+def _collection(
+    data_dir: Path, connection: sqlite3.Connection, segment: Segment, check: IndexCheck
+) -> CollectionFinding:
+    (records,) = connection.execute(
+        "select count(*) from embeddings where segment_id = ?", (segment.metadata_id,)
+    ).fetchone()
+    return CollectionFinding(
+        segment.name,
+        segment.collection_id,
+        segment.id,
+        segment.dimension,
+        segment.space,
+        int(records),
+        check.ids,
+        check.deleted,
+        sum(_size(data_dir / segment.id / name) for name in INDEX_FILES),
+        check.is_synced,
+        check.is_sound,
+    )
+
+
+def _open_files(collections: Iterable[CollectionFinding]) -> Iterator[Finding]:
+    needed = sum(_FILES_OF_AN_INDEX for each in collections if each.is_synced)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed > soft:
+        yield Finding(
+            Severity.WARNING,
+            "many-indexes",
+            "collections",
+            f"Chroma needs {needed} open files for all indexes at once, the limit here is {soft}",
+            "raise the limit of open files (`ulimit -n`) before Chroma starts",
+        )
+
+
+def orphans(data_dir: Path, segment_ids: Iterable[str]) -> list[Path]:
+    """Directories of indexes that no segment belongs to."""
+    known = set(segment_ids)
+    return [
+        data_dir / name
+        for name in sorted(os.listdir(data_dir))
+        if is_chromas(name) and name not in DATABASE_FILES and name not in known and (data_dir / name).is_dir()
+    ]
+
+
+# ---------------------------------------------------------------------- repairing
+
+
+def treat(data_dir: Path, found: Diagnosis, backup: Path, progress: Callable[[str], None] | None = None) -> Treatment:
+    """Repair what `found` says can be, after a copy of it to `backup`, a directory that does not exist yet.
+
+    One failure does not keep the rest from being repaired. May be repeated. Raises ConfigError if the directory is
+    used, DiskFull if the copy would not fit; then nothing was changed.
+    """
+    require_unused(data_dir)
+    codes = {each.code for each in found.findings if each.can_repair}
+    unsound = [
+        each
+        for each in found.collections
+        if any(finding.where == each.name and finding.can_repair for finding in found.findings)
+    ]
+    treatment = Treatment(str(backup), [], [])
+    if not codes:
+        return treatment
+    _require_space(data_dir, unsound, backup)
+    backup.mkdir(mode=0o700, parents=True)
+    with _opened(data_dir) as connection:
+        back_up_database(connection, backup)
+        _database_actions(connection, codes, treatment)
+    for each in unsound:
+        if progress:
+            progress(each.name)
+        try:
+            repair = repair_segment(data_dir, each.segment_id, backup=backup)
+        except (GatewayError, sqlite3.Error) as error:
+            treatment.failures.append(f"{each.name}: {error}")
+            continue
+        treatment.repairs.append(repair)
+        treatment.actions.append(f"{each.name}: {describe(repair)}")
+    if "orphaned-directory" in codes:
+        _move_orphans(data_dir, backup, treatment)
+    return treatment
+
+
+def describe(repair: Repair) -> str:
+    """A repair in words."""
+    if repair.way is Way.NONE:
+        return "nothing could be made better"
+    said = {
+        Way.COPY: "put an older copy of the index in place",
+        Way.LOG: "removed the index: Chroma builds it anew from its log when it first reads the collection",
+        Way.SALVAGE: f"rebuilt the index from {repair.salvaged} vectors in its files",
+    }[repair.way]
+    if repair.replayed:
+        said += f"; {repair.replayed} rows of the log come on top at the first read"
+    for ids, what in (
+        (repair.lost_ids, "records have no vector any more"),
+        (repair.doubtful_ids, "records may have an earlier vector"),
+        (repair.unscaled_ids, "vectors have the right direction and the length 1"),
+    ):
+        said += f"; {len(ids)} {what}" if ids else ""
+    return said
+
+
+def _database_actions(connection: sqlite3.Connection, codes: set[str], treatment: Treatment) -> None:
+    statements = {
+        "database-damaged": ("reindex", "made the indexes of SQLite anew"),
+        "full-text-damaged": (
+            f"insert into {_FULL_TEXT}({_FULL_TEXT}) values ('rebuild')",  # noqa: S608  # a constant
+            "made the full-text index anew from the documents",
+        ),
+        "large-wal": ("pragma wal_checkpoint(truncate)", "put the write-ahead log into the database"),
+    }
+    for code, (statement, said) in statements.items():
+        if code in codes:
+            try:
+                connection.execute(statement).fetchall()
+            except sqlite3.Error as error:
+                treatment.failures.append(f"{DATABASE}: {statement}: {error}")
+            else:
+                treatment.actions.append(f"{DATABASE}: {said}")
+
+
+def _move_orphans(data_dir: Path, backup: Path, treatment: Treatment) -> None:
+    with _opened(data_dir) as connection:
+        known = {str(row[0]) for row in connection.execute("select id from segments")}
+    for orphan in orphans(data_dir, known):
+        try:
+            shutil.move(orphan, backup / orphan.name)
+        except OSError as error:
+            treatment.failures.append(f"{orphan.name}: {error}")
+        else:
+            treatment.actions.append(f"{orphan.name}: moved the directory of a deleted collection away")
+
+
+def _require_space(data_dir: Path, unsound: list[CollectionFinding], backup: Path) -> None:
+    indexes = sum(_directory_bytes(data_dir / each.segment_id) for each in unsound)
+    largest = max((_directory_bytes(data_dir / each.segment_id) for each in unsound), default=0)
+    copied = indexes + _size(data_dir / DATABASE) + _size(data_dir / f"{DATABASE}-wal")
+    parent = next(each for each in (backup, *backup.parents) if each.exists())
+    # The new index is built beside the old one, with a log of its own.
+    needed = {data_dir: 3 * largest}
+    if parent.stat().st_dev == data_dir.stat().st_dev:
+        needed = {data_dir: 3 * largest + copied}
+    else:
+        needed[parent] = copied
+    for place, size in needed.items():
+        if (free := shutil.disk_usage(place).free) < size:
+            raise DiskFull(
+                f"the repair needs {size >> 20} MiB at {place}, {free >> 20} MiB are free",
+                "free some space, or name another place with --backup",
+            )
+
+
+def _directory_bytes(directory: Path) -> int:
+    """What the files of one index take on the disk: less than their sizes where they have holes."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for each in directory.iterdir():
+            with contextlib.suppress(OSError):
+                total += each.stat().st_blocks * 512
+    return total
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -1,0 +1,175 @@
+"""`chroma-gateway doctor PATH`: what is wrong with a Chroma data directory, and `--repair`."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gateway.chroma.doctor import Diagnosis, Finding, Severity, Treatment, describe, diagnose, treat
+from gateway.chroma.repair import Repair
+
+# By the worst finding that is left. 2 is a wrong path, or a directory in use.
+_EXIT_CODES = {None: 0, Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 5}
+_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_MAX_ROWS = 40
+
+
+def doctor(
+    path: Annotated[Path, typer.Argument(help="Chroma's persist directory. Nothing may be running on it.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what can be repaired, after a copy of what that changes.")
+    ] = False,
+    backup: Annotated[
+        Path | None, typer.Option(help="Where the copy goes; default: beside PATH, with the time in its name.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Examine a Chroma data directory, of chromadb 0.4 to 1.5; needs no gateway and no store.
+
+    Exit status: 0 nothing worse than notes, 1 warnings, 5 errors, 2 the directory cannot be examined.
+    """
+    told = Console(stderr=True)
+    with told.status("examining") as status:
+
+        def progress(what: str) -> None:
+            status.update(f"examining {escape(what)}")
+
+        found = diagnose(path, progress)
+        treatment = None
+        if repair and any(each.can_repair for each in found.findings):
+            before, target = found, backup or _beside(path)
+            treatment = treat(path, before, target, lambda what: status.update(f"repairing {escape(what)}"))
+            found = diagnose(path, progress)
+    if as_json:
+        typer.echo(json.dumps(_document(found, treatment), ensure_ascii=False, indent=2))
+    else:
+        _show(Console(), found, treatment, wanted=repair)
+    raise typer.Exit(1 if treatment and treatment.failures and not _code(found) else _code(found))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(doctor)
+
+
+def _code(found: Diagnosis) -> int:
+    return _EXIT_CODES[found.worst]
+
+
+def _beside(path: Path) -> Path:
+    resolved = path.resolve()
+    return resolved.with_name(f"{resolved.name}-before-repair-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+
+
+def _document(found: Diagnosis, treatment: Treatment | None) -> dict[str, Any]:
+    document = {**dataclasses.asdict(found), "worst": found.worst}
+    if treatment:
+        document["repair"] = {
+            "backup": treatment.backup,
+            "actions": treatment.actions,
+            "failures": treatment.failures,
+            "collections": [_repair(each) for each in treatment.repairs],
+        }
+    return document
+
+
+def _repair(repair: Repair) -> dict[str, Any]:
+    return {
+        "collection": repair.segment.name,
+        "segment_id": repair.segment.id,
+        "way": repair.way,
+        "said": describe(repair),
+        "problems": [dataclasses.asdict(each) for each in repair.before.problems],
+        "is_sound": repair.after.is_sound,
+        "salvaged": repair.salvaged,
+        "replayed": repair.replayed,
+        "lost_ids": repair.lost_ids,
+        "doubtful_ids": repair.doubtful_ids,
+        "unscaled_ids": repair.unscaled_ids,
+        "duration_s": round(repair.duration_s, 3),
+    }
+
+
+def _show(console: Console, found: Diagnosis, treatment: Treatment | None, *, wanted: bool) -> None:
+    console.print(
+        f"{escape(found.path)}: {len(found.collections)} collections, database {_size(found.database_bytes)}, "
+        f"log {found.log_rows} rows, {_size(found.free_bytes)} free; examined in {found.duration_s:.1f} s",
+        highlight=False,
+    )
+    if found.collections:
+        console.print(_collections(found))
+        if len(found.collections) > _MAX_ROWS:
+            console.print(f"… and {len(found.collections) - _MAX_ROWS} more: --json has them", highlight=False)
+    if treatment:
+        for said in treatment.actions:
+            console.print(f"[green]repaired[/] {escape(said)}", highlight=False)
+        for said in treatment.failures:
+            console.print(f"[bold red]not repaired[/] {escape(said)}", highlight=False)
+        _name_ids(console, treatment)
+        console.print(f"what was changed is in {escape(treatment.backup)} as it was", highlight=False)
+    elif wanted:
+        console.print("there is nothing that can be repaired", highlight=False)
+    if found.findings:
+        console.print(_findings(found.findings))
+        if any(each.can_repair for each in found.findings) and not wanted:
+            console.print("`--repair` repairs what is marked *, after a copy of it", highlight=False)
+    else:
+        console.print("[green]nothing is wrong[/]")
+
+
+def _name_ids(console: Console, treatment: Treatment) -> None:
+    for repair in treatment.repairs:
+        for what, ids in (
+            ("lost", repair.lost_ids),
+            ("perhaps outdated", repair.doubtful_ids),
+            ("of length 1", repair.unscaled_ids),
+        ):
+            if ids:
+                named = ", ".join(ids[:_MAX_ROWS]) + (" …: --json has all" if len(ids) > _MAX_ROWS else "")
+                console.print(f"  {escape(repair.segment.name)}: {what}: {escape(named)}", highlight=False)
+
+
+def _collections(found: Diagnosis) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name, right in (("collection", False), ("records", True), ("vectors", True), ("index", True), ("state", False)):
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    # What is wrong first: of many collections only some are shown.
+    for each in sorted(found.collections, key=lambda each: each.is_sound)[:_MAX_ROWS]:
+        state = "[green]sound[/]" if each.is_sound else "[bold red]damaged[/]"
+        table.add_row(
+            escape(each.name),
+            str(each.records),
+            str(each.vectors) if each.is_synced else "in the log",
+            _size(each.index_bytes),
+            state,
+        )
+    return table
+
+
+def _findings(findings: list[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "where", "what", "what to do"):
+        table.add_column(name, overflow="fold")
+    for each in findings[: 2 * _MAX_ROWS]:
+        mark = "*" if each.can_repair else ""
+        table.add_row(
+            f"[{_STYLES[each.severity]}]{each.severity}[/]{mark}",
+            escape(each.where),
+            f"{escape(each.message)} [dim]({each.code})[/]",
+            escape(each.advice),
+        )
+    return table
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"
