@@ -14,6 +14,13 @@ Three ways lead through the house:
    → start Chroma → warm → open gate                                      (`gateway.snapshot.restore`)
 """
 
-from importlib.metadata import version
+from typing import Any
 
-__version__ = version("chroma-gateway")
+
+def __getattr__(name: str) -> Any:
+    # Looked up when asked for: it takes longer than all else that a small program imports of this package.
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("chroma-gateway")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,22 +1,22 @@
 """The admin application: every route but the data path's, and what errors look like."""
 
-from typing import Any
-
 import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
-from gateway import __version__
+import gateway
 from gateway.api import documents as documents_api
 from gateway.api import health as health_api
 from gateway.api import jobs as jobs_api
 from gateway.api import snapshots as snapshot_api
-from gateway.api.deps import KeyHolder
+from gateway.api.deps import KeyHolder, provide
+from gateway.auth.keyring import Keyring
 from gateway.auth.scope import Role
+from gateway.config import Settings
 from gateway.errors import (
     BodyTooLarge,
     GatewayError,
@@ -35,28 +35,22 @@ Errors have Chroma's shape: `error`, `message` and, where we know what to do nex
 """
 
 
-def admin_application(gateway: Any) -> FastAPI:
+def admin_application(settings: Settings, keyring: Keyring, lifespan: Lifespan[FastAPI], *provided: object) -> FastAPI:
+    """Every admin route. `provided` are the objects that the routes depend on; see `gateway.api.deps`."""
     app = FastAPI(
         title="Chroma Gateway",
-        version=__version__,
+        version=gateway.__version__,
         description=_DESCRIPTION,
-        lifespan=gateway.lifespan,
+        lifespan=lifespan,
         max_body_size=_MAX_ADMIN_BODY_BYTES,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
-    app.state.operations, app.state.health, app.state.tidy = gateway.operations, gateway.health, gateway.tidy
-    app.state.collector = gateway.collector
+    scraper = KeyHolder(keyring, Role.READER, anonymous=not settings.is_closed)
+    provide(app, settings, scraper, *provided)
     app.include_router(health_api.public)
-    scraper = KeyHolder(gateway.keyring, Role.READER, anonymous=not gateway.settings.is_closed)
-    app.state.tells_names = scraper.lets_pass
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
-    protected = [Depends(KeyHolder(gateway.keyring, Role.ADMIN))]
-    app.include_router(health_api.admin, dependencies=protected)
-    app.include_router(snapshot_api.router, dependencies=protected)
-    app.state.jobs, app.state.max_upload_bytes = gateway.jobs, gateway.settings.max_upload_bytes
-    app.include_router(jobs_api.router, dependencies=protected)
-    app.state.documents = gateway.documents
-    app.include_router(documents_api.router, dependencies=protected)
+    for router in (health_api.admin, snapshot_api.router, jobs_api.router, documents_api.router):
+        app.include_router(router, dependencies=[Depends(KeyHolder(keyring, Role.ADMIN))])
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:

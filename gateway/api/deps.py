@@ -1,6 +1,11 @@
-"""Keys for the gateway's own routes, as FastAPI dependencies."""
+"""What the admin routes depend on: the objects they use, and the keys they ask for.
 
-from fastapi import Request
+A route names what it needs (`operations: OperationsOf`). `provide` says, once for an application, which object that is.
+"""
+
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
@@ -8,7 +13,43 @@ from gateway.auth.keyring import Keyring
 from gateway.auth.keys import Key
 from gateway.auth.scope import Role
 from gateway.auth.tokens import token_in
+from gateway.config import Settings
 from gateway.errors import Forbidden, Unauthorized
+from gateway.jobs import Jobs
+from gateway.observability.collector import MetricsCollector
+from gateway.observability.health import Health
+from gateway.vectorstore import VectorStore
+
+
+def provide(app: FastAPI, *provided: object) -> None:
+    """Make each of `provided` the object that routes of `app` get where they name its type."""
+    for each in provided:
+        app.dependency_overrides[_Needs(type(each))] = _Provides(each)
+
+
+class _Needs:
+    """A dependency on the one object of `kind`; equal to any other on the same type."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Needs) and other._kind is self._kind
+
+    def __hash__(self) -> int:
+        return hash(self._kind)
+
+    async def __call__(self) -> object:
+        raise LookupError(f"{self._kind.__name__} is not provided: see gateway.api.app")
+
+
+class _Provides:
+    def __init__(self, provided: object) -> None:
+        self._provided = provided
+
+    async def __call__(self) -> object:
+        return self._provided
+
 
 _HINT = "send the header 'Authorization: Bearer <admin token>', which is in GATEWAY_ADMIN_TOKEN or ./var/admin-token"
 
@@ -49,3 +90,12 @@ class KeyHolder(SecurityBase):
         except (Unauthorized, Forbidden):
             return False
         return True
+
+
+StoreOf = Annotated[VectorStore, Depends(_Needs(VectorStore))]
+JobsOf = Annotated[Jobs, Depends(_Needs(Jobs))]
+HealthOf = Annotated[Health, Depends(_Needs(Health))]
+SettingsOf = Annotated[Settings, Depends(_Needs(Settings))]
+CollectorOf = Annotated[MetricsCollector, Depends(_Needs(MetricsCollector))]
+ScraperOf = Annotated[KeyHolder, Depends(_Needs(KeyHolder))]
+"""The keys that `/metrics` and the names in `/readyz` ask for."""

@@ -3,23 +3,18 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from gateway.jobs import Job, Jobs, JobStatus
+from gateway.api.deps import JobsOf
+from gateway.jobs import Job, JobStatus
 
 JobId = Annotated[str, Path(description="a job's id", examples=["7"])]
 
 
 class JobList(BaseModel):
     jobs: list[JobStatus] = Field(description="newest first")
-
-
-def jobs_of(request: Request) -> Jobs:
-    """The jobs of the application that serves `request`."""
-    jobs: Jobs = request.app.state.jobs
-    return jobs
 
 
 def accepted(job: Job, response: Response) -> JobStatus:
@@ -33,20 +28,20 @@ router = APIRouter(prefix="/admin/jobs", tags=["jobs"])
 
 
 @router.get("", summary="List jobs")
-async def list_jobs(request: Request) -> JobList:
+async def list_jobs(jobs: JobsOf) -> JobList:
     """Those of this run of the gateway; of the ended ones the last hundred."""
-    return JobList(jobs=[job.status() for job in jobs_of(request).all()])
+    return JobList(jobs=[job.status() for job in jobs.all()])
 
 
 @router.get("/{job_id}", summary="Show one job")
-async def show_job(request: Request, job_id: JobId) -> JobStatus:
-    return jobs_of(request).get(job_id).status()
+async def show_job(jobs: JobsOf, job_id: JobId) -> JobStatus:
+    return jobs.get(job_id).status()
 
 
 @router.get("/{job_id}/events", summary="Watch one job", response_class=StreamingResponse)
-async def watch_job(request: Request, job_id: JobId) -> StreamingResponse:
+async def watch_job(jobs: JobsOf, job_id: JobId) -> StreamingResponse:
     """Server-sent events, each with a job as `GET /admin/jobs/{id}` shows it; the last one says how it ended."""
-    job = jobs_of(request).get(job_id)
+    job = jobs.get(job_id)
 
     async def events() -> AsyncIterator[str]:
         async for status in job.events():
@@ -56,8 +51,8 @@ async def watch_job(request: Request, job_id: JobId) -> StreamingResponse:
 
 
 @router.delete("/{job_id}", summary="Cancel one job")
-async def cancel_job(request: Request, job_id: JobId) -> JobStatus:
+async def cancel_job(jobs: JobsOf, job_id: JobId) -> JobStatus:
     """Answers when it has stopped and cleaned up. One that had ended is shown as it ended."""
-    job = jobs_of(request).get(job_id)
+    job = jobs.get(job_id)
     await job.cancel()
     return job.status()

@@ -5,24 +5,25 @@ What may take long runs as a job, also where the answer waits for it: a client t
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.jobs import accepted, jobs_of
+from gateway.api.deps import JobsOf, SettingsOf, StoreOf
+from gateway.api.jobs import accepted
 from gateway.errors import InvalidRequest
-from gateway.jobs import Job, JobStatus, Progress, Result
+from gateway.jobs import Job, Jobs, JobStatus, Progress, Result
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.model import Snapshot, Verification
-from gateway.snapshot.operations import Operations
 from gateway.snapshot.tar import in_pieces, tar, tar_size
 from gateway.snapshot.verify import Level
+from gateway.vectorstore import VectorStore
 
 SnapshotId = Annotated[str, Path(description="a snapshot's id, or `latest`", examples=["20261120T210455Z-3f9a1c"])]
 Wait = Annotated[bool, Query(description="answer at its end; with `false` at once, with 202 and the job")]
@@ -67,27 +68,33 @@ class Resumed(BaseModel):
     was_quiesced: bool = Field(description="whether there was a quiesce to end")
 
 
-def _operations(request: Request) -> Operations:
-    operations: Operations = request.app.state.operations
-    return operations
+class _Operator:
+    """Starts what an operator asks for, each as a job."""
+
+    def __init__(self, store: VectorStore, jobs: Jobs) -> None:
+        self.store, self.operations, self._jobs = store, store.operations, jobs
+
+    async def begin(
+        self,
+        kind: str,
+        subject: str,
+        work: Callable[[Progress], Coroutine[Any, Any, Result]],
+        *,
+        looks: bool = False,
+    ) -> Job:
+        """Start a job, or raise Conflict at once. `looks`: it is one that changes nothing."""
+        if not looks:
+            self.operations.require_idle()
+        job = self._jobs.start(kind, subject, work)
+        await job.begun()
+        return job
 
 
-async def _begin(
-    request: Request,
-    kind: str,
-    subject: str,
-    work: Callable[[Progress], Coroutine[Any, Any, Result]],
-    *,
-    looks: bool = False,
-) -> Job:
-    """Start a job, or raise Conflict at once. `looks`: it is one that changes nothing."""
-    if not looks:
-        _operations(request).require_idle()
-    job = jobs_of(request).start(kind, subject, work)
-    await job.begun()
-    return job
+async def _operator(store: StoreOf, jobs: JobsOf) -> _Operator:
+    return _Operator(store, jobs)
 
 
+Operator = Annotated[_Operator, Depends(_operator)]
 _ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": JobStatus, "description": "begun, for `wait=false`"}}
 
 
@@ -98,16 +105,14 @@ router = APIRouter(prefix="/admin", tags=["snapshots"])
     "/snapshot", status_code=201, summary="Take a snapshot", response_model=Snapshot | JobStatus, responses=_ACCEPTED
 )
 async def take_snapshot(
-    request: Request,
+    operator: Operator,
     response: Response,
     asked: Annotated[TakeSnapshot | None, Body()] = None,
     wait: Wait = True,
 ) -> Result:
     """Every write acknowledged before is in it. Writes wait for milliseconds, reads not at all."""
     label = asked.label if asked else None
-    job = await _begin(
-        request, "snapshot", label or "", lambda progress: _operations(request).snapshot(label, progress)
-    )
+    job = await operator.begin("snapshot", label or "", lambda progress: operator.operations.snapshot(label, progress))
     if not wait:
         return accepted(job, response)
     return _created(await job.outcome(), response)
@@ -130,6 +135,8 @@ def _created(snapshot: Result, response: Response) -> Result:
 )
 async def upload_snapshot(
     request: Request,
+    operator: Operator,
+    settings: SettingsOf,
     response: Response,
     label: Annotated[str | None, Query(max_length=200, description="what to call it, for people")] = None,
     wait: Annotated[bool, Query(description="with `false` the answer comes once the archive has arrived")] = True,
@@ -137,14 +144,14 @@ async def upload_snapshot(
     """The body is a plain tar of a directory that Chroma 0.4 or newer wrote. Chroma brings it to its own version
     and reads every collection, on the side, before it becomes a snapshot. It is the newest one until
     another is taken of what is served."""
-    received, max_bytes = asyncio.Event(), request.app.state.max_upload_bytes
+    received, max_bytes = asyncio.Event(), settings.max_upload_bytes
 
     async def work(progress: Progress) -> Snapshot:
         declared = request.headers.get("content-length")
         progress.phase("receiving", int(declared) if declared else None)
-        return await _operations(request).import_tar(_body(request), label, max_bytes, progress, received)
+        return await operator.operations.import_tar(_body(request), label, max_bytes, progress, received)
 
-    job = await _begin(request, "upload", label or "", work)
+    job = await operator.begin("upload", label or "", work)
     if wait:
         return _created(await job.outcome(), response)
     arriving, ending = asyncio.create_task(received.wait()), asyncio.create_task(job.ended())
@@ -166,19 +173,19 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 
 
 @router.get("/snapshot", summary="List snapshots")
-async def list_snapshots(request: Request) -> SnapshotList:
+async def list_snapshots(operator: Operator) -> SnapshotList:
     """All of them, newest first. One whose manifest cannot be read is listed as `damaged`."""
-    return SnapshotList(snapshots=await _operations(request).repository.snapshots())
+    return SnapshotList(snapshots=await operator.operations.repository.snapshots())
 
 
 @router.get("/snapshot/{snapshot_id}", summary="Show one snapshot")
-async def show_snapshot(request: Request, snapshot_id: SnapshotId) -> Snapshot:
-    repository = _operations(request).repository
+async def show_snapshot(operator: Operator, snapshot_id: SnapshotId) -> Snapshot:
+    repository = operator.operations.repository
     return await repository.snapshot(await repository.resolve(snapshot_id))
 
 
 @router.get("/snapshot/{snapshot_id}/archive", summary="Download a snapshot", response_class=StreamingResponse)
-async def download_snapshot(request: Request, snapshot_id: SnapshotId) -> StreamingResponse:
+async def download_snapshot(operator: Operator, snapshot_id: SnapshotId) -> StreamingResponse:
     """A plain tar of a directory that Chroma opens without a gateway.
 
     It is restored and verified on disk first: the data directory needs free space for all of it until the
@@ -188,12 +195,12 @@ async def download_snapshot(request: Request, snapshot_id: SnapshotId) -> Stream
 
     async def work(progress: Progress) -> None:
         try:
-            found.append(await _operations(request).unpack_to_scratch(snapshot_id, rooms, progress))
+            found.append(await operator.operations.unpack_to_scratch(snapshot_id, rooms, progress))
         except BaseException:
             await rooms.aclose()
             raise
 
-    job = await _begin(request, "archive", snapshot_id, work, looks=True)
+    job = await operator.begin("archive", snapshot_id, work, looks=True)
     try:
         await job.outcome()
         size_bytes = await asyncio.to_thread(tar_size, found[0])
@@ -229,7 +236,7 @@ class _ArchiveResponse(StreamingResponse):
     responses=_ACCEPTED,
 )
 async def verify_snapshot(
-    request: Request,
+    operator: Operator,
     response: Response,
     snapshot_id: SnapshotId,
     asked: Annotated[Verify | None, Body()] = None,
@@ -240,11 +247,10 @@ async def verify_snapshot(
     `boot` restores it beside the data, which takes as much disk, and starts a second Chroma on it.
     """
     level = (asked or Verify()).level
-    job = await _begin(
-        request,
+    job = await operator.begin(
         "verify",
         snapshot_id,
-        lambda progress: _operations(request).verify(snapshot_id, level, progress),
+        lambda progress: operator.operations.verify(snapshot_id, level, progress),
         looks=True,
     )
     return await job.outcome() if wait else accepted(job, response)
@@ -253,14 +259,14 @@ async def verify_snapshot(
 @router.delete(
     "/snapshot/{snapshot_id}", status_code=204, summary="Delete a snapshot", response_model=None, responses=_ACCEPTED
 )
-async def delete_snapshot(request: Request, snapshot_id: SnapshotId, wait: Wait = True) -> Response:
+async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wait = True) -> Response:
     """What other snapshots share with it stays."""
 
     async def work(progress: Progress) -> None:
         progress.phase("deleting", None)
-        await _operations(request).delete(snapshot_id)
+        await operator.operations.delete(snapshot_id)
 
-    job = await _begin(request, "delete", snapshot_id, work)
+    job = await operator.begin("delete", snapshot_id, work)
     if wait:
         await job.outcome()
         return Response(status_code=204)
@@ -274,14 +280,16 @@ async def delete_snapshot(request: Request, snapshot_id: SnapshotId, wait: Wait 
     response_model=Snapshot | JobStatus,
     responses=_ACCEPTED,
 )
-async def restore_snapshot(request: Request, response: Response, snapshot_id: SnapshotId, wait: Wait = True) -> Result:
+async def restore_snapshot(
+    operator: Operator, response: Response, snapshot_id: SnapshotId, wait: Wait = True
+) -> Result:
     """Answers when the restored data is being served. Everything written since the snapshot is gone then.
 
     It is fetched and verified while the present data is served; only the exchange is a gap, in which
     clients get 503 with `Retry-After`. After an error the data is what it was before.
     """
-    job = await _begin(
-        request, "restore", snapshot_id, lambda progress: _operations(request).restore(snapshot_id, progress)
+    job = await operator.begin(
+        "restore", snapshot_id, lambda progress: operator.operations.restore(snapshot_id, progress)
     )
     return await job.outcome() if wait else accepted(job, response)
 
@@ -292,26 +300,25 @@ async def restore_snapshot(request: Request, response: Response, snapshot_id: Sn
     response_model=GcResult | JobStatus,
     responses=_ACCEPTED,
 )
-async def collect_garbage(request: Request, response: Response, wait: Wait = True) -> Result:
+async def collect_garbage(operator: Operator, response: Response, wait: Wait = True) -> Result:
     """Drops snapshots that no `GATEWAY_KEEP_…` keeps, then packs that none needs and that are past the grace age."""
-    tidy: Callable[[], Awaitable[GcResult]] = request.app.state.tidy
 
     async def work(progress: Progress) -> GcResult:
         progress.phase("collecting", None)
-        return await tidy()
+        return await operator.store.tidy()
 
-    job = await _begin(request, "gc", "", work)
+    job = await operator.begin("gc", "", work)
     return await job.outcome() if wait else accepted(job, response)
 
 
 @router.post("/quiesce", summary="Hold writes back, for a disk snapshot from outside")
-async def quiesce(request: Request, asked: Annotated[Quiesce | None, Body()] = None) -> Quiesced:
+async def quiesce(operator: Operator, asked: Annotated[Quiesce | None, Body()] = None) -> Quiesced:
     """Answers when nothing writes any more; reads go on. Ends by `resume`, or by itself after `ttl_s`."""
-    answer: dict[str, Any] = await _operations(request).quiesce((asked or Quiesce()).ttl_s)
+    answer: dict[str, Any] = await operator.operations.quiesce((asked or Quiesce()).ttl_s)
     return Quiesced(**answer)
 
 
 @router.post("/resume", summary="Let writes go on")
-async def resume(request: Request) -> Resumed:
+async def resume(operator: Operator) -> Resumed:
     """Safe to call at any time."""
-    return Resumed(state="open", was_quiesced=await _operations(request).resume())
+    return Resumed(state="open", was_quiesced=await operator.operations.resume())

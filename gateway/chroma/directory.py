@@ -4,7 +4,6 @@
         chroma.sqlite3, <segment id>/…   Chroma's, live
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
-            boot.json                    what the program that starts Chroma is doing
             baseline                     what the store has of the live data
             scratch/                     one room for each verification, archive or upload under way
             incoming/                    a restore on its way, verified before it goes live
@@ -126,9 +125,10 @@ class DataDirectory:
         """Where rooms are made for what is on its way in or out. It may not exist yet."""
         return self._private / "scratch"
 
-    def drop_scratch(self) -> None:
-        """Remove what an earlier gateway left behind there."""
+    def drop_leftovers(self) -> None:
+        """Remove what an earlier gateway left behind: scratch directories, and a restore that did not go live."""
         self._remove("scratch")
+        self.drop_incoming()
 
     def incoming(self) -> Path:
         return self.fresh("incoming")
@@ -136,12 +136,6 @@ class DataDirectory:
     def drop_incoming(self) -> None:
         """Remove what a restore left behind that did not go live."""
         self._remove("incoming")
-
-    def drop_abandoned(self) -> None:
-        """Remove what a restore had fetched when it died, unless a restore at boot is at it or an exchange needs it."""
-        # In this order: a boot restores into an empty directory only, and notes its exchange before it fills it.
-        if not self.is_empty() and not self.is_swapping():
-            self.drop_incoming()
 
     def _remove(self, room: str) -> None:
         shutil.rmtree(self._private / room, ignore_errors=True)
@@ -243,20 +237,6 @@ class DataDirectory:
         else:
             _replace(path, json.dumps(swap))
         _sync_directory(self._private)
-
-    # ------------------------------------------------------------------ what the start is doing
-
-    def note_boot(self, **note: Any) -> None:
-        """Tell the gateway what the program that starts Chroma is doing; a full disk must not keep it from starting."""
-        with contextlib.suppress(OSError):
-            _replace(self._private / "boot.json", json.dumps(note))
-
-    def boot_note(self) -> dict[str, Any]:
-        """What `note_boot` said last; empty before it said anything."""
-        with contextlib.suppress(OSError, ValueError):
-            note: dict[str, Any] = json.loads((self._private / "boot.json").read_text())
-            return note
-        return {}
 
 
 @contextlib.contextmanager

@@ -1,11 +1,10 @@
-"""How Chroma is started: `chroma run`, unmodified, on loopback, in place of the calling process."""
+"""How Chroma is started and asked: `chroma run`, unmodified, on loopback."""
 
 import asyncio
 import contextlib
 import importlib.metadata
 import json
 import os
-import shutil
 import socket
 import ssl
 import sys
@@ -13,16 +12,14 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO
 
 import httpx
 
+from gateway.chroma.native import environment_for_chroma
 from gateway.errors import ConfigError, SnapshotError
 
 HOST = "127.0.0.1"
-# Ours alone: the admin token and the store's keys are none of Chroma's business.
-_NOT_FOR_CHROMA = ("GATEWAY_", "AWS_")
-
 # Migrations of a large directory run before it answers.
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 10.0
@@ -44,7 +41,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def chroma_version() -> str:
-    """The installed chromadb's version: the CLI and /api/v2/version tell other numbers (DESIGN §2.12)."""
+    """The installed chromadb's version. The command and /api/v2/version tell other numbers."""
     return importlib.metadata.version("chromadb")
 
 
@@ -68,14 +65,22 @@ def require_free_port(port: int) -> None:
         ) from error
 
 
-def run_chroma(data_dir: Path, port: int, *, allow_reset: bool = False) -> NoReturn:
-    """Become `chroma run`. `allow_reset` is off by default there too (`rust/frontend/src/config.rs`)."""
-    command = _command(data_dir, port)
-    if allow_reset:  # there is no option for it
-        command = [*command[:2], str(_config_file(data_dir, port))]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(command[0], command, _environment())  # noqa: S606  # no shell is wanted
+def write_config(path: Path, data_dir: Path, port: int, *, allow_reset: bool = False) -> None:
+    """Write what `chroma run` is configured by, whole or not at all; `path` is read by `gateway.chroma.native`.
+
+    All else keeps Chroma's defaults, which for a configuration file are those of its options
+    (`rust/frontend/src/config.rs`). Raises OSError.
+    """
+    config = {
+        "persist_path": str(data_dir),
+        "listen_address": HOST,
+        "port": port,
+        "allow_reset": allow_reset,
+        "stdout_tracing": True,  # as without a file (`rust/cli/src/commands/run.rs`)
+    }
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(config))  # which is YAML too
+    temporary.replace(path)
 
 
 @contextlib.asynccontextmanager
@@ -87,10 +92,18 @@ async def scratch_chroma(data_dir: Path) -> AsyncIterator[str]:
     serve what is there.
     """
     port = _free_port()
-    command = [sys.executable, "-c", _UNTIL_PARENT_DIES, str(os.getpid()), *_command(data_dir, port)]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory() as private, tempfile.TemporaryFile() as said:
+        config = Path(private) / "chroma.yaml"
+        write_config(config, data_dir, port)
+        run = [sys.executable, "-P", "-m", "gateway.chroma.native", str(config)]
+        command = [sys.executable, "-c", _UNTIL_PARENT_DIES, str(os.getpid()), *run]
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said, env=_environment(), cwd=data_dir
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env=environment_for_chroma({**os.environ}),
+            cwd=data_dir,
         )
         try:
             await _until_it_answers(process, base_url(port), said)
@@ -126,27 +139,3 @@ def _free_port() -> int:
     with socket.create_server((HOST, 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
-
-
-def _command(data_dir: Path, port: int) -> list[str]:
-    command = shutil.which("chroma", path=os.pathsep.join((str(Path(sys.executable).parent), os.defpath)))
-    if command is None:
-        raise ConfigError(
-            "the `chroma` command is not installed",
-            "install the gateway with its dependencies: scripts/setup",
-        )
-    return [command, "run", "--path", str(data_dir), "--host", HOST, "--port", str(port)]
-
-
-def _environment() -> dict[str, str]:
-    inherited = {**os.environ}
-    return {name: value for name, value in inherited.items() if not name.startswith(_NOT_FOR_CHROMA)} | {
-        "ANONYMIZED_TELEMETRY": "False"
-    }
-
-
-def _config_file(data_dir: Path, port: int) -> Path:
-    config = {"persist_path": str(data_dir), "listen_address": HOST, "port": port, "allow_reset": True}
-    path = data_dir / ".gateway" / "chroma.yaml"
-    path.write_text(json.dumps(config))  # which is YAML too
-    return path

@@ -35,7 +35,7 @@ class ChromaWatch:
 
     def __init__(self, data_dir: Path, port: int, ticket: Ticket, on_gone: Callable[[], None]) -> None:
         """`ticket(what, collection_id)` admits one first read; `on_gone` is called when Chroma's process ended."""
-        self._data_dir, self._port, self._ticket, self._on_gone = data_dir, port, ticket, on_gone
+        self._data_dir, self.port, self._ticket, self._on_gone = data_dir, port, ticket, on_gone
         self._changed = asyncio.Event()
         self.up = False
         self.starts = 0
@@ -46,7 +46,7 @@ class ChromaWatch:
 
     async def run(self) -> None:
         """Follow Chroma until cancelled: connect, warm every collection, wait for its end, begin anew."""
-        async with http_client(base_url(self._port), _PROBE_TIMEOUT_S) as client:
+        async with http_client(base_url(self.port), _PROBE_TIMEOUT_S) as client:
             while True:
                 async with self._connection(client) as ended:
                     self.up, self.starts = True, self.starts + 1
@@ -64,8 +64,8 @@ class ChromaWatch:
                         self._notify()
                 log.warning("chroma is gone")
 
-    async def until(self, condition: Callable[["ChromaWatch"], bool], timeout_s: float) -> bool:
-        """Wait until `condition` holds, e.g. `lambda watch: watch.warmed`; say whether it came in time."""
+    async def until(self, condition: Callable[["ChromaWatch"], bool], timeout_s: float | None) -> bool:
+        """Wait until `condition` holds, e.g. `lambda watch: watch.warmed`; return whether it did in time."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not condition(self):
@@ -93,7 +93,7 @@ class ChromaWatch:
         """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
         alive = False
         with contextlib.suppress(Exception):
-            async with http_client(base_url(self._port), _HEARTBEAT_TIMEOUT_S) as client:
+            async with http_client(base_url(self.port), _HEARTBEAT_TIMEOUT_S) as client:
                 alive = (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
         if not alive or not self.up or self.starts != run:
             raise Unavailable(
@@ -108,7 +108,7 @@ class ChromaWatch:
         while True:
             writer = None
             try:
-                reader, writer = await asyncio.open_connection(HOST, self._port)
+                reader, writer = await asyncio.open_connection(HOST, self.port)
                 response = await client.get("/api/v2/heartbeat", timeout=_HEARTBEAT_TIMEOUT_S)
                 if response.status_code == httpx.codes.OK and not reader.at_eof():
                     break

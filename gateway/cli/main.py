@@ -62,14 +62,6 @@ def status() -> None:
     show_status(_settings("status"))
 
 
-@app.command("chroma", hidden=True)
-def run_chroma() -> None:
-    """The program `chroma` of supervisord.conf: restore if there is nothing, then become Chroma."""
-    from gateway.server.boot import boot  # noqa: PLC0415
-
-    boot(_settings("chroma"))
-
-
 @app.command("gateway", hidden=True)
 def run_gateway() -> None:
     """The program `gateway` of supervisord.conf."""

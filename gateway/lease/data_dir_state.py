@@ -29,19 +29,10 @@ class DataDirState:
 
     def name(self) -> str:
         """The directory's own name; given to it by the first call."""
-        if name := self._read().get("home"):
-            return name
-        # Two programs of one house may come here at once: the first one's name it is.
-        new = self._path.with_suffix(f".{uuid.uuid4().hex}")
-        _write(new, {"home": uuid.uuid4().hex, "seen": None})
-        try:
-            os.link(new, self._path)
-        except OSError:
-            # The other program was faster; or what is there is damaged, or the file system has no links.
-            if "home" not in self._read():
-                new.replace(self._path)
-        new.unlink(missing_ok=True)
-        return str(self._read()["home"])
+        if not (name := self._read().get("home")):
+            name = uuid.uuid4().hex
+            self._write({"home": name, "seen": None})
+        return name
 
     def see(self, lease_state: LeaseState | None) -> None:
         """The data here are, or are about to be, those of the repository as `lease_state` shows it."""
@@ -63,9 +54,7 @@ class DataDirState:
         return lease_state.published if lease_state.published != self._read().get("seen") else None
 
     def _remember(self, seen: str | None) -> None:
-        new = self._path.with_suffix(f".{uuid.uuid4().hex}")
-        _write(new, {"home": self.name(), "seen": seen})
-        new.replace(self._path)
+        self._write({"home": self.name(), "seen": seen})
 
     def _read(self) -> dict[str, str]:
         """What is there; nothing where there is none, or where it is damaged: then the data are a stranger's."""
@@ -74,13 +63,14 @@ class DataDirState:
             return document if isinstance(document, dict) else {}
         return {}
 
-
-def _write(path: Path, document: dict[str, str | None]) -> None:
-    try:
-        with path.open("w") as file:
-            json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise write_error(f"writing {path} failed", error) from error
+    def _write(self, document: dict[str, str | None]) -> None:
+        new = self._path.with_suffix(".new")
+        try:
+            with new.open("w") as file:
+                json.dump(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        except OSError as error:
+            new.unlink(missing_ok=True)
+            raise write_error(f"writing {self._path} failed", error) from error

@@ -1,23 +1,24 @@
-"""Who writes: one gateway at a time, and the newest one asked for it.
+"""Which gateway writes: one at a time, and the newest one that asked.
 
-    starting ──take──► writer ──asked──► leaving ──final snapshot, release──► reader
+    starting ──take──► writer ──asked──► leaving ──last snapshot, release──► reader
        │  └─ the store cannot be asked: writes go on, nothing can be published
        └─ another gateway wrote since these data: behind ──restore──► writer
 
-A new gateway takes the lease before its data are restored (`gateway.server.boot`), so that the state it restores is the
-last one of the gateway before it. That one is asked, by the lease itself: it turns writes away, takes
-a final snapshot, and releases the lease; its reads go on. If nobody takes a released lease, because the new
-gateway died on its way, the old one becomes the writer again: its data are still the newest.
+A gateway on an empty data directory takes the lease before it restores, so that what it restores is the last
+state of the gateway before it. That one is asked through the lease itself: it refuses writes, takes a last
+snapshot and releases the lease; its reads go on. If nobody takes a released lease, because the new gateway died
+on its way, the old one becomes the writer again: its data are still the newest.
 
-Writes are only ever accepted by who holds the lease, with one exception: while the store cannot be
-reached nobody can tell, and a gateway that has its data goes on, for a store that is down must not
-stop the service. What it accepts meanwhile is on its own disk alone.
+Only the holder of the lease accepts writes, with one exception. While the store cannot be reached nobody can tell who
+holds it, and a gateway that has its data goes on: a store that is down must not stop the service. What it accepts
+meanwhile is on its own disk alone.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ import structlog
 
 from gateway.errors import GatewayError, LeaseLost, StorageError
 from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_lease_state
+from gateway.lease.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_lease_state, this_process
 from gateway.lease.probe import Conditions, probe
 from gateway.lease.state import LeaseState
 from gateway.storage import Storage
@@ -54,36 +55,32 @@ class Writes(Protocol):
     def accept_writes(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class LeaseOptions:
+    """`may_delete` says whether objects of the store may be deleted at all."""
+
+    takeover_timeout_s: float = 30
+    may_delete: bool = True
+    poll_s: float = POLL_S
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
+
+
 class LeaderElection:
-    """The place of one gateway among those that use `store`. Guards what a repository publishes and deletes."""
+    """One gateway among those that use `store`. Guards what a repository publishes and deletes."""
 
     def __init__(
         self,
         store: Storage,
-        home: DataDirState,
-        where: str,
+        data_dir_state: DataDirState,
         writes: Writes,
-        *,
-        has_data: Callable[[], bool],
         save: Callable[[str], Awaitable[None]],
-        on_published: Callable[[], None] = lambda: None,
-        on_change: Callable[[], None] = lambda: None,
-        on_empty_start: Callable[[], None] = lambda: None,
-        takeover_timeout_s: float = 30,
-        may_delete: bool = True,
-        poll_s: float = POLL_S,
-        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        options: LeaseOptions | None = None,
+        *,
+        where: str = "",
     ) -> None:
-        """`has_data` says whether there is anything on our disk (it may block); `save(label)` takes a last snapshot.
-
-        `on_published` is called when a snapshot counts, `on_change` when the data were exchanged, and
-        `on_empty_start` when the lease is ours and there were no data at our start: what will be there is restored.
-        """
-        self._on_published, self._on_change, self._on_empty_start = on_published, on_change, on_empty_start
-        self._store, self._home, self._where, self._writes = store, home, where, writes
-        self._has_data, self._save = has_data, save
-        self._takeover_timeout_s, self._answer_timeout_s = takeover_timeout_s, answer_timeout_s
-        self._may_delete, self._poll_s = may_delete, poll_s
+        """`save(label)` takes a last snapshot; `where` names this process to people."""
+        self._store, self._data_dir_state, self._writes, self._save = store, data_dir_state, writes, save
+        self._options, self._where = options or LeaseOptions(), where or this_process()
         self._taking = asyncio.Lock()
         self._had_data = False
         self._lease: Lease | None = None
@@ -92,7 +89,7 @@ class LeaderElection:
         self.role = LeaderRole.STARTING
         self.conditions: Conditions | None = None
         self.reason: str | None = None
-        """Why writes are turned away, None while they are not."""
+        """Why writes are refused, None while they are not."""
 
     # ------------------------------------------------------------------ for the repository
 
@@ -108,7 +105,6 @@ class LeaderElection:
         """Around the writing of a manifest; see `Lease.publishing`."""
         async with self._held().publishing(snapshot_id):
             yield
-        self._on_published()
 
     async def settle(self) -> None:
         """See `Lease.settle`."""
@@ -134,12 +130,27 @@ class LeaderElection:
         """Whether writes are ours to save: not once another gateway is, or was asked to be, the writer."""
         return self.role in (LeaderRole.STARTING, LeaderRole.WRITER, LeaderRole.LEAVING)
 
+    @property
+    def epoch(self) -> int | None:
+        """The fencing number, while the lease is known to be ours."""
+        return self._lease.epoch if self._lease else None
+
     # ------------------------------------------------------------------ life
 
-    async def run(self) -> None:
-        """Become the writer, stay it, and make room when asked; until cancelled."""
-        self._had_data = await asyncio.to_thread(self._has_data)
+    def begin(self, *, has_data: bool) -> None:
+        """Refuse writes until the lease is ours. `has_data` says whether the data directory held any at our start."""
+        self._had_data = has_data
         self._refuse("this gateway does not hold the lease of its store yet")
+
+    async def acquire(self) -> None:
+        """Become the writer, after asking the present one to leave. Returns at once if that was decided already.
+
+        Raises StorageError; may be retried.
+        """
+        await self._try_to_take()
+
+    async def run(self) -> None:
+        """After `begin`: become the writer, stay it, and make room when asked; until cancelled."""
         tries = 0
         while self.role is LeaderRole.STARTING:
             try:
@@ -153,7 +164,7 @@ class LeaderElection:
                 await asyncio.sleep(_RETRY_AFTER_S[min(tries, len(_RETRY_AFTER_S) - 1)])
                 tries += 1
         while True:
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(self._options.poll_s)
             try:
                 await self._turn()
             except LeaseLost as error:
@@ -184,14 +195,9 @@ class LeaderElection:
 
     async def adopted(self) -> None:
         """After a restore that went well: these data are the repository's now."""
-        self._on_change()
         if self.role is LeaderRole.BEHIND and self._lease:
-            await asyncio.to_thread(self._home.see, self._lease.known)
+            await asyncio.to_thread(self._data_dir_state.see, self._lease.known)
             self._become_writer()
-
-    def changed(self) -> None:
-        """The newest snapshot may have been deleted, be broken, or of other data: what is served is no longer saved."""
-        self._on_change()
 
     async def end(self) -> None:
         """Give the lease back at the end of this process, after its last snapshot. Never raises for the store."""
@@ -224,7 +230,7 @@ class LeaderElection:
         known = self._lease.known if self._lease else None
         return {
             "role": self.role.value,
-            "epoch": self._lease.epoch if self._lease else None,
+            "epoch": self.epoch,
             "holder": known.where if known else None,
             "conditional_writes": self.conditions.value if self.conditions else None,
             "reason": self.reason,
@@ -256,23 +262,21 @@ class LeaderElection:
                 log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
                 return
             self._lease = lease
-            await asyncio.to_thread(self._home.see, lease.known)
-            if not self._had_data:
-                self._on_empty_start()
+            await asyncio.to_thread(self._data_dir_state.see, lease.known)
             self._become_writer()
 
     def _why_behind(self, lease_state: LeaseState | None) -> str | None:
-        if lease_state is None or self._home.begins_anew():
+        if lease_state is None or self._data_dir_state.begins_anew():
             return None
-        if lease_state.home != self._home.name() and lease_state.state != "released":
+        if lease_state.home != self._data_dir_state.name() and lease_state.state != "released":
             return f"another gateway ({lease_state.where}) writes to this store, and these data may lack what it wrote"
-        if snapshot := self._home.is_behind(lease_state):
+        if snapshot := self._data_dir_state.is_behind(lease_state):
             return f"another gateway published snapshot {snapshot} since, and these data lack what it wrote"
         return None
 
     async def _make_lease(self) -> Lease:
         if self.conditions is None:
-            self.conditions = await probe(self._store, may_delete=self._may_delete)
+            self.conditions = await probe(self._store, may_delete=self._options.may_delete)
             if self.conditions is not Conditions.KEPT:
                 log.warning(
                     "this store does not keep what conditional writes promise: two gateways on it are not fenced",
@@ -280,14 +284,14 @@ class LeaderElection:
                     store=self._store.url,
                     hint="use another store, or make sure that one gateway has ended before the next one starts",
                 )
-        home = await asyncio.to_thread(self._home.name)
+        home = await asyncio.to_thread(self._data_dir_state.name)
         return Lease(
             self._store,
             home,
             self._where,
             conditional=self.conditions is Conditions.KEPT,
-            takeover_timeout_s=self._takeover_timeout_s,
-            answer_timeout_s=self._answer_timeout_s,
+            takeover_timeout_s=self._options.takeover_timeout_s,
+            answer_timeout_s=self._options.answer_timeout_s,
         )
 
     async def _make_room(self, lease_state: LeaseState) -> None:
@@ -297,7 +301,7 @@ class LeaderElection:
         log.info("another gateway wants the lease, making room", wanted_by=lease_state.wanted_by)
         moving = asyncio.create_task(self._keep_moving())
         try:
-            async with asyncio.timeout(self._takeover_timeout_s):
+            async with asyncio.timeout(self._options.takeover_timeout_s):
                 await self._save_what_there_is()
         except TimeoutError:
             log.error(
@@ -336,7 +340,7 @@ class LeaderElection:
                 await self._held().leave()
             except GatewayError as error:
                 log.warning("the lease cannot be moved", cause=str(error))
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(self._options.poll_s)
 
     def _held(self) -> Lease:
         if self._lease is None:
@@ -353,7 +357,7 @@ class LeaderElection:
     def _become_writer(self) -> None:
         self.role, self._released_at = LeaderRole.WRITER, None
         self._accept()
-        log.info("this gateway is the writer", epoch=self._lease.epoch if self._lease else None)
+        log.info("this gateway is the writer", epoch=self.epoch)
 
     def _become_reader(self, reason: str) -> None:
         if self.role is not LeaderRole.READER:

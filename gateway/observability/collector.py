@@ -6,9 +6,7 @@ remembered for `_REMEMBERED_S`, since a scrape a second must not cost a walk thr
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,9 +21,10 @@ import gateway
 from gateway.chroma.disk_usage import DiskUsage, disk_usage
 from gateway.observability.memory import resident_bytes
 from gateway.observability.metrics import PREFIX, Metrics
-from gateway.proxy.counters import BOUNDS_S, BROKEN, CLIENT_GONE, Counters, Histogram
-from gateway.proxy.gate import Gate, State
-from gateway.proxy.upstream import Pool
+from gateway.proxy.counters import BOUNDS_S, BROKEN, CLIENT_GONE, Histogram
+from gateway.proxy.data_path import DataPath
+from gateway.proxy.gate import State
+from gateway.vectorstore import VectorStore
 
 log = structlog.get_logger()
 
@@ -36,55 +35,37 @@ _REMEMBERED_S = 15.0
 _STATUSES = {BROKEN: "broken", CLIENT_GONE: "client_gone"}
 
 
-class Watched(Protocol):
-    up: bool
-    starts: int
-    unreadable: dict[str, str]
-
-
 class MetricsCollector:
     """A custom collector; `render` is all that `GET /metrics` answers."""
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        counters: Counters,
-        gate: Gate,
-        pool: Pool,
-        watch: Watched,
-        connections: Callable[[], int],
-        data_dir: Path,
-        lease: Callable[[], tuple[bool, int]],
-    ) -> None:
-        """`lease` tells whether it is held, and its epoch."""
-        self._lease = lease
-        self._metrics, self._counters, self._gate, self._pool = metrics, counters, gate, pool
-        self._watch, self._connections, self._data_dir = watch, connections, data_dir
-        self._survey: DiskUsage | None = None
-        self._surveyed_at_s = float("-inf")
-        self._surveying = asyncio.Lock()
+    def __init__(self, metrics: Metrics, data_path: DataPath, vectorstore: VectorStore) -> None:
+        self._metrics, self._data_path, self._vectorstore = metrics, data_path, vectorstore
+        self._counters = data_path.policy.counters
+        self._usage: DiskUsage | None = None
+        self._looked_at_s = float("-inf")
+        self._looking = asyncio.Lock()
         self._started_s = time.time()
         metrics.registry.register(self)
 
     async def render(self) -> bytes:
         """All metrics as Prometheus text."""
         await self.disk_usage()
-        held, epoch = self._lease()
-        self._metrics.lease(held=held, epoch=epoch)
+        leader = self._vectorstore.leader
+        self._metrics.lease(held=leader.may_write, epoch=leader.epoch or 0)
         self._metrics.refresh()
         return generate_latest(self._metrics.registry)
 
     async def disk_usage(self) -> DiskUsage | None:
         """The sizes, of at most `_REMEMBERED_S` ago; None where they cannot be had."""
-        async with self._surveying:
-            if time.monotonic() - self._surveyed_at_s >= _REMEMBERED_S:
+        async with self._looking:
+            if time.monotonic() - self._looked_at_s >= _REMEMBERED_S:
                 try:
-                    self._survey = await asyncio.to_thread(disk_usage, self._data_dir)
+                    self._usage = await asyncio.to_thread(disk_usage, self._vectorstore.directory.path)
                 except OSError as error:
-                    self._survey = None
+                    self._usage = None
                     log.warning("the data directory cannot be looked at", cause=str(error))
-                self._surveyed_at_s = time.monotonic()
-            return self._survey
+                self._looked_at_s = time.monotonic()
+            return self._usage
 
     def describe(self) -> list[Metric]:
         """Nothing: the registry must not collect before there is something."""
@@ -94,8 +75,8 @@ class MetricsCollector:
         yield from self._requests()
         yield from self._states()
         yield from self._process()
-        if self._survey is not None:
-            yield from _sizes(self._survey)
+        if self._usage is not None:
+            yield from _sizes(self._usage)
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -117,7 +98,7 @@ class MetricsCollector:
             yield family
 
     def _states(self) -> Iterator[Metric]:
-        gate, pool, watch = self._gate, self._pool, self._watch
+        gate, pool, watch = self._vectorstore.gate, self._data_path.pool, self._vectorstore.watch
         state = GaugeMetricFamily(f"{PREFIX}_gate_state", "1 for the state the gate is in.", labels=["state"])
         for each in State:
             state.add_metric([each.value], int(gate.state is each))
@@ -128,7 +109,7 @@ class MetricsCollector:
             ("writes_waiting", "Writes that wait for the gate.", gate.waiting),
             ("requests_in_flight", "Requests that Chroma works on, health checks aside.", pool.in_flight),
             ("requests_queued", "Requests that wait for Chroma to have time.", pool.queued),
-            ("connections", "Clients that are connected.", self._connections()),
+            ("connections", "Clients that are connected.", len(self._data_path.clients)),
             ("chroma_up", "Whether Chroma runs.", watch.up),
             ("unreadable_collections", "Collections that Chroma cannot read.", len(watch.unreadable)),
         ):

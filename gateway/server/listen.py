@@ -1,8 +1,10 @@
-"""The gateway's process: listens and serves until told to stop."""
+"""The gateway's process: listens and serves until told to stop.
+
+`/api/` goes to the data path, past every framework; all else goes to FastAPI. One process, one loop.
+"""
 
 import asyncio
 import socket
-import time
 from typing import Any
 
 import structlog
@@ -16,63 +18,74 @@ from gateway.api.request_ids import numbered
 from gateway.auth.addresses import networks
 from gateway.auth.admin_token import TOKEN_FILE, read_or_make
 from gateway.auth.scope import Role
-from gateway.chroma.directory import DataDirectory
 from gateway.config import Settings
-from gateway.errors import (
-    ConfigError,
-    StorageUnavailable,
-)
+from gateway.errors import ConfigError, StorageUnavailable
 from gateway.lease.probe import Conditions, probe
 from gateway.server.container import Gateway, storage_of
+from gateway.server.lifecycle import Lifecycle
 from gateway.storage import PrefixedStorage
 
 log = structlog.get_logger()
 
+# Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then Chroma's own stop.
 _GRACE_S = 4
 
 
 def serve(settings: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT.
 
-    Raises ConfigError before it listens, and at the end what kept the final snapshot from being taken.
+    Raises ConfigError before it listens, and at the end what kept it from starting Chroma or from taking the final
+    snapshot.
     """
-    directory = DataDirectory(settings.data_dir)
-    directory.make()
-    directory.claim_as_gateway()
     token = settings.admin_token.get_secret_value() if settings.admin_token else None
+    gateway = Gateway(settings, token or read_or_make(TOKEN_FILE))
+    gateway.vectorstore.directory.make()
+    gateway.vectorstore.directory.claim_as_gateway()
     if token is None:
-        token = read_or_make(TOKEN_FILE)
         log.info("the admin token is in a file", path=str(TOKEN_FILE.absolute()))
     if settings.require_fencing:
         asyncio.run(_require_fencing(settings))
     listener = _listen(settings.host, settings.port)
-    gateway = Gateway(settings, token)
-    config = uvicorn.Config(
-        numbered(
-            audited(
-                bounded(gateway.admin, KeyHolder(gateway.keyring, Role.ADMIN), settings.max_document_bytes),
-                gateway.audit,
-                networks(settings.trusted_proxies),
-            )
-        ),
-        http=gateway.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
-        ws="none",
-        loop="uvloop",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # uvicorn believes any process of this machine; see GATEWAY_TRUSTED_PROXIES
-        date_header=False,
-        timeout_graceful_shutdown=max(1, min(_GRACE_S, int(settings.exit_budget_s / 2))),
-    )
-    _Server(config, gateway).run(sockets=[listener])
-    if gateway.last_failure is not None:
-        raise gateway.last_failure
+    server = _Server(gateway)
+    server.run(sockets=[listener])
+    if server.lifecycle.failure is not None:
+        raise server.lifecycle.failure
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with the data path as its protocol."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.lifecycle = Lifecycle(gateway, self._stop)
+        settings, admins = gateway.settings, KeyHolder(gateway.keyring, Role.ADMIN)
+        admin = bounded(gateway.admin(self.lifecycle.lifespan), admins, settings.max_document_bytes)
+        config = uvicorn.Config(
+            numbered(audited(admin, gateway.audit, networks(settings.trusted_proxies))),
+            http=gateway.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
+            ws="none",
+            loop="uvloop",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # uvicorn believes any process of this machine; see GATEWAY_TRUSTED_PROXIES
+            date_header=False,
+            timeout_graceful_shutdown=max(1, min(_GRACE_S, int(settings.exit_budget_s / 2))),
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        # uvicorn's own handler would raise the signal again at the end, and a clean stop would look like a death.
+        self._stop()
+
+    def _stop(self) -> None:
+        # The budget runs from here, not from when the requests have ended.
+        self.lifecycle.stopping()
+        self.should_exit = True
 
 
 async def _require_fencing(settings: Settings) -> None:
-    """Raise ConfigError unless the store keeps what conditional writes promise, StorageError if it does not say."""
+    """Raise ConfigError unless the store keeps what conditional writes promise, StorageError if that is not known."""
     store = PrefixedStorage(storage_of(settings), settings.repository_prefix)
     try:
         async for attempt in tenacity.AsyncRetrying(
@@ -90,18 +103,6 @@ async def _require_fencing(settings: Settings) -> None:
             f"GATEWAY_REQUIRE_FENCING is set, and conditional writes on {store.url} are {conditions.value}",
             "use a store that keeps them, or unset it and never let two gateways use this one at once",
         )
-
-
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        # The budget runs from the signal, not from whenever requests have ended. uvicorn's own handler
-        # would raise the signal again at the end, and a clean stop would look like a death.
-        self._gateway.stop_by = self._gateway.stop_by or time.monotonic() + self._gateway.settings.exit_budget_s
-        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -6,30 +6,44 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
+from gateway.chroma.managed import ManagedChroma
 from gateway.errors import Conflict, GatewayError
 from gateway.files import scratch_directory
 from gateway.lease.election import LeaderElection
-from gateway.snapshot.create import Hold, Snapshotter, Source
+from gateway.snapshot.changes import Changes
+from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import Chroma, restore_live, try_out
+from gateway.snapshot.restore import restore_live, try_out
 from gateway.snapshot.retention import Keep
 from gateway.snapshot.verify import Level, verify
 
 log = structlog.get_logger()
 
-Refuse = Callable[[str], AbstractAsyncContextManager[None]]
+# What has not ended then breaks off: all other requests are refused meanwhile.
+_REFUSAL_GRACE_S = 5.0
+
+
+class Gate(Protocol):
+    """What operations do to clients' requests; `gateway.proxy.gate` does it."""
+
+    @property
+    def admitted_writes(self) -> int: ...
+
+    def hold(self, drain_timeout_s: float) -> AbstractAsyncContextManager[float]: ...
+
+    def refuse(self, reason: str, drain_timeout_s: float) -> AbstractAsyncContextManager[None]: ...
 
 
 class Operations:
@@ -39,18 +53,17 @@ class Operations:
         self,
         repository: Repository,
         directory: DataDirectory,
-        source: Source,
-        chroma: Chroma,
-        hold: Hold,
-        refuse: Refuse,
-        leader: LeaderElection | None = None,
+        chroma: ManagedChroma,
+        gate: Gate,
+        leader: LeaderElection,
+        *,
+        drain_timeout_s: float,
     ) -> None:
-        """`leader` is this gateway's among those on the same store."""
         self.repository = repository
-        self._directory, self._source, self._chroma = directory, source, chroma
-        self._hold, self._refuse = hold, refuse
-        self._leader = leader
-        self.snapshotter = Snapshotter(repository, directory, source, hold)
+        self._directory, self._chroma, self._gate, self._leader = directory, chroma, gate, leader
+        self._drain_timeout_s = drain_timeout_s
+        self.changes = Changes(lambda: gate.admitted_writes)
+        self.snapshotter = Snapshotter(repository, directory, chroma, self._hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
         self._removing = False
@@ -60,7 +73,13 @@ class Operations:
         self.restored_bytes: tuple[int, int] | None = None
         self.last_error: dict[str, Any] | None = None
         self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
-        """Told of every snapshot that ended; None is one that failed."""
+        """Called for every snapshot that ended; with None for one that failed."""
+
+    @contextlib.asynccontextmanager
+    async def _hold(self) -> AsyncIterator[float]:
+        async with self._gate.hold(self._drain_timeout_s) as drain_ms:
+            self.changes.cut()
+            yield drain_ms
 
     @contextlib.contextmanager
     def _claim(self, what: str, *, removes: bool = False) -> Iterator[None]:
@@ -109,6 +128,7 @@ class Operations:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 self.on_outcome(None)
                 raise
+            self.changes.saved()
             self.last_error = None
             self.on_outcome(snapshot)
             return snapshot
@@ -116,11 +136,10 @@ class Operations:
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
         with self._claim(f"the restore of snapshot {name}"):
-            if self._leader:
-                if name != "latest":  # which one that is shows afterwards
-                    # Nobody is to leave for a snapshot that is not there.
-                    await self.repository.manifest(await self.repository.resolve(name))
-                await self._leader.adopt()
+            if name != "latest":  # which one that is shows afterwards
+                # No other gateway is to leave for a snapshot that is not there.
+                await self.repository.manifest(await self.repository.resolve(name))
+            await self._leader.adopt()
             snapshot_id = await self.repository.resolve(name)
             note = counted(progress or Silent(), "fetching")
 
@@ -144,8 +163,8 @@ class Operations:
                     snapshot_id,
                     fetched,
                 )
-                if self._leader:
-                    await self._leader.adopted()
+                self.changes.exchanged()
+                await self._leader.adopted()
                 return restored
             finally:
                 self.restored_bytes = None
@@ -153,36 +172,28 @@ class Operations:
     @contextlib.asynccontextmanager
     async def _swapping(self, reason: str) -> AsyncIterator[None]:
         # Not before: a restore that comes to nothing takes nothing from what is known of the data.
-        async with self._refuse(reason), self.snapshotter.swapping():
+        async with self._gate.refuse(reason, _REFUSAL_GRACE_S), self.snapshotter.swapping():
             yield
 
-    async def begin(self) -> None:
-        """Take over from an earlier gateway on this directory that may have died at any point of a restore.
+    async def finish_interrupted_restore(self) -> None:
+        """Settle or roll back a restore that an earlier gateway on this directory died of, and start Chroma.
 
-        Chroma is started if it was left stopped. An exchange that was not settled is settled or rolled
-        back; requests are refused until then, from the first step of this coroutine on.
+        Requests are refused until then. Logs the outcome; the data served is sound in either case.
         """
         with self._claim("the start"), contextlib.suppress(GatewayError):
-            if not self._directory.is_swapping():
-                await asyncio.to_thread(self._directory.drop_abandoned)
-                await self._chroma.ensure_running()
-                return
-            async with self._refuse("an interrupted restore is being finished"):
+            async with self._gate.refuse("an interrupted restore is being finished", _REFUSAL_GRACE_S):
                 await try_out(self._directory, self._chroma)
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
         with self._claim(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
-            if self._leader:
-                self._leader.changed()
+            self.changes.exchanged()
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
         """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`."""
         with self._claim("a garbage collection", removes=True):
-            if self._leader is None:
-                raise Conflict("this gateway has no lease to collect garbage under")
             return await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
 
     # ------------------------------------------------------------------ looked at, in and out
@@ -192,8 +203,8 @@ class Operations:
         with self._looking(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
             found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
-            if not found.ok and self._leader:
-                self._leader.changed()
+            if not found.ok:
+                self.changes.exchanged()  # the newest snapshot may be the broken one
             return found
 
     async def unpack_to_scratch(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
@@ -221,9 +232,8 @@ class Operations:
             try:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
             finally:
-                if self._leader:
-                    # The newest snapshot may be of other data than those that are served.
-                    self._leader.changed()
+                # The newest snapshot may be of other data than those that are served.
+                self.changes.exchanged()
 
     # ------------------------------------------------------------------ for snapshots made by others
 
@@ -236,7 +246,7 @@ class Operations:
         stack = contextlib.AsyncExitStack()
         async with contextlib.AsyncExitStack() as entering:
             entering.enter_context(self._claim("a quiesce"))
-            self._source.require_served()
+            self._chroma.require_served()
             drain_ms = await entering.enter_async_context(self._hold())
             await entering.enter_async_context(_in_thread(lambda: write_lock(self._directory.path)))
             stack = entering.pop_all()

@@ -35,10 +35,6 @@ class Chroma(Protocol):
         """Raise Unavailable if Chroma cannot be stopped and started."""
         ...
 
-    async def ensure_running(self) -> None:
-        """Start Chroma if it was left stopped. Raises Unavailable."""
-        ...
-
     async def stop(self) -> None:
         """Return once Chroma's process has ended. Raises Unavailable."""
         ...
@@ -144,7 +140,8 @@ async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
     if directory.on_trial:  # Otherwise Chroma died, and its second start has rolled back already.
         await chroma.stop()
         await run_in_thread_uninterrupted(directory.roll_back)
-        await chroma.start()
+        if not directory.is_empty():  # else it was restored at boot, and is to be restored again
+            await chroma.start()
     raise SnapshotError(
         f"Chroma could not serve snapshot {snapshot_id}, the data is what it was before: {problem or 'Chroma died'}",
         "restore another snapshot, see GET /admin/snapshot",

@@ -1,10 +1,10 @@
-"""Stops and starts Chroma through the supervisord that runs it, over its XML-RPC on a Unix socket."""
+"""Starts and stops a program through the supervisord that runs it, over its XML-RPC on a Unix socket."""
 
 import asyncio
 import http.client
 import socket
 import xmlrpc.client
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,59 +12,63 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from gateway.errors import Unavailable
 
-_PROGRAM = "chroma"
+_DIED = frozenset(("EXITED", "BACKOFF", "FATAL", "UNKNOWN"))
+_ENDED = _DIED | {"STOPPED"}
 _POLL_S = 0.02
 _CALL_TIMEOUT_S = 5
 _HINT = "see `supervisorctl -c supervisord.conf status`, run where the gateway was started"
 
 
-class Supervisor:
-    """The supervisord at `server_url`, such as `unix:///srv/var/supervisor.sock`.
+class SupervisedProcess:
+    """One program of the supervisord at `server_url`, such as `unix:///srv/var/supervisor.sock`.
 
     Every method raises Unavailable when supervisord cannot be reached, refuses (as it does while it
     is stopping itself) or is not done in time. All may be retried.
     """
 
-    def __init__(self, server_url: str) -> None:
-        self._server_url = server_url
+    def __init__(self, server_url: str, program: str) -> None:
+        self._server_url, self._program = server_url, program
 
-    async def stop_chroma(self, timeout_s: float) -> None:
-        """Return when Chroma is stopped and will stay so; it may have been stopped already.
-
-        supervisord kills a Chroma that ignores SIGTERM after `stopwaitsecs`; a shorter `timeout_s`
-        gives up before that, with the stop still under way.
-        """
-        async with _deadline("stopping Chroma", timeout_s):
-            # A Chroma that died this instant is NOT_RUNNING too, yet about to be restarted. So ask
-            # until it is STOPPED. Not by `wait`: supervisord spins on the processor meanwhile.
-            await self._call("stopProcess", _PROGRAM, False, accept=Faults.NOT_RUNNING)
-            while (await self._state())[0] != "STOPPED":
-                await asyncio.sleep(_POLL_S)
-                await self._call("stopProcess", _PROGRAM, False, accept=Faults.NOT_RUNNING)
-
-    async def start_chroma(self, timeout_s: float) -> None:
-        """Return when Chroma's process is there, which is well before it answers requests.
+    async def start(self, timeout_s: float) -> None:
+        """Return when the process is there, which is well before it answers requests.
 
         It may have been there already. One that is just being stopped is waited for and started anew.
         """
-        async with _deadline("starting Chroma", timeout_s):
-            # Not by `wait`: that takes `startsecs`, and tells nothing about answering either.
-            await self._call("startProcess", _PROGRAM, False, accept=Faults.ALREADY_STARTED)
-            while (await self._state())[0] not in ("STARTING", "RUNNING"):
-                await asyncio.sleep(_POLL_S)
-                await self._call("startProcess", _PROGRAM, False, accept=Faults.ALREADY_STARTED)
+        await self._ask_until("startProcess", Faults.ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
 
-    async def chroma_state(self) -> tuple[str, int | None, int]:
-        """supervisord's name for the state, Chroma's pid while it has one, its last start in epoch seconds.
+    async def stop(self, timeout_s: float) -> None:
+        """Return when the process has ended and will stay so; it may have ended before.
 
-        The start is 0 before the first one.
+        supervisord kills one that ignores SIGTERM after `stopwaitsecs`. A shorter `timeout_s` gives up before that,
+        with the stop still under way.
         """
-        async with _deadline("asking for Chroma's state", _CALL_TIMEOUT_S):
+        await self._ask_until("stopProcess", Faults.NOT_RUNNING, _ENDED, timeout_s)
+
+    async def is_running(self) -> bool:
+        """Whether there is a process, also one that was just started or is just being stopped."""
+        return (await self.state())[0] not in _ENDED
+
+    async def has_died(self) -> bool:
+        """Whether it ended without having been told to, and was not started since."""
+        return (await self.state())[0] in _DIED
+
+    async def state(self) -> tuple[str, int | None]:
+        """supervisord's name for the state, and the process id while there is one."""
+        async with _deadline(f"asking for the state of {self._program}", _CALL_TIMEOUT_S):
             return await self._state()
 
-    async def _state(self) -> tuple[str, int | None, int]:
-        info = await self._call("getProcessInfo", _PROGRAM)
-        return info["statename"], info["pid"] or None, info["start"]
+    async def _ask_until(self, method: str, accept: int, wanted: Collection[str], timeout_s: float) -> None:
+        async with _deadline(f"{method} {self._program}", timeout_s):
+            # Not by `wait`: supervisord spins on the processor meanwhile. A state may change between two calls, so the
+            # request is repeated until the state is the wanted one.
+            await self._call(method, self._program, False, accept=accept)
+            while (await self._state())[0] not in wanted:
+                await asyncio.sleep(_POLL_S)
+                await self._call(method, self._program, False, accept=accept)
+
+    async def _state(self) -> tuple[str, int | None]:
+        info = await self._call("getProcessInfo", self._program)
+        return info["statename"], info["pid"] or None
 
     async def _call(self, method: str, *args: Any, accept: int | None = None) -> Any:
         return await asyncio.to_thread(_call, self._server_url, method, args, accept)

@@ -28,6 +28,7 @@ from typing import Any
 from supervisor import events
 from supervisor.states import SupervisorStates, getProcessStateDescription
 
+from gateway.chroma.native import environment_for_chroma
 from gateway.observability.chroma_lines import ChromaLines
 
 PERMANENT = {
@@ -118,6 +119,7 @@ class _Plugin:
         options.make_pipes = _inherit_output if os.isatty(2) else _pipe_chroma
         self._lines: dict[int, ChromaLines] = {}
         options.setpgrp = _leave_group
+        options.execve = _exec
         for handler in options.logger.handlers:
             handler.handleError = _lose_line
         events.subscribe(events.ProcessStateEvent, self._on_process)
@@ -184,6 +186,12 @@ def _leave_group() -> None:
     os.setpgrp()
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _exec(path: str, argv: list[str], environment: dict[str, str]) -> None:
+    """In a program's new process: become it. Chroma gets no secrets of ours."""
+    is_chroma = environment.get("SUPERVISOR_PROCESS_NAME") == "chroma"
+    os.execve(path, argv, environment_for_chroma(environment) if is_chroma else environment)  # noqa: S606
 
 
 class _Waker:

@@ -1,6 +1,6 @@
 """The process layer: a real supervisord under our supervisord.conf, with small programs in place of the two.
 
-Everything but the two `command=` lines is the conf we ship.
+All but the two `command=` lines, and who starts Chroma, is the conf we ship.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ import pytest
 from supervisor.xmlrpc import Faults
 
 from gateway.errors import ConfigError, Unavailable
-from gateway.supervisor.client import Supervisor
+from gateway.supervisor.client import SupervisedProcess
 from gateway.supervisor.plugin import MAX_DEATHS
 from gateway.supervisor.serve import serve
 
@@ -63,10 +63,10 @@ def eventually(what: Callable[[], T], within_s: float = 10) -> T:
     return value
 
 
-async def reach(supervisor: Supervisor, state: str) -> int:
+async def reach(chroma: SupervisedProcess, state: str) -> int:
     """Wait until Chroma is in `state`; return its pid."""
     async with asyncio.timeout(10):
-        while (found := await supervisor.chroma_state())[0] != state:
+        while (found := await chroma.state())[0] != state:
             await asyncio.sleep(0.02)
     return found[1] or 0
 
@@ -85,8 +85,11 @@ class Gateway:
         conf = (ROOT / "supervisord.conf").read_text()
         for name, does in (("chroma", chroma), ("gateway", gateway)):
             ours = f"{sys.executable} -ISu program.py {name} {does}"
-            conf, replaced = re.subn(f"^command=chroma-gateway {name}$", f"command={ours}", conf, flags=re.M)
+            conf, replaced = re.subn(rf"(\[program:{name}\]\n)command=.*\n", rf"\1command={ours}\n", conf)
             assert replaced == 1
+        # The program in place of the gateway starts nothing.
+        conf, replaced = re.subn("^autostart=false$", "autostart=true", conf, flags=re.M)
+        assert replaced == 1
         (self.directory / "supervisord.conf").write_text(conf)
         with (self.directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
@@ -149,8 +152,8 @@ def gateway_process() -> Iterator[Gateway]:
 @pytest.mark.parametrize("command", [SUPERVISORD, SERVE], ids=["supervisord", "serve"])
 @pytest.mark.parametrize(
     ("ends", "other", "after_s", "status"),
-    [("chroma", "gateway", 0.5, 3), ("gateway", "chroma", 1.2, 2)],
-    ids=["within-startsecs", "later"],
+    [("chroma", "gateway", 0.5, 3), ("gateway", "chroma", 1.2, 2), ("gateway", "chroma", 0.5, 4)],
+    ids=["chroma", "gateway", "gateway-within-startsecs"],
 )
 def test_permanent_status_becomes_the_containers(
     gateway_process: Gateway, command: list[str], ends: str, other: str, *, after_s: float, status: int
@@ -169,35 +172,50 @@ def test_permanent_status_becomes_the_containers(
 
 def test_program_that_cannot_be_started_ends_the_house(gateway_process: Gateway) -> None:
     """A program that fails within `startsecs` is retried a few times, then its status is the house's."""
-    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    gateway_process.start(SUPERVISORD, gateway="exit=101")
     assert gateway_process.status(within_s=20) == 101
-    assert len(gateway_process.notes("chroma", "start")) == 4
-    assert len(gateway_process.notes("gateway", "end")) == 1
+    assert len(gateway_process.notes("gateway", "start")) == 4
+    assert len(gateway_process.notes("chroma", "end")) == 1
 
 
 def test_crash_loop_that_outlives_startsecs_ends_the_house(gateway_process: Gateway) -> None:
     """A program that comes up and dies again and again, even with status 0, ends the house with a failure."""
-    gateway_process.start(SUPERVISORD, chroma="exit=0 after=1.1")
+    gateway_process.start(SUPERVISORD, gateway="exit=0 after=1.1")
     assert gateway_process.status(within_s=20) == 1
-    assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 1
-    assert len(gateway_process.notes("gateway", "end")) == 1
+    assert len(gateway_process.notes("gateway", "start")) == MAX_DEATHS + 1
+    assert len(gateway_process.notes("chroma", "end")) == 1
 
 
-async def test_killed_chroma_comes_back(gateway_process: Gateway) -> None:
-    """kill -9 of Chroma starts it again at once and touches nothing else."""
+async def test_only_the_gateway_starts_a_chroma_that_died(gateway_process: Gateway) -> None:
+    """supervisord leaves it dead and says so; the start by the gateway is one start."""
     gateway_process.start(SUPERVISORD)
-    supervisor = Supervisor(gateway_process.url)
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
     gateway_process.wait_until_up()
-    os.kill(await reach(supervisor, "RUNNING"), signal.SIGKILL)
-    began = time.monotonic()
-    again, when = gateway_process.wait_for("chroma", "start", 2)
-    assert when - began < 0.8
-    state, pid, start = await supervisor.chroma_state()
-    assert (state, pid) == ("STARTING", again)
-    assert abs(start - time.time()) < 5
+    assert not await chroma.has_died()
+    os.kill(await reach(chroma, "RUNNING"), signal.SIGKILL)
+    await reach(chroma, "EXITED")
+    assert (await chroma.has_died(), await chroma.is_running()) == (True, False)
+    await chroma.start(5)
+    again, _ = gateway_process.wait_for("chroma", "start", 2)
+    assert await chroma.state() == ("RUNNING", again)
+    assert not await chroma.has_died()
     assert len(gateway_process.notes("gateway", "start")) == 1
     gateway_process.signal(signal.SIGTERM)
     assert gateway_process.status(within_s=5) == 0
+
+
+async def test_chroma_that_dies_too_often_ends_everything(gateway_process: Gateway) -> None:
+    """Whoever starts it again, six deaths in a minute are enough."""
+    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
+    for deaths in range(1, MAX_DEATHS + 1):
+        gateway_process.wait_for("chroma", "end", deaths)
+        await reach(chroma, "EXITED")
+        with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
+            await chroma.start(0.5)
+    assert gateway_process.status(within_s=5) == 101
+    assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 1
+    assert "chroma ended 6 times in 60 s" in gateway_process.output
 
 
 def test_gateway_stops_first_and_has_its_time(gateway_process: Gateway) -> None:
@@ -229,8 +247,8 @@ def test_signal_stops_the_house(gateway_process: Gateway, command: list[str], nu
 
 def test_stop_between_two_tries_is_a_success(gateway_process: Gateway) -> None:
     """SIGTERM while a failing program waits for its next try is an ordinary stop."""
-    gateway_process.start(SUPERVISORD, chroma="exit=1")
-    eventually(lambda: "exited: chroma" in gateway_process.output)
+    gateway_process.start(SUPERVISORD, gateway="exit=1")
+    eventually(lambda: "exited: gateway" in gateway_process.output)
     gateway_process.signal(signal.SIGTERM)
     assert gateway_process.status(within_s=5) == 0
 
@@ -248,13 +266,13 @@ async def test_live_restores_stop_and_start_chroma(gateway_process: Gateway) -> 
     """Stopping and starting Chroma, more often than it may crash, is no crash; doing so twice is no error."""
     gateway_process.start(SUPERVISORD, chroma="drain=0.1")
     gateway_process.wait_until_up()
-    supervisor = Supervisor(gateway_process.url)
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
     for turn in range(MAX_DEATHS + 2):
-        await supervisor.stop_chroma(5)
-        await supervisor.stop_chroma(5)
-        assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
-        await supervisor.start_chroma(5)
-        await supervisor.start_chroma(5)
+        await chroma.stop(5)
+        await chroma.stop(5)
+        assert await chroma.state() == ("STOPPED", None)
+        await chroma.start(5)
+        await chroma.start(5)
         gateway_process.wait_for("chroma", "start", turn + 2)
     assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 3
     assert gateway_process.process
@@ -267,22 +285,19 @@ async def test_stopped_means_stopped_even_as_chroma_dies(gateway_process: Gatewa
     """A Chroma that dies just before it is stopped is not running when the stop returns, nor afterwards."""
     gateway_process.start(SUPERVISORD)
     gateway_process.wait_until_up()
-    supervisor = Supervisor(gateway_process.url)
-    # For `startsecs` a death is a failed start, later an unexpected end: both must hold.
-    for wanted in ("STARTING", "RUNNING", "RUNNING"):
-        os.kill(await reach(supervisor, wanted), signal.SIGKILL)
-        # A SIGTERM that meets the restarted program between fork and exec is lost, and supervisord waits
-        # `stopwaitsecs` (5) before it kills: late, but stopped.
-        await supervisor.stop_chroma(15)
-        starts = len(gateway_process.notes("chroma", "start"))
-        assert (await supervisor.chroma_state())[:2] == ("STOPPED", None)
-        await supervisor.start_chroma(5)
-        gateway_process.wait_for("chroma", "start", starts + 1)
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
+    for turn in range(2):
+        os.kill(await reach(chroma, "RUNNING"), signal.SIGKILL)
+        await chroma.stop(15)
+        assert not await chroma.is_running()
+        assert len(gateway_process.notes("chroma", "start")) == turn + 1
+        await chroma.start(5)
+        gateway_process.wait_for("chroma", "start", turn + 2)
 
 
-async def test_not_running_is_not_yet_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Chroma that is "not running" only because it is about to be restarted is stopped again."""
-    states, stops = iter(["EXITED", "STARTING", "STOPPING", "STOPPED"]), []
+async def test_a_stop_is_repeated_until_it_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Chroma that is started at the same moment is stopped again."""
+    states, stops = iter(["STARTING", "RUNNING", "STOPPING", "STOPPED"]), []
 
     def answer(_url: str, method: str, args: tuple[object, ...], accept: int | None) -> object:
         if method == "getProcessInfo":
@@ -291,7 +306,7 @@ async def test_not_running_is_not_yet_stopped(monkeypatch: pytest.MonkeyPatch) -
         return None
 
     monkeypatch.setattr("gateway.supervisor.client._call", answer)
-    await Supervisor("unix://not-used.sock").stop_chroma(5)
+    await SupervisedProcess("unix://not-used.sock", "chroma").stop(5)
     assert stops == [("stopProcess", ("chroma", False), Faults.NOT_RUNNING)] * 4
 
 
@@ -299,10 +314,10 @@ async def test_slow_stop_is_bounded_and_a_start_waits_for_it(gateway_process: Ga
     """A stop that takes too long says so; a start right after waits for its end and gives a fresh process."""
     gateway_process.start(SUPERVISORD, chroma="drain=1")
     gateway_process.wait_until_up()
-    supervisor = Supervisor(gateway_process.url)
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
     with pytest.raises(Unavailable, match=r"longer than 0\.2 s"):
-        await supervisor.stop_chroma(0.2)
-    await supervisor.start_chroma(5)
+        await chroma.stop(0.2)
+    await chroma.start(5)
     assert gateway_process.wait_for("chroma", "start", 2)[1] > gateway_process.notes("chroma", "end")[0][1]
 
 
@@ -310,13 +325,13 @@ async def test_stopping_supervisord_refuses_with_unavailable(gateway_process: Ga
     """While the house stops, and when it is gone, no foreign exception reaches the caller."""
     gateway_process.start(SUPERVISORD, gateway="drain=1")
     gateway_process.wait_until_up()
-    supervisor = Supervisor(gateway_process.url)
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
     gateway_process.signal(signal.SIGTERM)
     gateway_process.wait_for("gateway", "told")
     with pytest.raises(Unavailable, match="SHUTDOWN_STATE"):
-        await supervisor.stop_chroma(5)
+        await chroma.stop(5)
     assert gateway_process.status(within_s=5) == 0
-    for call in (supervisor.chroma_state(), supervisor.start_chroma(1), supervisor.stop_chroma(1)):
+    for call in (chroma.state(), chroma.start(1), chroma.stop(1)):
         with pytest.raises(Unavailable, match="cannot be reached"):
             await call
 
@@ -330,7 +345,7 @@ async def test_silent_supervisord_is_given_up(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr("gateway.supervisor.client._CALL_TIMEOUT_S", 0.3)
         began = time.monotonic()
         with pytest.raises(Unavailable, match=r"longer than 0\.1 s"):
-            await Supervisor("unix://silent.sock").stop_chroma(0.1)
+            await SupervisedProcess("unix://silent.sock", "chroma").stop(0.1)
         assert time.monotonic() - began < 1
 
 

@@ -7,9 +7,9 @@ import pytest
 from fastapi import FastAPI
 
 from gateway import errors
-from gateway.api.app import admin_application
 from gateway.config import Settings
 from gateway.server.container import Gateway
+from tests.unit.api.test_health import no_lifespan
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 ROUTE = re.compile(r"^\| `(GET|POST|PUT|PATCH|DELETE) (/[^ `?]*)", re.MULTILINE)
@@ -18,7 +18,7 @@ ROUTE = re.compile(r"^\| `(GET|POST|PUT|PATCH|DELETE) (/[^ `?]*)", re.MULTILINE)
 @pytest.fixture
 async def admin(tmp_path: Path) -> FastAPI:
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
-    return admin_application(Gateway(settings, "a-token"))
+    return Gateway(settings, "a-token").admin(no_lifespan)
 
 
 async def test_every_route_is_in_the_readme(admin: FastAPI) -> None:

@@ -1,15 +1,17 @@
 """`/readyz` says why not to whoever may know, and that not to everybody."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from gateway.api.app import admin_application
 from gateway.config import Settings
 from gateway.errors import StorageDenied
 from gateway.server.container import Gateway
+from gateway.vectorstore import Phase, Readiness
 from tests.keys import Keys
 
 NAME = "acme/web/payroll"
@@ -23,6 +25,15 @@ def keys(tmp_path: Path) -> Keys:
     return keys
 
 
+@contextlib.asynccontextmanager
+async def no_lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+def admin(gateway_process: Gateway) -> FastAPI:
+    return gateway_process.admin(no_lifespan)
+
+
 async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         return await client.get("/readyz", headers=headers)
@@ -34,8 +45,8 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
     keys.tokens["wrong"] = "nonsense"
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
     gateway_process = Gateway(settings, "an-admin-token")
-    gateway_process.watch.up, gateway_process.watch.unreadable = True, {NAME: "torn"}
-    answer = await ask(admin_application(gateway_process), keys.bearer(who) if who else {})
+    gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
+    answer = await ask(admin(gateway_process), keys.bearer(who) if who else {})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     body = answer.json()
     assert (body["error"], body["phase"]) == ("Unavailable", "unreadable")
@@ -46,13 +57,17 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
 async def test_an_open_house_tells_everybody(tmp_path: Path) -> None:
     """As the data is theirs to read anyway; and while every collection is read, how far it is."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
-    app = admin_application(gateway_process)
-    gateway_process.watch.up, gateway_process.watch.unreadable = True, {NAME: "torn"}
+    app = admin(gateway_process)
+    gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
     assert NAME in (await ask(app, {})).json()["message"]
-    gateway_process.watch.unreadable, gateway_process.watch.to_warm, gateway_process.watch.done_warming = {}, 7, 3
+    (
+        gateway_process.vectorstore.watch.unreadable,
+        gateway_process.vectorstore.watch.to_warm,
+        gateway_process.vectorstore.watch.done_warming,
+    ) = {}, 7, 3
     body = (await ask(app, {})).json()
     assert (body["phase"], body["collections_done"], body["collections_total"]) == ("reading", 3, 7)
-    gateway_process.watch.warmed = True
+    gateway_process.vectorstore.watch.warmed = True
     assert (await ask(app, {})).json() == {"status": "ready", "warnings": []}
 
 
@@ -61,9 +76,9 @@ async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who
     """They name the store. That there are some everybody may know."""
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
     gateway_process = Gateway(settings, "an-admin-token")
-    gateway_process.watch.up = gateway_process.watch.warmed = True
-    gateway_process.leader._problem = StorageDenied("put s3://payroll/lease.json: AccessDenied")
-    answer = await ask(admin_application(gateway_process), keys.bearer(who) if who else {})
+    gateway_process.vectorstore.watch.up = gateway_process.vectorstore.watch.warmed = True
+    gateway_process.vectorstore.leader._problem = StorageDenied("put s3://payroll/lease.json: AccessDenied")
+    answer = await ask(admin(gateway_process), keys.bearer(who) if who else {})
     assert answer.status_code == 200
     assert len(answer.json()["warnings"]) == 1
     assert ("payroll" in answer.text) is told
@@ -72,10 +87,7 @@ async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who
 async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
     """In bytes, while Chroma is not there yet."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
-    gateway_process.directory.make()
-    gateway_process.directory.note_boot(
-        phase="restoring", snapshot="20261120T210455Z-3f9a1c", bytes_done=5, bytes_total=9
-    )
-    body = (await ask(admin_application(gateway_process), {})).json()
+    gateway_process.vectorstore._start = Readiness(Phase.RESTORING, "5 of 9 bytes", {"bytes_done": 5, "bytes_total": 9})
+    body = (await ask(admin(gateway_process), {})).json()
     assert (body["phase"], body["bytes_done"], body["bytes_total"]) == ("restoring", 5, 9)
     assert "5 of 9 bytes" in body["message"]

@@ -1,6 +1,5 @@
 """The contents of a data directory are exchanged whole or not at all, wherever the power fails."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -21,7 +20,7 @@ A, B, C = (f"{digit * 8}-0000-4000-8000-000000000000" for digit in "abc")
 State = dict[str, str]
 OLD: State = {"chroma.sqlite3": "old", "chroma.sqlite3-wal": "old", f"{A}/header.bin": "old", f"{B}/header.bin": "old"}
 NEW: State = {"chroma.sqlite3": "new", f"{B}/header.bin": "new", f"{C}/header.bin": "new"}
-FOREIGN: State = {"lost+found/inode": "theirs", "notes.txt": "theirs", ".gateway/boot.json": "{}"}
+FOREIGN: State = {"lost+found/inode": "theirs", "notes.txt": "theirs", ".gateway/home.json": "{}"}
 
 
 def write(directory: Path, state: State) -> None:
@@ -45,7 +44,7 @@ def live(directory: DataDirectory) -> State:
 
 def left_over(directory: DataDirectory) -> list[str]:
     """Whatever of an exchange still lies about."""
-    return sorted(set(os.listdir(directory.path / ".gateway")) - {"boot.json", "incoming"})
+    return sorted(set(os.listdir(directory.path / ".gateway")) - {"home.json", "incoming"})
 
 
 def made(path: Path, old: State = OLD) -> DataDirectory:
@@ -358,22 +357,9 @@ def test_rooms_are_empty_private_and_on_the_same_file_system(tmp_path: Path) -> 
     assert path.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_dev == tmp_path.stat().st_dev
     write(directory.scratch, {"room/left": "over"})
-    directory.drop_scratch()
-    directory.drop_incoming()
+    directory.drop_leftovers()
     assert os.listdir(tmp_path / ".gateway") == []
     assert directory.is_empty()
-
-
-def test_what_the_start_does_is_told_to_another_process(tmp_path: Path) -> None:
-    """The last note counts; none, or half of one, is none."""
-    directory = DataDirectory(tmp_path)
-    directory.make()
-    assert directory.boot_note() == {}
-    directory.note_boot(phase="preparing")
-    directory.note_boot(phase="restoring", bytes_done=1)
-    assert DataDirectory(tmp_path).boot_note() == {"phase": "restoring", "bytes_done": 1}
-    (tmp_path / ".gateway/boot.json").write_text(json.dumps({"phase": "x"})[:-2])
-    assert directory.boot_note() == {}
 
 
 def test_a_place_that_cannot_be_a_directory_stops_the_start(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The place of a gateway among others on its store: who accepts writes, and when."""
+"""Which of the gateways on one store accepts writes, and when."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import LeaseLost, StorageUnavailable
 from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.election import LeaderElection, LeaderRole
+from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
 from gateway.lease.lease import Lease, read_lease_state
 from gateway.lease.state import LEASE
 from tests.unit.snapshot.manifests import ID
@@ -19,7 +19,7 @@ POLL_S = 0.02
 
 
 class Gateway:
-    """One process with a data directory, its place, and what became of its clients' writes."""
+    """One process with a data directory, and what became of its clients' writes."""
 
     def __init__(
         self,
@@ -34,17 +34,9 @@ class Gateway:
         self.path, self.refusal, self.saved = path, "", list[str]()
         self.heard: asyncio.Event = asyncio.Event()
         self.save_error: Exception | None = None
-        self.place = LeaderElection(
-            store,
-            DataDirState(path),
-            path.name,
-            self,
-            has_data=lambda: has_data,
-            save=self.save,
-            takeover_timeout_s=patience_s,
-            poll_s=POLL_S,
-            answer_timeout_s=answer_timeout_s,
-        )
+        options = LeaseOptions(takeover_timeout_s=patience_s, poll_s=POLL_S, answer_timeout_s=answer_timeout_s)
+        self.leader = LeaderElection(store, DataDirState(path), self, self.save, options, where=path.name)
+        self.leader.begin(has_data=has_data)
         self._task: asyncio.Task[None] | None = None
 
     def refuse_writes(self, reason: str) -> None:
@@ -60,11 +52,11 @@ class Gateway:
         self.saved.append(label)
         if self.save_error:
             raise self.save_error
-        async with self.place.publishing(ID):
+        async with self.leader.publishing(ID):
             pass
 
     def start(self) -> "Gateway":
-        self._task = asyncio.create_task(self.place.run())
+        self._task = asyncio.create_task(self.leader.run())
         return self
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -75,7 +67,7 @@ class Gateway:
                     await asyncio.wait_for(self.heard.wait(), POLL_S)
 
     async def until_role(self, role: LeaderRole) -> "Gateway":
-        await self.until(lambda: self.place.role is role)
+        await self.until(lambda: self.leader.role is role)
         return self
 
     async def kill(self) -> None:
@@ -110,8 +102,8 @@ async def test_writes_go_to_one(made: Callable[..., Gateway]) -> None:
     assert new.refusal == ""
     assert old.refusal
     with pytest.raises(LeaseLost):
-        await old.place.require()
-    await new.place.require()
+        await old.leader.require()
+    await new.leader.require()
 
 
 async def test_a_save_that_fails_for_now_is_tried_again(made: Callable[..., Gateway]) -> None:
@@ -121,7 +113,7 @@ async def test_a_save_that_fails_for_now_is_tried_again(made: Callable[..., Gate
     old.save_error = StorageUnavailable("later")
     new = made(store, "new", patience_s=30).start()
     await old.until(lambda: bool(old.saved))
-    assert new.place.role is LeaderRole.STARTING
+    assert new.leader.role is LeaderRole.STARTING
     old.save_error = None
     await new.until_role(LeaderRole.WRITER)
     assert len(old.saved) == 2
@@ -140,11 +132,11 @@ async def test_a_long_save_is_waited_for(made: Callable[..., Gateway]) -> None:
         await may_end.wait()
         await save(label)
 
-    old.place._save = slowly
+    old.leader._save = slowly
     new = made(store, "new", patience_s=60, answer_timeout_s=0.3).start()
     await old.until_role(LeaderRole.LEAVING)
     await asyncio.sleep(1)
-    assert (old.place.role, new.place.role) == (LeaderRole.LEAVING, LeaderRole.STARTING)
+    assert (old.leader.role, new.leader.role) == (LeaderRole.LEAVING, LeaderRole.STARTING)
     may_end.set()
     await new.until_role(LeaderRole.WRITER)
     assert old.saved == ["handover"]
@@ -167,7 +159,7 @@ async def test_a_lease_that_nobody_takes_comes_back(
     await old.until_role(LeaderRole.READER)
     await old.until_role(LeaderRole.WRITER)
     assert old.refusal == ""
-    async with old.place.publishing(ID):
+    async with old.leader.publishing(ID):
         pass
 
 
@@ -176,14 +168,14 @@ async def test_a_store_that_is_down_does_not_stop_the_service(made: Callable[...
     store = MemoryStore()
     store.unreachable = True
     only = made(store, "only", has_data=True).start()
-    await only.until(lambda: bool(only.place.warnings))
+    await only.until(lambda: bool(only.leader.warnings))
     assert only.refusal == ""
     with pytest.raises(StorageUnavailable):
-        await only.place.require()
+        await only.leader.require()
     store.unreachable = False
-    await only.place.require()
-    assert only.place.role is LeaderRole.WRITER
-    assert only.place.warnings == []
+    await only.leader.require()
+    assert only.leader.role is LeaderRole.WRITER
+    assert only.leader.warnings == []
 
 
 async def test_a_lease_that_cannot_be_read_stops_writes(made: Callable[..., Gateway]) -> None:
@@ -200,22 +192,22 @@ async def test_data_that_are_behind_are_not_written_to(made: Callable[..., Gatew
     """Neither while the other gateway lives nor after; until they are replaced by what it published."""
     store = MemoryStore()
     old = await made(store, "old").start().until_role(LeaderRole.WRITER)
-    await old.place.end()
+    await old.leader.end()
     await old.kill()
     other = await made(store, "other").start().until_role(LeaderRole.WRITER)
     again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
     assert "may lack" in again.refusal
-    assert other.place.role is LeaderRole.WRITER, "it was asked to leave for nothing"
-    async with other.place.publishing(ID):
+    assert other.leader.role is LeaderRole.WRITER, "it was asked to leave for nothing"
+    async with other.leader.publishing(ID):
         pass
-    await other.place.end()
+    await other.leader.end()
     await again.kill()
     again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
     assert ID in again.refusal
-    await again.place.adopt()
+    await again.leader.adopt()
     assert again.refusal, "the restore may still fail"
-    await again.place.adopted()
-    assert (again.place.role, again.refusal) == (LeaderRole.WRITER, "")
+    await again.leader.adopted()
+    assert (again.leader.role, again.refusal) == (LeaderRole.WRITER, "")
     await again.kill()
     await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
 
@@ -224,12 +216,12 @@ async def test_a_restore_that_failed_leaves_them_behind(made: Callable[..., Gate
     """Also for the next start."""
     store = MemoryStore()
     other = await made(store, "other").start().until_role(LeaderRole.WRITER)
-    async with other.place.publishing(ID):
+    async with other.leader.publishing(ID):
         pass
-    await other.place.end()
+    await other.leader.end()
     again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
-    await again.place.adopt()
-    await again.place.end()
+    await again.leader.adopt()
+    await again.leader.end()
     await again.kill()
     again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
     assert again.refusal
@@ -239,11 +231,11 @@ async def test_data_whose_last_writer_published_nothing_are_not_behind(made: Cal
     """Another gateway came and went between without writing anything."""
     store = MemoryStore()
     old = await made(store, "old").start().until_role(LeaderRole.WRITER)
-    async with old.place.publishing(ID):
+    async with old.leader.publishing(ID):
         pass
-    await old.place.end()
+    await old.leader.end()
     other = await made(store, "other").start().until_role(LeaderRole.WRITER)
-    await other.place.end()
+    await other.leader.end()
     await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
 
 
@@ -251,9 +243,9 @@ async def test_a_start_anew_is_not_behind(made: Callable[..., Gateway], tmp_path
     """GATEWAY_RESTORE=none says that these are to be the data from now on."""
     store = MemoryStore()
     other = await made(store, "other").start().until_role(LeaderRole.WRITER)
-    async with other.place.publishing(ID):
+    async with other.leader.publishing(ID):
         pass
-    await other.place.end()
+    await other.leader.end()
     (tmp_path / "anew/.gateway").mkdir(parents=True)
     DataDirState(tmp_path / "anew").begin_anew()
     await made(store, "anew", has_data=True).start().until_role(LeaderRole.WRITER)
@@ -264,20 +256,20 @@ async def test_an_end_releases_the_lease(made: Callable[..., Gateway]) -> None:
     """The next one waits for nobody; a store that is down then does not hold up the end."""
     store = MemoryStore()
     old = await made(store, "old", patience_s=60).start().until_role(LeaderRole.WRITER)
-    await old.place.end()
+    await old.leader.end()
     await asyncio.wait_for(made(store, "new", patience_s=60).start().until_role(LeaderRole.WRITER), 5)
     down = await made(other_store := MemoryStore(), "down").start().until_role(LeaderRole.WRITER)
     other_store.unreachable = True
-    await asyncio.wait_for(down.place.end(), 10)
+    await asyncio.wait_for(down.leader.end(), 10)
 
 
 async def test_a_gateway_that_took_the_lease_for_a_restore_gives_it_back(made: Callable[..., Gateway]) -> None:
     """The restore failed, so it never became the writer; who comes next need not wait until it seems dead."""
     store = MemoryStore()
-    await made(store, "writer").place.require()
+    await made(store, "writer").leader.require()
     behind = await made(store, "behind", has_data=True).start().until_role(LeaderRole.BEHIND)
-    await behind.place.adopt()
-    await behind.place.end()
+    await behind.leader.adopt()
+    await behind.leader.end()
     lease_state = await read_lease_state(store)
     assert lease_state is not None
     assert (lease_state.where, lease_state.state) == ("behind", "released")

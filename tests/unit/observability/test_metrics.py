@@ -28,7 +28,7 @@ async def gateway_process(tmp_path: Path) -> Gateway:
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
     (tmp_path / "data").mkdir()
     built = Gateway(settings, "a-token-for-tests")
-    built.policy.counters.of(Label("query", "POST", "crawler"), "read").add(200, 0.003)
+    built.data_path.policy.counters.of(Label("query", "POST", "crawler"), "read").add(200, 0.003)
     built.metrics.snapshot_failed()
     built.metrics.store_refused("get", "StorageDenied")
     built.metrics.store_asked("get")

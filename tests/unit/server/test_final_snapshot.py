@@ -11,44 +11,50 @@ import pytest
 from gateway.aio import shielded
 from gateway.config import Settings
 from gateway.errors import Conflict, LeaseLost
-from gateway.server import container as app
-from gateway.server.container import Gateway
+from gateway.server import lifecycle
+from gateway.server.container import storage_of, vectorstore_of
 from gateway.snapshot import operations
 from gateway.snapshot.progress import Silent
+from gateway.vectorstore import VectorStore
 from tests.unit.snapshot.manifests import manifest
+
+
+def made(path: Path) -> VectorStore:
+    settings = Settings(data_dir=path / "data", store=f"file://{path}/store")
+    return vectorstore_of(settings, storage_of(settings))
 
 
 async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for one that begins at the very moment at which the one before it ends."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/chroma.sqlite3").write_bytes(b"not empty")
-    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    vectorstore = made(tmp_path)
     tries: list[str] = []
 
     async def snapshot(label: str) -> Any:
         tries.append(label)
         if len(tries) < 3:
             raise Conflict("a garbage collection is under way")
-        gateway_process.changes.cut()
-        gateway_process.changes.saved()
+        vectorstore.operations.changes.cut()
+        vectorstore.operations.changes.saved()
         return type("Taken", (), {"id": "an id"})
 
-    monkeypatch.setattr(gateway_process.operations, "snapshot", snapshot)
-    await asyncio.wait_for(gateway_process._save("handover"), 10)
+    monkeypatch.setattr(vectorstore.operations, "snapshot", snapshot)
+    await asyncio.wait_for(vectorstore._save("handover"), 10)
     assert tries == ["handover"] * 3
-    await asyncio.wait_for(gateway_process._save("handover"), 10)
+    await asyncio.wait_for(vectorstore._save("handover"), 10)
     assert len(tries) == 3, "nothing changed since"
 
 
 async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is the newest snapshot, of other data: a new container would find those, not what was acknowledged here."""
-    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
-    gateway_process.directory.make()
-    gateway_process.changes.cut()
-    gateway_process.changes.saved()
+    vectorstore = made(tmp_path)
+    vectorstore.directory.make()
+    vectorstore.operations.changes.cut()
+    vectorstore.operations.changes.saved()
 
     async def published(*_: object) -> Any:
-        async with gateway_process.repository._fence.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
+        async with vectorstore.repository._fence.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
             pass
         return manifest().snapshot
 
@@ -56,15 +62,15 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
         yield b""
 
     monkeypatch.setattr(operations, "import_tar", published)
-    await gateway_process.leader.require()
-    assert not gateway_process.changes.any
-    await gateway_process.operations.import_tar(nothing(), None, 1, Silent(), asyncio.Event())
-    assert gateway_process.changes.any
+    await vectorstore.leader.require()
+    assert not vectorstore.operations.changes.any
+    await vectorstore.operations.import_tar(nothing(), None, 1, Silent(), asyncio.Event())
+    assert vectorstore.operations.changes.any
 
 
 async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scheduled snapshot whose bytes are on their way to a store that does not answer keeps nobody from ending."""
-    monkeypatch.setattr(app, "_JOBS_END_S", 0.05)
+    monkeypatch.setattr(lifecycle, "_JOBS_END_S", 0.05)
     answer, ended = asyncio.Event(), asyncio.Event()
 
     async def failing() -> None:
@@ -78,7 +84,7 @@ async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch
     other = asyncio.create_task(failing())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await app._end(stuck, other)  # type: ignore[arg-type]
+        await lifecycle._end(stuck, other)  # type: ignore[arg-type]
     assert (stuck.done(), ended.is_set()) == (False, True)
     answer.set()
     await stuck
@@ -88,28 +94,27 @@ async def test_a_last_snapshot_that_fails_whatever_it_fails_of_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the exit status too: an error that nobody thought of is no success."""
-    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    vectorstore = made(tmp_path)
 
     async def broken(*_: object) -> None:
         raise sqlite3.DatabaseError("database disk image is malformed")
 
-    monkeypatch.setattr(gateway_process, "_save", broken)
-    monkeypatch.setattr(gateway_process, "_drain", broken)
-    await gateway_process._last_snapshot()
-    assert gateway_process.last_failure is not None
+    monkeypatch.setattr(vectorstore, "_save", broken)
+    monkeypatch.setattr(vectorstore, "_drain", broken)
+    assert await vectorstore.save_final(lambda: 5.0) is not None
 
 
 async def test_no_write_is_let_through_after_the_last_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that takes longer than the grace is turned away: acknowledged it would be in no snapshot."""
-    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "a-token")
+    vectorstore = made(tmp_path)
     refusals: list[str | None] = []
 
     async def note(*_: object) -> None:
-        refusals.append(gateway_process.gate.write_refusal)
+        refusals.append(vectorstore.gate.write_refusal)
 
-    monkeypatch.setattr(gateway_process, "_save", note)
-    monkeypatch.setattr(gateway_process, "_drain", note)
-    await gateway_process._last_snapshot()
+    monkeypatch.setattr(vectorstore, "_save", note)
+    monkeypatch.setattr(vectorstore, "_drain", note)
+    await vectorstore.save_final(lambda: 5.0)
     assert refusals == ["this gateway is stopping"]
     with pytest.raises(LeaseLost, match="stopping"):
-        await gateway_process.gate.acquire("upsert")
+        await vectorstore.gate.acquire("upsert")

@@ -18,7 +18,7 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.errors import NotFound
 from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.election import LeaderElection, LeaderRole
+from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
 from gateway.snapshot import create, operations
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
@@ -41,25 +41,37 @@ class Writes:
     def accept_writes(self) -> None: ...
 
 
-@asynccontextmanager
-async def hold() -> AsyncIterator[float]:
-    yield 0.0
+class Gate:
+    """Lets everything through."""
 
+    admitted_writes = 0
 
-@asynccontextmanager
-async def refuse(_: str) -> AsyncIterator[None]:
-    yield
+    @asynccontextmanager
+    async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
+        yield 0.0
+
+    @asynccontextmanager
+    async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
+        yield
 
 
 async def nothing(_label: str) -> None: ...
 
 
-def made(path: Path, store: MemoryStore, place: LeaderElection | None = None) -> Operations:
-    directory = DataDirectory(path)
-    directory.make()
+def elected(path: Path, store: MemoryStore, *, has_data: bool = False) -> LeaderElection:
+    DataDirectory(path).make()
+    leader = LeaderElection(
+        store, DataDirState(path), Writes(), nothing, LeaseOptions(takeover_timeout_s=0), where=path.name
+    )
+    leader.begin(has_data=has_data)
+    return leader
+
+
+def made(path: Path, store: MemoryStore, leader: LeaderElection | None = None) -> Operations:
+    leader = leader or elected(path, store)
     prepare(path)
-    chroma: Any = None
-    return Operations(Repository(store, place), directory, Source(), chroma, hold, refuse, place)
+    chroma: Any = Source()
+    return Operations(Repository(store, leader), DataDirectory(path), chroma, Gate(), leader, drain_timeout_s=1)
 
 
 async def test_a_quiesce_that_is_broken_off_holds_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,17 +114,9 @@ class _Later:
 async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path: Path) -> None:
     """A wrong id on a gateway that is behind takes the lease from nobody."""
     store = MemoryStore()
-
-    def gateway(name: str, *, has_data: bool) -> LeaderElection:
-        DataDirectory(tmp_path / name).make()
-        home = DataDirState(tmp_path / name)
-        return LeaderElection(
-            store, home, name, Writes(), has_data=lambda: has_data, save=nothing, takeover_timeout_s=0
-        )
-
-    writer, behind = gateway("writer", has_data=False), gateway("behind", has_data=True)
+    writer = elected(tmp_path / "writer", store)
+    behind = elected(tmp_path / "behind", store, has_data=True)
     await writer.require()
-    behind._had_data = True
     with pytest.raises(Exception, match="another gateway"):
         await behind.require()
     assert (writer.role, behind.role) == (LeaderRole.WRITER, LeaderRole.BEHIND)
@@ -126,24 +130,16 @@ async def test_what_is_in_a_broken_snapshot_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: bool
 ) -> None:
     """The next turn, or the end, takes another one, although nothing was written since."""
-    changes = list[str]()
 
     async def verify(*_: object) -> Verification:
         return Verification(ok=ok, level="data", at=datetime.now(UTC))
 
     monkeypatch.setattr(operations, "verify", verify)
-    store, home = MemoryStore(), DataDirState(tmp_path)
-    place = LeaderElection(
-        store,
-        home,
-        "a test",
-        Writes(),
-        has_data=lambda: True,
-        save=nothing,
-        on_change=lambda: changes.append("changed"),
-    )
-    await made(tmp_path, store, place).verify(ID, "data", Silent())
-    assert changes == ([] if ok else ["changed"])
+    one = made(tmp_path, MemoryStore())
+    one.changes.cut()
+    one.changes.saved()
+    await one.verify(ID, "data", Silent())
+    assert one.changes.any is not ok
 
 
 async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

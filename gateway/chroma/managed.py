@@ -1,0 +1,164 @@
+"""The Chroma of one data directory: prepared and started, followed, stopped, and started again when it died.
+
+1. `start`: finish an interrupted swap → WAL mode → configuration → process → every collection is read once
+2. `keep_running`: when the process ended by itself, the same again. How often that may happen is decided by the
+   process manager (`gateway.supervisor.plugin`), which also ends everything when it was too often.
+3. `stop`: for a restore, which swaps the files. Until `start` ended nobody else starts it.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from gateway.chroma import database
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.process import require_free_port, write_config
+from gateway.chroma.watch import ChromaWatch
+from gateway.errors import Unavailable
+
+log = structlog.get_logger()
+
+_STOP_TIMEOUT_S = 15.0
+_START_TIMEOUT_S = 30.0
+_READ_TIMEOUT_S = 600.0
+_POLL_S = 0.1
+_LONGEST_PAUSE_S = 3.0
+_REMEMBERED_S = 60.0
+
+
+class ProcessControl(Protocol):
+    """Starts and stops the one process that is Chroma. Every method raises Unavailable; all may be retried."""
+
+    async def start(self, timeout_s: float) -> None:
+        """Return when the process is there, which is before it answers. It may have been there already."""
+        ...
+
+    async def stop(self, timeout_s: float) -> None:
+        """Return when the process has ended. It may have ended before."""
+        ...
+
+    async def is_running(self) -> bool:
+        """Whether there is a process, also one that was just started or is just being stopped."""
+        ...
+
+    async def has_died(self) -> bool:
+        """Whether it ended without having been told to, and was not started since."""
+        ...
+
+
+class ManagedChroma:
+    """Chroma on `directory` at `watch`'s port. `control` is None where something else runs it."""
+
+    def __init__(
+        self,
+        directory: DataDirectory,
+        watch: ChromaWatch,
+        control: ProcessControl | None,
+        config: Path,
+        *,
+        allow_reset: bool = False,
+    ) -> None:
+        """`config` is the file that the process manager's command names; it is written before each start."""
+        self._directory, self._watch, self._control = directory, watch, control
+        self._config, self._allow_reset = config, allow_reset
+        self._attended = False
+        self._deaths: list[float] = []
+
+    # ------------------------------------------------------------------ for snapshots and restores
+
+    def require_served(self) -> int:
+        """See `ChromaWatch.require_served`."""
+        return self._watch.require_served()
+
+    async def require_same_run(self, run: int) -> None:
+        """See `ChromaWatch.require_same_run`."""
+        await self._watch.require_same_run(run)
+
+    def require_control(self) -> ProcessControl:
+        """Raise Unavailable where Chroma cannot be stopped and started."""
+        if self._control is None:
+            raise Unavailable(
+                "Chroma does not run under supervisord here, so it cannot be stopped for a restore",
+                "start both with `chroma-gateway serve` (scripts/run)",
+            )
+        return self._control
+
+    async def is_running(self) -> bool:
+        """Whether there is a process. True where something else runs it."""
+        return self._control is None or await self._control.is_running()
+
+    async def stop(self) -> None:
+        """Return once the process has ended; it stays so until `start`. Raises Unavailable."""
+        self._attended = True
+        await self.require_control().stop(_STOP_TIMEOUT_S)
+        await self._watch.until(lambda watch: not watch.up, _STOP_TIMEOUT_S)
+
+    async def start(self) -> dict[str, str]:
+        """Start it and read every collection; return what could not be read, and why, by name.
+
+        Raises Unavailable if it does not come up or ends meanwhile, ConfigError if its port is taken.
+        """
+        self._attended = True
+        try:
+            await self.launch()
+            await self._until_read()
+            return dict(self._watch.unreadable)
+        finally:
+            self._attended = False
+
+    # ------------------------------------------------------------------ life
+
+    async def launch(self) -> None:
+        """Start the process if there is none. Returns before it answers. Raises as `start`, and DiskFull."""
+        control = self.require_control()
+        if not await control.is_running():
+            await asyncio.to_thread(self._prepare)
+            await control.start(_START_TIMEOUT_S)
+
+    async def keep_running(self) -> None:
+        """Start it again whenever it died, until cancelled. Raises ConfigError when it cannot be started at all."""
+        if self._control is None:
+            return
+        while True:
+            await self._watch.until(lambda watch: not watch.up, None)
+            try:
+                if not self._attended and await self._control.has_died():
+                    await self._restart()
+            except Unavailable as error:
+                log.debug("the state of Chroma's process is not known", cause=error.message)
+            await asyncio.sleep(_POLL_S)
+
+    async def _restart(self) -> None:
+        # The first time at once; after that a little later each time, since what killed it may pass.
+        now = time.monotonic()
+        self._deaths = [*(died for died in self._deaths if now - died < _REMEMBERED_S), now]
+        pause_s = min(len(self._deaths) - 1, _LONGEST_PAUSE_S)
+        log.warning("Chroma ended and is started again", pause_s=pause_s)
+        await asyncio.sleep(pause_s)
+        if not self._attended:
+            await self.launch()
+
+    async def _until_read(self) -> None:
+        control, deadline = self.require_control(), time.monotonic() + _READ_TIMEOUT_S
+        while not await self._watch.until(lambda watch: watch.warmed, _POLL_S):
+            if await control.has_died():
+                raise Unavailable("Chroma ended while its collections were being read", "see its last lines in the log")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"Chroma was not ready within {_READ_TIMEOUT_S:g} s")
+
+    def _prepare(self) -> None:
+        """Make the data directory ready for a start. Blocks."""
+        require_free_port(self._watch.port)
+        self._directory.recover()
+        if not self._directory.may_run_trial():
+            log.error("Chroma died of the restored snapshot, rolling back", snapshot=self._directory.on_trial)
+            self._directory.roll_back()
+        mode = database.prepare(self._directory.path)
+        if mode != "wal":
+            log.warning(
+                "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode
+            )
+        write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)

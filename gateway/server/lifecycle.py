@@ -1,0 +1,151 @@
+"""In which order everything starts and stops.
+
+Start: refuse writes → listen → restore and start Chroma (`VectorStore.open`), with all that runs beside it.
+Stop:  no snapshot is begun any more → jobs end → final snapshot → lease given back → the rest ends → close.
+"""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+
+from gateway.errors import GatewayError, NotFound, SnapshotError
+from gateway.server.container import Gateway
+from gateway.snapshot.schedule import Cron, Every, Jittered, Schedule
+from gateway.snapshot.scheduler import DeadMansSwitch, run_schedule
+
+log = structlog.get_logger()
+
+_JOBS_END_S = 2.0
+
+
+class Lifecycle:
+    """Runs one gateway. `failure` is what it ends with, None if it ended well."""
+
+    def __init__(self, gateway: Gateway, stop: Callable[[], None]) -> None:
+        """`stop` asks the server to end, as SIGTERM does."""
+        self._gateway, self._stop = gateway, stop
+        ping_url = gateway.settings.snapshot_ping_url
+        self._switch = DeadMansSwitch(ping_url.get_secret_value() if ping_url else None)
+        self.failure: GatewayError | None = None
+        self._stop_by: float | None = None
+
+    def stopping(self) -> None:
+        """SIGTERM came: the time that is left for the end runs from now."""
+        self._stop_by = self._stop_by or time.monotonic() + self._gateway.settings.exit_budget_s
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """What runs beside requests; at the end the final snapshot."""
+        gateway, vectorstore = self._gateway, self._gateway.vectorstore
+        await vectorstore.begin()
+        lasting = [
+            self._run(vectorstore.watch.run()),
+            self._run(gateway.data_path.watch_the_clock()),
+            self._run(vectorstore.operations.snapshotter.keep_bounded()),
+            self._run(gateway.keyring.run()),
+            self._run(self._note_last_snapshot()),
+        ]
+        opening = self._run(self._open())
+        deciding = [opening, self._run(vectorstore.leader.run()), *map(self._run, self._schedules())]
+        # Their first steps: an interrupted restore refuses requests before there can be one.
+        await asyncio.sleep(0)
+        log.info("gateway is listening", host=gateway.settings.host, port=gateway.settings.port)
+        try:
+            yield
+        finally:
+            await _end(*deciding)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_JOBS_END_S):
+                    # A snapshot under way goes on: it holds what the final one would.
+                    await gateway.jobs.close(spare="snapshot")
+            self.failure = self.failure or await vectorstore.save_final(self._left_s)
+            await vectorstore.release_lease(self._left_s)
+            await _end(*lasting)
+            await self._close()
+
+    async def _open(self) -> None:
+        """Start Chroma and keep it running; end the process if it cannot be."""
+        vectorstore = self._gateway.vectorstore
+        try:
+            await vectorstore.open()
+            await vectorstore.chroma.keep_running()
+        except GatewayError as error:
+            self.failure = error
+            self._stop()
+
+    async def _close(self) -> None:
+        gateway = self._gateway
+        await self._switch.close()
+        gateway.data_path.close()
+        await asyncio.to_thread(gateway.audit.close)
+        if gateway.tracing is not None:
+            await asyncio.to_thread(gateway.tracing.close)
+        await gateway.vectorstore.close()
+
+    async def _note_last_snapshot(self) -> None:
+        """Tell the metrics how old the latest good snapshot is, which an earlier process took."""
+        repository, metrics = self._gateway.vectorstore.repository, self._gateway.metrics
+        try:
+            for snapshot_id in await repository.ids():
+                with contextlib.suppress(SnapshotError, NotFound):  # damaged, or deleted since
+                    latest = (await repository.manifest(snapshot_id)).snapshot
+                    if metrics.last_good_s is None:
+                        metrics.last_good_snapshot(latest.created_at.timestamp())
+                    return
+        except GatewayError as error:
+            log.warning("the store's snapshots cannot be listed", cause=str(error))
+
+    def _schedules(self) -> list[Coroutine[Any, Any, None]]:
+        settings, schedules = self._gateway.settings, list[Schedule]()
+        if settings.snapshot_interval_s:
+            schedules.append(Every(datetime.now(UTC), settings.snapshot_interval_s))
+        if settings.snapshot_cron:
+            schedules.append(Cron(settings.snapshot_cron))
+        jitter = random.Random().random  # noqa: S311  # not a secret
+        operations = self._gateway.vectorstore.operations
+        return [
+            run_schedule(
+                Jittered(schedule, settings.snapshot_jitter_s, jitter),
+                operations.changes,
+                operations.snapshot,
+                self._gateway.vectorstore.tidy,
+                self._switch.ping,
+                now=_now_here,
+            )
+            for schedule in schedules
+        ]
+
+    def _left_s(self) -> float:
+        """Seconds until the platform kills this process."""
+        return (self._stop_by or time.monotonic() + self._gateway.settings.exit_budget_s) - time.monotonic()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(_logged(work))
+
+
+def _now_here() -> datetime:
+    """Now, in the time zone of this machine, which lines of cron are in."""
+    return datetime.now(UTC).astimezone()
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancel `tasks` and wait until they have ended, not for ever: one may be at what must not be left halfway."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait([asyncio.gather(task, return_exceptions=True) for task in tasks], timeout=_JOBS_END_S)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    """Nobody awaits a task that runs for life: its failure is logged."""
+    try:
+        await work
+    except Exception:
+        log.exception("a background task failed")
+        raise

@@ -1,0 +1,114 @@
+"""Chroma is started, and started again, by whoever knows its data; never behind the back of a restore."""
+
+import asyncio
+import socket
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.chroma import managed
+from gateway.chroma.directory import DataDirectory
+from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.watch import ChromaWatch
+from gateway.errors import ConfigError, Unavailable
+
+
+class Process:
+    """Stands in for the process manager. `lives` are how its processes fare: "up", or "dies" at once."""
+
+    def __init__(self, watch: ChromaWatch, *lives: str) -> None:
+        self.watch, self.lives, self.starts = watch, list(lives), 0
+        self.state = "stopped"
+
+    async def start(self, timeout_s: float) -> None:
+        self.starts += 1
+        self.state = "up" if (self.lives.pop(0) if self.lives else "up") == "up" else "died"
+        self.watch.up = self.watch.warmed = self.state == "up"
+        self.watch._notify()
+
+    async def stop(self, timeout_s: float) -> None:
+        self.state = "stopped"
+        self.watch.up = self.watch.warmed = False
+        self.watch._notify()
+
+    async def is_running(self) -> bool:
+        return self.state == "up"
+
+    async def has_died(self) -> bool:
+        return self.state == "died"
+
+    def die(self) -> None:
+        self.state = "died"
+        self.watch.up = self.watch.warmed = False
+        self.watch._notify()
+
+
+@asynccontextmanager
+async def admitted(what: str, collection_id: str) -> Any:
+    yield
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(managed, "_POLL_S", 0.001)
+    monkeypatch.setattr(managed, "_LONGEST_PAUSE_S", 0)
+
+
+def made(path: Path, *lives: str) -> tuple[ManagedChroma, Process]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    directory = DataDirectory(path)
+    directory.make()
+    watch = ChromaWatch(path, port, admitted, lambda: None)
+    process = Process(watch, *lives)
+    return ManagedChroma(directory, watch, process, path / "chroma.yaml"), process
+
+
+async def test_a_chroma_that_died_is_started_again(tmp_path: Path) -> None:
+    """As often as it dies: the process manager says when it was too often."""
+    chroma, process = made(tmp_path)
+    await chroma.start()
+    keeping = asyncio.create_task(chroma.keep_running())
+    for starts in (2, 3):
+        process.die()
+        async with asyncio.timeout(10):
+            while process.starts < starts:
+                await asyncio.sleep(0.001)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert process.starts == 3
+
+
+async def test_a_chroma_that_was_stopped_stays_so(tmp_path: Path) -> None:
+    """A restore has its files; also where it dies while the restored data is tried out."""
+    chroma, process = made(tmp_path, "up", "dies")
+    await chroma.start()
+    keeping = asyncio.create_task(chroma.keep_running())
+    await chroma.stop()
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert process.starts == 1
+    with pytest.raises(Unavailable, match="ended while its collections"):
+        await chroma.start()
+    assert process.starts == 2
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    """It is a wrong setting: nothing is started, and nothing would change by trying again."""
+    chroma, process = made(tmp_path)
+    with socket.create_server(("127.0.0.1", process.watch.port)), pytest.raises(ConfigError, match="is taken"):
+        await chroma.launch()
+    assert process.starts == 0
+
+
+async def test_a_running_chroma_is_left_alone(tmp_path: Path) -> None:
+    """A gateway that was restarted finds it and starts nothing."""
+    chroma, process = made(tmp_path)
+    process.state = "up"
+    await chroma.launch()
+    assert process.starts == 0
+    assert not (tmp_path / "chroma.sqlite3").exists()
