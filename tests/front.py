@@ -1,4 +1,4 @@
-"""The data path under uvicorn, in front of whatever a test puts behind it; in a thread of this process."""
+"""The data path in uvicorn, in a thread of this process, in front of any server that a test starts."""
 
 import asyncio
 import socket
@@ -22,16 +22,16 @@ COLLECTION = (
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Stands for FastAPI: says what it was asked for."""
+    """Stands in for the FastAPI application: responds with the path and the body."""
     body, more = b"", True
     while more:
         message = await receive()
         more = message.get("more_body", False)
         body += message.get("body", b"")
-    said = b"application: " + scope["raw_path"] + b" " + body
-    headers = [(b"content-length", str(len(said)).encode())]
+    response = b"application: " + scope["raw_path"] + b" " + body
+    headers = [(b"content-length", str(len(response)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": said})
+    await send({"type": "http.response.body", "body": response})
 
 
 class Front:
@@ -61,7 +61,7 @@ class Front:
         await self._server.serve([self._listener])
         clock.cancel()
         self.path.close()
-        await asyncio.sleep(0.01)  # the event loop closes what was broken off
+        await asyncio.sleep(0.01)  # so that the event loop closes the aborted connections
 
     def start(self) -> Self:
         self._thread.start()
@@ -83,7 +83,7 @@ class Front:
         return Wire(socket.create_connection((self.host, self.port), timeout_s))
 
     def ask(self, request: bytes) -> bytes:
-        """Send one request on a connection of its own; all that comes until an answer is whole."""
+        """Send one request on a connection of its own. Return the response, as `Wire.answer` does."""
         with self.connect() as wire:
             wire.send(request)
             return wire.answer()
@@ -125,7 +125,7 @@ class Wire:
         self.raw.sendall(data)
 
     def answer(self, method: bytes = b"GET") -> bytes:
-        """The next answer, head and body, decoded from chunks. Fails if the connection ends within it."""
+        """The next response: its head, and its body without chunk framing. Raises EOFError if it is incomplete."""
         while b"\r\n\r\n" not in self._rest:
             self._more()
         head, _, self._rest = self._rest.partition(b"\r\n\r\n")
@@ -148,14 +148,14 @@ class Wire:
         return head + b"\r\n\r\n" + body
 
     def until_closed(self) -> bytes:
-        """All that comes until the other side closes. A reset is raised."""
+        """All bytes until the other side closes. Raises ConnectionResetError on a reset."""
         data = b""
         while piece := self.raw.recv(65536):
             data += piece
         return data
 
     def is_closed(self) -> bool:
-        """Whether the other side ended the connection, and said nothing more before."""
+        """Whether the other side closes the connection without sending more."""
         try:
             return not self._rest and self.raw.recv(1) == b""
         except ConnectionResetError:

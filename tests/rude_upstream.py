@@ -1,4 +1,4 @@
-"""Stands where Chroma should be, and does to each connection what a test tells it to.
+"""A server in Chroma's place that does what a test says with each connection.
 
 def behave(peer: Peer) -> None:
     peer.request()
@@ -17,13 +17,13 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 
 class Peer:
-    """One connection of the gateway's."""
+    """One connection from the gateway."""
 
     def __init__(self, raw: socket.socket, server: "Server", number: int) -> None:
         self.raw, self.number, self._server, self._rest = raw, number, server, b""
 
     def head(self) -> bytes | None:
-        """The next request's head; None if the connection ends before it is whole."""
+        """The next request's head; None if the connection ends before it is complete."""
         while b"\r\n\r\n" not in self._rest:
             if not self._more():
                 return None
@@ -31,7 +31,7 @@ class Peer:
         return head + b"\r\n\r\n"
 
     def request(self) -> tuple[bytes, bytes] | None:
-        """The next request, whole: head and body, the latter as on the wire; None if the connection ends."""
+        """The next complete request: its head, and its body as on the wire. None if the connection ends before."""
         head = self.head()
         if head is None:
             return None
@@ -58,22 +58,22 @@ class Peer:
         self.raw.close()
 
     def serve(self, answer: bytes = OK) -> None:
-        """Answer every request the same."""
+        """Send `answer` to every request."""
         while self.request():
             self.send(answer)
 
     @property
     def waiting(self) -> int:
-        """How many bytes came with a head and were not asked for yet."""
+        """How many bytes came with the head and were not read yet."""
         return len(self._rest)
 
     def hang(self) -> None:
-        """Take requests and never answer."""
+        """Read requests and never respond."""
         while self.request():
             pass
 
     def ended(self, timeout_s: float = 10) -> bool:
-        """Wait for the gateway to end the connection; whether it did."""
+        """Wait until the gateway closes the connection. Return whether it did."""
         self.raw.settimeout(timeout_s)
         try:
             while self.raw.recv(65536):
@@ -93,7 +93,7 @@ class Peer:
 class Server:
     def __init__(self, behave: Callable[[Peer], None], port: int) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
-        """All that arrived whole."""
+        """All complete requests."""
         self.connections = 0
         self.failures: list[BaseException] = []
         self._behave = behave
@@ -103,7 +103,7 @@ class Server:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """As when the process ends."""
+        """Close the listener and all connections, as when the process ends."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

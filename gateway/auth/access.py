@@ -193,7 +193,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def identity_response(name: str, scope: Scope) -> StaticResponse:
     """The response of `/api/v2/auth/identity` for a key, in the shape that chromadb's clients read.
 
-    A client that is told to takes a single tenant or database from it as its own. `*` stands for more than one.
+    If it names a single tenant or database, a client can use that as its default. `*` stands for more than one.
     """
 
     def are_literal(names: Names) -> bool:

@@ -17,7 +17,7 @@ log = structlog.get_logger()
 
 _POLL_INTERVAL_S = 0.5
 _MAX_FILE_BYTES = 16 << 20
-# Compared with if there is no key with that id, so that this takes as long as with one.
+# Stands in for the digest of an unknown key, so that the comparison takes as long as with a known one.
 _NO_DIGEST = "sha256:" + "0" * 64
 _HINT = "ask the operator of this gateway for a valid key"
 

@@ -24,7 +24,7 @@ _QUERY = "select d.tenant_id, d.name, c.name from collections c join databases d
 
 
 class Named(NamedTuple):
-    """Where a collection is."""
+    """The names of a collection, its database and its tenant."""
 
     tenant: str
     database: str
@@ -32,27 +32,27 @@ class Named(NamedTuple):
 
 
 class CollectionNames:
-    """Used from the event loop; the database is read in threads."""
+    """Use it from the event loop. It reads the database in threads."""
 
     def __init__(self, data_dir: Path, run: Callable[[], int]) -> None:
-        """`run` says which of Chroma's runs this is."""
+        """`run` returns a number that changes with each Chroma process."""
         self._path, self._run = data_dir / DATABASE, run
         self._changes = 0
         self._known: dict[str, tuple[Named, tuple[int, int], float]] = {}
-        self._places = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
+        self._reads = asyncio.Semaphore(_LOOK_UPS_AT_ONCE)
 
     @property
     def generation(self) -> tuple[int, int]:
-        """Differs after whatever may have given a UUID another name."""
+        """Changes whenever a UUID may have got another name."""
         return self._changes, self._run()
 
     def changed(self) -> None:
-        """Some UUID may have another name now, or none."""
+        """Clear the cache: some UUID may have another name now, or none."""
         self._changes += 1
         self._known.clear()
 
     def known(self, collection_id: str) -> Named | None:
-        """The name, if it is known without asking."""
+        """The name if it is cached, else None."""
         found = self._known.get(collection_id)
         if found is None:
             return None
@@ -60,17 +60,17 @@ class CollectionNames:
         return named if generation == self.generation and time.monotonic() < until_s else None
 
     async def find(self, collection_id: str) -> Named | None:
-        """The name, None if there is no such collection; as of this call's end. Raises Unavailable."""
+        """The name, None if there is no such collection. It is current when this returns. Raises Unavailable."""
         if named := self.known(collection_id):
             return named
         try:
-            async with asyncio.timeout(_TIMEOUT_S), self._places:
+            async with asyncio.timeout(_TIMEOUT_S), self._reads:
                 while True:
                     generation = self.generation
                     found = await asyncio.to_thread(self._read, collection_id)
                     if generation == self.generation:
                         break
-                    # It may have been read before a change that is known by now.
+                    # A collection was renamed meanwhile, so this name may be the old one.
         except (sqlite3.Error, TimeoutError) as error:
             raise Unavailable("the collection's name cannot be read just now", "send it again") from error
         if found is not None:
@@ -80,7 +80,7 @@ class CollectionNames:
         return found
 
     def _read(self, collection_id: str) -> Named | None:
-        # Opened anew each time: a restore puts another file in its place.
+        # Opened for each read: a restore puts another file in its place.
         uri = f"{self._path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_S / 2, isolation_level=None)) as connection:
             row = connection.execute(_QUERY, (collection_id,)).fetchone()

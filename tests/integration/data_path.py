@@ -1,4 +1,4 @@
-"""The data path alone, before a stand-in for Chroma that misbehaves as it is told to."""
+"""The data path in uvicorn, in front of a stand-in for Chroma that a test controls; all in one event loop."""
 
 import asyncio
 import socket
@@ -19,7 +19,7 @@ READ = b"GET /api/v2/version HTTP/1.1\r\nhost: g\r\n"
 
 
 class Request(NamedTuple):
-    """A request as it was on the wire: `lines` is the head, `body` without chunk framing."""
+    """A message from the wire: `lines` is its head, `body` is without chunk framing."""
 
     lines: list[bytes]
     body: bytes
@@ -44,7 +44,7 @@ def header(lines: list[bytes], name: bytes) -> bytes | None:
 
 
 class Peer:
-    """One end of a connection, spoken raw. What it waits for must come before the deadline."""
+    """One end of a raw connection. Each wait fails after `DEADLINE_S`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -64,13 +64,13 @@ class Peer:
             return await self.reader.readexactly(count)
 
     async def chunk(self) -> bytes:
-        """One chunk of a chunked body; empty is the last."""
+        """One chunk of a chunked body. The last one is empty."""
         async with asyncio.timeout(DEADLINE_S):
             size = int(await self.reader.readuntil(b"\r\n"), 16)
             return (await self.reader.readexactly(size + 2))[:-2]
 
     async def body(self, lines: list[bytes]) -> bytes:
-        """What follows the head `lines`, without chunk framing."""
+        """The body that follows the head `lines`, without chunk framing."""
         if length := header(lines, b"content-length"):
             return await self.exactly(int(length))
         whole = b""
@@ -84,7 +84,7 @@ class Peer:
         return Request(lines, await self.body(lines))
 
     async def rest(self) -> bytes:
-        """All that comes before the connection ends, cleanly or not."""
+        """All bytes until the connection ends, by a close or a reset."""
         found = b""
         async with asyncio.timeout(DEADLINE_S):
             with suppress(ConnectionError):
@@ -93,7 +93,7 @@ class Peer:
         return found
 
     def reset(self) -> None:
-        """End the connection at once, throwing away what is on its way."""
+        """Reset the connection at once."""
         self.writer.transport.abort()
 
     async def close(self) -> None:
@@ -105,7 +105,7 @@ class Peer:
 Chroma = Callable[[Peer], Awaitable[None]]
 
 
-async def says_ok(peer: Peer) -> None:
+async def always_ok(peer: Peer) -> None:
     while True:
         await peer.message()
         await peer.send(OK)
@@ -125,7 +125,7 @@ class DataPath:
         return peer
 
     async def ask(self, request: bytes) -> Request:
-        """Send one request on a connection of its own; the answer."""
+        """Send one request on a connection of its own. Return the response."""
         peer = await self.connect()
         await peer.send(request)
         return await peer.message()
@@ -137,13 +137,13 @@ class DataPath:
 
 @asynccontextmanager
 async def data_path(
-    chroma: Chroma = says_ok,
+    chroma: Chroma = always_ok,
     *,
     read_timeout_s: float = DEADLINE_S,
     gate_timeout_s: float = DEADLINE_S,
     client_timeout_s: float = DEADLINE_S,
 ) -> AsyncIterator[DataPath]:
-    """A gateway's data path; `chroma` serves each connection that it opens to Chroma's port."""
+    """A data path. `chroma` serves each connection that it opens to Chroma."""
     serving: set[asyncio.Task[None]] = set()
     errors: list[BaseException] = []
 
@@ -155,7 +155,7 @@ async def data_path(
         try:
             await chroma(peer)
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass  # the gateway hung up, or the test is over
+            pass  # the gateway closed the connection, or the test is over
         except BaseException as error:
             errors.append(error)
         finally:
@@ -214,7 +214,7 @@ async def _no_application(scope: Any, receive: Any, send: Any) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for `condition` to come true before the deadline."""
+    """Wait until `condition` is true. Raises TimeoutError after `DEADLINE_S`."""
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.002)

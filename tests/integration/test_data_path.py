@@ -1,4 +1,4 @@
-"""What is on the wire, before and behind the gateway, when all goes well and when nothing does."""
+"""The bytes on both sides of the data path, with a Chroma that works and with one that does not."""
 
 import asyncio
 import gc
@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import chromadb
 import pytest
@@ -22,7 +21,7 @@ MIB = 1 << 20
 
 
 class Recorder:
-    """A Chroma that keeps what it was asked, and says ok."""
+    """A stand-in for Chroma that records requests and answers 200."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -61,7 +60,7 @@ TARGETS = [
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 async def test_path_and_query_reach_chroma_byte_for_byte(method: bytes) -> None:
-    """Nothing is normalised, decoded or encoded anew."""
+    """It is not normalised, decoded or encoded again."""
     async with data_path(chroma := Recorder()) as path:
         for target in TARGETS:
             answer = await path.ask(method + b" " + target + b" HTTP/1.1\r\nhost: g\r\n\r\n")
@@ -70,8 +69,8 @@ async def test_path_and_query_reach_chroma_byte_for_byte(method: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", [201, 204, 301, 304, 404, 422, 500])
-async def test_every_status_is_chromas(code: int) -> None:
-    """No redirect is followed, and answers without a body are not given one."""
+async def test_every_status_of_chroma_is_passed_on(code: int) -> None:
+    """No redirect is followed, and a response without a body gets none."""
     framing = b"" if code in (204, 304) else b"content-length: 0\r\n"
 
     async def chroma(peer: Peer) -> None:
@@ -88,8 +87,8 @@ async def test_every_status_is_chromas(code: int) -> None:
             assert header(lines, b"location") == b"/api/v2/elsewhere"
 
 
-async def test_head_has_the_length_and_no_body() -> None:
-    """HEAD is passed on as HEAD; the connection stays good for the next request."""
+async def test_a_response_to_head_has_a_length_and_no_body() -> None:
+    """HEAD is passed on as HEAD, and the connection serves the next request."""
 
     async def chroma(peer: Peer) -> None:
         while True:
@@ -117,8 +116,8 @@ async def test_head_has_the_length_and_no_body() -> None:
         b"x : 1\r\n\r\n",
     ],
 )
-async def test_ambiguous_framing_reaches_chroma_never(smuggled: bytes) -> None:
-    """Two readings of one message are a way past whoever reads it first: no whole request gets through."""
+async def test_ambiguous_framing_never_reaches_chroma(smuggled: bytes) -> None:
+    """Request smuggling needs two parsers that frame a message in two ways. No complete request passes."""
     async with data_path(chroma := Recorder()) as path:
         peer = await path.connect()
         await peer.send(WRITE + smuggled + b"GET /api/v2/version HTTP/1.1\r\nhost: smuggled\r\n\r\n")
@@ -128,8 +127,8 @@ async def test_ambiguous_framing_reaches_chroma_never(smuggled: bytes) -> None:
     assert chroma.requests == []
 
 
-async def test_connection_content_length_does_not_unframe_a_request() -> None:
-    """`Connection: content-length` must not turn a body into a second request on the pooled connection."""
+async def test_connection_content_length_does_not_drop_content_length() -> None:
+    """Otherwise Chroma would take the body for a second request on the kept connection."""
     inner = b"DELETE /api/v2/tenants/t/databases/d HTTP/1.1\r\nhost: g\r\n\r\n"
     async with data_path(chroma := Recorder()) as path:
         await path.ask(WRITE + b"connection: content-length\r\ncontent-length: %d\r\n\r\n" % len(inner) + inner)
@@ -141,7 +140,7 @@ async def test_connection_content_length_does_not_unframe_a_request() -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    """Requests sent ahead of answers come out in their order, bodies and all."""
+    """Each response has the body of its own request."""
 
     async def chroma(peer: Peer) -> None:
         while True:
@@ -158,8 +157,8 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 # ---------------------------------------------------------------------- streaming
 
 
-async def test_an_answer_streams() -> None:
-    """The client has the first chunk before Chroma has sent the last."""
+async def test_a_response_streams() -> None:
+    """The client gets the first chunk before Chroma sends the last."""
     go_on = asyncio.Semaphore(0)
 
     async def chroma(peer: Peer) -> None:
@@ -183,8 +182,8 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-async def test_an_upload_that_chroma_does_not_take_does_not_pile_up() -> None:
-    """64 MiB for a Chroma that reads nothing: the client is held back, and memory stays where it was."""
+async def test_an_upload_that_chroma_does_not_read_does_not_fill_the_memory() -> None:
+    """64 MiB for a Chroma that does not read: the gateway stops reading from the client."""
     taken, take, size = 0, asyncio.Event(), 64 * MIB
 
     async def chroma(peer: Peer) -> None:
@@ -212,7 +211,7 @@ async def test_an_upload_that_chroma_does_not_take_does_not_pile_up() -> None:
         uploading = asyncio.create_task(upload())
         await until(lambda: sent > 0)
         await stalled(lambda: sent)
-        assert sent < 32 * MIB  # what two pairs of kernel buffers hold
+        assert sent < 32 * MIB  # what two pairs of kernel buffers can hold
         assert resident_bytes() - before < 8 * MIB
         take.set()
         async with asyncio.timeout(DEADLINE_S):
@@ -223,8 +222,8 @@ async def test_an_upload_that_chroma_does_not_take_does_not_pile_up() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-async def test_an_answer_that_the_client_does_not_take_does_not_pile_up() -> None:
-    """64 MiB for a client that reads nothing: Chroma is held back, and memory stays where it was."""
+async def test_a_response_that_the_client_does_not_read_does_not_fill_the_memory() -> None:
+    """64 MiB for a client that does not read: the gateway stops reading from Chroma."""
     sent, size = 0, 64 * MIB
 
     async def chroma(peer: Peer) -> None:
@@ -254,7 +253,7 @@ async def test_an_answer_that_the_client_does_not_take_does_not_pile_up() -> Non
 
 
 async def stalled(progress) -> None:
-    """Until `progress()` has not moved for a while in which nothing hindered it."""
+    """Wait until `progress()` has not changed for 30 checks in a row."""
     last, same = -1, 0
     async with asyncio.timeout(DEADLINE_S):
         while same < 30:
@@ -263,7 +262,7 @@ async def stalled(progress) -> None:
             last = progress()
 
 
-# ---------------------------------------------------------------------- when Chroma misbehaves
+# ---------------------------------------------------------------------- Chroma fails
 
 
 def refusal(answer: Request) -> dict[str, str]:
@@ -274,8 +273,8 @@ def refusal(answer: Request) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("request_", [READ + b"\r\n", WRITE + b"content-length: 4\r\n\r\nbody"])
-async def test_no_chroma_is_a_503(request_: bytes) -> None:
-    """While nothing listens, reads and writes get 503 with a Retry-After, in Chroma's shape; no ticket is left."""
+async def test_503_while_nothing_listens(request_: bytes) -> None:
+    """Reads and writes get it in Chroma's shape, with Retry-After. No ticket is left."""
     async with closed_port_path() as path:
         answer = await path.ask(request_)
         assert status(answer) == 503
@@ -291,8 +290,8 @@ async def closed_port_path() -> AsyncIterator[DataPath]:
         yield path
 
 
-async def test_a_chroma_that_accepts_no_connection_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connect that times out sent nothing: it is the same as nobody listening, for a write as well."""
+async def test_503_when_chroma_accepts_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a connect times out nothing was sent, so a write gets 503 as well."""
     monkeypatch.setattr("gateway.proxy.upstream._CONNECT_TIMEOUT_S", 0.1)
     async with data_path() as path:
         path.upstream.close()
@@ -314,21 +313,21 @@ async def test_a_chroma_that_accepts_no_connection_is_a_503(monkeypatch: pytest.
         await assert_quiet(path)
 
 
-async def test_a_silent_chroma_is_a_504_to_a_read() -> None:
-    """A read that gets no answer in time is told so, and how long was waited."""
-    async with data_path(says_nothing, read_timeout_s=0.1) as path:
+async def test_504_for_a_read_when_chroma_does_not_respond() -> None:
+    """The message has the timeout."""
+    async with data_path(never_responds, read_timeout_s=0.1) as path:
         answer = await path.ask(READ + b"\r\n")
         assert status(answer) == 504
         assert "0.1 s" in refusal(answer)["message"]
         await assert_quiet(path)
 
 
-async def says_nothing(peer: Peer) -> None:
+async def never_responds(peer: Peer) -> None:
     await peer.rest()
 
 
-async def test_a_chroma_that_falls_silent_in_mid_answer_breaks_the_read_off() -> None:
-    """A read that has begun cannot be told any more: its connection ends."""
+async def test_a_read_is_closed_when_chroma_stops_in_the_middle_of_its_response() -> None:
+    """The status was sent already, so the connection closes."""
 
     async def chroma(peer: Peer) -> None:
         await peer.message()
@@ -343,8 +342,8 @@ async def test_a_chroma_that_falls_silent_in_mid_answer_breaks_the_read_off() ->
         await assert_quiet(path)
 
 
-async def test_a_slow_client_is_not_a_silent_chroma() -> None:
-    """The time limit of reads counts Chroma's silence, neither a slow upload nor a slow download."""
+async def test_the_read_timeout_does_not_count_a_slow_client() -> None:
+    """It counts the time without bytes from Chroma, neither a slow upload nor a slow download."""
     pause_s, body = 0.4, bytes(4 * MIB)
 
     async def chroma(peer: Peer) -> None:
@@ -370,8 +369,8 @@ async def warm(path: DataPath) -> None:
     path.gate.release(await path.gate.acquire("a first read", ID), done=True)
 
 
-async def test_a_write_waits_for_chroma_without_end() -> None:
-    """The time limit of reads is not for writes: an unfinished write stays accounted for until Chroma answers."""
+async def test_a_write_has_no_read_timeout() -> None:
+    """It keeps its ticket until Chroma responds."""
     answer_now = asyncio.Event()
 
     async def chroma(peer: Peer) -> None:
@@ -383,7 +382,7 @@ async def test_a_write_waits_for_chroma_without_end() -> None:
         peer = await path.connect()
         await peer.send(WRITE + b"content-length: 4\r\n\r\nbody")
         await until(lambda: path.gate.writes == 1)
-        answer = await path.ask(READ + b"\r\n")  # by then a write would have been given up, too
+        answer = await path.ask(READ + b"\r\n")  # by now a write would have timed out, too
         assert status(answer) == 504
         assert path.gate.writes == 1
         answer_now.set()
@@ -391,8 +390,8 @@ async def test_a_write_waits_for_chroma_without_end() -> None:
 
 
 @pytest.mark.parametrize("method", [b"PUT", b"DELETE", b"POST"])
-async def test_nothing_is_sent_twice_when_a_pooled_connection_dies(method: bytes) -> None:
-    """A connection that was good a moment ago and dies with the request on it: 502, and Chroma saw it once."""
+async def test_a_write_is_not_sent_twice_when_a_kept_connection_dies(method: bytes) -> None:
+    """The connection breaks with the request on it: 502, and Chroma got the request once."""
     seen = []
 
     async def chroma(peer: Peer) -> None:
@@ -409,8 +408,8 @@ async def test_nothing_is_sent_twice_when_a_pooled_connection_dies(method: bytes
         await assert_quiet(path)
 
 
-async def test_an_early_answer_ends_the_exchange() -> None:
-    """A Chroma that says 413 to the head alone is heard at once, though the body is still on its way."""
+async def test_an_early_response_ends_the_request() -> None:
+    """If Chroma answers 413 to the head, the client gets it at once, while the body is still being sent."""
 
     async def chroma(peer: Peer) -> None:
         await peer.head()
@@ -425,11 +424,11 @@ async def test_an_early_answer_ends_the_exchange() -> None:
         await assert_quiet(path)
 
 
-# ---------------------------------------------------------------------- when clients hang up
+# ---------------------------------------------------------------------- clients disconnect
 
 
 async def assert_quiet(path: DataPath) -> None:
-    """Everything has ended: no ticket, no read, and the gate can be held."""
+    """No ticket and no read is left, and the gate can be held."""
     await until(lambda: path.gate.requests == path.gate.writes == path.gate.waiting == 0)
     async with path.gate.hold(0):
         pass
@@ -437,8 +436,8 @@ async def assert_quiet(path: DataPath) -> None:
 
 @pytest.mark.parametrize("how", ["reset", "close"])
 @pytest.mark.parametrize("kind", ["write", "first read"])
-async def test_a_client_that_disconnects_in_mid_write_does_not_let_the_hold_begin(kind: str, how: str) -> None:
-    """The ticket stays until Chroma is done with it, and a hold waits for exactly that."""
+async def test_a_hold_waits_for_a_write_whose_client_disconnected(kind: str, how: str) -> None:
+    """The ticket stays until Chroma responds, and the hold begins then."""
     received, answer_now, answered = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def chroma(peer: Peer) -> None:
@@ -464,7 +463,7 @@ async def test_a_client_that_disconnects_in_mid_write_does_not_let_the_hold_begi
             async with path.gate.hold(DEADLINE_S):
                 assert answered.is_set()
 
-        with pytest.raises(QuiesceTimeout):  # time enough for the gateway to see that the client is gone
+        with pytest.raises(QuiesceTimeout):  # long enough for the gateway to notice the disconnect
             async with path.gate.hold(0.1):
                 raise AssertionError
         holding = asyncio.create_task(hold())
@@ -476,32 +475,21 @@ async def test_a_client_that_disconnects_in_mid_write_does_not_let_the_hold_begi
         await assert_quiet(path)
 
 
-def scope(method: str, path: bytes) -> dict[str, Any]:
-    """What the server hands on of a request with four bytes of body."""
-    return {
-        "type": "http",
-        "method": method,
-        "raw_path": path,
-        "query_string": b"",
-        "headers": [(b"host", b"g"), (b"content-length", b"4")],
-    }
-
-
-async def test_a_client_that_hangs_up_at_the_closed_gate_writes_nothing() -> None:
-    """Nobody waits for the answer any more, and nothing was promised: Chroma never sees the whole of it."""
+async def test_a_client_that_disconnects_at_the_closed_gate_writes_nothing() -> None:
+    """The write was not acknowledged, and Chroma never gets all of it."""
     async with data_path(chroma := Recorder()) as path:
         async with path.gate.hold(0):
             peer = await path.connect()
             await peer.send(WRITE + b"content-length: 4\r\n\r\nbody")
             await until(lambda: path.gate.waiting == 1)
             await peer.close()
-            await path.ask(READ + b"\r\n")  # the gateway has seen the end of the other connection by now
+            await path.ask(READ + b"\r\n")  # the gateway has noticed the disconnect by now
         await assert_quiet(path)
     assert [request.target for request in chroma.requests] == [b"/api/v2/version"]
 
 
-async def test_a_client_that_hangs_up_in_mid_answer_harms_no_other() -> None:
-    """The rest of the answer is of no use; the next request gets its own answer."""
+async def test_a_disconnect_during_a_response_does_not_affect_other_clients() -> None:
+    """The rest of the response is dropped. The next request gets its own response."""
     go_on = asyncio.Event()
 
     async def chroma(peer: Peer) -> None:
@@ -523,11 +511,11 @@ async def test_a_client_that_hangs_up_in_mid_answer_harms_no_other() -> None:
         await assert_quiet(path)
 
 
-# ---------------------------------------------------------------------- the gate, on the wire
+# ---------------------------------------------------------------------- the gate
 
 
-async def test_a_client_that_reads_slowly_holds_nobody_up() -> None:
-    """Chroma's work is done when its answer begins, so the ticket of a first read ends there."""
+async def test_a_client_that_reads_slowly_holds_no_ticket() -> None:
+    """Chroma's work is done when its response begins, so the ticket of a first read ends there."""
 
     async def chroma(peer: Peer) -> None:
         await peer.message()
@@ -543,7 +531,7 @@ async def test_a_client_that_reads_slowly_holds_nobody_up() -> None:
 
 
 async def test_the_first_read_of_a_collection_waits_and_the_next_does_not() -> None:
-    """Each way of reading records waits at the gate until one was answered with 200."""
+    """Each route that reads records waits at the closed gate, until one of them got 200."""
     requests = [b"GET %s/count", b"POST %s/get", b"POST %s/query", b"POST %s/search"]
     for first in requests:
         async with data_path(chroma := Recorder()) as path:
@@ -557,8 +545,8 @@ async def test_the_first_read_of_a_collection_waits_and_the_next_does_not() -> N
                     assert status(await path.ask(following % COLLECTION + b" HTTP/1.1\r\nhost: g\r\n\r\n")) == 200
 
 
-async def test_a_first_read_that_failed_does_not_warm() -> None:
-    """Chroma said no, so the collection's next read is a first read again."""
+async def test_a_first_read_that_failed_does_not_warm_the_collection() -> None:
+    """The collection's next read is a first read again."""
 
     async def chroma(peer: Peer) -> None:
         while True:
@@ -572,8 +560,8 @@ async def test_a_first_read_that_failed_does_not_warm() -> None:
             assert status(await path.ask(request)) == 503
 
 
-async def test_the_gates_refusals_have_chromas_shape() -> None:
-    """A write that waited too long, and anything during a restore: 503, Retry-After, error, message, hint."""
+async def test_the_gates_errors_have_chromas_shape() -> None:
+    """A write that waited too long, and any request during a restore: 503, Retry-After, error, message, hint."""
     async with data_path(gate_timeout_s=0.05) as path:
         async with path.gate.hold(0):
             answer = await path.ask(WRITE + b"content-length: 4\r\n\r\nbody")
@@ -586,8 +574,8 @@ async def test_the_gates_refusals_have_chromas_shape() -> None:
                 assert int(header(answer.headers, b"retry-after") or 0) > 0
 
 
-async def test_chromadb_says_what_the_gateway_says() -> None:
-    """The gateway's own refusals reach users of `HttpClient` with their message."""
+async def test_chromadb_raises_the_gateways_message() -> None:
+    """So users of `HttpClient` see why a request was refused."""
 
     async def chroma(peer: Peer) -> None:
         while True:
@@ -608,15 +596,15 @@ async def test_chromadb_says_what_the_gateway_says() -> None:
         async with path.gate.refuse("a restore is under way", 0):
             with pytest.raises(Exception, match="a restore is under way"):
                 await client.heartbeat()
-        await client._server._cleanup()  # it has no way of its own to close its connections
+        await client._server._cleanup()  # chromadb has no public way to close its connections
 
 
 BIG = 200_000
 
 
 @pytest.mark.parametrize("action", [b"add", b"upsert", b"update", b"delete", b"query"])
-async def test_a_client_that_stalls_in_a_long_body_holds_nobody_up(action: bytes) -> None:
-    """Chroma acts on the whole body only: the gate closes meanwhile, and the last piece waits until it opens."""
+async def test_a_client_that_stalls_in_a_long_body_holds_no_ticket(action: bytes) -> None:
+    """Chroma acts on the whole body only. So the gate can close, and the last piece waits until it opens."""
     async with data_path(chroma := Recorder()) as path:
         peer = await path.connect()
         head = b"POST %s/%s HTTP/1.1\r\nhost: g\r\ncontent-length: %d\r\n\r\n" % (COLLECTION, action, BIG)
@@ -627,14 +615,14 @@ async def test_a_client_that_stalls_in_a_long_body_holds_nobody_up(action: bytes
             await peer.send(b"more")
             await until(lambda: path.gate.waiting == 1)
             assert chroma.requests == []
-            assert path.connections.pool.in_flight == 0  # nor does it keep others from their turn
+            assert path.connections.pool.in_flight == 0  # it holds no slot either
         assert (await peer.message()).body == b"ok"
         assert chroma.requests[0].body == bytes(BIG - 4) + b"more"
         await assert_quiet(path)
 
 
-async def test_a_long_write_that_waits_too_long_is_told_so() -> None:
-    """All but its last piece is up when the gate's patience ends: 503, and Chroma never has the whole."""
+async def test_a_long_write_that_waits_too_long_gets_503() -> None:
+    """Chroma has all but its last piece then, and never gets that one."""
     async with data_path(chroma := Recorder(), gate_timeout_s=0.05) as path:
         peer = await path.connect()
         async with path.gate.hold(0):
@@ -647,8 +635,8 @@ async def test_a_long_write_that_waits_too_long_is_told_so() -> None:
 
 
 @pytest.mark.parametrize("when", ["in mid-body", "at the gate"])
-async def test_a_client_that_leaves_a_long_write_leaves_nothing(when: str) -> None:
-    """Whether its last piece came or not: Chroma sees a request that breaks off, and the gate is free."""
+async def test_a_disconnect_during_a_long_write_leaves_no_state(when: str) -> None:
+    """Whether the last piece came or not: Chroma gets an incomplete request, and the gate can be held."""
     async with data_path(chroma := Recorder()) as path:
         peer = await path.connect()
         await peer.send(b"POST %s/add HTTP/1.1\r\nhost: g\r\ncontent-length: %d\r\n\r\n" % (COLLECTION, BIG))
@@ -664,8 +652,8 @@ async def test_a_client_that_leaves_a_long_write_leaves_nothing(when: str) -> No
         await assert_quiet(path)
 
 
-async def test_a_handler_that_may_act_on_the_head_alone_is_admitted_before_it() -> None:
-    """DELETE runs when its head is there, whatever body is promised: its ticket comes before its first byte."""
+async def test_a_handler_that_may_act_on_the_head_gets_it_with_a_ticket() -> None:
+    """DELETE runs once Chroma has the head, whatever body follows. So the ticket comes before the first byte."""
     heads = []
 
     async def chroma(peer: Peer) -> None:
@@ -683,8 +671,8 @@ async def test_a_handler_that_may_act_on_the_head_alone_is_admitted_before_it() 
         assert path.gate.writes == 1
 
 
-async def test_a_body_that_stops_arriving_is_given_up() -> None:
-    """A silent client gets 408 in Chroma's shape; Chroma never had the whole request, and nothing stays behind."""
+async def test_408_when_a_body_stops_arriving() -> None:
+    """In Chroma's shape. Chroma never got all of the request, and no state is left."""
     for length in (8, BIG):
         async with data_path(chroma := Recorder(), client_timeout_s=0.2) as path:
             peer = await path.connect()

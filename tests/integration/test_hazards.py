@@ -1,4 +1,4 @@
-"""What goes wrong between clients, proxies and servers, by hazard. Raw sockets in front, a rude server behind."""
+"""Hazards of a proxy, one test each: raw sockets in front of the data path, a misbehaving server behind it."""
 
 import gzip
 import json
@@ -40,7 +40,7 @@ def status(answer: bytes) -> int:
 
 
 def error(answer: bytes) -> dict[str, str]:
-    """The body of one of our own errors, which has Chroma's shape."""
+    """The body of one of the gateway's own errors, which has Chroma's shape."""
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"\r\ncontent-type: application/json" in head
     parsed: dict[str, str] = json.loads(body)
@@ -61,7 +61,7 @@ def fields(head: bytes) -> dict[str, list[str]]:
 
 
 def test_hop_by_hop_headers_stay_on_their_hop() -> None:
-    """Neither side sees what the other said about its own connection; everything else arrives, in order."""
+    """Neither side gets the other's hop-by-hop headers. All others arrive, in order."""
     answer = (
         b"HTTP/1.1 200 OK\r\nX-A: 1\r\nConnection: keep-alive, X-Drop\r\nX-Drop: x\r\nKeep-Alive: timeout=5\r\n"
         b"Proxy-Authenticate: x\r\nUpgrade: h2c\r\nX-a: 2\r\ncontent-length: 0\r\n\r\n"
@@ -73,15 +73,15 @@ def test_hop_by_hop_headers_stay_on_their_hop() -> None:
             b"Trailer: t\r\nX-One: 2\r\n\r\n"
         )
         seen = fields(server.requests[0][0])
-    ours = {"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"}
-    assert seen.keys() - ours == {"host", "x-one"}
+    added = {"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-request-id"}
+    assert seen.keys() - added == {"host", "x-one"}
     assert seen["x-one"] == ["1", "2"]
     assert fields(said).keys() == {"x-a", "content-length", "x-request-id"}
     assert b"X-A: 1\r\nX-a: 2" in said
 
 
-def test_forwarding_headers_tell_chroma_who_asked() -> None:
-    """The client's address is appended; what a proxy before us said of scheme and host stands."""
+def test_chroma_gets_forwarding_headers() -> None:
+    """The client's address is appended. Scheme and host from a proxy in front are kept."""
     with upstream() as server, front(server.port) as gateway:
         gateway.ask(GET)
         gateway.ask(
@@ -101,18 +101,18 @@ def test_forwarding_headers_tell_chroma_who_asked() -> None:
     assert (second["x-forwarded-proto"], second["x-forwarded-host"]) == (["https"], ["chroma.example"])
 
 
-def test_request_ids_are_made_passed_on_and_told() -> None:
-    """Chroma and the client see the same id: the client's own, or a new one for each request; also on errors."""
+def test_chroma_and_the_client_get_the_same_request_id() -> None:
+    """The client's own id, or a new one for each request; errors have one, too."""
     with upstream() as server, front(server.port) as gateway:
         answers = [
             gateway.ask(GET),
             gateway.ask(GET),
             gateway.ask(GET.replace(b"Host: h", b"Host: h\r\nX-Request-Id: me")),
         ]
-        told = [fields(answer)["x-request-id"] for answer in answers]
-        assert told == [fields(head)["x-request-id"] for head, _ in server.requests]
-    assert told[0] != told[1]
-    assert told[2] == ["me"]
+        ids = [fields(answer)["x-request-id"] for answer in answers]
+        assert ids == [fields(head)["x-request-id"] for head, _ in server.requests]
+    assert ids[0] != ids[1]
+    assert ids[2] == ["me"]
     with front(1) as gateway:
         assert fields(gateway.ask(GET))["x-request-id"]
 
@@ -121,16 +121,16 @@ def test_request_ids_are_made_passed_on_and_told() -> None:
     "target",
     [b"/api/v2/a%2Fb/../c//d?x=%20&y=1", b"/api/v2/tenants/%C3%A9?", b"/api/v2/a;b=c,d!$&'()*+", b"/api/v2/%zz"],
 )
-def test_the_target_goes_through_byte_for_byte(target: bytes) -> None:
-    """Nothing is normalised: not escapes, not dots, not slashes."""
+def test_the_target_is_passed_on_byte_for_byte(target: bytes) -> None:
+    """Escapes, dots and slashes are not normalised."""
     with upstream() as server, front(server.port) as gateway:
         gateway.ask(b"GET " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
         gateway.ask(b"GET http://other" + target + b" HTTP/1.1\r\nHost: h\r\n\r\n")
         assert [head.split(b" ")[1] for head, _ in server.requests] == [target, target]
 
 
-def test_gzip_is_not_touched_either_way() -> None:
-    """Compressed bodies and their headers pass as they are."""
+def test_compressed_bodies_are_passed_on_unchanged() -> None:
+    """In both directions, with their headers."""
     packed = gzip.compress(b"a body " * 100)
     answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%b" % (len(packed), packed)
     with upstream(lambda peer: peer.serve(answer)) as server, front(server.port) as gateway:
@@ -147,7 +147,7 @@ def test_gzip_is_not_touched_either_way() -> None:
 
 SMUGGLING = {
     "both": b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "both, the other way round": b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+    "both, in the other order": b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
     "two lengths": b"Content-Length: 3\r\nContent-Length: 5\r\n\r\n{}   ",
     "one length twice": b"Content-Length: 3\r\nContent-Length: 3\r\n\r\n{} ",
     "a list of lengths": b"Content-Length: 3, 3\r\n\r\n{} ",
@@ -157,15 +157,15 @@ SMUGGLING = {
     "two encodings": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
     "an encoding list": b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "an unknown encoding": b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
-    "a disguised encoding": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "an encoding after a control character": b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
     "a space before the colon": b"Content-Length : 3\r\n\r\n{} ",
     "a folded header": b"X: a\r\n Content-Length: 3\r\n\r\n{} ",
     "a bare line feed": b"X: a\nContent-Length: 3\r\n\r\n{} ",
     "only line feeds": b"X: a\n\n",
     "a bare carriage return": b"X: a\rContent-Length: 3\r\n\r\n{} ",
     "a NUL": b"X: a\x00b\r\n\r\n",
-    "a chunk that lies": b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
-    "a chunk of no size": b"Transfer-Encoding: chunked\r\n\r\n\r\n0\r\n\r\n",
+    "a chunk longer than its size": b"Transfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n",
+    "a chunk without a size": b"Transfer-Encoding: chunked\r\n\r\n\r\n0\r\n\r\n",
     "a chunk size in octal": b"Transfer-Encoding: chunked\r\n\r\n0o1\r\na\r\n0\r\n\r\n",
     "a negative chunk": b"Transfer-Encoding: chunked\r\n\r\n-1\r\na\r\n0\r\n\r\n",
     "a huge chunk": b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffff\r\na\r\n0\r\n\r\n",
@@ -175,15 +175,15 @@ SMUGGLING = {
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[tuple[Server, Front]]:
-    """For tests after which nothing is left."""
+    """Shared by tests that leave no state behind."""
     with upstream() as server, front(server.port) as gateway:
         yield server, gateway
 
 
 @pytest.mark.parametrize("rest", SMUGGLING.values(), ids=SMUGGLING)
 @pytest.mark.parametrize("path", [f"{COLLECTION}/add".encode(), f"{COLLECTION}/get".encode()])
-def test_smuggling_is_refused(shared: tuple[Server, Front], rest: bytes, path: bytes) -> None:
-    """What two parsers could frame in two ways gets 400 and a closed connection; Chroma sees none of it."""
+def test_request_smuggling_is_refused(shared: tuple[Server, Front], rest: bytes, path: bytes) -> None:
+    """Ambiguous framing gets 400 and a closed connection. Chroma gets none of it."""
     server, gateway = shared
     with gateway.connect() as wire:
         wire.send(b"POST " + path + b" HTTP/1.1\r\nHost: h\r\n" + rest + GET)
@@ -197,8 +197,8 @@ def test_smuggling_is_refused(shared: tuple[Server, Front], rest: bytes, path: b
         assert gateway.gate.writes == gateway.gate.requests == 0
 
 
-def test_http_1_0_has_no_chunks() -> None:
-    """An HTTP/1.0 proxy before us may not have understood them: refused."""
+def test_a_chunked_http_1_0_request_is_refused() -> None:
+    """An HTTP/1.0 proxy in front may not have understood the chunks."""
     with upstream() as server, front(server.port) as gateway:
         answer = gateway.ask(b"POST /api/v2/x HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         assert status(answer) == 400
@@ -206,8 +206,8 @@ def test_http_1_0_has_no_chunks() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_chunked_uploads_arrive_however_they_are_cut(step: int) -> None:
-    """Extensions and trailers stay behind, the payload does not change, and the next request is found."""
+def test_a_chunked_upload_arrives_however_it_is_split(step: int) -> None:
+    """Extensions and trailers are dropped, the payload does not change, and the next request is found."""
     body = b"4;ext=1\r\nWiki\r\n5\r\npedia\r\nE\r\n in\r\n\r\nchunks.\r\n0\r\nX-Trailer: t\r\n\r\n"
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         data = b"POST /api/v2/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + body + GET
@@ -233,8 +233,8 @@ def decoded(chunks: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_chunked_answers_arrive_as_the_client_can_read_them(version: bytes) -> None:
-    """HTTP/1.1 gets chunks and keeps its connection, HTTP/1.0 plain bytes and a close."""
+def test_a_chunked_response_suits_the_clients_http_version(version: bytes) -> None:
+    """HTTP/1.1 gets chunks and keeps its connection. HTTP/1.0 gets plain bytes, and the connection closes."""
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2;x\r\nde\r\n0\r\nT: 1\r\n\r\n"
 
     def drip(peer: Peer) -> None:
@@ -253,8 +253,8 @@ def test_chunked_answers_arrive_as_the_client_can_read_them(version: bytes) -> N
             assert wire.is_closed()
 
 
-def test_an_answer_without_a_length_ends_with_its_connection() -> None:
-    """The client is told that it is the last, and gets all of it."""
+def test_a_response_without_a_length_ends_with_its_connection() -> None:
+    """The client gets `Connection: close`, and all of the body."""
 
     def behave(peer: Peer) -> None:
         peer.request()
@@ -275,8 +275,8 @@ def test_an_answer_without_a_length_ends_with_its_connection() -> None:
         (b"GET", b"HTTP/1.1 304 Not Modified\r\ncontent-length: 44\r\n\r\n"),
     ],
 )
-def test_answers_without_a_body_do_not_hold_up_the_connection(method: bytes, answer: bytes) -> None:
-    """HEAD, 204 and 304 have none, whatever their headers promise; the next exchange uses both connections."""
+def test_a_connection_is_reused_after_a_response_without_a_body(method: bytes, answer: bytes) -> None:
+    """HEAD, 204 and 304 have no body, whatever their headers say. Both connections serve the next request."""
     with upstream(lambda peer: peer.serve(answer)) as server, front(server.port) as gateway, gateway.connect() as wire:
         for _ in range(3):
             wire.send(GET.replace(b"GET", method))
@@ -286,15 +286,15 @@ def test_answers_without_a_body_do_not_hold_up_the_connection(method: bytes, ans
         assert server.connections == 1
 
 
-def test_interim_answers_are_passed_over() -> None:
-    """1xx of Chroma's is between it and us."""
+def test_interim_responses_are_not_passed_on() -> None:
+    """Chroma's 1xx responses are for the gateway."""
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n"
     with upstream(lambda peer: peer.serve(hints + OK)) as server, front(server.port) as gateway:
         assert gateway.ask(GET).startswith(b"HTTP/1.1 200 OK")
 
 
-def test_expect_100_continue_is_answered_here() -> None:
-    """The client hears "go on" from us before it sends, and Chroma is not asked."""
+def test_expect_100_continue_is_answered_by_the_gateway() -> None:
+    """Before the client sends the body, and without asking Chroma."""
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         wire.send(b"POST /api/v2/x HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-Continue\r\n\r\n")
         assert status(wire.answer()) == 100
@@ -307,8 +307,8 @@ def test_expect_100_continue_is_answered_here() -> None:
 
 
 @pytest.mark.parametrize("expects", [b"", b"Expect: 100-continue\r\n"])
-def test_a_body_over_the_limit_is_refused_before_it_is_sent(expects: bytes) -> None:
-    """413 on the head alone, with the words that Chroma has for it; Chroma is not bothered."""
+def test_a_body_over_the_limit_is_refused_by_its_head(expects: bytes) -> None:
+    """413 with Chroma's message, before the client sends the body. Chroma gets nothing."""
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         wire.send(b"POST /api/v2/x HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n%b\r\n" % (40 * MIB + 1, expects))
         answer = wire.answer()
@@ -318,8 +318,8 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(expects: bytes) -> N
         assert server.connections == 0
 
 
-def test_a_client_that_sends_too_much_all_the_same_reads_the_413() -> None:
-    """It is not cut off by a reset while it sends."""
+def test_a_client_that_goes_on_sending_can_read_the_413() -> None:
+    """The connection is not reset while it sends."""
     with upstream() as server, front(server.port, max_body_bytes=1000) as gateway:
         with httpx.Client() as client:
             answer = client.post(f"http://127.0.0.1:{gateway.port}/api/v2/x", content=b"x" * 20 * MIB)
@@ -327,8 +327,8 @@ def test_a_client_that_sends_too_much_all_the_same_reads_the_413() -> None:
         assert server.connections == 0
 
 
-def test_chunks_over_the_limit_are_refused_when_they_are() -> None:
-    """A chunked body has no length to go by: Chroma gets no end of it, the client 413."""
+def test_a_chunked_body_over_the_limit_is_refused() -> None:
+    """It has no length, so Chroma may get a part of it, but never its end. The client gets 413."""
     broken = threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -345,8 +345,8 @@ def test_chunks_over_the_limit_are_refused_when_they_are() -> None:
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_large_bodies_are_never_held_in_memory(direction: str) -> None:
-    """40 MiB pass a process that grows by less than 8 MiB, though the receiver is slower than the sender."""
+def test_a_large_body_is_never_held_in_memory(direction: str) -> None:
+    """40 MiB pass a process that grows by less than 8 MiB, although the receiver is slower than the sender."""
     size, received = 40 * MIB, []
 
     def behave(peer: Peer) -> None:
@@ -399,8 +399,8 @@ def peak_kib(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1].split()[0])
 
 
-def test_a_head_without_end_is_refused() -> None:
-    """More than 64 KiB of it gets 431."""
+def test_a_head_over_the_limit_is_refused() -> None:
+    """More than 64 KiB gets 431."""
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         wire.send(b"GET /api/v2/x HTTP/1.1\r\nX: " + b"x" * 70_000)
         assert status(wire.answer()) == 431
@@ -410,8 +410,8 @@ def test_a_head_without_end_is_refused() -> None:
 # ---------------------------------------------------------------------- slowness
 
 
-def test_a_client_that_reads_nothing_is_cut_off_and_nothing_piles_up() -> None:
-    """Chroma is slowed down to what the client takes; after the time limit both connections end."""
+def test_a_client_that_does_not_read_is_disconnected() -> None:
+    """The gateway reads no more from Chroma than the client takes. After the timeout both connections close."""
     sent, ended = [0], threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -430,14 +430,14 @@ def test_a_client_that_reads_nothing_is_cut_off_and_nothing_piles_up() -> None:
         raw.connect(("127.0.0.1", gateway.port))
         raw.sendall(GET)
         assert ended.wait(10)
-        assert sent[0] < 32, "the answer was read although nobody took it"
+        assert sent[0] < 32, "the gateway buffered the response"
         assert gateway.gate.requests == 0
         raw.close()
 
 
 @pytest.mark.parametrize("part", [b"GET /api/v2/x HT", b"POST /api/v2/x HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"])
 def test_a_client_that_sends_too_slowly_gets_408(part: bytes) -> None:
-    """Meanwhile it holds neither a ticket nor a connection to Chroma."""
+    """Until then it holds neither a ticket nor a connection to Chroma."""
     with upstream() as server, front(server.port, client_timeout_s=0.3) as gateway, gateway.connect() as wire:
         wire.send(part)
         answer = wire.answer()
@@ -447,8 +447,8 @@ def test_a_client_that_sends_too_slowly_gets_408(part: bytes) -> None:
         assert gateway.gate.writes == 0
 
 
-def test_a_head_that_drips_has_a_time_limit_for_all_of_it() -> None:
-    """One byte now and then does not buy more time."""
+def test_a_slowly_sent_head_has_one_timeout() -> None:
+    """A byte now and then does not extend it."""
     with upstream() as server, front(server.port, client_timeout_s=0.5) as gateway, gateway.connect() as wire:
         began = time.monotonic()
         try:
@@ -460,8 +460,8 @@ def test_a_head_that_drips_has_a_time_limit_for_all_of_it() -> None:
         assert time.monotonic() < began + 5
 
 
-def test_a_slow_large_upload_is_slowed_down_by_chroma() -> None:
-    """While Chroma does not read, little is read from the client."""
+def test_an_upload_goes_no_faster_than_chroma_reads() -> None:
+    """While Chroma does not read, the gateway reads little from the client."""
     go = threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -480,7 +480,7 @@ def test_a_slow_large_upload_is_slowed_down_by_chroma() -> None:
         go.set()
 
 
-def test_idle_clients_are_let_go_after_a_while() -> None:
+def test_an_idle_client_is_disconnected_after_keep_alive() -> None:
     """And not before."""
     with upstream() as server, front(server.port, keep_alive_s=0.5) as gateway, gateway.connect() as wire:
         for _ in range(3):
@@ -490,12 +490,12 @@ def test_idle_clients_are_let_go_after_a_while() -> None:
         assert wire.is_closed()
 
 
-# ---------------------------------------------------------------------- clients that go
+# ---------------------------------------------------------------------- clients that disconnect
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
-def test_a_client_gone_in_mid_read_cancels_upstream(how: str) -> None:
-    """Chroma need not go on for nobody."""
+def test_a_disconnect_during_a_read_closes_the_connection_to_chroma(how: str) -> None:
+    """So Chroma can stop working on it."""
     cancelled, asked = threading.Event(), threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -508,15 +508,15 @@ def test_a_client_gone_in_mid_read_cancels_upstream(how: str) -> None:
         wire = gateway.connect()
         wire.send(GET)
         assert asked.wait(10)
-        part(wire, how)
+        disconnect(wire, how)
         assert cancelled.wait(10)
         until(lambda: gateway.gate.requests == 0)
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("request_", [ADD, QUERY], ids=["write", "first read"])
-def test_a_client_gone_in_mid_write_cancels_nothing(how: str, request_: bytes) -> None:
-    """Chroma may be at work: its ticket ends with its answer, and the connection serves the next."""
+def test_a_disconnect_during_a_write_does_not_cancel_it(how: str, request_: bytes) -> None:
+    """The ticket ends with Chroma's response, and the connection serves the next request."""
     asked, answer = threading.Event(), threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -534,7 +534,7 @@ def test_a_client_gone_in_mid_write_cancels_nothing(how: str, request_: bytes) -
         wire = gateway.connect()
         wire.send(request_)
         assert asked.wait(10)
-        part(wire, how)
+        disconnect(wire, how)
         time.sleep(0.2)
         assert gateway.gate.writes == 1
         answer.set()
@@ -543,7 +543,7 @@ def test_a_client_gone_in_mid_write_cancels_nothing(how: str, request_: bytes) -
         assert server.connections == 1
 
 
-def part(wire: Wire, how: str) -> None:
+def disconnect(wire: Wire, how: str) -> None:
     if how == "reset":
         wire.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     wire.raw.close()
@@ -552,7 +552,7 @@ def part(wire: Wire, how: str) -> None:
 @pytest.mark.parametrize("size", [100, 200_000])
 @pytest.mark.parametrize("framing", ["counted", "chunked"])
 def test_a_partial_body_is_never_taken_for_a_whole_one(size: int, framing: str) -> None:
-    """The client goes in the middle of a write: Chroma gets nothing, or a body that visibly does not end."""
+    """The client disconnects in the middle of a write: Chroma gets nothing, or a body that is visibly incomplete."""
     with upstream() as server, front(server.port) as gateway:
         wire = gateway.connect()
         if framing == "counted":
@@ -569,12 +569,12 @@ def test_a_partial_body_is_never_taken_for_a_whole_one(size: int, framing: str) 
         assert len(server.requests) == 1, "only the heartbeat arrived whole"
 
 
-# ---------------------------------------------------------------------- a Chroma that goes
+# ---------------------------------------------------------------------- Chroma fails
 
 
 @pytest.mark.parametrize("request_", [GET, QUERY, ADD], ids=["read", "first read", "write"])
-def test_chroma_that_is_down_is_503(request_: bytes) -> None:
-    """With Retry-After, and without a trace in the gate."""
+def test_503_while_chroma_is_down(request_: bytes) -> None:
+    """With Retry-After. No state is left in the gate."""
     with front(1) as gateway:
         answer = gateway.ask(request_)
         assert status(answer) == 503
@@ -584,8 +584,8 @@ def test_chroma_that_is_down_is_503(request_: bytes) -> None:
 
 
 @pytest.mark.parametrize("half", [b"", b"HTTP/1.1 200 OK\r\ncontent-le"])
-def test_chroma_that_breaks_off_is_502(half: bytes) -> None:
-    """Before an answer's head is whole there is still time to say so. The connection was new: no second try."""
+def test_502_when_chroma_closes_before_it_responds(half: bytes) -> None:
+    """On a new connection there is no second try."""
 
     def behave(peer: Peer) -> None:
         peer.request()
@@ -604,7 +604,7 @@ def test_chroma_that_breaks_off_is_502(half: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "nonsense",
+    "invalid",
     [
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
@@ -613,14 +613,14 @@ def test_chroma_that_breaks_off_is_502(half: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000,
     ],
 )
-def test_nonsense_from_chroma_is_502(nonsense: bytes) -> None:
-    """And nothing of it reaches the client."""
-    with upstream(lambda peer: peer.serve(nonsense)) as server, front(server.port) as gateway:
+def test_502_for_an_invalid_response_of_chroma(invalid: bytes) -> None:
+    """And no part of it reaches the client."""
+    with upstream(lambda peer: peer.serve(invalid)) as server, front(server.port) as gateway:
         assert status(gateway.ask(GET)) == 502
 
 
-def test_chroma_that_hangs_is_504_for_reads_and_waited_for_by_writes() -> None:
-    """A read is given up and broken off; a write must stay accounted for."""
+def test_a_hanging_chroma_is_504_for_a_read_and_a_write_waits() -> None:
+    """The connection of the read is closed. The write keeps its ticket until Chroma responds."""
     with upstream(Peer.hang) as server, front(server.port, read_timeout_s=0.3, grace_s=1) as gateway:
         answer = gateway.ask(GET)
         assert status(answer) == 504
@@ -634,8 +634,8 @@ def test_chroma_that_hangs_is_504_for_reads_and_waited_for_by_writes() -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(chunked: bool) -> None:
-    """Too late for a status: the client's connection is reset in the middle."""
+def test_a_truncated_response_resets_the_clients_connection(chunked: bool) -> None:
+    """The status was sent already, so the client must not take the part for the whole."""
     head = b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n" if chunked else b"content-length: 10\r\n\r\nabc"
 
     def behave(peer: Peer) -> None:
@@ -647,16 +647,16 @@ def test_an_answer_that_breaks_off_is_not_taken_for_a_whole_one(chunked: bool) -
     with upstream(behave) as server, front(server.port) as gateway:
         with pytest.raises((EOFError, ConnectionResetError)):
             gateway.ask(QUERY)
-        # Chroma's work was done when its answer began; had Chroma died of it, nothing would be warm at all.
+        # Chroma's work was done when its response began, so the ticket has ended.
         until(lambda: gateway.gate.writes == gateway.gate.requests == 0)
 
 
-DEAD_ONCE = {"read": (GET, 2), "count": (COUNT, 2), "query": (QUERY, 2), "write": (ADD, 1), "delete": (None, 1)}
+STALE_ONCE = {"read": (GET, 2), "count": (COUNT, 2), "query": (QUERY, 2), "write": (ADD, 1), "delete": (None, 1)}
 
 
-@pytest.mark.parametrize(("request_", "tries"), DEAD_ONCE.values(), ids=DEAD_ONCE)
-def test_only_reads_are_sent_again_when_a_kept_connection_was_dead(request_: bytes | None, tries: int) -> None:
-    """Chroma took the request and broke off: a read is tried once more, on a new connection; a write never."""
+@pytest.mark.parametrize(("request_", "tries"), STALE_ONCE.values(), ids=STALE_ONCE)
+def test_only_reads_are_retried_on_a_stale_connection(request_: bytes | None, tries: int) -> None:
+    """Chroma got the request and closed: a read is sent once more, on a new connection. A write never is."""
     sent = request_ or b"DELETE /api/v2/x HTTP/1.1\r\nHost: h\r\n\r\n"
 
     def behave(peer: Peer) -> None:
@@ -676,8 +676,8 @@ def test_only_reads_are_sent_again_when_a_kept_connection_was_dead(request_: byt
         assert server.connections == tries
 
 
-def test_a_read_is_tried_twice_and_no_more() -> None:
-    """A server that resets everything gets two requests, not an endless row."""
+def test_a_read_is_retried_only_once() -> None:
+    """A server that resets every connection gets two requests."""
 
     def behave(peer: Peer) -> None:
         if peer.number == 1:
@@ -693,7 +693,7 @@ def test_a_read_is_tried_twice_and_no_more() -> None:
 
 
 def test_a_restarted_chroma_is_found_again() -> None:
-    """Connections to the old one are forgotten; not even a write meets a dead one."""
+    """Connections to the old process are dropped, so not even a write meets a dead one."""
     with upstream() as server, front(server.port) as gateway:
         assert status(gateway.ask(ADD)) == 200
         port = server.port
@@ -704,8 +704,8 @@ def test_a_restarted_chroma_is_found_again() -> None:
             assert status(gateway.ask(ADD)) == 200
 
 
-def test_an_answer_that_nobody_asked_for_is_never_given_to_anyone() -> None:
-    """Bytes after an answer, or between two, cost that connection."""
+def test_unexpected_bytes_from_chroma_reach_no_client() -> None:
+    """Bytes after a response close that connection."""
 
     def behave(peer: Peer) -> None:
         peer.request()
@@ -717,8 +717,8 @@ def test_an_answer_that_nobody_asked_for_is_never_given_to_anyone() -> None:
         assert server.connections == 3
 
 
-def test_an_early_answer_to_an_upload_is_passed_on() -> None:
-    """Chroma may refuse before it has read all: the client hears it, and the connection ends."""
+def test_an_early_response_to_an_upload_is_passed_on() -> None:
+    """Chroma may refuse before it has read the whole body. The client gets the response, and the connection closes."""
 
     def behave(peer: Peer) -> None:
         peer.head()
@@ -734,8 +734,8 @@ def test_an_early_answer_to_an_upload_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize(("behaviour", "expected"), [("down", "503"), ("reset", "502"), ("hang", "504")])
-def test_the_python_client_raises_what_it_raises_for_chroma(behaviour: str, expected: str) -> None:
-    """`HttpClient` has no type for these: it raises Exception with the body, which says what and what to do."""
+def test_the_python_client_raises_the_gateways_message(behaviour: str, expected: str) -> None:
+    """`HttpClient` has no exception type for these. It raises Exception with the body, which has the hint."""
 
     def behave(peer: Peer) -> None:
         while request := peer.request():
@@ -782,7 +782,7 @@ def json_answer(head: bytes) -> bytes:
 
 
 def test_pipelined_requests_are_answered_in_order() -> None:
-    """Whoever answers them: Chroma, fast or slow, the application, or we ourselves."""
+    """Whether Chroma answers them, fast or slowly, or the application, or the gateway."""
 
     def echo(peer: Peer) -> None:
         while request := peer.request():
@@ -801,8 +801,8 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     assert server.connections <= 2
 
 
-def test_a_flood_of_pipelined_requests_does_not_pile_up() -> None:
-    """While one is being answered no more than a little of the rest is taken."""
+def test_a_flood_of_pipelined_requests_does_not_fill_the_memory() -> None:
+    """While one is being answered, only a little of the rest is read."""
     release = threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -826,8 +826,8 @@ def test_a_flood_of_pipelined_requests_does_not_pile_up() -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/v2/heartbeat", "/healthz"])
-def test_http_1_0_closes_unless_asked_not_to(path: str) -> None:
-    """As Chroma does it; and no Host is needed."""
+def test_http_1_0_closes_without_keep_alive(path: str) -> None:
+    """As Chroma does. HTTP/1.0 needs no Host header."""
     plain = f"GET {path} HTTP/1.0\r\n\r\n".encode()
     with upstream() as server, front(server.port) as gateway:
         with gateway.connect() as wire:
@@ -843,8 +843,8 @@ def test_http_1_0_closes_unless_asked_not_to(path: str) -> None:
                     assert fields(answer)["connection"] == ["keep-alive"]
 
 
-def test_connection_close_is_kept() -> None:
-    """The answer is the last, and says so."""
+def test_connection_close_is_honoured() -> None:
+    """The response says so, too."""
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         wire.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         assert fields(wire.answer())["connection"] == ["close"]
@@ -852,15 +852,15 @@ def test_connection_close_is_kept() -> None:
         assert "connection" not in fields(server.requests[0][0])
 
 
-def test_ipv6() -> None:
-    """Clients may come that way."""
+def test_clients_can_connect_over_ipv6() -> None:
+    """And their address is passed on."""
     with upstream() as server, front(server.port, host="::1") as gateway:
         assert status(gateway.ask(GET)) == 200
         assert fields(server.requests[0][0])["x-forwarded-for"] == ["::1"]
 
 
-def test_offers_to_speak_something_else_are_not_taken_up() -> None:
-    """Upgrade stays behind; the request is answered as it is."""
+def test_an_upgrade_is_ignored() -> None:
+    """The header is not passed on, and the request is answered as HTTP/1.1."""
     with upstream() as server, front(server.port) as gateway, gateway.connect() as wire:
         for _ in range(2):
             wire.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"))
@@ -871,14 +871,14 @@ def test_offers_to_speak_something_else_are_not_taken_up() -> None:
 # ---------------------------------------------------------------------- backpressure
 
 
-def test_no_more_than_so_many_requests_are_in_flight() -> None:
-    """The next wait in order, those after them get 503 with Retry-After, and heartbeats pass all of them."""
-    release, under_way = threading.Semaphore(0), []
+def test_requests_over_max_in_flight_wait_in_order() -> None:
+    """Requests over `max_queued` get 503 with Retry-After. Heartbeats do not wait."""
+    release, in_progress = threading.Semaphore(0), []
 
     def behave(peer: Peer) -> None:
         while request := peer.request():
             if b"heartbeat" not in request[0]:
-                under_way.append(request[0].split()[1])
+                in_progress.append(request[0].split()[1])
                 release.acquire()
             peer.send(OK)
 
@@ -900,21 +900,21 @@ def test_no_more_than_so_many_requests_are_in_flight() -> None:
         assert status(refused) == 503
         assert error(refused)["error"] == "Overloaded"
         assert int(fields(refused)["retry-after"][0]) > 0
-        until(lambda: len(under_way) == 2)
+        until(lambda: len(in_progress) == 2)
         assert status(gateway.ask(GET)) == 200
-        wires[3].raw.close()  # it was waiting: nobody asks for it any more
+        wires[3].raw.close()  # it was in the queue, so it is removed
         until(lambda: gateway.path.pool.queued == 2)
         for turn in (3, 4):
             release.release()
-            until(lambda expected=turn: len(under_way) == expected)
+            until(lambda expected=turn: len(in_progress) == expected)
         release.release(2)
         assert [status(wires[number].answer()) for number in (0, 1, 2, 4)] == [200] * 4
-        assert under_way[2:] == [b"/api/v2/collections/2", b"/api/v2/collections/4"]
+        assert in_progress[2:] == [b"/api/v2/collections/2", b"/api/v2/collections/4"]
         until(lambda: gateway.path.pool.in_flight == gateway.path.pool.queued == gateway.gate.requests == 0)
 
 
-def test_waiting_for_a_turn_has_a_time_limit() -> None:
-    """503, and the place in the queue is free."""
+def test_waiting_for_a_slot_has_a_timeout() -> None:
+    """503, and the request leaves the queue."""
     with (
         upstream(Peer.hang) as server,
         front(server.port, max_in_flight=1, queue_timeout_s=0.3, grace_s=1) as gateway,
@@ -928,8 +928,8 @@ def test_waiting_for_a_turn_has_a_time_limit() -> None:
         assert gateway.path.pool.queued == 0
 
 
-def test_what_waited_for_its_turn_is_admitted_anew_by_a_restarted_chroma() -> None:
-    """A collection that was warm is cold then: its read takes a ticket."""
+def test_a_queued_request_is_admitted_again_after_chromas_restart() -> None:
+    """Its collection was warm before and is not any more, so the read takes a ticket."""
     release = threading.Event()
 
     def behave(peer: Peer) -> None:
@@ -963,8 +963,8 @@ def test_what_waited_for_its_turn_is_admitted_anew_by_a_restarted_chroma() -> No
 # ---------------------------------------------------------------------- stops
 
 
-def test_a_stop_waits_for_what_is_under_way() -> None:
-    """The write ends, the client hears of it, idle clients are let go, and then the server ends."""
+def test_a_stop_waits_for_requests_in_progress() -> None:
+    """The client gets its response, idle clients are disconnected, and then the server stops."""
     asked, answer = threading.Event(), threading.Event()
 
     def behave(peer: Peer) -> None:

@@ -1,9 +1,9 @@
-"""Nobody notices: the same few thousand requests to Chroma and through the gateway, and the same answers.
+"""The gateway's responses are Chroma's: a few thousand requests are sent to both, and the responses are compared.
 
-Reads and broken requests go to one Chroma, straight and through the data path in front of it. Writes go to
-two Chromas that were prepared alike; what differs between any two Chromas, ids and times, is masked.
-Chroma writes the keys of maps in another order each time (they are hash maps), so of JSON the order of keys
-does not count, but its length does. All else is compared byte for byte.
+Reads and invalid requests go to one Chroma, directly and through a data path in front of it. Writes go to two Chromas
+with the same data; ids and times, which always differ, are masked. Chroma writes the keys of maps in another order each
+time (they are hash maps), so the order of keys in JSON is not compared, but the length is. All else is compared byte
+for byte.
 """
 
 import json
@@ -25,10 +25,10 @@ REQUESTS = 2000
 WRITES = 800
 BASE = "/api/v2/tenants/default_tenant/databases/default_database"
 
-# The only difference there may be in an answer's headers: ours adds the first; the second is a clock.
+# The gateway adds the first of these headers; the second is a time.
 NOT_COMPARED = {"x-request-id", "date"}
 _MOMENT = re.compile(rb'(?<="nanosecond heartbeat":)\d+')
-# A map within a message of Chroma's validation.
+# A map in a message of Chroma's validation.
 _MAP = re.compile(rb"\[\{[^}]*\}\](?=\")")
 _UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -49,7 +49,7 @@ TYPES = ["application/json", "application/json; charset=utf-8", "text/plain", "a
 READS = ["get", "query", "search", "count"]
 
 
-class Asked(NamedTuple):
+class Sent(NamedTuple):
     method: str
     target: str
     headers: tuple[str, ...]
@@ -62,8 +62,8 @@ class Asked(NamedTuple):
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (self.body or b"")
 
 
-def reads(collection_id: str) -> Iterator[Asked]:
-    """Whatever changes nothing: proper, odd and broken. The same every time."""
+def reads(collection_id: str) -> Iterator[Sent]:
+    """Valid, unusual and invalid requests that change nothing. The same in every run."""
     dice = random.Random(4)
     paths = [
         *(
@@ -95,7 +95,7 @@ def reads(collection_id: str) -> Iterator[Asked]:
     ]
     for path in paths:
         if not any(verb in path for verb in READS):
-            yield Asked("GET", path, (), None)
+            yield Sent("GET", path, (), None)
     for number in range(REQUESTS):
         path = dice.choice(paths)
         of_records = path.rsplit("/", 1)[-1] in READS[:3]
@@ -112,7 +112,7 @@ def reads(collection_id: str) -> Iterator[Asked]:
             headers.append(
                 dice.choice(["Accept-Encoding: gzip", "Origin: http://x", "Range: bytes=0-1", "Accept: text/html"])
             )
-        yield Asked(method, path, tuple(headers), body)
+        yield Sent(method, path, tuple(headers), body)
 
 
 def read_body(dice: random.Random) -> bytes:
@@ -136,8 +136,8 @@ def read_body(dice: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-def writes(collection_id: str) -> Iterator[Asked]:
-    """Proper, odd and broken writes to two collections and everything around them; the same every time."""
+def writes(collection_id: str) -> Iterator[Sent]:
+    """Valid, unusual and invalid writes to collections, databases and tenants. The same in every run."""
     dice = random.Random(44)
     here = f"{BASE}/collections/{collection_id}"
     json_type = ("Content-Type: application/json",)
@@ -154,61 +154,61 @@ def writes(collection_id: str) -> Iterator[Asked]:
                     JSON_VALUES
                 )
             verb = dice.choice(["add", "upsert", "update", "delete"])
-            yield Asked("POST", f"{here}/{verb}", json_type, json.dumps(body).encode())
+            yield Sent("POST", f"{here}/{verb}", json_type, json.dumps(body).encode())
         elif kind == 4:
             created = {
                 "name": dice.choice([*NAMES[:6], f"new-{number}"]),
                 "get_or_create": dice.choice([True, False, 1]),
             }
-            yield Asked("POST", f"{BASE}/collections", json_type, json.dumps(created).encode())
+            yield Sent("POST", f"{BASE}/collections", json_type, json.dumps(created).encode())
         elif kind == 5:
             path = dice.choice(
                 [f"{BASE}/collections/{dice.choice(NAMES)}", f"/api/v2/tenants/{dice.choice(NAMES)}", "/api/v2/x"]
             )
-            yield Asked(
+            yield Sent(
                 dice.choice(METHODS[1:5]), path, json_type, dice.choice([*BROKEN_BODIES, b'{"name":"x"}', b"{}"])
             )
         elif kind == 6:
             made = json.dumps({"name": dice.choice(["tenant-a", "tenant-b", "", "x", 5])}).encode()
-            yield Asked("POST", dice.choice(["/api/v2/tenants", "/api/v2/tenants/tenant-a/databases"]), json_type, made)
+            yield Sent("POST", dice.choice(["/api/v2/tenants", "/api/v2/tenants/tenant-a/databases"]), json_type, made)
         else:
-            yield Asked(
+            yield Sent(
                 "POST",
                 f"{here}/{dice.choice(['add', 'delete', 'upsert', 'fork'])}",
                 json_type,
                 dice.choice(BROKEN_BODIES),
             )
         if number % 10 == 0:
-            yield Asked("POST", f"{here}/get", json_type, b'{"include": ["documents", "metadatas", "embeddings"]}')
-            yield Asked("GET", f"{here}/count", (), None)
+            yield Sent("POST", f"{here}/get", json_type, b'{"include": ["documents", "metadatas", "embeddings"]}')
+            yield Sent("GET", f"{here}/count", (), None)
 
 
-class Answered(NamedTuple):
+class Received(NamedTuple):
     status: bytes
     headers: tuple[str, ...]
     body: bytes
     closed: bool
 
 
-class Asker:
-    """Asks one server, on one connection for as long as that lives."""
+class Sender:
+    """Sends requests to one server, on one connection until the server closes it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._wire: Wire | None = None
 
-    def ask(self, asked: Asked) -> Answered:
+    def send(self, request: Sent) -> Received:
         if self._wire is None:
             self._wire = Wire(socket.create_connection(("127.0.0.1", self._port), 30))
-        self._wire.send(asked.wire())
-        said = self._wire.answer(asked.method.encode())
+        self._wire.send(request.wire())
+        said = self._wire.answer(request.method.encode())
         head, _, body = said.partition(b"\r\n\r\n")
         status, *lines = head.decode("latin-1").split("\r\n")
         kept = [line for line in lines if line.split(":")[0].lower() not in NOT_COMPARED]
         closed = "connection: close" in kept
         if closed:
             self.close()
-        return Answered(status.encode(), tuple(kept), body, closed)
+        return Received(status.encode(), tuple(kept), body, closed)
 
     def close(self) -> None:
         if self._wire is not None:
@@ -216,8 +216,8 @@ class Asker:
             self._wire = None
 
 
-def settled(body: bytes, masked: re.Pattern[bytes]) -> bytes:
-    """`body` without what Chroma itself does not decide: what is masked, and the order of keys."""
+def comparable(body: bytes, masked: re.Pattern[bytes]) -> bytes:
+    """`body` without what differs between two responses of Chroma: what is masked, and the order of keys."""
     body = _MAP.sub(lambda match: b", ".join(sorted(match[0].strip(b"[{}]").split(b", "))), masked.sub(b"1", body))
     try:
         return b"%d " % len(body) + json.dumps(json.loads(body), sort_keys=True).encode()
@@ -225,18 +225,18 @@ def settled(body: bytes, masked: re.Pattern[bytes]) -> bytes:
         return body
 
 
-def compare(straight: Asker, through: Asker, asked: Iterator[Asked], masked: re.Pattern[bytes]) -> dict[bytes, int]:
-    """Ask both; return how often each status came. Fails with the first five differences."""
+def compare(direct: Sender, through: Sender, requests: Iterator[Sent], masked: re.Pattern[bytes]) -> dict[bytes, int]:
+    """Send `requests` to both. Return how often each status came. Fails with the first five differences."""
     seen: dict[bytes, int] = {}
     different = []
-    for each in asked:
+    for each in requests:
         one, other = (
-            answer._replace(body=settled(answer.body, masked)) for answer in (straight.ask(each), through.ask(each))
+            answer._replace(body=comparable(answer.body, masked)) for answer in (direct.send(each), through.send(each))
         )
         seen[one.status] = seen.get(one.status, 0) + 1
         if one != other:
             different.append(f"{each}\n  Chroma:  {one}\n  gateway: {other}")
-    straight.close()
+    direct.close()
     through.close()
     assert not different, f"{len(different)} of {sum(seen.values())}:\n" + "\n".join(different[:5])
     return seen
@@ -244,7 +244,7 @@ def compare(straight: Asker, through: Asker, asked: Iterator[Asked], masked: re.
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A data directory with a collection that was read; and that collection's id."""
+    """A data directory with a collection that was read, and the collection's id."""
     path = tmp_path_factory.mktemp("chroma")
     with bare_chroma(path) as chroma:
         notes = chroma.client().create_collection("notes", embedding_function=None)
@@ -263,21 +263,23 @@ def start(stack: ExitStack, prepared: Path, to: Path) -> tuple[BareChroma, Front
     return chroma, stack.enter_context(front(chroma.port))
 
 
-def test_reads_and_odd_requests_are_answered_alike(prepared: tuple[Path, str], tmp_path: Path) -> None:
-    """Status, headers and body are Chroma's, byte for byte, for whatever can be asked without changing anything."""
+def test_reads_and_invalid_requests_get_the_same_response(prepared: tuple[Path, str], tmp_path: Path) -> None:
+    """Status, headers and body are Chroma's, byte for byte, for requests that change nothing."""
     with ExitStack() as stack:
         chroma, gateway = start(stack, prepared[0], tmp_path / "one")
-        seen = compare(Asker(chroma.port), Asker(gateway.port), reads(prepared[1]), _MOMENT)
+        seen = compare(Sender(chroma.port), Sender(gateway.port), reads(prepared[1]), _MOMENT)
     assert sum(seen.values()) >= REQUESTS
-    assert {status.split()[1] for status in seen} >= {b"200", b"400", b"404", b"405"}, "the dice are loaded"
+    assert {status.split()[1] for status in seen} >= {b"200", b"400", b"404", b"405"}, "the requests are too uniform"
     assert seen[b"HTTP/1.1 200 OK"] > REQUESTS / 10
 
 
-def test_writes_are_answered_alike(prepared: tuple[Path, str], tmp_path: Path) -> None:
-    """The same writes to two like Chromas, one of them behind the gateway: the same answers and the same data after."""
+def test_writes_get_the_same_response(prepared: tuple[Path, str], tmp_path: Path) -> None:
+    """The same writes to two Chromas, one of them behind the gateway. The data afterwards are the same, too."""
     with ExitStack() as stack:
         chroma, _ = start(stack, prepared[0], tmp_path / "one")
         _, gateway = start(stack, prepared[0], tmp_path / "other")
-        seen = compare(Asker(chroma.port), Asker(gateway.port), writes(prepared[1]), _UUID)
+        seen = compare(Sender(chroma.port), Sender(gateway.port), writes(prepared[1]), _UUID)
     assert sum(seen.values()) >= WRITES
-    assert {status.split()[1] for status in seen} >= {b"200", b"201", b"400", b"404", b"409"}, "the dice are loaded"
+    assert {status.split()[1] for status in seen} >= {b"200", b"201", b"400", b"404", b"409"}, (
+        "the requests are too uniform"
+    )

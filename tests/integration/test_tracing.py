@@ -1,4 +1,4 @@
-"""A span for each request, between the client's and Chroma's, and none where nobody wants them."""
+"""Tracing on the data path: one span for each request, a child of the client's and the parent of Chroma's."""
 
 import json
 import re
@@ -21,7 +21,7 @@ ASK = (
 
 
 class _Echo(BaseHTTPRequestHandler):
-    """Answers with the headers it was given."""
+    """Responds with the headers of the request."""
 
     def do_GET(self) -> None:
         body = json.dumps([[name.lower(), value] for name, value in self.headers.items()]).encode()
@@ -43,33 +43,33 @@ def upstream() -> Iterator[int]:
         thread.join()
 
 
-def given(answer: bytes) -> list[list[str]]:
+def received_headers(answer: bytes) -> list[list[str]]:
     found: list[list[str]] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return found
 
 
-def test_a_span_joins_the_clients_trace_and_chroma_joins_ours(upstream: int) -> None:
-    """One traceparent reaches Chroma, of the same trace and of our span; the span says how it ended."""
+def test_the_span_is_a_child_of_the_clients_and_the_parent_of_chromas(upstream: int) -> None:
+    """Chroma gets one traceparent, of the same trace and the gateway's span. The span has the status."""
     exporter = InMemorySpanExporter()
     with front(upstream) as built:
         built.path.policy.traced = True
         built.path._tracing = Tracing(SimpleSpanProcessor(exporter))
-        headers = given(built.ask(ASK))
+        headers = received_headers(built.ask(ASK))
     (span,) = exporter.get_finished_spans()
     assert span.context is not None
     assert span.parent is not None
     assert (f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}") == (TRACE, PARENT)
-    told = [value for name, value in headers if name == "traceparent"]
-    assert told == [f"00-{TRACE}-{span.context.span_id:016x}-01"]
+    traceparents = [value for name, value in headers if name == "traceparent"]
+    assert traceparents == [f"00-{TRACE}-{span.context.span_id:016x}-01"]
     assert span.name == "GET count"
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 200
 
 
-def test_without_it_a_trace_is_passed_on(upstream: int) -> None:
-    """As the client wrote it; and what is the gateway's alone is not."""
+def test_without_tracing_the_clients_traceparent_is_passed_on(upstream: int) -> None:
+    """Unchanged. The headers with a key are not passed on."""
     with front(upstream) as built:
-        headers = given(built.ask(ASK))
+        headers = received_headers(built.ask(ASK))
     assert ["traceparent", f"00-{TRACE}-{PARENT}-01"] in headers
     assert ["x-last", "1"] in headers
     assert not [name for name, value in headers if re.search("token|authorization", name) or "secret" in value]

@@ -1,4 +1,4 @@
-"""Keys files: what they say, what they must not say, and what no text can make of them."""
+"""Keys files and the keyring: `gateway.auth.keys`, `gateway.auth.keyring`."""
 
 import asyncio
 import json
@@ -28,8 +28,8 @@ def parsed(**fields: Any) -> Key:
     return key
 
 
-def test_a_key_says_what_its_holder_may() -> None:
-    """Everything in the entry arrives."""
+def test_every_field_of_a_key_is_read() -> None:
+    """Also the scope, whose patterns match whole names only."""
     key = parsed(
         tenants=["acme"],
         databases=["web-*"],
@@ -93,8 +93,8 @@ def test_a_key_says_what_its_holder_may() -> None:
         {"role": "admin", "tenants": ["acme"]},
     ],
 )
-def test_a_mistake_is_named_and_nothing_is_guessed(fields: dict[str, Any]) -> None:
-    """By field; never with the value, which may be a key that was put in the wrong place."""
+def test_an_invalid_field_is_named_without_its_value(fields: dict[str, Any]) -> None:
+    """The value may be a token in the wrong place."""
     with pytest.raises(ConfigError, match=r"keys\.json is not a list of keys: keys\.0") as raised:
         parsed(**fields)
     assert TOKEN not in str(raised.value)
@@ -116,15 +116,15 @@ def test_a_mistake_is_named_and_nothing_is_guessed(fields: dict[str, Any]) -> No
         "keys = " + "[" * 100_000,
     ],
 )
-def test_what_is_no_keys_file_is_an_error(text: str) -> None:
-    """One of ours, whatever it is."""
+def test_an_invalid_keys_file_is_a_config_error(text: str) -> None:
+    """Whatever the text is."""
     with pytest.raises(ConfigError):
         parse_keys(text, "keys.json")
 
 
 @given(some.text())
-def test_no_text_breaks_the_parser(text: str) -> None:
-    """It is keys, or a ConfigError."""
+def test_any_text_parses_or_is_a_config_error(text: str) -> None:
+    """No other exception is raised."""
     for each in (text, '{"keys": [' + text, "[[keys]]\n" + text):
         try:
             assert isinstance(parse_keys(each, "keys"), list)
@@ -144,23 +144,23 @@ json_values = some.recursive(
         some.sampled_from([*GOOD, "tenants", "databases", "collections", "expires", "limits"]), json_values
     )
 )
-def test_no_value_breaks_the_parser(fields: dict[str, Any]) -> None:
-    """Wherever it stands."""
+def test_any_value_parses_or_is_a_config_error(fields: dict[str, Any]) -> None:
+    """In whichever field it is."""
     try:
         parsed(**fields)
     except ConfigError:
         pass
 
 
-def test_two_keys_are_two_keys() -> None:
-    """Not of one name and not of one id: which of them counts nobody could tell."""
+def test_two_keys_with_one_name_or_id_are_an_error() -> None:
+    """It would be ambiguous which of them applies."""
     for other in ({"name": "other"}, {"id": "0" * 12}):
         with pytest.raises(ConfigError, match="two keys have the same"):
             parse_keys(json.dumps({"keys": [GOOD, GOOD | other]}), "keys")
 
 
-def test_the_keyring_finds_the_one(tmp_path: Path) -> None:
-    """The right token of a thousand, and no other; the admin token too."""
+def test_the_keyring_finds_the_key_of_a_token(tmp_path: Path) -> None:
+    """One of a thousand, and the admin token. Any other token is Unauthorized."""
     keys = Keys(tmp_path / "keys.json")
     keys.add_many(1000)
     token = keys.add("mine", "reader")
@@ -181,16 +181,16 @@ def test_the_keyring_finds_the_one(tmp_path: Path) -> None:
             ring.find(wrong)
 
 
-def test_a_key_in_both_places_is_a_mistake(tmp_path: Path) -> None:
-    """GATEWAY_KEYS and the file cannot both say what one name may."""
+def test_a_name_in_both_the_setting_and_the_file_is_an_error(tmp_path: Path) -> None:
+    """It would be ambiguous which of them applies."""
     keys = Keys(tmp_path / "keys.json")
     keys.add("mine", "reader")
     with pytest.raises(ConfigError, match="both have a key of one name"):
         Keyring("an-admin-token", parse_keys(keys.path.read_text(), "GATEWAY_KEYS"), keys.path)
 
 
-async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
-    """The keys of before stay in force, and what comes after is told; nobody gets in because of a mistake."""
+async def test_an_invalid_file_leaves_the_previous_keys_in_force(tmp_path: Path) -> None:
+    """A mistake in the file must not let anybody in. The next valid file is loaded."""
     keys = Keys(tmp_path / "keys.json")
     token = keys.add("mine", "reader")
     ring = Keyring("an-admin-token", file=keys.path)
@@ -213,18 +213,18 @@ async def test_a_broken_file_changes_nothing(tmp_path: Path) -> None:
         ring.find(token)
 
 
-async def test_a_file_that_is_being_written_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An entry without its last lines is an entry too: one that sees everything."""
+async def test_a_file_that_is_being_written_is_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry without its last lines is valid, too, and has no scope."""
     file, changed = tmp_path / "keys.toml", asyncio.Event()
     file.write_text("keys = []")
     ring = Keyring("an-admin-token", file=file)
     scopes: list[bool] = []
 
-    def note() -> None:
+    def record_scopes() -> None:
         scopes.extend(key.scope.everything for key in ring.keys)
         changed.set()
 
-    ring.on_change(note)
+    ring.on_change(record_scopes)
     half = "[[keys]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in GOOD.items())
     stamp, read, looks = keyring._stamp, keyring._read, 0
 
@@ -266,8 +266,8 @@ def test_the_readmes_example_is_a_keys_file() -> None:
     assert tomllib.loads(example)["keys"][0]["role"] == "writer"
 
 
-def test_tokens_cannot_be_guessed() -> None:
-    """No two are alike, and what a file has does not lead back."""
+def test_tokens_are_random() -> None:
+    """A thousand of them all differ, and each has 256 random bits."""
     tokens = {new_token() for _ in range(1000)}
     assert len(tokens) == 1000
     assert all(len(token.rpartition("_")[2]) >= 43 or "_" in token for token in tokens)
