@@ -1,22 +1,24 @@
 """`chroma-gateway doctor PATH`: what is wrong with a Chroma data directory, and `--repair`."""
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gateway.chroma.doctor import Diagnosis, Finding, Severity, Treatment, describe, diagnose, treat
-from gateway.chroma.repair import Repair
+from gateway.cli.output import print_json, size
+
+if TYPE_CHECKING:
+    from gateway.chroma.doctor import Diagnosis, Finding, Treatment
+    from gateway.chroma.repair import Repair
 
 # By the worst finding that is left. 2 is a wrong path, or a directory in use.
-_EXIT_CODES = {None: 0, Severity.NOTE: 0, Severity.WARNING: 1, Severity.ERROR: 5}
-_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_EXIT_CODES = {None: 0, "note": 0, "warning": 1, "error": 5}
+_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MAX_ROWS = 40
 
 
@@ -34,6 +36,8 @@ def doctor(
 
     Exit status: 0 nothing worse than notes, 1 warnings, 5 errors, 2 the directory cannot be examined.
     """
+    from gateway.chroma.doctor import diagnose, treat  # noqa: PLC0415  # loads much that other commands do not need
+
     told = Console(stderr=True)
     with told.status("examining") as status:
 
@@ -47,7 +51,7 @@ def doctor(
             treatment = treat(path, before, target, lambda what: status.update(f"repairing {escape(what)}"))
             found = diagnose(path, progress)
     if as_json:
-        typer.echo(json.dumps(_document(found, treatment), ensure_ascii=False, indent=2))
+        print_json(_document(found, treatment))
     else:
         _show(Console(), found, treatment, wanted=repair)
     raise typer.Exit(1 if treatment and treatment.failures and not _code(found) else _code(found))
@@ -58,7 +62,7 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def _code(found: Diagnosis) -> int:
+def _code(found: "Diagnosis") -> int:
     return _EXIT_CODES[found.worst]
 
 
@@ -67,7 +71,7 @@ def _beside(path: Path) -> Path:
     return resolved.with_name(f"{resolved.name}-before-repair-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
 
 
-def _document(found: Diagnosis, treatment: Treatment | None) -> dict[str, Any]:
+def _document(found: "Diagnosis", treatment: "Treatment | None") -> dict[str, Any]:
     document = {**dataclasses.asdict(found), "worst": found.worst}
     if treatment:
         document["repair"] = {
@@ -79,7 +83,9 @@ def _document(found: Diagnosis, treatment: Treatment | None) -> dict[str, Any]:
     return document
 
 
-def _repair(repair: Repair) -> dict[str, Any]:
+def _repair(repair: "Repair") -> dict[str, Any]:
+    from gateway.chroma.doctor import describe  # noqa: PLC0415
+
     return {
         "collection": repair.segment.name,
         "segment_id": repair.segment.id,
@@ -96,10 +102,10 @@ def _repair(repair: Repair) -> dict[str, Any]:
     }
 
 
-def _show(console: Console, found: Diagnosis, treatment: Treatment | None, *, wanted: bool) -> None:
+def _show(console: Console, found: "Diagnosis", treatment: "Treatment | None", *, wanted: bool) -> None:
     console.print(
-        f"{escape(found.path)}: {len(found.collections)} collections, database {_size(found.database_bytes)}, "
-        f"log {found.log_rows} rows, {_size(found.free_bytes)} free; examined in {found.duration_s:.1f} s",
+        f"{escape(found.path)}: {len(found.collections)} collections, database {size(found.database_bytes)}, "
+        f"log {found.log_rows} rows, {size(found.free_bytes)} free; examined in {found.duration_s:.1f} s",
         highlight=False,
     )
     if found.collections:
@@ -123,7 +129,7 @@ def _show(console: Console, found: Diagnosis, treatment: Treatment | None, *, wa
         console.print("[green]nothing is wrong[/]")
 
 
-def _name_ids(console: Console, treatment: Treatment) -> None:
+def _name_ids(console: Console, treatment: "Treatment") -> None:
     for repair in treatment.repairs:
         for what, ids in (
             ("lost", repair.lost_ids),
@@ -135,7 +141,7 @@ def _name_ids(console: Console, treatment: Treatment) -> None:
                 console.print(f"  {escape(repair.segment.name)}: {what}: {escape(named)}", highlight=False)
 
 
-def _collections(found: Diagnosis) -> Table:
+def _collections(found: "Diagnosis") -> Table:
     table = Table(box=None, pad_edge=False)
     for name, right in (("collection", False), ("records", True), ("vectors", True), ("index", True), ("state", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
@@ -146,13 +152,13 @@ def _collections(found: Diagnosis) -> Table:
             escape(each.name),
             str(each.records),
             str(each.vectors) if each.is_synced else "in the log",
-            _size(each.index_bytes),
+            size(each.index_bytes),
             state,
         )
     return table
 
 
-def _findings(findings: list[Finding]) -> Table:
+def _findings(findings: "list[Finding]") -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("", "where", "what", "what to do"):
         table.add_column(name, overflow="fold")
@@ -165,11 +171,3 @@ def _findings(findings: list[Finding]) -> Table:
             escape(each.advice),
         )
     return table
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

@@ -1,4 +1,4 @@
-"""The commands against a running house and straight on its store; jobs, archives and uploads over HTTP."""
+"""The commands against a running gateway and against its store; jobs, archives and uploads over HTTP."""
 
 import json
 import os
@@ -19,7 +19,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
-    """A house with a collection of 300 records and one snapshot."""
+    """A gateway with a collection of 300 records and one snapshot."""
     with gateway_process() as built:
         built.start()
         notes = built.client().create_collection("notes", embedding_function=None)
@@ -40,8 +40,8 @@ def run(kept: Gateway, *arguments: str, **env: str) -> subprocess.CompletedProce
     )
 
 
-def succeed(kept: Gateway, *arguments: str) -> str:
-    done = run(kept, *arguments)
+def succeed(kept: Gateway, *arguments: str, **env: str) -> str:
+    done = run(kept, *arguments, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -78,6 +78,21 @@ def test_every_command_works_against_a_running_gateway(served: Gateway) -> None:
     assert scratch_of(served) == []
 
 
+def test_jobs_quiesce_and_status_work_against_a_running_gateway(served: Gateway) -> None:
+    """A snapshot is listed as a job; a quiesce shows in the status, and `resume` ends it."""
+    succeed(served, "snapshot", "--label", "as a job")
+    job = json.loads(succeed(served, "jobs", "list", "--json"))["jobs"][0]
+    assert (job["kind"], job["state"], job["result"]["label"]) == ("snapshot", "succeeded", "as a job")
+    assert "succeeded" in succeed(served, "jobs", "show", job["id"])
+    assert json.loads(succeed(served, "jobs", "cancel", job["id"], "--json"))["state"] == "succeeded"
+    assert run(served, "jobs", "show", "none").returncode == 1
+    assert "writes are held back until" in succeed(served, "quiesce", "--ttl-s", "60")
+    status = ("status", "--json", "--url", served.url, "--token", ADMIN_TOKEN)
+    assert json.loads(succeed(served, *status, PORT=str(free_port())))["gate"]["state"] == "closed"
+    assert succeed(served, "resume") == "writes go on\n"
+    assert json.loads(succeed(served, "resume", "--json")) == {"state": "open", "was_quiesced": False}
+
+
 def test_some_commands_work_on_a_store_without_a_gateway(served: Gateway, tmp_path: Path) -> None:
     """list, show, verify, export and restore need nothing but the store."""
     store = ("--store", f"file://{served.store_dir}")
@@ -101,10 +116,11 @@ def test_some_commands_work_on_a_store_without_a_gateway(served: Gateway, tmp_pa
 
 
 def test_exit_codes_say_what_failed(served: Gateway, tmp_path: Path) -> None:
-    """2 for usage, 3 for the store, 4 for nothing to restore, 1 with a clear message where no gateway answers."""
+    """1 where no gateway answers, 2 for usage, 3 for the store, 4 for nothing to restore."""
     nobody = run(served, "list", PORT=str(free_port()))
     assert nobody.returncode == 1
-    assert "no gateway answers" in nobody.stderr
+    assert nobody.stderr.startswith("error: no gateway answers")
+    assert "\ntry: " in nobody.stderr
     assert run(served, "list", GATEWAY_ADMIN_TOKEN="another-token").returncode == 2
     assert run(served, "restore", "20200101T000000Z-000000").returncode == 4
     assert run(served, "show", "20200101T000000Z-000000").returncode == 4
@@ -122,7 +138,7 @@ def test_exit_codes_say_what_failed(served: Gateway, tmp_path: Path) -> None:
 
 
 def test_jobs_are_begun_watched_and_remembered(served: Gateway) -> None:
-    """wait=false answers 202 with a Location; its events end with how it ended; the result is the snapshot."""
+    """`wait=false` answers 202 with a Location. The last event has the job's end; the result is the snapshot."""
     begun = served.admin("POST", "/snapshot?wait=false", json={"label": "job"})
     assert begun.status_code == 202, begun.text
     job = begun.json()
@@ -138,9 +154,9 @@ def test_jobs_are_begun_watched_and_remembered(served: Gateway) -> None:
 
 
 def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: Gateway) -> None:
-    """Beside a look at a snapshot there is no second one, and nothing is removed; snapshots go on.
+    """While a snapshot is verified, a second verification and every deletion are refused; snapshots go on.
 
-    Once it is cancelled its room is gone and the next one may begin.
+    Once the job is cancelled its scratch directory is gone, and the next job may begin.
     """
     job = served.admin("POST", "/snapshot/latest/verify?wait=false", json={"level": "boot"}).json()
     assert served.admin("POST", "/snapshot/latest/verify?wait=false").status_code == 409
@@ -154,7 +170,7 @@ def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(serve
 
 
 def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: Gateway) -> None:
-    """The verification it asked for ends well."""
+    """The verification goes on and succeeds."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     url = f"{served.url}/admin/snapshot/latest/verify"
     with pytest.raises(httpx.ReadTimeout):
@@ -165,22 +181,22 @@ def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: Gateway) ->
     assert served.admin("GET", f"/jobs/{job['id']}").json()["result"]["ok"]
 
 
-def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_room(served: Gateway) -> None:
-    """What was restored for it is removed."""
+def test_a_client_that_leaves_in_the_middle_of_an_archive_leaves_no_scratch_directory(served: Gateway) -> None:
+    """The copy that was restored for the archive is removed."""
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     url = f"{served.url}/admin/snapshot/latest/archive"
     with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
         assert answer.status_code == 200
         assert int(answer.headers["Content-Length"]) > 100_000
         next(answer.iter_raw())
-    served.until(lambda: scratch_of(served) == [], "the room is gone")
+    served.until(lambda: scratch_of(served) == [], "the scratch directory is gone")
     whole = served.admin("GET", "/snapshot/latest/archive")
     assert len(whole.content) == int(whole.headers["Content-Length"])
-    served.until(lambda: scratch_of(served) == [], "the room is gone")
+    served.until(lambda: scratch_of(served) == [], "the scratch directory is gone")
 
 
 def test_an_upload_may_be_longer_than_other_bodies_and_is_refused_as_400(served: Gateway) -> None:
-    """What is no tar makes no snapshot; other routes keep their limit."""
+    """A body that is not a tar makes no snapshot; other routes keep their limit."""
     before = served.admin("GET", "/snapshot").json()
     refused = served.admin("POST", "/snapshot/upload", content=os.urandom(1 << 20))
     assert (refused.status_code, refused.json()["error"]) == (400, "InvalidArgumentError"), refused.text

@@ -1,4 +1,4 @@
-"""`chroma-gateway documents …` against a whole house, on a directory and on a real S3 server."""
+"""`chroma-gateway documents …` and `ingest` against a gateway that stores in a directory, or on a real S3 server."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
 @pytest.fixture(scope="module", params=["file", "s3"])
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A house that wants keys."""
+    """A gateway that asks for keys."""
     keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
     writer = keys.add("writer", "writer")
     with ExitStack() as stack:
@@ -49,21 +49,21 @@ def say(home: Gateway, *arguments: str) -> tuple[int, str, str]:
 
 
 def said(home: Gateway, *arguments: str) -> Any:
-    """What `documents …` answers."""
+    """The result of `documents …`."""
     status, out, err = say(home, "documents", *arguments)
     assert status == 0, err[-3000:]
     return json.loads(out) if out else None
 
 
 def refused(home: Gateway, *arguments: str) -> str:
-    """Why `documents …` fails."""
+    """What stderr says when `documents …` fails."""
     status, out, err = say(home, "documents", *arguments)
     assert (status != 0, out) == (True, ""), (status, out)
     return err
 
 
-def test_every_command_does_what_it_says(home: Gateway, tmp_path: Path) -> None:
-    """From the upload to the end of the avatar; answers are JSON on stdout, bars are on stderr."""
+def test_every_documents_command_does_what_it_says(home: Gateway, tmp_path: Path) -> None:
+    """From the upload to the deletion of the avatar. Results are JSON on stdout, progress bars are on stderr."""
     file, got = tmp_path / "notes ü.txt", tmp_path / "got"
     file.write_bytes(b"The exam is in May. " * 100_000)
     document = "ada/vectorstore_data/a/notes ü #1%.txt"
@@ -103,8 +103,8 @@ def test_every_command_does_what_it_says(home: Gateway, tmp_path: Path) -> None:
     assert said(home, "avatars") == {"avatars": []}
 
 
-def test_what_is_wrong_is_told_and_nothing_is_left(home: Gateway, tmp_path: Path) -> None:
-    """Folders for documents, documents for folders, and files that cannot be."""
+def test_a_wrong_argument_is_reported_and_leaves_nothing_behind(home: Gateway, tmp_path: Path) -> None:
+    """A folder in place of a document, a document in place of a folder, and files that cannot be read or written."""
     short, got = tmp_path / "short.txt", tmp_path / "got"
     short.write_text("Cranes are grey.")
     said(home, "put", str(short), "ada/vectorstore_data/a.txt")
@@ -116,14 +116,14 @@ def test_what_is_wrong_is_told_and_nothing_is_left(home: Gateway, tmp_path: Path
     assert "there is no document" in refused(home, "get", "ada/vectorstore_data/b.txt", str(got))
     assert "cannot be written" in refused(home, "get", "ada/vectorstore_data/a.txt", str(tmp_path / "no" / "got"))
     assert "JSON" in refused(home, "train", "ada", "--request", "[1")
-    assert "does not answer" in refused(home, "avatars", "--url", "http://127.0.0.1:9")
+    assert "no gateway answers" in refused(home, "avatars", "--url", "http://127.0.0.1:9")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt"]
     said(home, "delete-avatar", "ada", "--yes")
     assert "nothing of avatar" in refused(home, "delete-avatar", "ada", "--yes")
 
 
-def test_a_folder_becomes_a_collection_where_keys_are_wanted(home: Gateway, tmp_path: Path) -> None:
-    """With the admin token, or with a key in its place; without the right one it says so."""
+def test_ingest_trains_a_collection_where_keys_are_required(home: Gateway, tmp_path: Path) -> None:
+    """With the admin token, or with a key in its place. A wrong one is reported."""
     (tmp_path / "a.txt").write_text("Cranes are grey.")
     for avatar in ((), ("--avatar", "ada")):
         name = "birds" + "-of-ada" * len(avatar[1:])

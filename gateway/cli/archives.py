@@ -1,0 +1,73 @@
+"""`export` and `import`: a snapshot as a plain tar of a Chroma directory, and back."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.cli.client import connect, counted_pieces, read_pieces
+from gateway.cli.options import AsJson, Scratch, StoreUrl, Token, Url, UserId
+from gateway.cli.output import ProgressBars, whole_file
+from gateway.cli.snapshots import open_store, print_snapshot
+from gateway.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("export")(export_archive)
+    app.command("import")(import_archive)
+
+
+def export_archive(
+    path: Annotated[Path, typer.Argument(help="The tar to write; '-' is standard output.")],
+    snapshot: Annotated[str, typer.Option(help="A snapshot's id, or 'latest'.")] = "latest",
+    url: Url = None,
+    token: Token = None,
+    store: StoreUrl = None,
+    user_id: UserId = None,
+    scratch: Scratch = None,
+) -> None:
+    """Write a snapshot as a plain tar of a directory that Chroma opens without a gateway."""
+    with ProgressBars.on_terminal(as_json=False) as bars, whole_file(path) as file:
+        if store is not None:
+            open_store(store, user_id).export(snapshot, file, scratch or Path.cwd(), bars.progress)
+        else:
+            with connect(url, token) as gateway:
+                gateway.download(f"/admin/snapshot/{snapshot}/archive", file, bars.progress)
+
+
+def import_archive(
+    path: Annotated[Path, typer.Argument(help="A Chroma directory of chromadb 0.4 or newer, or a tar of one.")],
+    label: Annotated[str | None, typer.Option(help="A label for people.")] = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a snapshot of a Chroma directory or a tar of one. No Chroma may be using the directory."""
+    body, size_bytes = _as_tar(path)
+    with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
+        bars.progress.phase("upload", size_bytes)
+        snapshot = gateway.run_job(
+            "POST",
+            "/admin/snapshot/upload",
+            on_status=bars.show_job,
+            params={"label": label} if label else {},
+            content=counted_pieces(body, bars.progress),
+            headers={"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)},
+        )
+    print_snapshot(snapshot, as_json)
+
+
+def _as_tar(path: Path) -> tuple[Iterator[bytes], int]:
+    """The bytes of a tar and their number. Raises ConfigError if `path` is neither a directory nor a tar."""
+    if not path.exists():
+        raise ConfigError(f"there is no {path}", "name a Chroma directory, or a tar of one")
+    if path.is_dir():
+        from gateway.snapshot.tar import tar, tar_size  # noqa: PLC0415  # loads much that other commands do not need
+
+        return tar(path), tar_size(path)
+    if not tarfile.is_tarfile(path):
+        raise ConfigError(f"{path} is neither a directory nor a tar", "name a Chroma directory, or a tar of one")
+    return read_pieces(path), path.stat().st_size

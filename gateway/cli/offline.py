@@ -1,0 +1,123 @@
+"""Snapshots of a store where no gateway runs: what the option `--store` is for."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from pydantic import ValidationError
+
+from gateway.chroma.directory import DataDirectory
+from gateway.cli.output import validation_problems
+from gateway.config import Settings, load_settings
+from gateway.errors import ConfigError, NotFound, NothingToRestore
+from gateway.files import scratch_directory
+from gateway.jobs import Progress
+from gateway.snapshot.fetch import fetch_verified
+from gateway.snapshot.progress import counted
+from gateway.snapshot.repository import Repository
+from gateway.snapshot.restore import restore_at_boot
+from gateway.snapshot.tar import tar
+from gateway.snapshot.verify import Level, verify
+from gateway.storage import PrefixedStorage, open_storage
+
+_T = TypeVar("_T")
+
+
+class OfflineRepository:
+    """The snapshots of one user in one store. Results have the JSON form of the admin API.
+
+    Every method raises StorageError if the store cannot be used, and NothingToRestore if the snapshot is not there.
+    """
+
+    def __init__(self, store: str, user_id: str | None) -> None:
+        """Raises ConfigError if `store` or `user_id` is not valid."""
+        settings = load_settings()
+        try:
+            self._settings = Settings.model_validate(
+                {"store": store, "user_id": user_id or settings.user_id, "s3_addressing": settings.s3_addressing}
+            )
+        except ValidationError as error:
+            raise ConfigError(f"--store or --user-id is not valid: {validation_problems(error)}") from None
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """All snapshots, newest first."""
+
+        async def work(repository: Repository) -> list[dict[str, Any]]:
+            return [snapshot.model_dump(mode="json") for snapshot in await repository.snapshots()]
+
+        return self._run(work)
+
+    def snapshot(self, name: str) -> dict[str, Any]:
+        """One snapshot; `name` is an id or `latest`."""
+
+        async def work(repository: Repository) -> dict[str, Any]:
+            return (await repository.snapshot(await _existing(repository, name))).model_dump(mode="json")
+
+        return self._run(work)
+
+    def verify(self, name: str, level: Level, scratch: Path, progress: Progress) -> dict[str, Any]:
+        """What is wrong with a snapshot. The level `boot` restores it into a directory below `scratch` for a while."""
+
+        async def work(repository: Repository) -> dict[str, Any]:
+            snapshot_id = await _existing(repository, name)
+            return (await verify(repository, scratch, snapshot_id, level, progress)).model_dump(mode="json")
+
+        return self._run(work)
+
+    def restore(self, name: str, data_dir: Path, progress: Progress) -> dict[str, Any]:
+        """Restore a snapshot into `data_dir`, an empty directory or none yet. Raises ConfigError if it holds data."""
+        directory = DataDirectory(data_dir.expanduser().absolute())
+        directory.make()
+        directory.claim_as_gateway()
+        directory.claim_as_chroma()
+
+        async def work(repository: Repository) -> dict[str, Any]:
+            snapshot_id = await _existing(repository, name)
+            restored = await restore_at_boot(repository, directory, snapshot_id, counted(progress, "fetching"))
+            return restored.model_dump(mode="json")
+
+        try:
+            if not directory.is_empty():
+                raise ConfigError(f"{directory.path} holds data already", "name an empty directory")
+            return self._run(work)
+        finally:
+            directory.release()
+
+    def export(self, name: str, file: IO[bytes], scratch: Path, progress: Progress) -> None:
+        """Write a snapshot to `file` as a plain tar. It is restored into a directory below `scratch` for a while."""
+
+        async def work(repository: Repository) -> None:
+            manifest = await repository.manifest(await _existing(repository, name))
+            async with scratch_directory(scratch, "export") as directory:
+                await fetch_verified(repository, directory, manifest, counted(progress, "fetching"), keep_log=False)
+                for piece in tar(directory):
+                    await asyncio.to_thread(file.write, piece)
+
+        self._run(work)
+
+    def _run(self, work: Callable[[Repository], Awaitable[_T]]) -> _T:
+        settings = self._settings
+
+        async def run() -> _T:
+            store = open_storage(settings.store, addressing=settings.s3_addressing)
+            repository = Repository(PrefixedStorage(store, settings.repository_prefix))
+            try:
+                await repository.check_format()
+                return await work(repository)
+            finally:
+                await repository.close()
+
+        return asyncio.run(run())
+
+
+async def _existing(repository: Repository, name: str) -> str:
+    """The id of the snapshot that `name` means. Raises NothingToRestore if there is none."""
+    hint = "see the snapshots of this store with `chroma-gateway list --store …`"
+    try:
+        snapshot_id = await repository.resolve(name)
+    except NotFound as error:
+        raise NothingToRestore(f"{error.message} in {repository.url}", hint) from error
+    if snapshot_id not in await repository.ids():
+        raise NothingToRestore(f"there is no snapshot {snapshot_id} in {repository.url}", hint)
+    return snapshot_id
