@@ -1,6 +1,6 @@
 """Settings: the one place that reads the environment.
 
-Every variable is documented in README.md, "Settings"; a test compares the two. A wrong value, or a
+Every variable is documented in docs/configuration.md; a test compares the two. A wrong value, or a
 `GATEWAY_*` name that nothing reads, stops the start with a message that names it.
 """
 
@@ -213,7 +213,7 @@ def load_settings() -> Settings:
             problems.append(
                 f"{name} is not a setting" + (f"; did you mean {near}?" if (near := _nearest(name)) else "")
             )
-            hint = "README.md, 'Settings', lists them all"
+            hint = "docs/configuration.md lists them all"
     try:
         settings = Settings()
     except ValidationError as error:

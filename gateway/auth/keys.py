@@ -149,16 +149,12 @@ def parse_keys(text: str, source: str) -> list[Key]:
             f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False, include_input=False, include_context=False)[:5]
         )
-        raise ConfigError(
-            f"{source} is not a list of keys: {problems}", "README.md, 'Securing it', shows one"
-        ) from None
+        raise ConfigError(f"{source} is not a list of keys: {problems}", "docs/security.md shows one") from None
     except (ValueError, RecursionError, OverflowError) as error:
         where = str(error) if isinstance(error, tomllib.TOMLDecodeError | _DuplicateField) else "it cannot be read"
         if isinstance(error, json.JSONDecodeError):
             where = f"{error.msg} at line {error.lineno}"
-        raise ConfigError(
-            f"{source} is neither TOML nor JSON: {where}", "README.md, 'Securing it', shows one"
-        ) from None
+        raise ConfigError(f"{source} is neither TOML nor JSON: {where}", "docs/security.md shows one") from None
     for what in ("name", "id"):
         values = [getattr(key, what) for key in keys]
         if len(set(values)) < len(values):

@@ -21,6 +21,7 @@ import pytest
 
 import tests.word_embedding  # registers the embedding function with the client, too
 from tests import servers
+from tests.documentation import DOCS, blocks
 from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
@@ -537,13 +538,18 @@ def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway) -> None:
     assert time.monotonic() - since < 2
 
 
-def test_the_readmes_commands_work(gateway: Gateway, tmp_path: Path) -> None:
-    """Those of "Training documents", as they are written there."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    block = readme.partition("# documents\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", gateway.url)
-    (tmp_path / "notes.md").write_text("# Notes\n\nThe exam is in May.")
-    said = f'auth="Authorization: Bearer {ADMIN_TOKEN}"; curl() {{ command curl -fsS "$@"; echo; }}\n{block}'
-    done = subprocess.run(["bash", "-euc", said], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+def test_the_documented_commands_work(gateway: Gateway, tmp_path: Path) -> None:
+    """Those of docs/training-documents.md, as they are written there."""
+    ((_, block),) = blocks(DOCS / "training-documents.md", "bash")
+    done = subprocess.run(
+        ["bash", "-euc", block.replace("http://127.0.0.1:8000", gateway.url)],
+        cwd=tmp_path,
+        env={**os.environ, "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"notes.md"') == 3
     refused = gateway.admin("DELETE", AVATAR, json={"avatar_id": "ada"})

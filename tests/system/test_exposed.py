@@ -16,6 +16,7 @@ import pytest
 from chromadb.errors import RateLimitError
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.documentation import DOCS, blocks
 from tests.gateway_process import ADMIN_TOKEN, ROOT, Gateway, gateway_process
 from tests.keys import Keys
 
@@ -298,13 +299,13 @@ def test_a_request_id_goes_in_and_out(served: Served) -> None:
         assert served.ask("reader", "GET", path).headers["x-request-id"]
 
 
-# ---------------------------------------------------------------------- the README
+# ---------------------------------------------------------------------- docs/security.md
 
 
-def test_the_readmes_commands_work(tmp_path: Path) -> None:
-    """`key new` prints what the file wants, as README shows it, and the key alone on the other stream."""
-    readme = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^chroma-gateway (key new .*) >> keys\.toml$", readme, re.MULTILINE)
+def test_the_documented_commands_make_keys_that_work(tmp_path: Path) -> None:
+    """`key new` prints what the file wants, as the page shows it, and the key alone on the other stream."""
+    ((_, shown),) = blocks(DOCS / "security.md", "bash")
+    commands = re.findall(r"^chroma-gateway (key new .*) >> keys\.toml$", shown, re.MULTILINE)
     assert len(commands) == 2
     tokens, file = [], tmp_path / "keys.toml"
     for command in commands:
@@ -319,7 +320,7 @@ def test_the_readmes_commands_work(tmp_path: Path) -> None:
             opened.write(made.stdout)
         tokens += re.findall(r"cgw_\S+", made.stderr)
         assert "cgw_" not in made.stdout
-    code = readme.partition("Clients send it as either header")[2].partition("```python\n")[2].partition("```")[0]
+    ((_, code),) = blocks(DOCS / "security.md", "python")
     with gateway_process(GATEWAY_KEYS_FILE=str(file)) as built:
         built.start()
         httpx.post(f"{built.url}/api/v2/tenants", json={"name": "acme"}, headers=ADMIN)

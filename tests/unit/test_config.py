@@ -1,4 +1,4 @@
-"""Settings mean what README and DESIGN say, and a wrong one is named."""
+"""Settings mean what docs/configuration.md says, and a wrong one is named."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,8 @@ from pydantic import TypeAdapter
 from gateway.config import Settings, load_settings, variable_of
 from gateway.errors import ConfigError
 from gateway.storage import open_storage
+from tests.documentation import DOCS, rows
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
 ROOT = Path(__file__).parents[2]
 # Not an operator's: supervisord sets it.
 INTERNAL = {"SUPERVISOR_SERVER_URL"}
@@ -25,12 +25,11 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def documented() -> dict[str, str]:
-    """Name and default, as written, of each row of README's table of settings."""
-    table = README.partition("## Settings")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.+?`) \| (.*?) \| .*\|$", table, re.MULTILINE)
+    """Name and default, as written, of each row of docs/configuration.md."""
+    cells = [row for row in rows(DOCS / "configuration.md") if row[0].startswith("`")]
     return {
         name: default.strip("`")
-        for names, defaults in rows
+        for names, defaults, _ in cells
         for name, default in zip(
             re.findall(r"`([A-Z0-9_]+)`", names), defaults.split(", ") if "`, `" in names else [defaults], strict=True
         )
@@ -40,12 +39,12 @@ def documented() -> dict[str, str]:
 # ---------------------------------------------------------------------- what is documented
 
 
-def test_readme_lists_exactly_the_settings_there_are() -> None:
+def test_the_page_lists_exactly_the_settings_there_are() -> None:
     """No setting without its row, no row without its setting."""
     assert set(documented()) == {variable_of(field) for field in Settings.model_fields} - INTERNAL
 
 
-def test_readme_shows_the_defaults() -> None:
+def test_the_page_shows_the_defaults() -> None:
     """What the table says is what is used; defaults that depend on something are told in words."""
     shown = documented()
     plain = {name: default for name, default in shown.items() if " " not in default}
@@ -143,7 +142,7 @@ def test_an_unknown_name_is_told_with_the_one_that_was_meant(
         load_settings()
     assert caught.value.message == f"{wrong} is not a setting; did you mean {meant}?"
     assert caught.value.exit_code == 2
-    assert "README" in (caught.value.hint or "")
+    assert "docs/configuration.md" in (caught.value.hint or "")
 
 
 def test_an_unknown_name_that_is_near_to_nothing_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

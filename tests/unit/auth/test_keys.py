@@ -17,6 +17,7 @@ from gateway.auth.keys import Key, parse_keys
 from gateway.auth.scope import Role
 from gateway.auth.tokens import digest_of, id_of, new_token
 from gateway.errors import ConfigError, Unauthorized
+from tests.documentation import DOCS, blocks
 from tests.keys import Keys, entry
 
 TOKEN = new_token()
@@ -257,11 +258,10 @@ async def test_a_file_that_is_being_written_is_not_loaded(tmp_path: Path, monkey
     assert scopes == [False]
 
 
-def test_the_readmes_example_is_a_keys_file() -> None:
+def test_the_documented_example_is_a_keys_file() -> None:
     """What people copy works."""
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    example = readme.partition("```toml\n")[2].partition("```")[0]
-    (key,) = parse_keys(example, "README.md")
+    ((_, example),) = blocks(DOCS / "security.md", "toml")
+    (key,) = parse_keys(example, "docs/security.md")
     assert key.scope.sees("acme", "web-1", "pages-1")
     assert tomllib.loads(example)["keys"][0]["role"] == "writer"
 

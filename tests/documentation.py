@@ -1,0 +1,41 @@
+"""The pages of the documentation, and what tests read out of them."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted(DOCS.rglob("*.md")),
+]
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def name_of(page: Path) -> str:
+    """The page's path from the repository's root."""
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """Language and text of each fenced block of `page` in one of `languages`, in order."""
+    return [(language, text) for language, text in _FENCE.findall(page.read_text()) if language in languages]
+
+
+def prose(page: Path) -> str:
+    """The text of `page` without its fenced blocks."""
+    return _FENCE.sub("", page.read_text())
+
+
+def rows(page: Path) -> list[list[str]]:
+    """The cells of each row of every table of `page`, without the rows of dashes."""
+    lines = (line for line in prose(page).splitlines() if line.startswith("|"))
+    found = ([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines)
+    return [cells for cells in found if not all(set(cell) <= set("-: ") for cell in cells)]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to `page` may have after its `#`, as GitHub makes it from the headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,0 +1,110 @@
+"""The commands of the documentation do what the pages say, word for word."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.documentation import DOCS, ROOT, blocks
+from tests.gateway_process import Gateway, free_port, gateway_process
+
+BIN = Path(sys.prefix) / "bin"
+TIMEOUT_S = 280
+pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
+
+
+def script(page: Path, port: int) -> str:
+    """What `page` tells people to type, in its order, for a gateway at `port`."""
+    parts = (
+        text if language == "bash" else f"{sys.executable} - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n"
+        for language, text in blocks(page, "bash", "python")
+    )
+    return "".join(parts).replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("port=8000", f"port={port}")
+
+
+def run(text: str, directory: Path, env: dict[str, str]) -> str:
+    """Run `text` in bash until its first failure, which fails the test; return what it printed."""
+    # Into a file: what it starts in the background holds what it was given.
+    with tempfile.TemporaryFile() as output:
+        ended = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        output.seek(0)
+        printed = output.read().decode()
+    log = directory / "gateway.log"
+    assert ended.returncode == 0, printed[-8000:] + (log.read_text()[-8000:] if log.exists() else "")
+    return printed
+
+
+# ---------------------------------------------------------------------- from a clone
+
+
+@pytest.fixture
+def clone() -> Iterator[Path]:
+    """What a clone has after its first setup: the scripts, and an environment in .venv."""
+    with tempfile.TemporaryDirectory(prefix="clone", dir="/tmp") as name:  # short, for the supervisor's socket
+        directory = Path(name)
+        (directory / "scripts").mkdir()
+        shutil.copy(ROOT / "scripts/run", directory / "scripts/run")
+        (directory / "scripts/setup").write_text("#!/bin/sh\n")
+        (directory / "scripts/setup").chmod(0o755)
+        (directory / ".venv").symlink_to(sys.prefix)
+        yield directory
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
+def test_a_newcomer_loses_the_disk_and_gets_everything_back(page: Path, clone: Path) -> None:
+    """README and quickstart, from the first start to the last stop: what was written before is there after."""
+    port = free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(clone),
+        "PORT": str(port),
+        "GATEWAY_CHROMA_PORT": str(free_port()),
+    }
+    text = script(page, port)
+    assert text.count("rm -rf var/chroma") == 1
+    # Whatever fails, nothing of it stays.
+    printed = run(f"trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{text}", clone, env)
+    assert "remember the milk" in printed
+    assert list((clone / "var/store/users/default/vectorstore/snapshots").iterdir())
+
+
+# ---------------------------------------------------------------------- beside a running gateway
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Gateway]:
+    with gateway_process() as built:
+        built.start()
+        notes = built.client().create_collection("notes", embedding_function=None)
+        notes.add(ids=["1"], embeddings=[[0.1, 0.2, 0.3]])
+        yield built
+
+
+@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md"])
+def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
+    """Each ends well, in the order of the page."""
+    run(script(DOCS / name, served.port), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
+    served.until(
+        lambda: all(job["state"] != "running" for job in served.admin("GET", "/jobs").json()["jobs"]), "it is idle"
+    )
+
+
+def test_every_page_with_commands_is_run() -> None:
+    """A block that is fenced as bash or python is run by a test: here, in test_exposed, or in test_documents."""
+    run_here = {"README.md", "quickstart.md", "snapshots-and-restore.md", "monitoring.md"}
+    fenced = {page.name for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if blocks(page, "bash", "python")}
+    assert fenced == run_here | {"security.md", "training-documents.md"}
