@@ -2,7 +2,7 @@
 
 A seeded random walk over a real Chroma and real `Operations`, beside a plain dictionary with the expected records. The
 sizes and thresholds of the engine are made small, so that a few hundred records reach every way of storing them.
-`ENGINE_MODEL_SECONDS` makes it walk longer, `ENGINE_MODEL_SEED` begins with another seed. A failure names its seed and
+`ENGINE_MODEL_SEED` begins with another seed. A failure names its seed and
 its steps.
 """
 
@@ -35,7 +35,6 @@ from gateway.snapshot.repository import Repository
 from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
-SECONDS = float(os.environ.get("ENGINE_MODEL_SECONDS", "40"))
 SEED = int(os.environ.get("ENGINE_MODEL_SEED", "1"))
 STEPS = 40
 
@@ -93,9 +92,6 @@ class Chroma:
     def require_control(self) -> None:
         pass
 
-    async def ensure_running(self) -> None:
-        pass
-
     async def stop(self) -> None:
         self.end()
 
@@ -110,9 +106,12 @@ class Chroma:
         return problems
 
 
-@contextlib.asynccontextmanager
-async def _refuse(_: str) -> AsyncIterator[None]:
-    yield
+class Leader:
+    """The only gateway there is."""
+
+    async def adopt(self) -> None: ...
+
+    async def adopted(self) -> None: ...
 
 
 class Walk:
@@ -145,14 +144,22 @@ class Walk:
             patch.setattr(module, name, value)
 
     def _operations(self) -> Operations:
-        return Operations(self.repository, self.directory, self.chroma, self.chroma, self._hold, _refuse)
+        chroma: Any = self.chroma
+        leader: Any = Leader()
+        return Operations(self.repository, self.directory, chroma, self, leader, drain_timeout_s=1)
+
+    admitted_writes = 0
+
+    @contextlib.asynccontextmanager
+    async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
+        yield
 
     @property
     def snapshotter(self) -> Snapshotter:
         return self.operations.snapshotter
 
     @contextlib.asynccontextmanager
-    async def _hold(self) -> AsyncIterator[float]:
+    async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
         await asyncio.to_thread(self.gate.acquire)
         try:
             self.at_cut = copy.deepcopy(self.model)
@@ -371,17 +378,18 @@ class Walk:
             self.chroma.end()
 
 
-def seeds() -> Iterator[int]:
-    deadline, seed = time.monotonic() + SECONDS, SEED
+def seeds(for_s: float) -> Iterator[int]:
+    deadline, seed = time.monotonic() + for_s, SEED
     while time.monotonic() < deadline:
         yield seed
         seed += 1
 
 
-@pytest.mark.timeout(SECONDS + 120)
-def test_every_snapshot_equals_the_model(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("for_s", [10, pytest.param(120, marks=pytest.mark.soak)])
+def test_every_snapshot_equals_the_model(tmp_path: Path, for_s: float) -> None:
     """Opened by Chroma alone, each has exactly the records of its moment, and each record is found by its vector."""
-    for seed in seeds():
+    for seed in seeds(for_s):
         path = tmp_path / str(seed)
         path.mkdir()
         with pytest.MonkeyPatch.context() as patch:
