@@ -106,22 +106,22 @@ class LeaderElection:
         async with self._held().publishing(snapshot_id):
             yield
 
-    async def settle(self) -> None:
-        """See `Lease.settle`."""
+    async def abort_announced(self) -> None:
+        """See `Lease.abort_announced`."""
         await self.require()
-        await self._held().settle()
+        await self._held().abort_announced()
 
     async def mark_pending_delete(self, packs: list[str]) -> None:
-        """See `Lease.condemn`."""
+        """See `Lease.mark_pending_delete`."""
         await self._held().mark_pending_delete(packs)
 
     async def unmark_pending_delete(self, packs: list[str]) -> None:
-        """See `Lease.acquit`."""
+        """See `Lease.unmark_pending_delete`."""
         await self._held().unmark_pending_delete(packs)
 
     @property
     def pending_delete(self) -> frozenset[str]:
-        """Names of packs that may be deleted at any moment, by whoever decided so: no snapshot may need them."""
+        """Names of packs whose deletion may be under way, by any gateway. No new snapshot may name them."""
         known = self._lease.known if self._lease else None
         return frozenset(known.pending_delete) if known else frozenset()
 
@@ -175,7 +175,7 @@ class LeaderElection:
 
     async def _turn(self) -> None:
         if self.role is LeaderRole.WRITER:
-            lease_state = await self._held().look()
+            lease_state = await self._held().current()
             if lease_state.wanted_by:
                 await self._make_room(lease_state)
         elif self.role is LeaderRole.LEAVING:

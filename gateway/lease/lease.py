@@ -112,12 +112,11 @@ class Lease:
 
     # ------------------------------------------------------------------ taking it
 
-    async def take(self, *, any_of_ours: bool = False) -> Takeover:
+    async def take(self) -> Takeover:
         """Become the holder. Ask the present holder to leave first, if there is one.
 
         Does not wait if the lease is released, or if its holder was on our own data directory: only one gateway can
-        be on a data directory, so that holder has ended. With `any_of_ours`, returns at once if any process on our
-        own data directory holds the lease. Safe to retry.
+        be on a data directory, so that holder has ended. Safe to retry.
         """
         timeout: _HolderTimeout | None = None
         before, forced, failed_writes = None, False, 0
@@ -127,7 +126,7 @@ class Lease:
                 wanted, version = LeaseState(holder=self.holder, home=self.home, where=self._where), None
             else:
                 current, version = found
-                if current.holder == self.holder or (any_of_ours and current.home == self.home):
+                if current.holder == self.holder:
                     return _taken(current, before, forced=forced)
                 if timeout is None or timeout.epoch != current.epoch:
                     timeout = _HolderTimeout(
@@ -155,18 +154,9 @@ class Lease:
             f"{self._store.url}{LEASE} could not be changed in {_MAX_FAILED_WRITES} attempts", "try again"
         )
 
-    async def wait_for_ours(self, timeout_s: float) -> None:
-        """Wait until a process on our own data directory holds the lease, at most `timeout_s`."""
-        since = self._clock()
-        while self._clock() - since < timeout_s:
-            found = await self._read()
-            if found is None or found.lease_state.home == self.home or found.lease_state.state == "released":
-                return
-            await asyncio.sleep(_RETRY_TAKE_S)
-
     # ------------------------------------------------------------------ holding it
 
-    async def look(self) -> LeaseState:
+    async def current(self) -> LeaseState:
         """Read and return the present state. Raises LeaseLost if this process is not the holder."""
         return (await self._read_ours()).lease_state
 
@@ -197,7 +187,7 @@ class Lease:
         yield
         await self._change(lambda current: current.confirming(snapshot_id))
 
-    async def settle(self) -> None:
+    async def abort_announced(self) -> None:
         """Abort the announced snapshot, if there is one. A confirmation that is still under way will be refused."""
         await self._change(lambda current: _require_held(current).aborting_announced())
 

@@ -5,11 +5,7 @@ that does not depend on bytes. It is shown while there is still time to act on i
 """
 
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
-
-ChangedBytes = Callable[[], int | None]
-"""Returns what a snapshot taken now would upload, in bytes, compressed as far as that is known. None if unknown."""
 
 
 class Uploaded(NamedTuple):

@@ -47,7 +47,7 @@ _BOUND_EVERY_S = 1.0
 _COUNT_EVERY_S = 60.0
 
 
-class Source(Protocol):
+class ServedChroma(Protocol):
     """What a snapshot needs to know about the running Chroma."""
 
     def require_served(self) -> int:
@@ -84,7 +84,7 @@ class _Captured:
 class Snapshotter:
     """Takes snapshots of one data directory, one at a time. Each costs what changed since the one before."""
 
-    def __init__(self, repository: Repository, directory: DataDirectory, chroma: Source, hold: Hold) -> None:
+    def __init__(self, repository: Repository, directory: DataDirectory, chroma: ServedChroma, hold: Hold) -> None:
         self._repository, self._directory, self._chroma, self._hold = repository, directory, chroma, hold
         self._tracker = PageTracker(directory.path)
         self._baseline: Baseline | None = None

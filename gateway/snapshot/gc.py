@@ -56,7 +56,7 @@ async def collect_garbage(
         return GcResult(
             dropped_snapshots=[], kept_snapshots={}, problem="GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted"
         )
-    await leader.settle()
+    await leader.abort_announced()
     plan = await _apply_retention(repository, keep)
     result = GcResult(
         dropped_snapshots=list(plan.dropped), kept_snapshots={name: list(why) for name, why in plan.kept.items()}

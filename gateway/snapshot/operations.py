@@ -25,7 +25,7 @@ from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.restore import restore_live, try_out
+from gateway.snapshot.restore import restore_live, start_or_roll_back
 from gateway.snapshot.retention import Keep
 from gateway.snapshot.verify import Level, verify
 
@@ -182,7 +182,7 @@ class Operations:
         """
         with self._claim("the start"), contextlib.suppress(GatewayError):
             async with self._gate.refuse("an interrupted restore is being finished", _REFUSAL_GRACE_S):
-                await try_out(self._directory, self._chroma)
+                await start_or_roll_back(self._directory, self._chroma)
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""

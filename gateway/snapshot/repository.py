@@ -56,7 +56,7 @@ class Repository:
     """
 
     def __init__(self, store: Storage, leader: LeaderElection | None = None) -> None:
-        self._store, self._fence = store, leader
+        self._store, self._leader = store, leader
         # By id. Manifests never change once written.
         self._read: dict[str, Snapshot] = {}
         # By id. A verification may be replaced; then its object has another version.
@@ -82,8 +82,8 @@ class Repository:
 
     async def make(self) -> None:
         """Create the repository if there is none: write its format. Safe to retry. Raises LeaseLost."""
-        if self._fence:
-            await self._fence.require()
+        if self._leader:
+            await self._leader.require()
         if not await self.check_format():
             document = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             await self._store.put_if_absent(_REPOSITORY, json.dumps(document).encode())
@@ -193,7 +193,7 @@ class Repository:
         since the answer may be lost. If it exists, it is whole.
         """
         data = await asyncio.to_thread(manifest.to_bytes)
-        async with self._fence.publishing(manifest.snapshot.id) if self._fence else nullcontext():
+        async with self._leader.publishing(manifest.snapshot.id) if self._leader else nullcontext():
             await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
         self._read[manifest.snapshot.id] = manifest.snapshot
 
@@ -203,8 +203,8 @@ class Repository:
         Raises NotFound, LeaseLost. Safe to retry after an error: what it leaves behind is garbage that no snapshot
         names. Packs are kept while another manifest cannot be read, since it might name them.
         """
-        if self._fence:
-            await self._fence.require()
+        if self._leader:
+            await self._leader.require()
         try:
             packs = (await self.manifest(snapshot_id)).packs
         except SnapshotError:
@@ -219,9 +219,9 @@ class Repository:
         Raises SnapshotError and deletes nothing while a manifest cannot be read, since it might name them.
         """
         if names := list(names):
-            if self._fence:
+            if self._leader:
                 # Abort a snapshot that is still announced. Otherwise it could be committed after its packs are gone.
-                await self._fence.settle()
+                await self._leader.abort_announced()
             manifests = [await self.manifest(snapshot_id) for snapshot_id in await self.ids()]
             await self.delete_packs(unreferenced(names, manifests))
 
@@ -256,7 +256,7 @@ class Repository:
 
     def is_pending_delete(self, name: str) -> bool:
         """Return whether a deletion of this pack may be under way. A new snapshot must not name such a pack."""
-        return self._fence is not None and name in self._fence.pending_delete
+        return self._leader is not None and name in self._leader.pending_delete
 
     async def pack_objects(self) -> AsyncIterator[ObjectInfo]:
         """Yield every pack in the store with its size and age. `key` is the pack's name."""
@@ -278,13 +278,13 @@ class Repository:
             some = names[start : start + MAX_PENDING_DELETE]
             # Packs that an earlier holder marked stay marked: its deletions may still be under way.
             own = [name for name in some if not self.is_pending_delete(name)]
-            if self._fence:
-                await self._fence.mark_pending_delete(some)
+            if self._leader:
+                await self._leader.mark_pending_delete(some)
             async with TaskPool(_READS_AT_ONCE) as pool:
                 for name in some:
                     await pool.start(self._delete_pack, name)
-            if self._fence:
-                await self._fence.unmark_pending_delete(own)
+            if self._leader:
+                await self._leader.unmark_pending_delete(own)
 
     @property
     def corrupt_packs(self) -> frozenset[str]:

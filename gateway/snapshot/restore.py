@@ -2,7 +2,7 @@
 
 1. `stage`: fetch the snapshot into the data directory's `incoming` and verify it. The live data are not touched.
 2. `_swap_in_and_try`: refuse requests, stop Chroma, swap `incoming` in, save the baseline.
-3. `try_out`: start Chroma. If it can read every collection, settle. Otherwise roll back to the previous data.
+3. `start_or_roll_back`: start Chroma. If it reads every collection, settle. Otherwise roll back to the previous data.
 
 At boot there are no previous data and no running Chroma, so step 3 is left to readiness.
 """
@@ -28,7 +28,7 @@ Refuse = Callable[[str], AbstractAsyncContextManager[None]]
 """Refuses clients' requests for the time of the block, for the reason given."""
 
 
-class Chroma(Protocol):
+class ChromaProcess(Protocol):
     """What a live restore asks of Chroma."""
 
     def require_control(self) -> object:
@@ -81,7 +81,7 @@ async def restore_at_boot(
 async def restore_live(
     repository: Repository,
     directory: DataDirectory,
-    chroma: Chroma,
+    chroma: ChromaProcess,
     refuse: Refuse,
     snapshot_id: str,
     progress: OnBytes,
@@ -101,7 +101,7 @@ async def restore_live(
     return _restored(manifest)
 
 
-async def _swap_in_and_try(staged: Staged, directory: DataDirectory, chroma: Chroma, refuse: Refuse) -> None:
+async def _swap_in_and_try(staged: Staged, directory: DataDirectory, chroma: ChromaProcess, refuse: Refuse) -> None:
     snapshot_id = staged.manifest.snapshot.id
     async with refuse(f"snapshot {snapshot_id} is being restored"):
         try:
@@ -117,12 +117,12 @@ async def _swap_in_and_try(staged: Staged, directory: DataDirectory, chroma: Chr
         finally:
             # In any case Chroma must run again. A swap that was begun goes forward.
             if directory.is_swapping():
-                await try_out(directory, chroma)
+                await start_or_roll_back(directory, chroma)
             else:
                 await chroma.start()
 
 
-async def try_out(directory: DataDirectory, chroma: Chroma) -> None:
+async def start_or_roll_back(directory: DataDirectory, chroma: ChromaProcess) -> None:
     """Start Chroma on data that are on trial. Settle if it can read all of them, otherwise roll back.
 
     Raises SnapshotError after a roll back.

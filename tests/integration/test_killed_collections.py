@@ -7,39 +7,21 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
-from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.election import LeaderElection
 from gateway.snapshot.gc import collect_garbage
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
 from gateway.storage import FileStorage
+from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import manifest, sha
 
 KILLS = 50
 SEED = 20261121
 
 
-class _Writes:
-    def refuse_writes(self, reason: str) -> None: ...
-
-    def accept_writes(self) -> None: ...
-
-
-async def _nothing(_label: str) -> None: ...
-
-
 async def _live(root: Path, seed: int, begun: Event) -> None:
     """Take snapshots of a few different packs, so that packs are shared, deleted and made again. Collect after each."""
     chance, store = random.Random(seed), FileStorage(root / "store")
-    leader = LeaderElection(
-        store,
-        DataDirState(root / "data"),
-        "a test",
-        _Writes(),
-        has_data=lambda: False,
-        save=_nothing,
-        takeover_timeout_s=0,
-    )
+    leader = candidate(root / "data", store)
     await leader.require()
     repository = Repository(store, leader)
     await repository.make()

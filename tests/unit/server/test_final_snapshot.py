@@ -54,7 +54,7 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
     vectorstore.operations.changes.saved()
 
     async def published(*_: object) -> Any:
-        async with vectorstore.repository._fence.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
+        async with vectorstore.repository._leader.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
             pass
         return manifest().snapshot
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavailable
-from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.lease.lease import read_lease_state
 from gateway.snapshot.gc import GcResult, collect_garbage
@@ -23,6 +22,7 @@ from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
 from gateway.storage import NoDeleteStorage, ObjectInfo
+from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -64,29 +64,9 @@ class AgingStore(MemoryStore):
         self.deleted.append(key)
 
 
-class Writes:
-    def refuse_writes(self, reason: str) -> None: ...
-
-    def accept_writes(self) -> None: ...
-
-
-async def nothing(_label: str) -> None:
-    pass
-
-
-async def writer(store: Any, home: Path, **kwargs: Any) -> tuple[Repository, LeaderElection]:
+async def writer(store: Any, home: Path, *, may_delete: bool = True) -> tuple[Repository, LeaderElection]:
     """A gateway that holds the lease."""
-    (home / ".gateway").mkdir(parents=True, exist_ok=True)
-    leader = LeaderElection(
-        store,
-        DataDirState(home),
-        "a test",
-        Writes(),
-        has_data=lambda: False,
-        save=nothing,
-        takeover_timeout_s=0,
-        **kwargs,
-    )
+    leader = candidate(home, store, may_delete=may_delete)
     await leader.require()
     return Repository(store, leader), leader
 

@@ -1,4 +1,4 @@
-"""One thing at a time, and nothing of it stays when it comes to nothing."""
+"""One operation runs at a time, and a failed one leaves nothing behind."""
 
 import asyncio
 import errno
@@ -17,28 +17,24 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.errors import NotFound
-from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
+from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot import create, operations
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
+from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import ID
 from tests.unit.snapshot.stores import MemoryStore
 
 
-class Source:
+class ServedChroma:
+    """A Chroma that serves."""
+
     def require_served(self) -> int:
         return 1
 
     async def require_same_run(self, run: int) -> None: ...
-
-
-class Writes:
-    def refuse_writes(self, reason: str) -> None: ...
-
-    def accept_writes(self) -> None: ...
 
 
 class Gate:
@@ -55,27 +51,15 @@ class Gate:
         yield
 
 
-async def nothing(_label: str) -> None: ...
-
-
-def elected(path: Path, store: MemoryStore, *, has_data: bool = False) -> LeaderElection:
-    DataDirectory(path).make()
-    leader = LeaderElection(
-        store, DataDirState(path), Writes(), nothing, LeaseOptions(takeover_timeout_s=0), where=path.name
-    )
-    leader.begin(has_data=has_data)
-    return leader
-
-
 def made(path: Path, store: MemoryStore, leader: LeaderElection | None = None) -> Operations:
-    leader = leader or elected(path, store)
+    leader = leader or candidate(path, store)
     prepare(path)
-    chroma: Any = Source()
+    chroma: Any = ServedChroma()
     return Operations(Repository(store, leader), DataDirectory(path), chroma, Gate(), leader, drain_timeout_s=1)
 
 
-async def test_a_quiesce_that_is_broken_off_holds_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock that it was just about to get is given back, or Chroma would wait for it for good."""
+async def test_cancelled_quiesce_releases_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that the quiesce was about to get is released. Otherwise Chroma would wait for good."""
     asked, go = threading.Event(), threading.Event()
 
     def lock(data_dir: Path) -> Any:
@@ -111,25 +95,25 @@ class _Later:
         self._made.__exit__(*error)
 
 
-async def test_no_gateway_has_to_leave_for_a_snapshot_that_is_not_there(tmp_path: Path) -> None:
-    """A wrong id on a gateway that is behind takes the lease from nobody."""
+async def test_restore_of_an_unknown_snapshot_takes_the_lease_from_no_gateway(tmp_path: Path) -> None:
+    """Also on a gateway whose data are behind."""
     store = MemoryStore()
-    writer = elected(tmp_path / "writer", store)
-    behind = elected(tmp_path / "behind", store, has_data=True)
+    writer = candidate(tmp_path / "writer", store)
+    behind = candidate(tmp_path / "behind", store, has_data=True)
     await writer.require()
     with pytest.raises(Exception, match="another gateway"):
         await behind.require()
     assert (writer.role, behind.role) == (LeaderRole.WRITER, LeaderRole.BEHIND)
     with pytest.raises(NotFound):
         await made(tmp_path / "behind", store, behind).restore(ID)
-    await writer.settle()
+    await writer.abort_announced()
 
 
 @pytest.mark.parametrize("ok", [True, False])
-async def test_what_is_in_a_broken_snapshot_is_not_saved(
+async def test_failed_verification_marks_the_data_as_unsaved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ok: bool
 ) -> None:
-    """The next turn, or the end, takes another one, although nothing was written since."""
+    """The next due time, or the end, takes another snapshot, although nothing was written since."""
 
     async def verify(*_: object) -> Verification:
         return Verification(ok=ok, level="data", at=datetime.now(UTC))
@@ -142,8 +126,8 @@ async def test_what_is_in_a_broken_snapshot_is_not_saved(
     assert one.changes.any is not ok
 
 
-async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is short of descriptors for a while does not let SQLite's log grow for good."""
+async def test_logs_are_bounded_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is short of descriptors for a while goes on bounding SQLite's log afterwards."""
     monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
     snapshotter, times, again = made(tmp_path, MemoryStore()).snapshotter, list[int](), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -162,10 +146,8 @@ async def test_the_logs_are_bounded_whatever_went_wrong_before(tmp_path: Path, m
     await asyncio.gather(keeping, return_exceptions=True)
 
 
-async def test_nothing_of_ours_touches_the_data_while_they_are_exchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A connection to the database that goes may leave a log beside the one that comes."""
+async def test_database_is_not_touched_during_a_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection to the old database could leave a log beside the new one."""
     monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
     snapshotter = made(tmp_path, MemoryStore()).snapshotter
     bounding, go, bounded = threading.Event(), threading.Event(), list[int]()

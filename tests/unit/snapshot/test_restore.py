@@ -36,9 +36,6 @@ class Chroma:
     def require_control(self) -> None:
         pass
 
-    async def ensure_running(self) -> None:
-        pass
-
     async def stop(self) -> None:
         self.serves = None
         if self.stop_error is not None:
