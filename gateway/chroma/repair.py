@@ -32,7 +32,7 @@ from gateway.chroma.disk import DATABASE, ID_MAP, INDEX_FILES
 from gateway.chroma.id_map import old_id_map, read_id_map
 from gateway.chroma.level0 import data_extents
 from gateway.chroma.rebuild import Part, build_index, sync_files
-from gateway.chroma.salvage import Evidence, Salvage, salvage_index
+from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
 from gateway.chroma.segments import (
     DELETE,
     UPDATE,
@@ -207,7 +207,7 @@ def _from_salvage(
     for copy in copies:
         # Of a copy whatever has not changed since.
         unchanged = {each: seq_id for each, seq_id in live.items() if seq_id <= copy.position}
-        found = salvage_index(copy.directory, segment, Evidence(unchanged, in_order=False, vectors={}))
+        found = salvage_index(copy.directory, segment, Evidence(unchanged))
         if found and found.ids:
             sources.append(found)
     if not sources:
@@ -245,17 +245,30 @@ def _position(data_dir: Path, segment: Segment) -> int:
 def _evidence(
     connection: sqlite3.Connection, segment: Segment, live: Mapping[str, int], rows: list[LogRow], position: int
 ) -> Evidence:
-    deleted_since = any(row.operation == DELETE and row.seq_id > position for row in rows)
-    by_number = not connection.execute(
+    if connection.execute(
         "select 1 from embeddings where segment_id = ? and typeof(seq_id) = 'blob' limit 1", (segment.metadata_id,)
-    ).fetchone()
-    last = {row.id: row for row in rows if row.seq_id <= position and row.has_vector and row.operation != DELETE}
-    vectors = {}
-    for row in sorted(last.values(), reverse=True)[:_MAX_WITNESSES]:
-        # One row is believed only if it is the record's last: an add of a record that was there changed nothing.
-        if row.operation in (UPSERT, UPDATE) or live.get(row.id) == row.seq_id:
-            vectors[row.id] = _vector(connection, row.seq_id)
-    return Evidence(live, by_number and not deleted_since, vectors)
+    ).fetchone():
+        return Evidence(live)
+    # A kill in the middle of a sync leaves files that have all that the records have. Else they are of their position.
+    moments = ((segment.metadata_position or 0, True), (position, False))
+    return Evidence(
+        live,
+        [
+            Order(_witnesses(connection, live, rows, moment), is_complete)
+            for moment, is_complete in moments
+            if is_complete or not any(row.operation == DELETE and row.seq_id > moment for row in rows)
+        ],
+    )
+
+
+def _witnesses(
+    connection: sqlite3.Connection, live: Mapping[str, int], rows: list[LogRow], moment: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The vectors that an index of that moment has, of the records that changed last before it."""
+    last = {row.id: row for row in rows if row.seq_id <= moment and row.has_vector and row.operation != DELETE}
+    # An add of a record that was there changed nothing: it is believed only if it is the record's last row.
+    certain = [row for row in last.values() if row.operation in (UPSERT, UPDATE) or live.get(row.id) == row.seq_id]
+    return {row.id: _vector(connection, row.seq_id) for row in sorted(certain, reverse=True)[:_MAX_WITNESSES]}
 
 
 def _vector(connection: sqlite3.Connection, seq_id: int) -> npt.NDArray[np.float32]:

@@ -6,7 +6,7 @@ order of its log, and rows of `embeddings` in the same order (`rust/segment/src/
 from elsewhere lie where the order says. Blocking; nothing is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +26,27 @@ _LENGTHS_LOST = 0.05
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """A moment at which the files may have been written, so that the order of records tells their labels.
+
+    `vectors`: what the index had then, of some records, from rows of its log: float32 by id. `is_complete`: it had all
+    records that there are; else it may lack the last ones.
+    """
+
+    vectors: Mapping[str, npt.NDArray[np.float32]]
+    is_complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What is known of the records of a collection without its index.
 
-    `live`: the sequence id that last changed each record, in the order in which records were first added.
-    `in_order`: whether labels were given out in that order (chromadb 1.x) and no record was deleted since the index's
-    position. `vectors`: float32 arrays that the index must have, by id, from rows of the log that it has applied.
+    `live`: the sequence id that last changed each record, in the order in which records were first added. `orders`: the
+    likeliest first; none where labels are in another order (chromadb before 1.0).
     """
 
     live: Mapping[str, int]
-    in_order: bool
-    vectors: Mapping[str, npt.NDArray[np.float32]]
+    orders: Sequence[Order] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +99,12 @@ def salvage_index(directory: Path, segment: Segment, evidence: Evidence) -> Salv
     end = _end_of_older(level0, id_map)
     place = _places(level0, header, end, id_map)
     by_order: frozenset[str] = frozenset()
-    if len(labels) < len(evidence.live) and evidence.in_order and not level0.missing:
-        found = _labels_by_order(directory, segment, layout, level0, header, labels, evidence)
+    if len(labels) < len(evidence.live) and not level0.missing:
+        ordered = (
+            _labels_by_order(directory, segment, layout, level0, header, labels, evidence.live, order)
+            for order in evidence.orders
+        )
+        found = next(filter(None, ordered), {})
         by_order = frozenset(found.keys() - labels.keys())
         labels = found | labels
     ids = [each for each in evidence.live if labels.get(each) in place]
@@ -145,8 +159,13 @@ def _places(level0: Level0, header: Header | None, end: int | None, id_map: IdMa
     if end is not None:
         usable &= level0.number < end
     places = np.flatnonzero(usable)
-    if header:  # beyond the elements lies what was in memory; what is counted goes last, and so wins
-        places = places[np.argsort(level0.number[places] < header.elements, kind="stable")]
+    # Beyond the elements lies what was in memory, perhaps with the same labels. Elements and labels are counted alike,
+    # so that a label of the id map belongs to one of as many elements as it counts. What goes last wins.
+    added = id_map.total_elements_added or 0
+    counted = (level0.number[places] < added).astype(np.int8)
+    if header:
+        counted += level0.number[places] < header.elements
+    places = places[np.argsort(counted, kind="stable")]
     return dict(zip(level0.label[places].tolist(), places.tolist(), strict=True))
 
 
@@ -162,7 +181,8 @@ def _labels_by_order(
     level0: Level0,
     header: Header | None,
     known: Mapping[str, int],
-    evidence: Evidence,
+    live: Mapping[str, int],
+    order: Order,
 ) -> dict[str, int]:
     """The label of each id by the order of both; empty where anything speaks against it, or nothing for it."""
     counted = level0.number < (header.elements if header else len(level0.number))
@@ -171,17 +191,18 @@ def _labels_by_order(
     at = np.flatnonzero(counted & ~level0.is_deleted)
     at = at[np.argsort(level0.label[at])]
     labels = level0.label[at].tolist()
-    if len(set(labels)) != len(labels) or len(labels) > len(evidence.live):
+    there = set(labels)
+    if len(there) != len(labels) or len(labels) > len(live) or (order.is_complete and len(labels) < len(live)):
         return {}
     # Those that the index does not have yet come last, and the log has them.
-    found = dict(zip(evidence.live, labels, strict=False))
-    if any(found.get(each) != label for each, label in known.items() if label in set(labels)):
+    found = dict(zip(live, labels, strict=False))
+    if any(found.get(each) != label for each, label in known.items() if label in there):
         return {}
     numbers = dict(zip(labels, level0.number[at].tolist(), strict=True))
-    witnesses = sorted((numbers[found[each]], each) for each in evidence.vectors if each in found)
+    witnesses = sorted((numbers[found[each]], each) for each in order.vectors if each in found)
     vectors = read_vectors(directory / LEVEL0, layout, np.array([number for number, _ in witnesses], np.int64))
     for vector, (_, each) in zip(vectors, witnesses, strict=True):
-        if not _is_same(vector, evidence.vectors[each], segment.space):
+        if not _is_same(vector, order.vectors[each], segment.space):
             return {}
     return found if known or witnesses else {}
 

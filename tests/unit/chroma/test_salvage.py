@@ -14,7 +14,7 @@ import pytest
 from gateway.chroma.disk import DATABASE, HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
 from gateway.chroma.header import read_header
 from gateway.chroma.id_map import old_id_map, parse_id_map, read_id_map
-from gateway.chroma.salvage import Evidence, Salvage, salvage_index
+from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
 from gateway.chroma.segments import Segment, live_records, read_segments
 from tests.unit.chroma.conftest import DIMENSION, RECORDS
 
@@ -32,7 +32,7 @@ class Torn:
         self.path = data_dir / self.segment.id
 
     def salvage(self, evidence: Evidence | None = None) -> Salvage | None:
-        return salvage_index(self.path, self.segment, evidence or Evidence(self.live, in_order=True, vectors={}))
+        return salvage_index(self.path, self.segment, evidence or Evidence(self.live))
 
 
 @pytest.fixture
@@ -104,26 +104,29 @@ def test_the_order_tells_what_a_lost_id_map_does_not(torn: Torn, part: float) ->
     whole = (torn.path / ID_MAP).read_bytes()
     (torn.path / ID_MAP).write_bytes(whole[: int(part * len(whole))])
     known = {} if part else {each: vector_of(each) for each in list(torn.live)[-3:]}
-    found = torn.salvage(Evidence(torn.live, in_order=True, vectors=known))
+    found = torn.salvage(Evidence(torn.live, [Order(known, is_complete=False)]))
     assert all_right(found, set(torn.live))
 
 
 def test_the_order_is_not_believed_without_a_witness(torn: Torn) -> None:
-    """Nor where the witness says otherwise, where records were deleted since, or where elements are missing."""
+    """Nor where the witness says otherwise, or where there are fewer records than labels."""
     (torn.path / ID_MAP).unlink()
     right = {each: vector_of(each) for each in list(torn.live)[:2]}
     wrong = dict(zip(right, reversed(right.values()), strict=True))
     for evidence in (
-        Evidence(torn.live, in_order=True, vectors={}),
-        Evidence(torn.live, in_order=True, vectors=wrong),
-        Evidence(torn.live, in_order=False, vectors=right),
+        Evidence(torn.live, [Order({}, is_complete=True)]),
+        Evidence(torn.live, [Order(wrong, is_complete=True)]),
+        Evidence(torn.live),
     ):
         found = torn.salvage(evidence)
         assert found is not None
         assert found.ids == []
-    assert all_right(torn.salvage(Evidence(torn.live, in_order=True, vectors=right)), set(torn.live))
+    assert all_right(
+        torn.salvage(Evidence(torn.live, [Order(wrong, is_complete=True), Order(right, is_complete=False)])),
+        set(torn.live),
+    )
     fewer = {each: seq_id for each, seq_id in torn.live.items() if not each.endswith(".5.md")}
-    found = torn.salvage(Evidence(fewer, in_order=True, vectors=right))
+    found = torn.salvage(Evidence(fewer, [Order(right, is_complete=False)]))
     assert found is not None
     assert found.ids == []
 
@@ -163,7 +166,7 @@ def test_lengths_go_with_the_vectors_of_a_cosine_collection(torn: Torn) -> None:
     (torn.path / LEVEL0).write_bytes(raw)
     np.full(RECORDS, 2.5, "<f4").tofile(torn.path / LENGTH)
     cosine = Segment(**{**{name: getattr(torn.segment, name) for name in Segment.__slots__}, "space": "cosine"})
-    evidence = Evidence(torn.live, in_order=True, vectors={})
+    evidence = Evidence(torn.live)
     found = salvage_index(torn.path, cosine, evidence)
     assert found is not None
     assert found.lengths is not None
