@@ -221,7 +221,7 @@ def _boot(each: Bench, snapshot_id: str) -> tuple[float, float]:
         with suppress(ValueError):
             entry = json.loads(line)
             if "timestamp" in entry:
-                at[entry["event"]] = datetime.fromisoformat(entry["timestamp"])
+                at[entry["message"]] = datetime.fromisoformat(entry["timestamp"])
     return (at["snapshot restored"] - at["restoring"]).total_seconds(), ready
 
 

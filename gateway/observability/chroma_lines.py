@@ -1,103 +1,116 @@
-"""Chroma's own lines in the form of ours: one JSON object per event. Pure.
+"""Chroma's output as the gateway's own log lines, one line an event.
 
-Chroma writes events of several lines for people (`rust/tracing/src/init_tracer.rs`):
+Chroma writes each event in several lines (`rust/tracing/src/init_tracer.rs`, `init_stdout_layer`):
 
       2026-11-21T05:45:07.141011Z  INFO  Frontend server listening on address, addr: 127.0.0.1:8001
         at rust/frontend/src/server.rs:416
         in HTTP request with http.method: GET, …
 
-and, when it starts, a picture. Each event is written at once, so what a read ends with is whole, save for an
-unfinished line. Lines that are JSON objects are ours already: the same process was `chroma-gateway chroma` before.
-Where that spoke no JSON, as GATEWAY_LOG_FORMAT may say, everything is left as it is.
+Each event is one write. So a read ends with a whole event, or within a line of one that is longer than a pipe takes.
+
+- An event keeps its time. Its level is Chroma's, but `debug` for the routine events of a request: there is one for each
+  request, and the gateway counts requests itself.
+- The banner that `chroma run` prints when it starts (`rust/cli/src/commands/run.rs`) is dropped.
+- Any other text, such as a panic, has no time and no level. It gets the time at which it was read, is at least a
+  warning, and is written at every log level.
+- Lines that already have the form of the gateway's own pass unchanged.
 """
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from gateway.observability.lines import LEVELS, log_line
 
 _ESCAPES = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 _HEADER = re.compile(r"\s*(\d{4}-\d\d-\d\dT[\d:.]+Z)\s+(TRACE|DEBUG|INFO|WARN|ERROR)\s+(.*)", re.DOTALL)
 _LEVELS = {"TRACE": "debug", "DEBUG": "debug", "INFO": "info", "WARN": "warning", "ERROR": "error"}
-SEVERITIES = {
-    "debug": "DEBUG",
-    "info": "INFO",
-    "warning": "WARNING",
-    "error": "ERROR",
-    "critical": "CRITICAL",
-}
-"""Google Cloud's name for each of our levels."""
-_MAX_LINE_BYTES = 256 * 1024
+_IN_REQUEST = "HTTP request"  # the span's name, rust/tracing/src/tower_tracing.rs
+_BANNER = re.compile(
+    r"[\s(#.*]+|Saving data to: .*|Connect to Chroma at: .*|Getting started guide: .*"
+    r"|.*To deploy your DB - try Chroma Cloud!|- Sign up: .*|- Copy your data to Cloud: .*"
+)
+_OWN_TEXT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[[a-z]+ *\] .*")
+_MAX_EVENT_BYTES = 256 * 1024
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
 
 
 class ChromaLines:
-    """Turns what one Chroma writes into lines of ours, piece by piece."""
+    """Turns the output of one Chroma process into log lines, piece by piece."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, as_json: bool = True, level: str = "info", now: Callable[[], str] = _now) -> None:
+        """`as_json` and `level` are those of the gateway's own lines; `now` tells the time as ISO 8601 in UTC."""
+        self._as_json, self._now = as_json, now
+        self._dropped = frozenset(LEVELS[: LEVELS.index(level)])
         self._rest = b""
-        self._speaks_json = False
 
     def take(self, data: bytes) -> bytes:
-        """What can be said of `data` so far, as whole lines."""
+        """The lines for `data` and for what was left before it. An unfinished event is kept for the next call."""
         data = self._rest + data
-        end = data.rfind(b"\n") + 1
+        # An event ends with an empty line. An unfinished line keeps the whole event that it belongs to.
+        end = len(data) if data.endswith(b"\n") else data.rfind(b"\n\n") + 1
+        if len(data) - end > _MAX_EVENT_BYTES:
+            end = len(data)
         self._rest = data[end:]
-        if len(self._rest) > _MAX_LINE_BYTES:
-            end, self._rest = len(data), b""
-        return self._said(data[:end])
+        return b"".join(self._lines(data[:end]))
 
     def end(self) -> bytes:
-        """What is left when it will say no more."""
+        """The line for what is left, after the process ended."""
         data, self._rest = self._rest, b""
-        return self._said(data)
+        return b"".join(self._lines(data))
 
-    def _said(self, data: bytes) -> bytes:
-        said: list[bytes] = []
+    def _lines(self, data: bytes) -> Iterator[bytes]:
         event: list[str] = []
-
-        def end_event() -> None:
-            if event:
-                said.append(_rendered(event))
-                event.clear()
-
-        lines = data.split(b"\n")
-        for raw in lines if lines[-1] else lines[:-1]:
-            self._speaks_json = self._speaks_json or _is_ours(raw.decode("utf-8", "replace"))
-            if not self._speaks_json:
-                said.append(raw)
-                continue
+        for raw in data.split(b"\n"):
             line = _ESCAPES.sub(b"", raw).decode("utf-8", "replace").rstrip()
-            if not line or _HEADER.fullmatch(line) or _is_ours(line):
-                end_event()
-            if _is_ours(line):
-                said.append(line.encode())
-            elif line:
+            separates = not line or _BANNER.fullmatch(line) is not None
+            own = not separates and _is_own(line)
+            if separates or own or _HEADER.fullmatch(line):
+                yield self._line(event)
+                event = []
+            if own:
+                yield line.encode() + b"\n"
+            elif not separates:
                 event.append(line)
-        end_event()
-        return b"".join(line + b"\n" for line in said)
+        yield self._line(event)
 
-
-def _is_ours(line: str) -> bool:
-    if not line.startswith("{"):
-        return False
-    try:
-        return "event" in json.loads(line)
-    except ValueError:
-        return False
-
-
-def _rendered(lines: list[str]) -> bytes:
-    level, found = "info", {}
-    if match := _HEADER.fullmatch(lines[0]):
-        level = _LEVELS[match[2]]
-        found = {"timestamp": match[1], "event": match[3]}
-        for line in lines[1:]:
+    def _line(self, event: list[str]) -> bytes:
+        if not event:
+            return b""
+        match = _HEADER.fullmatch(event[0])
+        if match is None:
+            level = "error" if "panicked at" in event[0] else "warning"
+            message = "\n".join(event)
+            return log_line(
+                as_json=self._as_json, timestamp=self._now(), level=level, message=message, program="chroma"
+            )
+        fields, spans = {}, []
+        for line in event[1:]:
             word, _, rest = line.strip().partition(" ")
             if word == "at":
-                found["at"] = rest
+                fields["at"] = rest
             else:
-                found["in"] = f"{found['in']}; {line.strip()}" if "in" in found else line.strip().removeprefix("in ")
-    else:
-        found = {"event": "\n".join(lines)}
-        if "panicked at" in lines[0]:
-            level = "error"
-    found |= {"message": found["event"], "level": level, "severity": SEVERITIES[level], "program": "chroma"}
-    return json.dumps(found).encode()
+                spans.append(line.strip().removeprefix("in "))
+        if spans:
+            fields["in"] = "; ".join(spans)
+        level = _LEVELS[match[2]]
+        if level == "info" and any(span.startswith(_IN_REQUEST) for span in spans):
+            level = "debug"
+        if level in self._dropped:
+            return b""
+        return log_line(
+            as_json=self._as_json, timestamp=match[1], level=level, message=match[3], program="chroma", **fields
+        )
+
+
+def _is_own(line: str) -> bool:
+    if not line.startswith("{"):
+        return _OWN_TEXT.fullmatch(line) is not None
+    try:
+        return "message" in json.loads(line)
+    except ValueError:
+        return False
