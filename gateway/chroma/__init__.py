@@ -1,19 +1,30 @@
-"""The only place that knows Chroma's files, tables, routes and process; of chromadb 1.5 unless said otherwise.
+"""Chroma's disk format, routes and process. No other package knows them. docs/chroma-internals.md proves each fact.
 
-A *segment* is one half of a collection's storage: METADATA in SQLite, VECTOR as an HNSW *index*, a
-directory named by the segment's id. The *log* is SQLite's `embeddings_queue`. A segment's
-`max_seq_id` says up to where the log is in its files.
+Vocabulary:
 
-- `routes`      its HTTP routes, and what each does
-- `names`       which name a collection's UUID has
-- `disk`        what lies in a data directory, and what changed in it
-- `directory`   the data directory as a whole: locks, staging, swapping, rolling back
-- `database`    chroma.sqlite3: mode, lock, what it says about collections and segments
-- `wal`, `pages`  its pages: those of one moment, and those that changed since another
-- `log`         Chroma's log, kept so that an index may be older than the database
-- `migrations`  which schema changes the installed Chroma knows
-- `hnsw`        whether an index's files fit each other
+- *segment*: one half of a collection's storage. The METADATA segment is rows in SQLite. The VECTOR segment is an HNSW
+  *index*: a directory that is named by the segment's id.
+- *log*: the table `embeddings_queue`. Chroma commits each write to it before it applies the write to the segments.
+- *sequence id*: the number of a row of the log.
+- *position* of a segment: the highest sequence id that it contains. Chroma keeps it in the table `max_seq_id`.
+- *sync*: Chroma writes an index to its files. It does so every `sync_threshold` records of the collection.
+- *WAL*: SQLite's write-ahead log, the file `chroma.sqlite3-wal`. It is not Chroma's log.
+- *swap*: restored data takes the place of the live data. It is on *trial* until all of it was read. Then the swap is
+  settled, or rolled back.
+
+Modules:
+
+- `routes`      Chroma's HTTP routes, and what each of them does
+- `disk`        names of the files in a data directory, and their stat signatures
+- `directory`   locks, and the swap of live data for restored data
+- `database`    chroma.sqlite3: journal mode, write lock, read transactions, integrity, contents
+- `wal`         the format of SQLite's write-ahead log
+- `pages`       the database's pages at one moment, and which of them changed since an earlier one
+- `log`         keeping and trimming the log, and setting the positions of restored indexes
+- `migrations`  the schema migrations that the installed Chroma knows
+- `hnsw`        whether the files of one index fit each other
+- `names`       the name of a collection by its UUID, cached
+- `disk_usage`  sizes for metrics and status
 - `process`     how Chroma is started
-- `supervisor`  stopping and starting it through supervisord; `managed` does it for a restore
-- `watch`       whether it is up, and whether every collection can be read
+- `watch`       whether Chroma runs, and whether every collection can be read
 """

@@ -1,7 +1,7 @@
-"""chroma.sqlite3: its journal mode, its freeze, and what it says. All blocking: call from a thread.
+"""chroma.sqlite3: journal mode, write lock, read transactions, contents. All of it blocks: call it from a thread.
 
-Chroma opens it with SQLite's defaults (`rust/sqlite/src/config.rs`): it keeps whatever journal mode
-the file has, and its busy timeout is 1000 seconds, so that its writers wait while we hold the lock.
+Chroma sets no journal mode, so the file keeps the one it has. Its busy timeout is 1000 seconds, so its writers wait
+while the gateway holds the write lock (`rust/sqlite/src/config.rs`; docs/chroma-internals.md, "SQLite").
 """
 
 import json
@@ -19,7 +19,7 @@ _LOCK_TIMEOUT_S = 10.0
 
 
 class Collection(NamedTuple):
-    """A row of `collections` with where it belongs. `dimension` is None before the first record."""
+    """A row of `collections`, with its tenant and database. `dimension` is None before the first record."""
 
     tenant: str
     database: str
@@ -30,7 +30,7 @@ class Collection(NamedTuple):
 
 
 class Migration(NamedTuple):
-    """A schema change that was applied; `dir` is sysdb, metadb or embeddings_queue."""
+    """A schema migration that was applied. `dir` is sysdb, metadb or embeddings_queue."""
 
     dir: str
     version: int
@@ -39,7 +39,7 @@ class Migration(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What one state of the database says. `segments`: max_seq_id by live vector segment, 0 if unsynced."""
+    """One state of the database. `segments` has the position of each live vector segment, 0 if it was never synced."""
 
     collections: list[Collection]
     segments: dict[str, int]
@@ -50,24 +50,24 @@ class Contents:
 
 
 def prepare(data_dir: Path) -> str:
-    """Make the database, or open the one there, in WAL mode; return the journal mode it is in.
+    """Create or open the database and switch it to WAL mode. Return the journal mode it is in then.
 
-    WAL lets a reader hold a state while writers go on, and makes writes 1.2 to 1.35 times faster
-    (DESIGN §2.5). Where the file system cannot share memory the mode stays what it was: then
-    snapshots hold writes back for as long as the database takes to copy. Chroma must not be running.
-    Raises ConfigError if the file is no database, or another process uses it.
+    In WAL mode a reader keeps its state while writers go on, and writes are 1.2 to 1.35 times faster
+    (docs/chroma-internals.md, "WAL mode"). Where the file system has no shared memory, the mode stays what it was.
+    Then a snapshot blocks writes for as long as copying the database takes. Chroma must not run.
+    Raises ConfigError if the file is not a database or another process uses it, DiskFull. Safe to retry.
     """
     path = data_dir / DATABASE
     try:
         with closing(open_database(path, make=True)) as connection:
             mode = str(connection.execute("pragma journal_mode=wal").fetchone()[0])
             if not connection.execute("select count(*) from sqlite_master").fetchone()[0]:
-                # The mode is only stored with the first page.
+                # SQLite stores the mode in the first page, which an empty database does not have.
                 connection.execute("create table _first(page)")
                 connection.execute("drop table _first")
             elif mode == "wal":
-                with suppress(sqlite3.OperationalError):  # it only tidies up, and a full disk may be read
-                    # Not "truncate": that waits for readers, and a gateway may be one.
+                with suppress(sqlite3.OperationalError):  # a full disk must not prevent reading
+                    # Not "truncate", which waits for readers. A running gateway is one.
                     connection.execute("pragma wal_checkpoint(passive)").fetchone()
             return mode
     except sqlite3.OperationalError as error:
@@ -84,7 +84,7 @@ def prepare(data_dir: Path) -> str:
 
 
 def is_empty(data_dir: Path) -> bool:
-    """Whether there is no database, or one in which Chroma never made a table."""
+    """Whether there is no database, or one without tables."""
     path = data_dir / DATABASE
     if not path.exists():
         return True
@@ -92,7 +92,7 @@ def is_empty(data_dir: Path) -> bool:
         with closing(open_database(path)) as connection:
             return not connection.execute("select count(*) from sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError:
-        return False  # something is there, and `prepare` will say what
+        return False  # `prepare` reports what it is
 
 
 # ---------------------------------------------------------------------- while it runs
@@ -100,9 +100,9 @@ def is_empty(data_dir: Path) -> bool:
 
 @contextmanager
 def write_lock(data_dir: Path) -> Iterator[None]:
-    """Hold SQLite's write lock: writers that go round the gate wait too, reads go on.
+    """Hold SQLite's write lock for the block. Writers that bypass the gateway wait too. Reads go on.
 
-    Raises QuiesceTimeout when some other writer does not let go of it.
+    Raises QuiesceTimeout if another writer holds it for `_LOCK_TIMEOUT_S`.
     """
     with closing(open_database(data_dir / DATABASE)) as connection, write_lock_on(connection, commit=False):
         yield
@@ -110,12 +110,12 @@ def write_lock(data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def write_lock_on(connection: sqlite3.Connection, *, commit: bool) -> Iterator[None]:
-    """As `write_lock`, by a connection that may write meanwhile; `commit` says whether that is to stay."""
+    """As `write_lock`, on a connection that may write in the block. `commit` False rolls its changes back."""
     try:
         connection.execute("begin immediate")
     except sqlite3.OperationalError as error:
         raise QuiesceTimeout(
-            f"SQLite's write lock was not to be had within {_LOCK_TIMEOUT_S:g} s: {error}",
+            f"SQLite's write lock was not free within {_LOCK_TIMEOUT_S:g} s: {error}",
             "something other than the gateway writes to the database",
         ) from error
     try:
@@ -129,15 +129,15 @@ def write_lock_on(connection: sqlite3.Connection, *, commit: bool) -> Iterator[N
         connection.rollback()
 
 
-class Pinned:
-    """One state of the database, held by a read transaction for as long as this is open."""
+class ReadTransaction:
+    """One state of the database. It stays readable until `close`."""
 
     def __init__(self, data_dir: Path) -> None:
         with translated(data_dir / DATABASE):
             self._connection = open_database(data_dir / DATABASE)
             try:
                 self._connection.execute("begin")
-                # A transaction begins with its first read, not with "begin".
+                # SQLite begins the transaction with the first read, not with "begin".
                 self._connection.execute("select count(*) from sqlite_master").fetchone()
             except BaseException:
                 self._connection.close()
@@ -145,26 +145,26 @@ class Pinned:
 
     @property
     def keeps_writers_going(self) -> bool:
-        """Whether Chroma can write while this is open: only in WAL mode."""
+        """Whether Chroma can write while this is open. Only WAL mode allows it."""
         return bool(self._connection.execute("pragma journal_mode").fetchone()[0] == "wal")
 
     def segments(self) -> dict[str, int]:
-        """`max_seq_id` by live vector segment in this state; 0 for one never synced."""
+        """The position of each live vector segment, 0 if it was never synced."""
         return _segments(self._connection)
 
     def segment_collections(self) -> dict[str, str]:
-        """The collection's id by live vector segment."""
+        """The id of its collection, for each live vector segment."""
         return dict(self._connection.execute("select id, collection from segments where scope = 'VECTOR'"))
 
     def log_rows(self, topic: str, after: int) -> int:
-        """How many rows of `topic` the log has after sequence id `after`."""
+        """The number of the log's rows of `topic` with a sequence id above `after`."""
         count = self._connection.execute(
             "select count(*) from embeddings_queue where seq_id > ? and topic = ?", (after, topic)
         ).fetchone()[0]
         return int(count)
 
     def has_log_row(self, topic: str, seq_id: int) -> bool:
-        """Whether the log has the row of `topic` with this sequence id."""
+        """Whether the log has a row of `topic` with this sequence id."""
         row = self._connection.execute(
             "select 1 from embeddings_queue where seq_id = ? and topic = ?", (seq_id, topic)
         ).fetchone()
@@ -172,11 +172,11 @@ class Pinned:
 
     @property
     def keeps_log(self) -> bool:
-        """Whether Chroma was told not to delete rows of its log."""
+        """Whether Chroma is configured to keep the rows of its log."""
         return is_log_kept(self._connection)
 
     def contents(self) -> Contents:
-        """What this state says."""
+        """Collections, positions and migrations in this state."""
         return _contents(self._connection)
 
     def close(self) -> None:
@@ -184,7 +184,7 @@ class Pinned:
 
 
 def read_contents(data_dir: Path) -> Contents:
-    """What the database says now."""
+    """Collections, positions and migrations at this moment. Raises GatewayError if they cannot be read."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
         connection.execute("begin")
         return _contents(connection)
@@ -194,17 +194,17 @@ def read_contents(data_dir: Path) -> Contents:
 
 
 def check(data_dir: Path, *, thoroughly: bool = False) -> Contents:
-    """Prove that a restored database can be used here, and return what it says.
+    """Check every page of a restored database and return its contents.
 
-    Every page is looked at; `thoroughly` compares SQLite's own indexes with their tables too, which takes four
-    times as long. Raises CorruptSnapshot. Leaves no file beside it.
+    `thoroughly` also compares SQLite's indexes with their tables, which takes four times as long. Leaves no file
+    beside the database. Raises CorruptSnapshot.
     """
     with _sound(data_dir, thoroughly=thoroughly) as connection:
         return _contents(connection)
 
 
 def require_sound(data_dir: Path) -> None:
-    """Raise CorruptSnapshot unless SQLite finds nothing wrong with the database, whatever version it is of."""
+    """Raise CorruptSnapshot if SQLite's integrity check finds a fault. For databases of any Chroma version."""
     with _sound(data_dir):
         pass
 
@@ -229,7 +229,7 @@ def _sound(data_dir: Path, *, thoroughly: bool = True) -> Iterator[sqlite3.Conne
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ours."""
+    """Raise SQLite's errors as DiskFull or GatewayError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -239,15 +239,17 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def open_database(path: Path, *, make: bool = False) -> sqlite3.Connection:
-    """A connection that begins its transactions by hand."""
-    # Autocommit: transactions are begun by hand. Threads take turns, never share. Only `prepare` may
-    # make the file: an empty database where there was none would look like Chroma's.
+    """A connection in autocommit mode: a transaction begins with an explicit "begin".
+
+    Threads may use it in turn, not at once. `make` creates a missing file. Only `prepare` may do that: an empty
+    database would look like one of Chroma's.
+    """
     uri = f"{path.absolute().as_uri()}?mode={'rwc' if make else 'rw'}"
     return sqlite3.connect(uri, uri=True, timeout=_LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
 
 
 def is_log_kept(connection: sqlite3.Connection) -> bool:
-    """Whether Chroma was told not to delete rows of its log, in the state that `connection` sees."""
+    """Whether Chroma is configured to keep the rows of its log, in the state that `connection` reads."""
     row = connection.execute("select config_json_str from embeddings_queue_config").fetchone()
     return row is not None and json.loads(row[0]).get("automatically_purge") is False
 

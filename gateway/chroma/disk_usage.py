@@ -1,4 +1,4 @@
-"""How much there is of everything in the data directory. Blocking, and not cheap: call from a thread, now and then."""
+"""Sizes in the data directory. It blocks and walks the whole directory: call it from a thread and cache the result."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ _TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class CollectionUsage:
-    """One collection. `hnsw_bytes` is what its index has on disk, 0 before the first sync."""
+    """One collection. `hnsw_bytes` is the size of its index on disk, 0 before the first sync."""
 
     collection: Collection
     hnsw_bytes: int
@@ -25,9 +25,10 @@ class CollectionUsage:
 
 @dataclass(frozen=True, slots=True)
 class DiskUsage:
-    """`problem` says why the database could not be read, if so; what it would tell is empty then.
+    """Sizes at one moment.
 
-    `log_records` are records in Chroma's log, applied or not. An orphaned directory is that of a deleted collection.
+    `log_records` counts the rows of Chroma's log, applied or not. An orphaned directory is the index of a deleted
+    collection. If the database cannot be read, `problem` says why, and the counts are 0.
     """
 
     collections: list[CollectionUsage]
@@ -41,7 +42,7 @@ class DiskUsage:
 
 
 def disk_usage(data_dir: Path) -> DiskUsage:
-    """What is there now. Raises OSError when the directory itself cannot be read."""
+    """Measure it. Raises OSError if the directory itself cannot be read."""
     size, free = size_bytes(data_dir), shutil.disk_usage(data_dir).free
     sqlite_bytes = sum(_file_bytes(data_dir / name) for name in DATABASE_FILES)
     try:

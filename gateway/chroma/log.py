@@ -1,10 +1,11 @@
-"""Chroma's log, `embeddings_queue`, kept for as long as a snapshot may need it. All blocking.
+"""Chroma's log, the table `embeddings_queue`: kept as long as a snapshot may need it, and trimmed. All of it blocks.
 
-Chroma deletes rows of its log once they are in an index's files, unless `embeddings_queue_config` says
-`automatically_purge: false` (`rust/log/src/sqlite_log.rs`, `purge_logs`; asked anew at every write). With
-the rows at hand an index may be older than the database: Chroma replays what came after the index's
-`max_seq_id`, and the result is exact (`shared/lab/replay.py`). So an index need not be stored with every
-snapshot, nor copied while writes wait. Whoever tells Chroma to keep its log has to trim it.
+Chroma deletes rows of its log once they are in the files of the index, unless `embeddings_queue_config` has
+`automatically_purge: false` (`rust/log/src/sqlite_log.rs`, `purge_logs`). It reads that setting at every write.
+
+If the rows are kept, the stored copy of an index may be older than the database: Chroma replays the rows after the
+index's position, and the records come back exact (docs/chroma-internals.md, "The log replaces an index"). So a snapshot
+need not contain every index anew, and no index is copied while writes wait. In return the gateway must trim the log.
 """
 
 import json
@@ -13,20 +14,20 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from gateway.chroma.database import Pinned, is_log_kept, open_database, translated, write_lock_on
+from gateway.chroma.database import ReadTransaction, is_log_kept, open_database, translated, write_lock_on
 from gateway.chroma.disk import DATABASE
 
 _SET_CONFIG = "insert or replace into embeddings_queue_config (id, config_json_str) values (1, ?)"
-# Tenant and namespace of the log, which are always these on one node (`rust/sqlite/src/helpers.rs`,
-# `get_embeddings_queue_topic_name`; `rust/log/src/config.rs`).
+# The log's tenant and namespace are "default" on a single node, whatever the collection's are
+# (`rust/sqlite/src/helpers.rs`, `get_embeddings_queue_topic_name`; `rust/log/src/config.rs`, `SqliteLogConfig`).
 _TOPICS = "persistent://default/default/"
 _KIND = "EmbeddingsQueueConfigurationInternal"
-# Chroma purges as many when an index is synced, writes waiting.
+# Few, so that writes wait for milliseconds. Chroma itself purges up to `sync_threshold` rows (1000) in one statement.
 _ROWS_AT_ONCE = 500
 
 
 def keep_log(data_dir: Path) -> None:
-    """See to it that Chroma keeps its log from now on."""
+    """Configure Chroma to keep the rows of its log. Takes effect with the next write. May be repeated."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
         if not is_log_kept(connection):
             with write_lock_on(connection, commit=True):
@@ -34,7 +35,7 @@ def keep_log(data_dir: Path) -> None:
 
 
 def synced_to(data_dir: Path) -> dict[str, int]:
-    """`max_seq_id` of each vector segment that has one."""
+    """The position of each vector segment that was synced."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
         return dict(
             connection.execute(
@@ -45,38 +46,38 @@ def synced_to(data_dir: Path) -> dict[str, int]:
 
 
 def count_log(data_dir: Path) -> int:
-    """How many rows the log has."""
+    """The number of rows in the log."""
     with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
         return int(connection.execute("select count(*) from embeddings_queue").fetchone()[0])
 
 
 def set_purging(connection: sqlite3.Connection, *, automatically: bool) -> None:
-    """Say whether Chroma is to delete rows of its log by itself, as it does by default."""
+    """Configure whether Chroma deletes rows of its log by itself, as it does by default."""
     connection.execute(_SET_CONFIG, (json.dumps({"automatically_purge": automatically, "_type": _KIND}),))
 
 
-def rows_after(cut: Pinned, positions: Mapping[str, int]) -> dict[str, int]:
-    """How many rows of the log Chroma would replay, by vector segment, on indexes that are at `positions`."""
+def rows_after(cut: ReadTransaction, positions: Mapping[str, int]) -> dict[str, int]:
+    """The number of rows that Chroma would replay for each vector segment, if its index were at `positions`."""
     counts = {}
     for segment_id, collection_id in cut.segment_collections().items():
         counts[segment_id] = cut.log_rows(_topic(collection_id), positions.get(segment_id, 0))
     return counts
 
 
-def whole_after(cut: Pinned, positions: Mapping[str, int]) -> set[str]:
-    """The vector segments of which the log has every row after their position.
+def whole_after(cut: ReadTransaction, positions: Mapping[str, int]) -> set[str]:
+    """The vector segments for which the log has every row after their position.
 
-    Rows go in order, and the one at a position is kept (`_delete`; Chroma's `purge_logs` does as well): while it is
-    there, no later one is gone.
+    Rows are deleted in order, and only those below a position (`_delete` here, `purge_logs` in Chroma). So if the
+    row at the position exists, no later one was deleted.
     """
     topics = {segment_id: _topic(collection_id) for segment_id, collection_id in cut.segment_collections().items()}
     return {each for each, seq_id in positions.items() if each in topics and cut.has_log_row(topics[each], seq_id)}
 
 
 def trim_log(data_dir: Path, positions: Mapping[str, int]) -> int:
-    """Delete what no index at `positions` (seq_id by vector segment) or newer can need; return how many rows.
+    """Delete the rows that no index at `positions` (by vector segment) or newer can need. Return their number.
 
-    In small steps, between which others write. Does nothing unless Chroma was told to keep its log.
+    Deletes in small steps, so that Chroma can write between them. Does nothing if Chroma purges its log itself.
     May be repeated.
     """
     deleted = 0
@@ -90,7 +91,7 @@ def trim_log(data_dir: Path, positions: Mapping[str, int]) -> int:
 
 
 def _bounds(connection: sqlite3.Connection, positions: Mapping[str, int]) -> dict[str, int]:
-    """By topic of every collection: up to where both of its segments, and the stored index, have the log."""
+    """By the topic of every collection: the lowest position of its two segments and of the stored index."""
     rows = connection.execute(
         "select s.id, s.scope, s.collection, coalesce(m.seq_id, 0) from segments s"
         " left join max_seq_id m on m.segment_id = s.id"
@@ -104,7 +105,8 @@ def _bounds(connection: sqlite3.Connection, positions: Mapping[str, int]) -> dic
 
 
 def _delete(connection: sqlite3.Connection, topic: str, before: int) -> int:
-    # Before, not up to: the next row's number is one more than the highest there is, and must not come twice.
+    # The row at the position stays. SQLite numbers the next row one above the highest that exists, so deleting the
+    # highest would give its number to another row.
     with write_lock_on(connection, commit=True):
         return connection.execute(
             "delete from embeddings_queue where seq_id in"
@@ -113,11 +115,11 @@ def _delete(connection: sqlite3.Connection, topic: str, before: int) -> int:
         ).rowcount
 
 
-def put_back(data_dir: Path, positions: Mapping[str, int], *, keep: bool) -> None:
-    """Make a restored database agree with its indexes, which are at `positions`; 0 means there are no files.
+def set_positions(data_dir: Path, positions: Mapping[str, int], *, keep: bool) -> None:
+    """Set the positions of a restored database to those of its index files; 0 means that there are no files.
 
-    Chroma replays the rest of the log when it first reads a collection. `keep` False leaves a database
-    that looks after its log by itself, for a Chroma without a gateway.
+    Chroma replays the rest of the log when it first reads a collection. `keep` False makes Chroma purge its log
+    again, for data that no gateway will trim. May be repeated.
     """
     with (
         translated(data_dir / DATABASE),

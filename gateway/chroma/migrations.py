@@ -1,8 +1,8 @@
-"""Which schema changes the installed Chroma knows.
+"""The schema migrations that the installed Chroma knows.
 
-They are compiled into its native module (`rust/sqlite/src/migrations.rs`, rust-embed); the SQL files
-in the wheel are fewer (1.5.9 lacks metadb/00006 and sysdb/00010 there). So the module is asked to make
-an empty database, in a process of its own, which takes 0.15 s.
+They are compiled into its native module (`rust/sqlite/src/migrations.rs`). The wheel's SQL files are fewer
+(docs/chroma-internals.md, "Migrations"). So a child process lets the native module create an empty database and reads
+its table `migrations`, which takes 0.15 s.
 """
 
 import functools
@@ -28,7 +28,7 @@ Bindings(allow_reset=False, sqlite_db_config=config, persist_path=directory, hns
 
 @functools.cache
 def installed_migrations() -> frozenset[tuple[str, int]]:
-    """(dir, version) of each. Blocks. Raises ConfigError if the installed chromadb cannot be asked."""
+    """(dir, version) of each. Blocks; cached. Raises ConfigError if the installed chromadb makes no database."""
     try:
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / DATABASE
@@ -44,6 +44,6 @@ def installed_migrations() -> frozenset[tuple[str, int]]:
     except (OSError, subprocess.SubprocessError, sqlite3.Error) as error:
         why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         raise ConfigError(
-            f"the installed chromadb does not tell which migrations it knows: {why}",
+            f"the migrations of the installed chromadb cannot be read: {why}",
             "install the gateway with its locked dependencies: scripts/setup",
         ) from error

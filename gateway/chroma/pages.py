@@ -1,17 +1,16 @@
-"""The pages of chroma.sqlite3: those of one moment, and those that changed since another. All blocking.
+"""The pages of chroma.sqlite3 at one moment, and which of them changed since an earlier one. All of it blocks.
 
-SQLite's write-ahead log lists the pages that every commit changed, so that a cut need not read the
-whole database to find out. The log begins anew when all of it was copied back into the database and
-nobody reads it any more; `PageTracker` keeps a reader open from one cut to the next, so that it cannot
-do so unseen:
+SQLite's write-ahead log (WAL) lists the pages that each commit changed. So a cut finds the changed pages without a read
+of the whole database. The WAL restarts when all of it was copied back into the database and no reader needs it. An
+unnoticed restart would lose changes, so `PageTracker` keeps a reader open from one cut to the next:
 
-- a reader that needs the log keeps it from beginning anew;
-- one that was opened when all of it was copied back reads the database alone: the log may begin anew
-  beside it, once, since nothing can be copied back under that reader (`wal.c`, `walTryBeginRead`,
-  `walRestartLog`, `walCheckpoint`). Then everything in the new log came after the reader.
+- A reader that needs the WAL prevents its restart.
+- A reader that was opened when all of the WAL was copied back reads the database alone. The WAL may restart once beside
+  it, because nothing can be copied back under that reader (`wal.c`, `walTryBeginRead`, `walRestartLog`,
+  `walCheckpoint`). Then all frames of the new WAL are newer than the reader.
 
-Such a reader makes the log grow. `bound` moves it forward, remembers which pages it passed, and lets
-the log begin anew.
+The open reader makes the WAL grow. `bound` replaces it by a newer one, remembers the pages that changed in between, and
+so lets the WAL restart.
 """
 
 import os
@@ -22,41 +21,41 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from gateway.chroma import wal
-from gateway.chroma.database import Pinned, open_database, write_lock
+from gateway.chroma.database import ReadTransaction, open_database, write_lock
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.wal import Files, WalHead
+from gateway.chroma.wal import DatabaseFiles, WalHead
 from gateway.errors import GatewayError
 
 _READ_BYTES = 4 << 20
 
 
-class DatabaseCut(Pinned):
-    """One state of the database: what it says, and its pages, for as long as this is open."""
+class DatabaseCut(ReadTransaction):
+    """One state of the database, with its pages. It stays readable until `close`."""
 
-    def __init__(self, data_dir: Path, files: Files) -> None:
+    def __init__(self, data_dir: Path, files: DatabaseFiles) -> None:
         super().__init__(data_dir)
         self._files = files
         self.page_bytes = self._number("pragma page_size")
         self.pages = self._number("pragma page_count")
         self.changed: set[int] | None = None
-        """Numbers (from 1) of the pages that may differ from those of the last kept cut; None: any may."""
+        """Numbers (from 1) of the pages that may differ from those of the last kept cut. None: any page may."""
         self.frames: dict[int, int] = {}
-        """Frames of the log that are newer than the pages of the database, by page."""
+        """Frames of the WAL that are newer than the database file, by page number."""
 
     @property
     def size_bytes(self) -> int:
         return self.pages * self.page_bytes
 
     def read(self, numbers: Iterable[int]) -> Iterator[bytes]:
-        """The pages with these numbers."""
+        """The pages with these numbers, in this order. Raises GatewayError if a page is incomplete."""
         for number in numbers:
             if frame := self.frames.get(number):
-                yield self._whole(wal.read_frame(self._files.log, frame, self.page_bytes), self.page_bytes)
+                yield self._whole(wal.read_frame(self._files.wal, frame, self.page_bytes), self.page_bytes)
             else:
                 yield bytes(self._in_database(number, 1))
 
     def read_all(self) -> Iterator[bytes]:
-        """All pages in order, in pieces of `4 MiB`."""
+        """All pages in order, in pieces of at most 4 MiB. Raises GatewayError if a page is incomplete."""
         at_once = _READ_BYTES // self.page_bytes
         newer = sorted(self.frames)
         position = 0
@@ -66,13 +65,15 @@ class DatabaseCut(Pinned):
             while position < len(newer) and newer[position] < first + count:
                 number, position = newer[position], position + 1
                 offset = (number - first) * self.page_bytes
-                page = wal.read_frame(self._files.log, self.frames[number], self.page_bytes)
+                page = wal.read_frame(self._files.wal, self.frames[number], self.page_bytes)
                 piece[offset : offset + self.page_bytes] = self._whole(page, self.page_bytes)
             yield bytes(piece)
 
     def _in_database(self, first: int, count: int) -> bytearray:
-        """Pages of the database file; zeros past its end, for pages that are in the log alone or that nothing uses,
-        such as the one at 1 GiB, which SQLite never writes (https://sqlite.org/fileformat.html, 1.4)."""
+        """Pages of the database file. Zeros past its end, for pages that are only in the WAL or that nothing uses.
+
+        SQLite never writes the page at 1 GiB (https://sqlite.org/fileformat.html, 1.4).
+        """
         pages = bytearray(os.pread(self._files.database, count * self.page_bytes, (first - 1) * self.page_bytes))
         return pages + bytes(count * self.page_bytes - len(pages))
 
@@ -87,28 +88,28 @@ class DatabaseCut(Pinned):
 
 
 class PageTracker:
-    """Makes cuts of one database, and knows which pages changed between them.
+    """Makes cuts of one database and knows which pages changed between them.
 
-    Used from threads, one call at a time; `bound` may come from another one.
+    For threads, one call at a time. `bound` may be called beside the others.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
         self._path = data_dir / DATABASE
-        self._files = Files(self._path)
+        self._files = DatabaseFiles(self._path)
         self._lock = threading.Lock()
-        self._reader: Pinned | None = None
+        self._reader: ReadTransaction | None = None
         self._seen = WalHead(b"", 0, 0)
-        # Newest frame by page, of the log as it is now.
+        # The newest frame of each page in the present WAL.
         self._frames: dict[int, int] = {}
         self._passed: set[int] | None = None
-        """Pages that changed since the last cut; None: unknown."""
+        """Pages that changed since the last cut. None: unknown."""
 
     def cut(self, and_then: Callable[[DatabaseCut], None] = lambda _: None) -> DatabaseCut:
-        """Lock SQLite, hold this moment fast, call `and_then`, unlock. Takes milliseconds.
+        """Take SQLite's write lock, open a read transaction, call `and_then`, release the lock. Takes milliseconds.
 
-        The cut is the caller's to close; and to give back to `undo` if what changed in it is to count
-        as changed in the next one too. Raises QuiesceTimeout.
+        The caller closes the cut. A caller that does not use the cut passes it to `undo`, so that the next one
+        contains its changes. Raises QuiesceTimeout if the lock is not free; a retry is safe.
         """
         with self._lock:
             cut = self._cut(and_then)
@@ -116,20 +117,20 @@ class PageTracker:
             return cut
 
     def undo(self, cut: DatabaseCut) -> None:
-        """Nothing was made of `cut`: what changed before it is still to be told."""
+        """Count the changes of `cut` as changes of the next one, because nothing was made of it."""
         with self._lock:
             if cut.changed is None or self._passed is None:
                 self._passed = None
             else:
                 self._passed |= cut.changed
 
-    def log_bytes(self) -> int:
-        """How much of the log is in use, about."""
+    def wal_bytes(self) -> int:
+        """The size of the WAL in use, approximately."""
         head = self._files.head()
         return head.frames * self._page_bytes() if head else 0
 
     def changed_bytes(self) -> int | None:
-        """Bytes of the pages that changed since the last cut, rather too many than too few; None if unknown."""
+        """An upper bound for the bytes of the pages that changed since the last cut. None if unknown."""
         passed, seen = self._passed, self._seen
         head = self._files.head() if self._reader is not None else None
         if passed is None or head is None:
@@ -142,19 +143,22 @@ class PageTracker:
         return self._reader is not None
 
     def bound(self) -> None:
-        """Let the log begin anew, so that it does not grow for ever. What changed is remembered."""
+        """Let the WAL restart, so that it does not grow without limit. The changed pages are remembered.
+
+        Raises QuiesceTimeout if the write lock is not free; a retry is safe.
+        """
         with self._lock:
             if self._reader is None:
                 return
             with suppress(sqlite3.OperationalError), closing(open_database(self._path)) as connection:
-                # Most of the copying, while others write.
+                # Copies most of the WAL before the lock is taken.
                 connection.execute("pragma wal_checkpoint(passive)").fetchone()
                 self._cut(lambda _: None, checkpoint=connection).close()
 
     def forget(self) -> None:
-        """The database was, or will be, exchanged: nothing is known of it. No cut may be open."""
+        """Forget everything, because the database was or will be replaced. No cut may be open."""
         with self._lock:
-            self._let_go()
+            self._release()
             self._files.close()
 
     # ------------------------------------------------------------------ inside
@@ -163,7 +167,7 @@ class PageTracker:
         self, and_then: Callable[[DatabaseCut], None], checkpoint: sqlite3.Connection | None = None
     ) -> DatabaseCut:
         if self._reader is not None:
-            # What is committed stays where it is as long as the reader is open: only the rest is left for the lock.
+            # The reader keeps committed frames in place. So most of them are read before the lock is taken.
             self._seen = self._catch_up() or WalHead(b"", 0, 0)
         with write_lock(self._data_dir):
             try:
@@ -171,7 +175,7 @@ class PageTracker:
                 if checkpoint is not None and self._reader is not None:
                     self._reader.close()
                     checkpoint.execute("pragma wal_checkpoint(passive)").fetchone()
-                reader, cut = Pinned(self._data_dir), DatabaseCut(self._data_dir, self._files)
+                reader, cut = ReadTransaction(self._data_dir), DatabaseCut(self._data_dir, self._files)
                 if self._reader is not None:
                     self._reader.close()
                 self._reader = reader
@@ -181,16 +185,16 @@ class PageTracker:
                 self._seen = head or WalHead(b"", 0, 0)
                 and_then(cut)
                 if not cut.keeps_writers_going:
-                    # No log, nothing to learn from; and without one a reader would hold writers back for ever.
+                    # Without a WAL, changes are unknown, and an open reader would block writers.
                     reader.close()
                     self._reader = self._passed = None
                 return cut
             except BaseException:
-                self._let_go()
+                self._release()
                 raise
 
     def _catch_up(self) -> WalHead | None:
-        """Learn what was committed since the last look."""
+        """Read the frames that were committed since the last call."""
         head = self._files.head()
         if head is None:
             self._frames = {}
@@ -203,7 +207,7 @@ class PageTracker:
             self._frames, first = {}, 1
         if first <= head.frames:
             page_bytes = self._page_bytes()
-            new = wal.pages_in(self._files.log, first, head.frames, page_bytes)
+            new = wal.pages_in(self._files.wal, first, head.frames, page_bytes)
             self._frames |= new
             if self._passed is not None:
                 self._passed.update(new)
@@ -213,7 +217,7 @@ class PageTracker:
         size = int.from_bytes(os.pread(self._files.database, 2, 16), "big")
         return 65536 if size == 1 else size
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._reader is not None:
             self._reader.close()
         self._reader, self._frames, self._passed = None, {}, None

@@ -10,7 +10,8 @@ Each event is one write. So a read ends with a whole event, or within a line of 
 
 - An event keeps its time. Its level is Chroma's, but `debug` for the routine events of a request: there is one for each
   request, and the gateway counts requests itself.
-- The banner that `chroma run` prints when it starts (`rust/cli/src/commands/run.rs`) is dropped.
+- The banner that `chroma run` prints when it starts (`rust/cli/src/commands/run.rs`) is dropped, and so is its
+  configuration file.
 - Any other text, such as a panic, has no time and no level. It gets the time at which it was read, is at least a
   warning, and is written at every log level.
 - Lines that already have the form of the gateway's own pass unchanged.
@@ -30,6 +31,7 @@ _IN_REQUEST = "HTTP request"  # the span's name, rust/tracing/src/tower_tracing.
 _BANNER = re.compile(
     r"[\s(#.*]+|Saving data to: .*|Connect to Chroma at: .*|Getting started guide: .*"
     r"|.*To deploy your DB - try Chroma Cloud!|- Sign up: .*|- Copy your data to Cloud: .*"
+    r"|={10}|\{\"persist_path\": .*\}"  # the configuration file (`rust/frontend/src/config.rs`, `load_from_path`)
 )
 _OWN_TEXT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[[a-z]+ *\] .*")
 _MAX_EVENT_BYTES = 256 * 1024

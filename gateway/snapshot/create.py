@@ -335,7 +335,7 @@ class Snapshotter:
             return
         with contextlib.suppress(FileNotFoundError):
             size = (self._directory.path / DATABASE).stat().st_size
-            if self._tracker.log_bytes() > min(max(_MIN_WAL_BYTES, size * _MAX_WAL_PART), _MAX_WAL_BYTES):
+            if self._tracker.wal_bytes() > min(max(_MIN_WAL_BYTES, size * _MAX_WAL_PART), _MAX_WAL_BYTES):
                 self._tracker.bound()
 
     def _bound_log(self) -> None:

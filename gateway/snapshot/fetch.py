@@ -27,7 +27,7 @@ from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of
 from gateway.chroma.hnsw import index_problems
-from gateway.chroma.log import put_back
+from gateway.chroma.log import set_positions
 from gateway.chroma.migrations import installed_migrations
 from gateway.errors import CorruptSnapshot, DiskFull, IncompatibleSnapshot
 from gateway.files import write_error
@@ -103,7 +103,7 @@ async def fetch_verified(
         # The files only show that something is corrupt. The packs show what.
         await repository.verify_packs(manifest.packs)
         raise
-    await run_in_thread_uninterrupted(functools.partial(put_back, target, manifest.positions, keep=keep_log))
+    await run_in_thread_uninterrupted(functools.partial(set_positions, target, manifest.positions, keep=keep_log))
     return staged
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.chroma import database
-from gateway.chroma.database import Pinned, check, is_empty, prepare, read_contents, write_lock
+from gateway.chroma.database import ReadTransaction, check, is_empty, prepare, read_contents, write_lock
 from gateway.chroma.disk import DATABASE
 from gateway.errors import ConfigError, CorruptSnapshot, QuiesceTimeout
 from tests.unit.chroma.conftest import RECORDS
@@ -31,7 +31,7 @@ def execute(data_dir: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-def copy_to(pinned: Pinned, target: Path) -> None:
+def copy_to(pinned: ReadTransaction, target: Path) -> None:
     """Write the state that `pinned` holds into a database of its own, in WAL mode as it is."""
     with closing(sqlite3.connect(target)) as copy:
         pinned._connection.backup(copy)
@@ -218,12 +218,12 @@ def test_locking_does_not_make_a_database(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------- Pinned
+# ---------------------------------------------------------------------- ReadTransaction
 
 
 def test_pinned_sees_its_moment_and_nothing_since(wal: Path, tmp_path: Path) -> None:
     """Writers go on, and the copy is the pinned state to the row."""
-    pinned = Pinned(wal)
+    pinned = ReadTransaction(wal)
     assert pinned.keeps_writers_going
     execute(wal, "insert into t values (2)", "create table u(n)", "delete from t where n = 1")
     target = tmp_path / "copy.sqlite3"
@@ -239,7 +239,7 @@ def test_pinned_sees_its_moment_and_nothing_since(wal: Path, tmp_path: Path) -> 
 def test_pinned_holds_writers_back_where_there_is_no_wal(tmp_path: Path) -> None:
     """In rollback mode it says so, and a writer cannot change what is being copied."""
     execute(tmp_path, "create table t(n)")
-    pinned = Pinned(tmp_path)
+    pinned = ReadTransaction(tmp_path)
     assert not pinned.keeps_writers_going
     with pytest.raises(sqlite3.OperationalError, match="locked"):
         execute(tmp_path, "insert into t values (2)")
@@ -248,9 +248,9 @@ def test_pinned_holds_writers_back_where_there_is_no_wal(tmp_path: Path) -> None
 
 
 def test_pinned_under_the_lock_is_the_locked_moment(wal: Path) -> None:
-    """Pinned while writers wait, it never sees what they write when the lock is gone."""
+    """ReadTransaction while writers wait, it never sees what they write when the lock is gone."""
     with write_lock(wal):
-        pinned = Pinned(wal)
+        pinned = ReadTransaction(wal)
     execute(wal, "insert into t values (2)")
     with closing(sqlite3.connect(wal / "copy")) as copy:
         copy_to(pinned, wal / "copy")
@@ -260,7 +260,7 @@ def test_pinned_under_the_lock_is_the_locked_moment(wal: Path) -> None:
 
 def test_pinned_tells_what_chromas_database_says(data_dir: Path) -> None:
     """Collections with their records, segments with how far they are synced, migrations."""
-    pinned = Pinned(data_dir)
+    pinned = ReadTransaction(data_dir)
     contents = pinned.contents()
     assert pinned.segments() == contents.segments
     pinned.close()
@@ -283,7 +283,7 @@ def test_pinned_tells_what_chromas_database_says(data_dir: Path) -> None:
 def restored(data_dir: Path, tmp_path: Path) -> Path:
     """A database as a restore puts it there: one file in WAL mode."""
     prepare(data_dir)
-    pinned = Pinned(data_dir)
+    pinned = ReadTransaction(data_dir)
     target = tmp_path / "restored"
     target.mkdir()
     copy_to(pinned, target / DATABASE)

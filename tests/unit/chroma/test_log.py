@@ -12,9 +12,9 @@ import pytest
 from chromadb.api.models.Collection import Collection
 
 from gateway.chroma import log
-from gateway.chroma.database import Pinned, prepare
+from gateway.chroma.database import ReadTransaction, prepare
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.log import count_log, keep_log, put_back, rows_after, synced_to, trim_log, whole_after
+from gateway.chroma.log import count_log, keep_log, rows_after, set_positions, synced_to, trim_log, whole_after
 from tests.bare_chroma import bare_chroma
 
 DIMENSION = 4
@@ -87,7 +87,7 @@ def test_chroma_keeps_its_log_once_it_is_told(kept: Path, made: Kept) -> None:
 def test_a_log_that_was_not_kept_is_whole_from_now_on(data_dir: Path) -> None:
     """From what Chroma has synced; rows before are gone."""
     keep_log(data_dir)
-    pinned = Pinned(data_dir)
+    pinned = ReadTransaction(data_dir)
     assert pinned.keeps_log
     assert whole_after(pinned, synced_to(data_dir)) == set(synced_to(data_dir))
     pinned.close()
@@ -96,7 +96,7 @@ def test_a_log_that_was_not_kept_is_whole_from_now_on(data_dir: Path) -> None:
 
 def test_chroma_keeps_the_row_that_its_index_ends_with(data_dir: Path) -> None:
     """Also where it deletes rows by itself: that is how it can be seen that none is missing after it."""
-    pinned = Pinned(data_dir)
+    pinned = ReadTransaction(data_dir)
     synced = {each: seq_id for each, seq_id in synced_to(data_dir).items() if seq_id}
     assert whole_after(pinned, synced) == set(synced)
     assert whole_after(pinned, dict.fromkeys(synced, 1)) == set()
@@ -157,7 +157,7 @@ def test_nothing_is_trimmed_while_chroma_looks_after_its_log(data_dir: Path) -> 
 def test_rows_after_counts_what_would_be_replayed(kept: Path, made: Kept) -> None:
     """By segment, of its own collection alone."""
     found = rows(kept)
-    pinned = Pinned(kept)
+    pinned = ReadTransaction(kept)
     positions = {made.segments["one"]: found[made.ids["one"]][9]}
     assert rows_after(pinned, positions) == {made.segments["one"]: 40, made.segments["two"]: 25}
     pinned.close()
@@ -168,7 +168,7 @@ def test_a_log_is_whole_after_a_position_while_its_row_is_there(kept: Path, made
     one = made.segments["one"]
     found = rows(kept)[made.ids["one"]]
     trim_log(kept, {one: found[19]})
-    pinned = Pinned(kept)
+    pinned = ReadTransaction(kept)
     assert whole_after(pinned, {one: found[19]}) == {one}
     assert whole_after(pinned, {one: found[30]}) == {one}
     assert whole_after(pinned, {one: found[18]}) == set()
@@ -186,7 +186,7 @@ def test_an_index_that_is_gone_is_built_anew_from_the_log(kept: Path, made: Kept
     """Put back to 0 and without files: Chroma finds every record, by its own vector too."""
     for segment in made.segments.values():
         shutil.rmtree(kept / segment)
-    put_back(kept, dict.fromkeys(made.segments.values(), 0), keep=keep)
+    set_positions(kept, dict.fromkeys(made.segments.values(), 0), keep=keep)
     assert synced_to(kept) == {}
     with bare_chroma(kept) as chroma:
         for name, count in (("one", 50), ("two", 25)):
@@ -202,7 +202,7 @@ def test_put_back_sets_positions_and_nothing_else(kept: Path, made: Kept) -> Non
     query = "select m.segment_id, m.seq_id from max_seq_id m join segments s on s.id = m.segment_id where scope <> ?"
     with closing(sqlite3.connect(kept / DATABASE)) as database:
         before = database.execute(query, ("VECTOR",)).fetchall()
-    put_back(kept, {made.segments["one"]: 17, made.segments["two"]: 0}, keep=True)
+    set_positions(kept, {made.segments["one"]: 17, made.segments["two"]: 0}, keep=True)
     assert synced_to(kept) == {made.segments["one"]: 17}
     with closing(sqlite3.connect(kept / DATABASE)) as database:
         assert database.execute(query, ("VECTOR",)).fetchall() == before
@@ -212,7 +212,7 @@ def test_put_back_sets_positions_and_nothing_else(kept: Path, made: Kept) -> Non
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_chroma_without_a_gateway_looks_after_its_log_by_itself(kept: Path, made: Kept, keep: bool) -> None:
     """Nobody else would trim it."""
-    put_back(kept, synced_to(kept), keep=keep)
+    set_positions(kept, synced_to(kept), keep=keep)
     with closing(sqlite3.connect(kept / DATABASE)) as database:
         (config,) = database.execute("select config_json_str from embeddings_queue_config").fetchone()
     assert json.loads(config)["automatically_purge"] is (not keep)

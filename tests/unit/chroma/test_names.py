@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.chroma.names import CollectionNames, Named
+from gateway.chroma.names import CollectionName, CollectionNames
 from gateway.errors import Unavailable
 
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -42,16 +42,16 @@ async def test_a_name_is_remembered_until_something_changes(directory: Directory
     """A rename that nobody told of shows late; one that was told of, or a new Chroma, at once."""
     names = CollectionNames(directory.path, lambda: directory.run)
     assert names.known(ID) is None
-    assert await names.find(ID) == Named("acme", "web", "before")
+    assert await names.find(ID) == CollectionName("acme", "web", "before")
     directory.rename("unheard")
-    assert names.known(ID) == Named("acme", "web", "before")
+    assert names.known(ID) == CollectionName("acme", "web", "before")
     names.changed()
     assert names.known(ID) is None
-    assert await names.find(ID) == Named("acme", "web", "unheard")
+    assert await names.find(ID) == CollectionName("acme", "web", "unheard")
     directory.rename("restored")
     directory.run = 2
     assert names.known(ID) is None
-    assert await names.find(ID) == Named("acme", "web", "restored")
+    assert await names.find(ID) == CollectionName("acme", "web", "restored")
 
 
 async def test_what_was_read_before_a_change_is_not_told_after_it(directory: Directory) -> None:
@@ -59,7 +59,7 @@ async def test_what_was_read_before_a_change_is_not_told_after_it(directory: Dir
     names = CollectionNames(directory.path, lambda: directory.run)
     read, reads = names._read, 0
 
-    def read_then_rename(collection_id: str) -> Named | None:
+    def read_then_rename(collection_id: str) -> CollectionName | None:
         nonlocal reads
         reads += 1
         found = read(collection_id)
@@ -69,7 +69,7 @@ async def test_what_was_read_before_a_change_is_not_told_after_it(directory: Dir
         return found
 
     names._read = read_then_rename  # type: ignore[method-assign]
-    assert await names.find(ID) == Named("acme", "web", "after")
+    assert await names.find(ID) == CollectionName("acme", "web", "after")
     assert reads == 2
 
 

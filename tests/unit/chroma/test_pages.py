@@ -221,7 +221,7 @@ def test_a_bounded_log_does_not_grow(data_dir: Path, tracker: PageTracker, write
     chance, log, largest = random.Random(0), data_dir / f"{DATABASE}-wal", 0
     for _ in range(100):
         write(writer, chance)
-        if tracker.log_bytes() > 1 << 20:
+        if tracker.wal_bytes() > 1 << 20:
             tracker.bound()
         largest = max(largest, log.stat().st_size)
     assert largest < 4 << 20

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.chroma.database import Pinned
+from gateway.chroma.database import ReadTransaction
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.wal import Files, WalHead, follows, pages_in, read_frame
+from gateway.chroma.wal import DatabaseFiles, WalHead, follows, pages_in, read_frame
 
 PAGE_BYTES = 1024
 
@@ -32,8 +32,8 @@ def writer(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 @pytest.fixture
-def files(database: Path) -> Iterator[Files]:
-    opened = Files(database)
+def files(database: Path) -> Iterator[DatabaseFiles]:
+    opened = DatabaseFiles(database)
     yield opened
     opened.close()
 
@@ -43,13 +43,13 @@ def fill(writer: sqlite3.Connection, rows: int = 20) -> None:
     writer.executemany("insert into t values (?, ?)", ((n, "x" * 300) for n in range(rows)))
 
 
-def head(files: Files) -> WalHead:
+def head(files: DatabaseFiles) -> WalHead:
     found = files.head()
     assert found is not None
     return found
 
 
-def test_a_database_without_a_log_has_no_head(database: Path, files: Files) -> None:
+def test_a_database_without_a_log_has_no_head(database: Path, files: DatabaseFiles) -> None:
     """In rollback mode there is none, and none is made by asking."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("create table t(n)")
@@ -57,7 +57,7 @@ def test_a_database_without_a_log_has_no_head(database: Path, files: Files) -> N
         assert [path.name for path in database.parent.iterdir()] == [DATABASE]
 
 
-def test_the_head_counts_frames_as_sqlite_does(writer: sqlite3.Connection, files: Files) -> None:
+def test_the_head_counts_frames_as_sqlite_does(writer: sqlite3.Connection, files: DatabaseFiles) -> None:
     """As many are committed and copied back as `wal_checkpoint` says, and a rollback counts for nothing."""
     fill(writer)
     before = head(files)
@@ -71,10 +71,12 @@ def test_the_head_counts_frames_as_sqlite_does(writer: sqlite3.Connection, files
     assert (now.frames, now.backfilled) == (frames, copied) == (before.frames, before.frames)
 
 
-def test_a_reader_keeps_frames_from_being_copied_back(writer: sqlite3.Connection, files: Files, database: Path) -> None:
+def test_a_reader_keeps_frames_from_being_copied_back(
+    writer: sqlite3.Connection, files: DatabaseFiles, database: Path
+) -> None:
     """Up to its moment they are in the database, later ones are not; and the head says so."""
     fill(writer)
-    pinned = Pinned(database.parent)
+    pinned = ReadTransaction(database.parent)
     seen = head(files).frames
     fill(writer)
     writer.execute("pragma wal_checkpoint(passive)")
@@ -82,7 +84,7 @@ def test_a_reader_keeps_frames_from_being_copied_back(writer: sqlite3.Connection
     assert head(files).backfilled == seen < head(files).frames
 
 
-def test_a_log_that_begins_anew_follows_the_one_before(writer: sqlite3.Connection, files: Files) -> None:
+def test_a_log_that_begins_anew_follows_the_one_before(writer: sqlite3.Connection, files: DatabaseFiles) -> None:
     """And only that one: after two new beginnings something may have been missed."""
     fill(writer)
     heads = [head(files)]
@@ -105,29 +107,35 @@ def test_the_salt_that_counts_beginnings_wraps_around() -> None:
     assert not follows(WalHead(first + b"abcd", 1, 1), WalHead(last + b"efgh", 0, 0))
 
 
-def test_the_newest_frame_of_a_page_is_the_page(writer: sqlite3.Connection, files: Files, database: Path) -> None:
+def test_the_newest_frame_of_a_page_is_the_page(
+    writer: sqlite3.Connection, files: DatabaseFiles, database: Path
+) -> None:
     """Every page in the log, read by its newest frame, is what the database has once all is copied back."""
     fill(writer)
     writer.execute("update t set n = n + 1")
     committed = head(files).frames
-    newest = pages_in(files.log, 1, committed, PAGE_BYTES)
+    newest = pages_in(files.wal, 1, committed, PAGE_BYTES)
     assert max(newest.values()) == committed
-    pages = {number: read_frame(files.log, frame, PAGE_BYTES) for number, frame in newest.items()}
+    pages = {number: read_frame(files.wal, frame, PAGE_BYTES) for number, frame in newest.items()}
     writer.execute("pragma wal_checkpoint(passive)")
     whole = database.read_bytes()
     assert {number: whole[(number - 1) * PAGE_BYTES : number * PAGE_BYTES] for number in pages} == pages
 
 
-def test_frames_between_two_looks_hold_the_pages_changed_between(writer: sqlite3.Connection, files: Files) -> None:
+def test_frames_between_two_looks_hold_the_pages_changed_between(
+    writer: sqlite3.Connection, files: DatabaseFiles
+) -> None:
     """One row of one page was changed: that page is listed and few others."""
     fill(writer, 200)
     before = head(files).frames
     writer.execute("update t set n = -1 where rowid = 1")
-    changed = pages_in(files.log, before + 1, head(files).frames, PAGE_BYTES)
+    changed = pages_in(files.wal, before + 1, head(files).frames, PAGE_BYTES)
     assert len(changed) == 1
 
 
-def test_files_that_were_exchanged_are_opened_anew(writer: sqlite3.Connection, files: Files, database: Path) -> None:
+def test_files_that_were_exchanged_are_opened_anew(
+    writer: sqlite3.Connection, files: DatabaseFiles, database: Path
+) -> None:
     """What is read is of the files that are there now."""
     fill(writer)
     old = head(files)
@@ -139,17 +147,17 @@ def test_files_that_were_exchanged_are_opened_anew(writer: sqlite3.Connection, f
         other.execute("pragma journal_mode=wal")
         other.execute("create table u(n)")
         assert head(files).salts != old.salts
-        assert pages_in(files.log, 1, head(files).frames, 4096)
+        assert pages_in(files.wal, 1, head(files).frames, 4096)
 
 
 def test_looking_at_the_log_does_not_lose_a_readers_locks(
-    writer: sqlite3.Connection, files: Files, database: Path
+    writer: sqlite3.Connection, files: DatabaseFiles, database: Path
 ) -> None:
     """A reader of this process keeps its moment against other processes, however often the files are looked at."""
     fill(writer)
-    pinned = Pinned(database.parent)
+    pinned = ReadTransaction(database.parent)
     head(files)
-    pages_in(files.log, 1, 1, PAGE_BYTES)
+    pages_in(files.wal, 1, 1, PAGE_BYTES)
     assert files.database
     fill(writer)
     program = (

@@ -16,6 +16,7 @@ BANNER = (
     "Getting started guide: https://docs.trychroma.com/docs/overview/getting-started\n\n"
     "☁️ To deploy your DB - try Chroma Cloud!\n- Sign up: https://trychroma.com/signup\n"
     "- Copy your data to Cloud: chroma copy --to-cloud --all\n\n"
+    '==========\n{"persist_path": "/data", "listen_address": "127.0.0.1", "port": 8001}\n==========\n\n'
 ).encode()
 EVENT = (
     b"  \x1b[2m2026-11-21T05:45:07.141011Z\x1b[0m \x1b[33m WARN\x1b[0m  \x1b[33mFrontend server, "
@@ -54,7 +55,7 @@ def test_an_event_is_one_object() -> None:
 
 
 def test_the_banner_is_dropped_at_every_level() -> None:
-    """Also the one of December, which has snow."""
+    """Also the one of December, which has snow, and the configuration file that Chroma shows."""
     assert lines_of(BANNER, level="debug") == []
     (event,) = lines_of(BANNER + LISTENING)
     assert event["message"] == "Frontend server listening"
