@@ -1,4 +1,4 @@
-"""Writes the audit of the gateway's own routes, as ASGI around the application."""
+"""ASGI middleware that writes audit lines for `/admin/*`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,10 @@ _READS = ("GET", "HEAD", "OPTIONS")
 
 
 def audited(app: ASGIApp, audit: Audit, trusted: Iterable[Network]) -> ASGIApp:
-    """`app`, with a line for whatever a holder of a key does to `/admin/*`; reads are not worth one."""
+    """`app`, with an audit line for each request to `/admin/*` that changes something and has a valid key.
+
+    Reads are not audited. Unauthenticated requests are not either: they change nothing and could fill the disk.
+    """
     trusted = tuple(trusted)
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""`/admin/jobs*`."""
+"""The routes `/admin/jobs*`: list, show, watch and cancel jobs."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -18,7 +18,7 @@ class JobList(BaseModel):
 
 
 def accepted(job: Job, response: Response) -> JobStatus:
-    """The answer for a job that is not waited for: 202, and where to look."""
+    """The response for a job that is not waited for: status 202 and the job's URL in `Location`."""
     response.status_code = 202
     response.headers["Location"] = f"/admin/jobs/{job.id}"
     return job.status()
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/admin/jobs", tags=["jobs"])
 
 @router.get("", summary="List jobs")
 async def list_jobs(jobs: JobsOf) -> JobList:
-    """Those of this run of the gateway; of the ended ones the last hundred."""
+    """Jobs since the gateway started. Of the ended ones, the last hundred."""
     return JobList(jobs=[job.status() for job in jobs.all()])
 
 
@@ -40,7 +40,7 @@ async def show_job(jobs: JobsOf, job_id: JobId) -> JobStatus:
 
 @router.get("/{job_id}/events", summary="Watch one job", response_class=StreamingResponse)
 async def watch_job(jobs: JobsOf, job_id: JobId) -> StreamingResponse:
-    """Server-sent events, each with a job as `GET /admin/jobs/{id}` shows it; the last one says how it ended."""
+    """Server-sent events. Each has the job as `GET /admin/jobs/{id}` shows it. The last one says how it ended."""
     job = jobs.get(job_id)
 
     async def events() -> AsyncIterator[str]:
@@ -52,7 +52,7 @@ async def watch_job(jobs: JobsOf, job_id: JobId) -> StreamingResponse:
 
 @router.delete("/{job_id}", summary="Cancel one job")
 async def cancel_job(jobs: JobsOf, job_id: JobId) -> JobStatus:
-    """Answers when it has stopped and cleaned up. One that had ended is shown as it ended."""
+    """Answers when the job has stopped and cleaned up. A job that had already ended is shown as it ended."""
     job = jobs.get(job_id)
     await job.cancel()
     return job.status()

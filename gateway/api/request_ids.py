@@ -1,4 +1,4 @@
-"""Which request an event belongs to: its id, and the trace it is a part of."""
+"""ASGI middleware that gives each request an id, and its log events the id and the trace."""
 
 import re
 import time
@@ -11,14 +11,14 @@ log = structlog.get_logger()
 
 _ID = re.compile(r"[\x21-\x7e]{1,200}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-# Anybody can ask for anything else, as often as they like.
+# Other routes answer without a key, so their events could fill the log.
 _LOGGED = "/admin/"
-# Strangers are told of, too.
+# Refused requests are logged too, and their path is the client's.
 _MAX_PATH_CHARACTERS = 500
 
 
 def trace_of(traceparent: str) -> dict[str, str]:
-    """`trace_id` and `span_id` of a W3C traceparent; nothing for what is not one."""
+    """`trace_id` and `span_id` of a W3C traceparent; empty if it is not valid."""
     match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or set(match[1]) == {"0"} or set(match[2]) == {"0"}:
         return {}
@@ -26,7 +26,10 @@ def trace_of(traceparent: str) -> dict[str, str]:
 
 
 def numbered(app: ASGIApp) -> ASGIApp:
-    """`app`, with an id for each request, in its answer and its events; those to `/admin/` end with an event."""
+    """`app`, with an id for each request, in its response and in its log events.
+
+    The client's `X-Request-Id` is used if it is valid. A request to `/admin/` ends with a log event.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +57,9 @@ def numbered(app: ASGIApp) -> ASGIApp:
                     log.info(
                         "request",
                         method=scope["method"],
-                        path=scope["raw_path"].decode("latin-1")[:_MAX_PATH_CHARACTERS],  # as it came: one line
+                        path=scope["raw_path"].decode("latin-1")[
+                            :_MAX_PATH_CHARACTERS
+                        ],  # not decoded, so that it has no line breaks
                         status=status,
                         duration_s=round(time.monotonic() - began_s, 3),
                     )

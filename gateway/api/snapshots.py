@@ -1,6 +1,6 @@
-"""`/admin/snapshot*`, `/admin/quiesce`, `/admin/resume`.
+"""The routes `/admin/snapshot*`, `/admin/gc`, `/admin/quiesce` and `/admin/resume`.
 
-What may take long runs as a job, also where the answer waits for it: a client that hangs up stops nothing.
+Long operations run as jobs, also if the response waits for the job. A client that hangs up stops no job.
 """
 
 import asyncio
@@ -26,10 +26,12 @@ from gateway.snapshot.verify import Level
 from gateway.vectorstore import VectorStore
 
 SnapshotId = Annotated[str, Path(description="a snapshot's id, or `latest`", examples=["20261120T210455Z-3f9a1c"])]
-Wait = Annotated[bool, Query(description="answer at its end; with `false` at once, with 202 and the job")]
+Wait = Annotated[
+    bool, Query(description="answer when the job has ended; `false`: answer at once, with 202 and the job")
+]
 
 UPLOAD_PATH = "/admin/snapshot/upload"
-# The frameworks's limit is one for all and fixed at import; this route keeps its own.
+# FastAPI's own limit is fixed at import. The upload checks GATEWAY_MAX_UPLOAD_BYTES itself.
 _NO_LIMIT = 1 << 62
 
 
@@ -38,18 +40,18 @@ class _Asked(BaseModel):
 
 
 class TakeSnapshot(_Asked):
-    label: str | None = Field(None, max_length=200, description="what to call it, for people")
+    label: str | None = Field(None, max_length=200, description="a name for people")
 
 
 class Quiesce(_Asked):
     ttl_s: float = Field(
-        60, gt=0, le=3600, allow_inf_nan=False, description="writes go on after so many seconds, resumed or not"
+        60, gt=0, le=3600, allow_inf_nan=False, description="writes go on after this time at the latest"
     )
 
 
 class Verify(_Asked):
     level: Level = Field(
-        "data", description="`data`: is every byte there and right; `boot`: does a Chroma serve it as it was"
+        "data", description="`data`: is every byte present and correct; `boot`: does a Chroma serve it unchanged"
     )
 
 
@@ -58,18 +60,18 @@ class SnapshotList(BaseModel):
 
 
 class Quiesced(BaseModel):
-    state: str = Field(description="of the gate: `closed`")
-    expires_at: str = Field(description="when writes go on by themselves")
-    drain_ms: float = Field(description="how long writes under way took to end, in ms")
+    state: str = Field(description="the state of the gate: `closed`")
+    expires_at: str = Field(description="when writes go on without a resume")
+    drain_ms: float = Field(description="how long the writes in progress took to end, in ms")
 
 
 class Resumed(BaseModel):
-    state: str = Field(description="of the gate: `open`")
-    was_quiesced: bool = Field(description="whether there was a quiesce to end")
+    state: str = Field(description="the state of the gate: `open`")
+    was_quiesced: bool = Field(description="whether a quiesce was active")
 
 
 class _Operator:
-    """Starts what an operator asks for, each as a job."""
+    """Starts the operations of these routes as jobs."""
 
     def __init__(self, store: VectorStore, jobs: Jobs) -> None:
         self.store, self.operations, self._jobs = store, store.operations, jobs
@@ -80,10 +82,10 @@ class _Operator:
         subject: str,
         work: Callable[[Progress], Coroutine[Any, Any, Result]],
         *,
-        looks: bool = False,
+        read_only: bool = False,
     ) -> Job:
-        """Start a job, or raise Conflict at once. `looks`: it is one that changes nothing."""
-        if not looks:
+        """Start a job. Raises Conflict if another one runs, unless this one is `read_only`."""
+        if not read_only:
             self.operations.require_idle()
         job = self._jobs.start(kind, subject, work)
         await job.begun()
@@ -95,7 +97,9 @@ async def _operator(store: StoreOf, jobs: JobsOf) -> _Operator:
 
 
 Operator = Annotated[_Operator, Depends(_operator)]
-_ACCEPTED: dict[int | str, dict[str, Any]] = {202: {"model": JobStatus, "description": "begun, for `wait=false`"}}
+_ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobStatus, "description": "for `wait=false`: the job has begun"}
+}
 
 
 router = APIRouter(prefix="/admin", tags=["snapshots"])
@@ -110,7 +114,7 @@ async def take_snapshot(
     asked: Annotated[TakeSnapshot | None, Body()] = None,
     wait: Wait = True,
 ) -> Result:
-    """Every write acknowledged before is in it. Writes wait for milliseconds, reads not at all."""
+    """The snapshot has every write that was acknowledged before. Writes wait for milliseconds, reads do not wait."""
     label = asked.label if asked else None
     job = await operator.begin("snapshot", label or "", lambda progress: operator.operations.snapshot(label, progress))
     if not wait:
@@ -127,7 +131,7 @@ def _created(snapshot: Result, response: Response) -> Result:
 @router.post(
     "/snapshot/upload",
     status_code=201,
-    summary="Make a snapshot of an archive",
+    summary="Make a snapshot from an archive",
     response_model=Snapshot | JobStatus,
     responses=_ACCEPTED,
     max_body_size=_NO_LIMIT,
@@ -138,12 +142,14 @@ async def upload_snapshot(
     operator: Operator,
     settings: SettingsOf,
     response: Response,
-    label: Annotated[str | None, Query(max_length=200, description="what to call it, for people")] = None,
-    wait: Annotated[bool, Query(description="with `false` the answer comes once the archive has arrived")] = True,
+    label: Annotated[str | None, Query(max_length=200, description="a name for people")] = None,
+    wait: Annotated[bool, Query(description="`false`: answer when the archive has arrived")] = True,
 ) -> Result:
-    """The body is a plain tar of a directory that Chroma 0.4 or newer wrote. Chroma brings it to its own version
-    and reads every collection, on the side, before it becomes a snapshot. It is the newest one until
-    another is taken of what is served."""
+    """The body is a plain tar of a directory that Chroma 0.4 or newer wrote.
+
+    A second Chroma migrates it and reads every collection before it becomes a snapshot. The served data do not change.
+    The snapshot is the latest one until another is taken.
+    """
     received, max_bytes = asyncio.Event(), settings.max_upload_bytes
 
     async def work(progress: Progress) -> Snapshot:
@@ -169,12 +175,12 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
         async for piece in request.stream():
             yield piece
     except ClientDisconnect as error:
-        raise InvalidRequest("the client hung up before all of the archive had arrived", "send it again") from error
+        raise InvalidRequest("the client hung up before the whole archive had arrived", "send it again") from error
 
 
 @router.get("/snapshot", summary="List snapshots")
 async def list_snapshots(operator: Operator) -> SnapshotList:
-    """All of them, newest first. One whose manifest cannot be read is listed as `damaged`."""
+    """All snapshots, newest first. A snapshot whose manifest cannot be read is listed as `damaged`."""
     return SnapshotList(snapshots=await operator.operations.repository.snapshots())
 
 
@@ -188,50 +194,52 @@ async def show_snapshot(operator: Operator, snapshot_id: SnapshotId) -> Snapshot
 async def download_snapshot(operator: Operator, snapshot_id: SnapshotId) -> StreamingResponse:
     """A plain tar of a directory that Chroma opens without a gateway.
 
-    It is restored and verified on disk first: the data directory needs free space for all of it until the
+    The snapshot is restored and verified on disk first. So the data directory needs free space for all of it until the
     last byte is sent.
     """
-    rooms, found = contextlib.AsyncExitStack(), list[FilePath]()
+    scratch, found = contextlib.AsyncExitStack(), list[FilePath]()
 
     async def work(progress: Progress) -> None:
         try:
-            found.append(await operator.operations.unpack_to_scratch(snapshot_id, rooms, progress))
+            found.append(await operator.operations.unpack_to_scratch(snapshot_id, scratch, progress))
         except BaseException:
-            await rooms.aclose()
+            await scratch.aclose()
             raise
 
-    job = await operator.begin("archive", snapshot_id, work, looks=True)
+    job = await operator.begin("archive", snapshot_id, work, read_only=True)
     try:
         await job.outcome()
         size_bytes = await asyncio.to_thread(tar_size, found[0])
     except BaseException:
         await job.cancel()
-        await rooms.aclose()
+        await scratch.aclose()
         raise
     headers = {
         "Content-Length": str(size_bytes),
         "Content-Disposition": f'attachment; filename="chroma-{snapshot_id}.tar"',
     }
-    return _ArchiveResponse(in_pieces(tar(found[0])), rooms, headers)
+    return _ArchiveResponse(in_pieces(tar(found[0])), scratch, headers)
 
 
 class _ArchiveResponse(StreamingResponse):
-    """Gives the rooms back at the end, however it ends."""
+    """Removes the scratch directory when the response ends, also by an error."""
 
-    def __init__(self, pieces: AsyncIterator[bytes], rooms: contextlib.AsyncExitStack, headers: dict[str, str]) -> None:
+    def __init__(
+        self, pieces: AsyncIterator[bytes], scratch: contextlib.AsyncExitStack, headers: dict[str, str]
+    ) -> None:
         super().__init__(pieces, headers=headers, media_type="application/x-tar")
-        self._rooms = rooms
+        self._scratch = scratch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            await self._rooms.aclose()
+            await self._scratch.aclose()
 
 
 @router.post(
     "/snapshot/{snapshot_id}/verify",
-    summary="Look at all of a snapshot",
+    summary="Verify a snapshot",
     response_model=Verification | JobStatus,
     responses=_ACCEPTED,
 )
@@ -242,16 +250,16 @@ async def verify_snapshot(
     asked: Annotated[Verify | None, Body()] = None,
     wait: Wait = True,
 ) -> Result:
-    """200 also if something is wrong with it: `ok` and `problems` say so, and so does every listing from then on.
+    """Answers 200 also for a damaged snapshot: see `ok` and `problems`. Listings show the result from then on.
 
-    `boot` restores it beside the data, which takes as much disk, and starts a second Chroma on it.
+    `boot` restores the snapshot beside the data, which takes as much disk again, and starts a second Chroma on it.
     """
     level = (asked or Verify()).level
     job = await operator.begin(
         "verify",
         snapshot_id,
         lambda progress: operator.operations.verify(snapshot_id, level, progress),
-        looks=True,
+        read_only=True,
     )
     return await job.outcome() if wait else accepted(job, response)
 
@@ -260,7 +268,7 @@ async def verify_snapshot(
     "/snapshot/{snapshot_id}", status_code=204, summary="Delete a snapshot", response_model=None, responses=_ACCEPTED
 )
 async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wait = True) -> Response:
-    """What other snapshots share with it stays."""
+    """Data that other snapshots share with it stay."""
 
     async def work(progress: Progress) -> None:
         progress.phase("deleting", None)
@@ -276,17 +284,17 @@ async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wai
 
 @router.post(
     "/snapshot/{snapshot_id}/restore",
-    summary="Go back to a snapshot",
+    summary="Restore a snapshot",
     response_model=Snapshot | JobStatus,
     responses=_ACCEPTED,
 )
 async def restore_snapshot(
     operator: Operator, response: Response, snapshot_id: SnapshotId, wait: Wait = True
 ) -> Result:
-    """Answers when the restored data is being served. Everything written since the snapshot is gone then.
+    """Answers when the restored data are served. Everything written since the snapshot is lost.
 
-    It is fetched and verified while the present data is served; only the exchange is a gap, in which
-    clients get 503 with `Retry-After`. After an error the data is what it was before.
+    The snapshot is fetched and verified while the present data are served. During the swap clients get 503 with
+    `Retry-After`. After an error the data are as before.
     """
     job = await operator.begin(
         "restore", snapshot_id, lambda progress: operator.operations.restore(snapshot_id, progress)
@@ -296,12 +304,12 @@ async def restore_snapshot(
 
 @router.post(
     "/gc",
-    summary="Apply the retention and collect garbage",
+    summary="Apply the retention rules and collect garbage",
     response_model=GcResult | JobStatus,
     responses=_ACCEPTED,
 )
 async def collect_garbage(operator: Operator, response: Response, wait: Wait = True) -> Result:
-    """Drops snapshots that no `GATEWAY_KEEP_…` keeps, then packs that none needs and that are past the grace age."""
+    """Deletes snapshots that no `GATEWAY_KEEP_…` setting keeps, then unused packs older than the grace period."""
 
     async def work(progress: Progress) -> GcResult:
         progress.phase("collecting", None)
@@ -311,14 +319,14 @@ async def collect_garbage(operator: Operator, response: Response, wait: Wait = T
     return await job.outcome() if wait else accepted(job, response)
 
 
-@router.post("/quiesce", summary="Hold writes back, for a disk snapshot from outside")
+@router.post("/quiesce", summary="Pause writes, for a disk snapshot by other means")
 async def quiesce(operator: Operator, asked: Annotated[Quiesce | None, Body()] = None) -> Quiesced:
-    """Answers when nothing writes any more; reads go on. Ends by `resume`, or by itself after `ttl_s`."""
+    """Answers when no write is in progress. Reads go on. Ends with `resume`, or after `ttl_s`."""
     answer: dict[str, Any] = await operator.operations.quiesce((asked or Quiesce()).ttl_s)
     return Quiesced(**answer)
 
 
-@router.post("/resume", summary="Let writes go on")
+@router.post("/resume", summary="Resume writes")
 async def resume(operator: Operator) -> Resumed:
     """Safe to call at any time."""
     return Resumed(state="open", was_quiesced=await operator.operations.resume())

@@ -1,20 +1,19 @@
-"""The data directory as a whole: who may use it, and how its contents are exchanged.
+"""The data directory as a whole: its locks, and the swap of its live data for restored data.
 
     <data dir>/
         chroma.sqlite3, <segment id>/…   Chroma's, live
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             baseline                     what the store has of the live data
-            scratch/                     one room for each verification, archive or upload under way
-            incoming/                    a restore on its way, verified before it goes live
-            previous/                    what was live before, until the new state proved good
-            rejected/                    what did not prove good, on its way out
-            swap.json                    the exchange under way
+            scratch/                     a directory for each verification, archive or upload in progress
+            incoming/                    restored data that is verified before it goes live
+            previous/                    the data that was live before, until the new data is settled
+            rejected/                    data that was rolled back and is being deleted
+            swap.json                    the phase of the swap in progress
 
-All of it is inside the data directory, since that may be a mount point: nothing beside it is on
-the same file system, and it cannot be renamed itself. An exchange is therefore several renames; its
-phase is written down before each step and every step can be repeated, so that a crash at any point is
-finished by `recover`, in the direction it was going:
+All of it is inside the data directory, which may be a mount point: then nothing beside it is on the same file system,
+and the directory itself cannot be renamed. So a swap consists of several renames. Its phase is stored before each step,
+and every step can be repeated. After a crash at any point `recover` finishes the swap in the direction it had:
 
     incoming: out ─► in ─► trial ──settle──► (none)         out:  live → previous
                              └─roll_back─► back_out ─► back_in ─► (none)   in: incoming → live
@@ -54,7 +53,7 @@ _TRIAL = "trial"
 
 
 class DataDirectory:
-    """`GATEWAY_DATA_DIR`. Methods block; they do renames and deletions, never copies."""
+    """`GATEWAY_DATA_DIR`. Methods block. They rename and delete, and never copy."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,26 +61,26 @@ class DataDirectory:
         self._locks: list[int] = []
 
     def make(self) -> None:
-        """Create it where missing. Raises ConfigError if it cannot be written."""
+        """Create the directory if it is missing. Raises ConfigError if it is not writable."""
         try:
             self._private.mkdir(mode=0o700, parents=True, exist_ok=True)
-            problem = "" if os.access(self._private, os.W_OK | os.X_OK) else "it may not be written"
+            problem = "" if os.access(self._private, os.W_OK | os.X_OK) else "it is not writable"
         except OSError as error:
             problem = str(error)
         if problem:
             raise ConfigError(
                 f"the data directory {self.path} cannot be used: {problem}",
-                "set GATEWAY_DATA_DIR to one we may write",
+                "set GATEWAY_DATA_DIR to a writable directory",
             )
 
     def is_empty(self) -> bool:
-        """Whether Chroma has never kept anything in it."""
+        """Whether Chroma never stored anything in it."""
         return database.is_empty(self.path)
 
-    # ------------------------------------------------------------------ who may use it
+    # ------------------------------------------------------------------ locks
 
     def claim_as_gateway(self) -> None:
-        """Be the one gateway on this directory until the process ends. Raises ConfigError."""
+        """Lock the directory for this gateway until the process ends. Raises ConfigError if another one has it."""
         self._claim("gateway.lock", "another gateway", inheritable=False)
 
     def claim_as_chroma(self) -> None:
@@ -101,28 +100,28 @@ class DataDirectory:
         self._locks.append(descriptor)
 
     def release(self) -> None:
-        """Let go of what was claimed."""
+        """Release the locks."""
         while self._locks:
             os.close(self._locks.pop())
 
-    # ------------------------------------------------------------------ rooms of our own
+    # ------------------------------------------------------------------ private directories
 
-    def fresh(self, room: str) -> Path:
-        """An empty directory of our own, on the same file system as the data."""
-        self._remove(room)
-        path = self._private / room
+    def _make_empty(self, name: str) -> Path:
+        """Make an empty private directory, on the same file system as the data."""
+        self._remove(name)
+        path = self._private / name
         with _writing(f"making {path} failed"):
             path.mkdir(mode=0o700)
         return path
 
     @property
     def baseline(self) -> Path:
-        """Where it is noted what the store has of the data."""
+        """The file that says what the store has of the data."""
         return self._private / "baseline"
 
     @property
     def scratch(self) -> Path:
-        """Where rooms are made for what is on its way in or out. It may not exist yet."""
+        """The parent of scratch directories. It may not exist yet."""
         return self._private / "scratch"
 
     def drop_leftovers(self) -> None:
@@ -130,35 +129,36 @@ class DataDirectory:
         self._remove("scratch")
         self.drop_incoming()
 
-    def incoming(self) -> Path:
-        return self.fresh("incoming")
+    def make_incoming(self) -> Path:
+        """Make the empty directory into which a restore fetches. Removes what an earlier restore left there."""
+        return self._make_empty("incoming")
 
     def drop_incoming(self) -> None:
-        """Remove what a restore left behind that did not go live."""
+        """Remove restored data that did not go live."""
         self._remove("incoming")
 
-    def _remove(self, room: str) -> None:
-        shutil.rmtree(self._private / room, ignore_errors=True)
+    def _remove(self, name: str) -> None:
+        shutil.rmtree(self._private / name, ignore_errors=True)
 
-    # ------------------------------------------------------------------ exchanging the contents
+    # ------------------------------------------------------------------ swapping the data
 
     def is_swapping(self) -> bool:
-        """Whether an exchange was begun and neither settled nor rolled back."""
+        """Whether a swap has begun and was neither settled nor rolled back."""
         return self._swap() is not None
 
     @property
     def on_trial(self) -> str | None:
-        """The id of the snapshot that went live and has yet to prove good, if there is one."""
+        """The id of the snapshot that is live and neither settled nor rolled back; None if there is none."""
         swap = self._swap()
         return str(swap["snapshot"]) if swap and swap["phase"] == _TRIAL else None
 
     def swap_in(self, snapshot_id: str) -> None:
-        """Make `incoming` live and keep what was live as `previous`. Chroma must not be running."""
+        """Make `incoming` live and keep the live data as `previous`. Chroma must not run."""
         self._remove("previous")
         self._proceed("out", snapshot_id)
 
     def may_run_trial(self) -> bool:
-        """Note one more start of Chroma on a state that is on trial; False if one was tried before and died."""
+        """Record a start of Chroma on data on trial. False if it was started on them before: then it has died."""
         swap = self._swap()
         if swap is None or swap["phase"] != _TRIAL:
             return True
@@ -168,15 +168,15 @@ class DataDirectory:
         return True
 
     def settle(self) -> None:
-        """The new state is good: forget the previous one."""
+        """Keep the new data for good and delete the previous data."""
         self._write_swap(None)
         self._remove("previous")
 
     def roll_back(self) -> None:
-        """The new state is not good, or cannot be: make the previous one live again. Chroma must not be running."""
+        """Make the previous data live again and delete the new data. Chroma must not run. May be repeated."""
         swap = self._swap()
         if swap is not None:
-            # What is live while it moves out is the rest of the previous state, and stays where it is.
+            # In phase "out" the live files are the rest of the previous data. They stay.
             if swap["phase"] not in ("out", "back_in"):
                 self._remove("rejected")
                 self._proceed("back_out", swap["snapshot"])
@@ -186,7 +186,7 @@ class DataDirectory:
             self._remove("previous")
 
     def recover(self) -> None:
-        """Finish an exchange that a crash cut short. Chroma must not be running."""
+        """Finish a swap that a crash interrupted. Chroma must not run. May be repeated."""
         swap = self._swap()
         if swap is None:
             self._remove("previous")
@@ -195,21 +195,22 @@ class DataDirectory:
         self._remove("rejected")
 
     def _proceed(self, phase: str | None, snapshot_id: str) -> None:
-        with _writing("exchanging the data failed"):
+        with _writing("swapping the data failed"):
             self._move_on(phase, snapshot_id)
 
     def _move_on(self, phase: str | None, snapshot_id: str) -> None:
         while phase in _MOVES:
-            # Of the data that goes. What is not known is read again; what is known wrongly would be lost.
+            # It describes the data that goes. Without it the next snapshot reads everything. With a wrong one it would
+            # leave out changes.
             self.baseline.unlink(missing_ok=True)
             self._write_swap({"phase": phase, "snapshot": snapshot_id})
             move = _MOVES[phase]
-            source, target = self._room(move.source), self._room(move.target)
+            source, target = self._directory(move.source), self._directory(move.target)
             target.mkdir(mode=0o700, exist_ok=True)
             if source.is_dir():
                 for name in sorted(os.listdir(source)):
                     if is_chromas(name):
-                        # The names in an index's directory are to be as durable as its files are.
+                        # The file names in an index's directory must be as durable as the files.
                         if (source / name).is_dir():
                             _sync_directory(source / name)
                         (source / name).rename(target / name)
@@ -220,7 +221,7 @@ class DataDirectory:
         self._write_swap({"phase": phase, "snapshot": snapshot_id} if phase else None)
         self._remove("incoming")
 
-    def _room(self, name: str) -> Path:
+    def _directory(self, name: str) -> Path:
         return self.path if name == _LIVE else self._private / name
 
     def _swap(self) -> dict[str, Any] | None:

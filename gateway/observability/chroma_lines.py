@@ -14,10 +14,8 @@ Each event is one write. So a read ends with a whole event, or within a line of 
   configuration file.
 - Any other text, such as a panic, has no time and no level. It gets the time at which it was read, is at least a
   warning, and is written at every log level.
-- Lines that already have the form of the gateway's own pass unchanged.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -33,7 +31,6 @@ _BANNER = re.compile(
     r"|.*To deploy your DB - try Chroma Cloud!|- Sign up: .*|- Copy your data to Cloud: .*"
     r"|={10}|\{\"persist_path\": .*\}"  # the configuration file (`rust/frontend/src/config.rs`, `load_from_path`)
 )
-_OWN_TEXT = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[[a-z]+ *\] .*")
 _MAX_EVENT_BYTES = 256 * 1024
 
 
@@ -70,13 +67,10 @@ class ChromaLines:
         for raw in data.split(b"\n"):
             line = _ESCAPES.sub(b"", raw).decode("utf-8", "replace").rstrip()
             separates = not line or _BANNER.fullmatch(line) is not None
-            own = not separates and _is_own(line)
-            if separates or own or _HEADER.fullmatch(line):
+            if separates or _HEADER.fullmatch(line):
                 yield self._line(event)
                 event = []
-            if own:
-                yield line.encode() + b"\n"
-            elif not separates:
+            if not separates:
                 event.append(line)
         yield self._line(event)
 
@@ -107,12 +101,3 @@ class ChromaLines:
         return log_line(
             as_json=self._as_json, timestamp=match[1], level=level, message=match[3], program="chroma", **fields
         )
-
-
-def _is_own(line: str) -> bool:
-    if not line.startswith("{"):
-        return _OWN_TEXT.fullmatch(line) is not None
-    try:
-        return "message" in json.loads(line)
-    except ValueError:
-        return False

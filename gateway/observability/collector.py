@@ -1,7 +1,7 @@
-"""What Prometheus asks for: the data path's numbers, states, and sizes, made into metrics when it asks.
+"""Metrics that are read when Prometheus scrapes: requests, states, sizes.
 
-The data path counts plain numbers; nothing is rendered unless somebody scrapes. Sizes are looked up in a thread and
-remembered for `_REMEMBERED_S`, since a scrape a second must not cost a walk through the data directory a second.
+The data path counts plain numbers, and only a scrape renders them. Sizes are read in a thread and are cached for
+`_CACHED_S`: reading them walks through the data directory, which is too slow for every scrape.
 """
 
 import asyncio
@@ -30,20 +30,20 @@ log = structlog.get_logger()
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 MAX_COLLECTIONS = 100
-"""So many, the largest, have a line of their own; the others are summed up."""
-_REMEMBERED_S = 15.0
+"""The largest collections have a series each. The others are added up in one."""
+_CACHED_S = 15.0
 _STATUSES = {BROKEN: "broken", CLIENT_GONE: "client_gone"}
 
 
 class MetricsCollector:
-    """A custom collector; `render` is all that `GET /metrics` answers."""
+    """A custom collector for `prometheus_client`. `render` is the response of `GET /metrics`."""
 
     def __init__(self, metrics: Metrics, data_path: DataPath, vectorstore: VectorStore) -> None:
         self._metrics, self._data_path, self._vectorstore = metrics, data_path, vectorstore
         self._counters = data_path.policy.counters
         self._usage: DiskUsage | None = None
-        self._looked_at_s = float("-inf")
-        self._looking = asyncio.Lock()
+        self._measured_at_s = float("-inf")
+        self._measuring = asyncio.Lock()
         self._started_s = time.time()
         metrics.registry.register(self)
 
@@ -56,19 +56,19 @@ class MetricsCollector:
         return generate_latest(self._metrics.registry)
 
     async def disk_usage(self) -> DiskUsage | None:
-        """The sizes, of at most `_REMEMBERED_S` ago; None where they cannot be had."""
-        async with self._looking:
-            if time.monotonic() - self._looked_at_s >= _REMEMBERED_S:
+        """Sizes that are at most `_CACHED_S` old; None if they cannot be read."""
+        async with self._measuring:
+            if time.monotonic() - self._measured_at_s >= _CACHED_S:
                 try:
                     self._usage = await asyncio.to_thread(disk_usage, self._vectorstore.directory.path)
                 except OSError as error:
                     self._usage = None
-                    log.warning("the data directory cannot be looked at", cause=str(error))
-                self._looked_at_s = time.monotonic()
+                    log.warning("the data directory cannot be read", cause=str(error))
+                self._measured_at_s = time.monotonic()
             return self._usage
 
     def describe(self) -> list[Metric]:
-        """Nothing: the registry must not collect before there is something."""
+        """Nothing, so that the registry does not call `collect` when this is registered."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -81,7 +81,7 @@ class MetricsCollector:
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             f"{PREFIX}_requests",
-            "Requests to /api/ that ended, by what they were about, method, status and the key's name.",
+            "Finished requests to /api/, by route, method, status and name of the key.",
             labels=["route", "method", "status", "key"],
         )
         for label, counter in list(self._counters.by_label.items()):
@@ -89,8 +89,16 @@ class MetricsCollector:
                 requests.add_metric([label.route, label.method, _STATUSES.get(status, str(status)), label.key], number)
         yield requests
         for name, help_, histograms in (
-            ("request", "From a request's head to the end of its answer, as the gateway saw it.", self._counters.whole),
-            ("upstream", "From giving Chroma a request to the beginning of its answer.", self._counters.upstream),
+            (
+                "request",
+                "Time from the head of a request to the end of its response, in the gateway.",
+                self._counters.whole,
+            ),
+            (
+                "upstream",
+                "Time from sending a request to Chroma to the beginning of the response.",
+                self._counters.upstream,
+            ),
         ):
             family = HistogramMetricFamily(f"{PREFIX}_{name}_duration_seconds", help_, labels=["kind"])
             for kind, histogram in list(histograms.items()):
@@ -99,50 +107,54 @@ class MetricsCollector:
 
     def _states(self) -> Iterator[Metric]:
         gate, pool, watch = self._vectorstore.gate, self._data_path.pool, self._vectorstore.watch
-        state = GaugeMetricFamily(f"{PREFIX}_gate_state", "1 for the state the gate is in.", labels=["state"])
+        state = GaugeMetricFamily(
+            f"{PREFIX}_gate_state", "1 for the present state of the gate, 0 for the others.", labels=["state"]
+        )
         for each in State:
             state.add_metric([each.value], int(gate.state is each))
         yield state
         for name, help_, value in (
-            ("gate_refusing", "Whether everything is turned away, as during a restore.", gate.refusal is not None),
-            ("writes_under_way", "Writes that Chroma works on.", gate.writes),
+            ("gate_refusing", "Whether every request is refused, as during a restore.", gate.refusal is not None),
+            ("writes_under_way", "Writes in progress in Chroma.", gate.writes),
             ("writes_waiting", "Writes that wait for the gate.", gate.waiting),
-            ("requests_in_flight", "Requests that Chroma works on, health checks aside.", pool.in_flight),
-            ("requests_queued", "Requests that wait for Chroma to have time.", pool.queued),
-            ("connections", "Clients that are connected.", len(self._data_path.clients)),
+            ("requests_in_flight", "Requests in progress in Chroma, without health checks.", pool.in_flight),
+            ("requests_queued", "Requests that wait because Chroma has as many as it may have.", pool.queued),
+            ("connections", "Connected clients.", len(self._data_path.clients)),
             ("chroma_up", "Whether Chroma runs.", watch.up),
             ("unreadable_collections", "Collections that Chroma cannot read.", len(watch.unreadable)),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))
         yield CounterMetricFamily(
-            f"{PREFIX}_chroma_starts", "How often Chroma came up since the gateway did.", value=watch.starts
+            f"{PREFIX}_chroma_starts", "Starts of Chroma since the gateway started.", value=watch.starts
         )
 
     def _process(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(f"{PREFIX}_info", "1; the version is in the label.", labels=["version"])
+        info = GaugeMetricFamily(f"{PREFIX}_info", "Always 1. The label has the version.", labels=["version"])
         info.add_metric([gateway.__version__], 1)
         yield info
         yield GaugeMetricFamily(
-            f"{PREFIX}_start_time_seconds", "When the gateway started, since the epoch.", value=self._started_s
+            f"{PREFIX}_start_time_seconds", "Start of the gateway, in seconds since the epoch.", value=self._started_s
         )
         if (resident := resident_bytes()) is not None:
-            yield GaugeMetricFamily(f"{PREFIX}_resident_memory_bytes", "The gateway's own memory.", value=resident)
+            yield GaugeMetricFamily(
+                f"{PREFIX}_resident_memory_bytes", "Resident memory of the gateway process.", value=resident
+            )
 
 
 def _sizes(found: DiskUsage) -> Iterator[Metric]:
     for name, help_, value in (
-        ("data_dir_bytes", "What the data directory holds.", found.size_bytes),
-        ("data_dir_free_bytes", "What is free on its file system.", found.free_bytes),
-        ("sqlite_bytes", "Chroma's database with its journal.", found.sqlite_bytes),
-        ("log_backlog_records", "Records in Chroma's log.", found.log_records),
-        ("orphaned_directories", "Directories that deleted collections left behind.", found.orphaned_directories),
-        ("orphaned_bytes", "What those hold.", found.orphaned_bytes),
-        ("collections", "Collections there are.", len(found.collections)),
+        ("data_dir_bytes", "Size of the data directory.", found.size_bytes),
+        ("data_dir_free_bytes", "Free space on its file system.", found.free_bytes),
+        ("sqlite_bytes", "Size of Chroma's database with its journal.", found.sqlite_bytes),
+        ("log_backlog_records", "Rows in Chroma's log.", found.log_records),
+        ("orphaned_directories", "Index directories of deleted collections.", found.orphaned_directories),
+        ("orphaned_bytes", "Size of those directories.", found.orphaned_bytes),
+        ("collections", "Number of collections.", len(found.collections)),
     ):
         yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=value)
     records = GaugeMetricFamily(
         f"{PREFIX}_collection_records",
-        f"Records of a collection; of the {MAX_COLLECTIONS} largest, the rest is in one line without names.",
+        f"Records of each of the {MAX_COLLECTIONS} largest collections. The series without names is the rest.",
         labels=["tenant", "database", "collection"],
     )
     largest = sorted((each.collection for each in found.collections), key=lambda each: -each.records)

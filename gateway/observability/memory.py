@@ -1,11 +1,11 @@
-"""How much memory this process has."""
+"""The memory of this process."""
 
 import os
 from pathlib import Path
 
 
 def resident_bytes() -> int | None:
-    """The memory of this process; None where that cannot be told."""
+    """Resident memory of this process in bytes; None where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, IndexError, ValueError):

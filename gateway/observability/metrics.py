@@ -1,8 +1,7 @@
-"""Every metric that is counted where it happens, with small functions to count by.
+"""Metrics that are counted where something happens.
 
-What can be asked for when Prometheus comes (the data path's own numbers, sizes, states) is not here but in
-`gateway.observability.collector`. Names follow Prometheus: base units, `_total` for what only grows,
-`chroma_gateway_` before all. No label has values that a stranger chooses.
+`gateway.observability.collector` adds those that are read at a scrape: requests, sizes and states. Names follow
+Prometheus: base units, `_total` for counters, the prefix `chroma_gateway_`. No label has values that a client chooses.
 """
 
 import math
@@ -19,7 +18,7 @@ STORE_ERRORS = ("StorageUnavailable", "StorageDenied", "ObjectMissing", "other")
 
 
 class Metrics:
-    """One set per process, in a registry of its own."""
+    """One set for each process, in its own registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -31,36 +30,42 @@ class Metrics:
             name("snapshots"), "Snapshots that ended, by outcome.", ["outcome"], registry=registry
         )
         self._snapshot_s = Histogram(
-            name("snapshot_duration_seconds"), "How long snapshots took.", buckets=_LONG_SECONDS, registry=registry
+            name("snapshot_duration_seconds"), "Duration of snapshots.", buckets=_LONG_SECONDS, registry=registry
         )
         self._drain_s = Histogram(
             name("snapshot_drain_seconds"),
-            "How long writes under way took to end, once a snapshot held the others back.",
+            "Time until the writes in progress had ended, after a snapshot closed the gate.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._freeze_s = Histogram(
             name("snapshot_freeze_seconds"),
-            "How long writes were held back after that.",
+            "Time for which writes waited after that.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._last_good = Gauge(
             name("last_snapshot_timestamp_seconds"),
-            "When the last good snapshot was taken, 0 if none is known.",
+            "Time of the last good snapshot, 0 if none is known.",
             registry=registry,
         )
         self._age = Gauge(
-            name("last_snapshot_age_seconds"), "How old that is; +Inf if none is known.", registry=registry
+            name("last_snapshot_age_seconds"),
+            "Age of the last good snapshot, +Inf if none is known.",
+            registry=registry,
         )
         self._moved = Counter(
-            name("store_bytes"), "Bytes moved between here and the store.", ["direction"], registry=registry
+            name("store_bytes"),
+            "Bytes sent to the store (up) and received from it (down).",
+            ["direction"],
+            registry=registry,
         )
-        self._requests = Counter(
-            name("store_requests"), "What was asked of the store.", ["operation"], registry=registry
-        )
+        self._requests = Counter(name("store_requests"), "Requests to the store.", ["operation"], registry=registry)
         self._errors = Counter(
-            name("store_errors"), "What the store refused, by error.", ["operation", "error"], registry=registry
+            name("store_errors"),
+            "Requests to the store that failed, by error.",
+            ["operation", "error"],
+            registry=registry,
         )
         self._jobs = Counter(
             name("jobs"), "Jobs that ended, by kind and outcome.", ["kind", "outcome"], registry=registry
@@ -78,7 +83,7 @@ class Metrics:
     # ------------------------------------------------------------------ snapshots
 
     def snapshot_taken(self, *, at_s: float, duration_s: float, drain_s: float, freeze_s: float) -> None:
-        """A snapshot is whole, as of `at_s` in seconds since the epoch."""
+        """A snapshot is complete. Its data are of `at_s`, in seconds since the epoch."""
         self._snapshots.labels("ok").inc()
         self._snapshot_s.observe(duration_s)
         self._drain_s.observe(drain_s)
@@ -89,19 +94,19 @@ class Metrics:
         self._snapshots.labels("failed").inc()
 
     def last_good_snapshot(self, at_s: float | None) -> None:
-        """The store's latest good snapshot is of `at_s`; None if it has none."""
+        """The store's latest good snapshot is of `at_s`, in seconds since the epoch; None if there is none."""
         self.last_good_s = at_s
         self._last_good.set(at_s or 0)
 
     def refresh(self) -> None:
-        """Before a scrape: what grows by itself."""
+        """Update the values that change with time. Call it before a scrape."""
         known = self.last_good_s
         self._age.set(math.inf if known is None else max(0.0, time.time() - known))
 
     # ------------------------------------------------------------------ store
 
     def store_asked(self, operation: str, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
-        """One request to the store, with what it moved."""
+        """Count one request to the store, with the bytes that it moved."""
         self._requests.labels(operation).inc()
         if up_bytes:
             self._moved.labels("up").inc(up_bytes)
@@ -109,16 +114,16 @@ class Metrics:
             self._moved.labels("down").inc(down_bytes)
 
     def store_refused(self, operation: str, error: str) -> None:
-        """One request to the store failed; `error` is the name of our exception's class."""
+        """Count one failed request to the store. `error` is the name of the gateway's exception class."""
         self._errors.labels(operation, error if error in STORE_ERRORS else "other").inc()
 
     # ------------------------------------------------------------------ jobs, lease
 
     def job_ended(self, kind: str, outcome: str) -> None:
-        """A job ended: `kind` and `outcome` are words of the program, never of a user."""
+        """Count a job that ended. `kind` and `outcome` are constants of the program, never a user's text."""
         self._jobs.labels(kind, outcome).inc()
 
     def lease(self, *, held: bool, epoch: int) -> None:
-        """Whether the lease is held, and its epoch."""
+        """Set whether the lease is held, and its epoch."""
         self._lease_held.set(int(held))
         self._lease_epoch.set(epoch)

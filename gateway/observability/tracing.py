@@ -1,7 +1,7 @@
-"""Spans for requests to `/api/`, with OpenTelemetry where it is installed and wanted. Off, it costs nothing.
+"""OpenTelemetry spans for requests to `/api/`, if GATEWAY_TRACES is set. Switched off, tracing has no cost.
 
-Where spans go is said by OpenTelemetry's own `OTEL_*` variables. A thread of its own sends them; what cannot be sent
-is dropped.
+OpenTelemetry's own `OTEL_*` variables say where spans go. A background thread sends them. Spans that cannot be sent are
+dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FIRST_SERVER_ERROR = 500
 
 
 class Tracing:
-    """Makes spans."""
+    """Creates spans and sends them through `processor`."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415  # optional
@@ -37,9 +37,10 @@ class Tracing:
     def begin(
         self, route: str, what: str, traceparent: bytes | None, request_id: bytes
     ) -> tuple[bytes, Callable[[int], None]]:
-        """A span begins, below the client's if it told of one.
+        """Begin a span, as a child of the client's span if `traceparent` names one.
 
-        Returns the header line that tells Chroma of it, and what to call with the status at its end.
+        `what` is the method and the path. Returns the `traceparent` header line for Chroma, and a function that ends
+        the span with the response's status; status 0 means that there was no response.
         """
         told = {"traceparent": traceparent.decode("latin-1")} if traceparent else {}
         method, _, path = what.partition(" ")
@@ -66,12 +67,12 @@ class Tracing:
         return line, end
 
     def close(self) -> None:
-        """Send what is left, for a moment."""
+        """Send the remaining spans, for at most `_CLOSE_TIMEOUT_MS`. Blocks."""
         self._processor.force_flush(_CLOSE_TIMEOUT_MS)
 
 
 def open_tracing() -> Tracing:
-    """Spans that go where `OTEL_*` says. Raises ConfigError where OpenTelemetry is not installed."""
+    """Tracing that sends spans where `OTEL_*` says. Raises ConfigError if OpenTelemetry is not installed."""
     try:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415  # optional
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415

@@ -53,7 +53,7 @@ async def stage(repository: Repository, directory: DataDirectory, manifest: Mani
     Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `incoming` is
     removed. Safe to retry.
     """
-    incoming = await asyncio.to_thread(directory.incoming)
+    incoming = await asyncio.to_thread(directory.make_incoming)
     try:
         return await fetch_verified(repository, incoming, manifest, progress)
     except SnapshotError as error:

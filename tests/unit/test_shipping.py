@@ -1,4 +1,4 @@
-"""What ships parses, is pinned, names settings that there are, and has its steps in scripts."""
+"""Dockerfiles, deployment examples and workflows are valid, pinned, and use existing settings and scripts."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SHIPPED = [
     *WORKFLOWS,
 ]
 KNOWN = {variable_of(field) for field in Settings.model_fields}
-# Of a server in the image for development.
+# A variable of a server in the development image.
 OTHERS = {"GATEWAY_PORT"}
 
 
@@ -38,13 +38,13 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_setting_is_unknown(path: Path) -> None:
-    """Every GATEWAY_ variable in what ships is one that the gateway reads: it would not start otherwise."""
+    """The gateway reads every GATEWAY_ variable in these files. An unknown one would stop its start."""
     assert set(re.findall(r"\bGATEWAY_[A-Z0-9_]+\b", path.read_text())) - KNOWN <= OTHERS
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_it_parses(path: Path) -> None:
-    """No YAML or JSON file is broken."""
+    """YAML and JSON files are valid."""
     if path.suffix in {".yaml", ".yml"}:
         assert list(yaml.safe_load_all(path.read_text()))
     elif path.suffix == ".json":
@@ -53,15 +53,15 @@ def test_it_parses(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned(path: Path) -> None:
-    """An action is named by digest, and the version stands beside it for people and Dependabot."""
+    """An action is named by its digest. The version is in a comment for people and Dependabot."""
     uses = re.findall(r"uses: *(.+)", path.read_text())
     assert uses
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each) for each in uses)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_permissions_are_the_least(path: Path) -> None:
-    """Nothing is allowed to a workflow as a whole; a job may read the code, and one may ask for an identity."""
+def test_workflows_have_minimal_permissions(path: Path) -> None:
+    """A workflow has no permissions. A job may read the code, and the deployment may request an identity token."""
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {}
     for name, job in workflow["jobs"].items():
@@ -72,7 +72,7 @@ def test_permissions_are_the_least(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_steps_are_scripts(path: Path) -> None:
-    """A step runs one of our scripts, and takes nothing of the event into its text, where it could be code."""
+    """A step runs a script of the repository. It has no text of the event, which could be code."""
     for step in steps(path):
         if run := step.get("run"):
             assert "${{" not in run
@@ -83,15 +83,15 @@ def test_steps_are_scripts(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_any_builder_can_build_it(path: Path) -> None:
-    """A Dockerfile needs no frontend of BuildKit, and starts from the pinned minor version of Python."""
+    """A Dockerfile needs no BuildKit frontend and starts from the pinned minor version of Python."""
     text = path.read_text()
     assert not re.search(r"^# *syntax=|<<|--link|--mount", text, re.MULTILINE)
     stages = set(re.findall(r"^FROM \S+ AS (\w+)", text, re.MULTILINE))
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) - stages == {"python:3.12-slim"}
 
 
-def test_the_image_is_as_promised() -> None:
-    """Not root, stopped by SIGTERM, asked for /readyz, under an init, with locked packages."""
+def test_the_image_is_as_documented() -> None:
+    """It does not run as root, stops by SIGTERM, is checked at /readyz, has an init and locked packages."""
     text = (ROOT / "Dockerfile").read_text()
     assert re.findall(r"^USER (.+)", text, re.MULTILINE)[-1] == "10001:0"
     assert "STOPSIGNAL SIGTERM" in text
@@ -100,8 +100,8 @@ def test_the_image_is_as_promised() -> None:
     assert '"/readyz"' in (ROOT / "scripts/image/healthcheck").read_text()
 
 
-def test_what_docker_copies_is_let_in() -> None:
-    """Every file that a Dockerfile copies from here is there and not ignored."""
+def test_files_that_docker_copies_are_not_ignored() -> None:
+    """Every file that a Dockerfile copies exists and is not in .dockerignore."""
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for path in DOCKERFILES:
         for line in re.findall(r"^COPY (?!--from)(.+)", path.read_text(), re.MULTILINE):
@@ -111,7 +111,7 @@ def test_what_docker_copies_is_let_in() -> None:
 
 
 def test_compose_publishes_to_this_machine_only() -> None:
-    """No port of the development setup is open to the network, and no image is without a version."""
+    """The development setup opens no port to the network, and every image has a version."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     for service in services.values():
         assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
@@ -134,7 +134,7 @@ WHAT = ("--image", "docker.io/me/chroma-gateway@sha256:" + "0" * 64, "--store", 
 
 
 def test_a_dry_run_shows_the_service() -> None:
-    """It has no blank left, one instance, CPU all the time, and probes where we answer them."""
+    """It has no placeholder left, one instance, CPU at all times, and probes at the gateway's routes."""
     shown = cloudrun("deploy", "--dry-run", *WHERE, *WHAT, "--memory", "4Gi")
     assert shown.returncode == 0, shown.stderr
     text, _, commands = shown.stdout.partition("\n---\n")
@@ -149,14 +149,14 @@ def test_a_dry_run_shows_the_service() -> None:
     assert container["resources"]["limits"]["memory"] == "4Gi"
     assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
-    # More is refused by Cloud Run.
+    # Cloud Run refuses more.
     assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] == 240
     assert "gcloud run services replace" in commands
     assert "scripts/smoke" in commands
 
 
-def test_no_text_becomes_more_than_a_value() -> None:
-    """A value with a line break or quotes is refused, so that it cannot add to the service or to a command."""
+def test_a_value_cannot_inject_yaml_or_commands() -> None:
+    """A value with a line break, quotes or `$` is refused."""
     for bad in ("s3://b\n  evil: true", "s3://b'; true", "$(true)"):
         assert cloudrun("deploy", "--dry-run", *WHERE, *WHAT[:2], "--store", bad).returncode == 2
 
@@ -171,8 +171,8 @@ esac
 """
 
 
-def test_a_failed_deployment_goes_back(tmp_path: Path) -> None:
-    """Where the new revision cannot be put up, all traffic goes to the one before, and the script fails."""
+def test_a_failed_deployment_is_rolled_back(tmp_path: Path) -> None:
+    """If the new revision cannot be deployed, all traffic goes to the one before, and the script fails."""
     (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     env = {
@@ -188,7 +188,7 @@ def test_a_failed_deployment_goes_back(tmp_path: Path) -> None:
 
 
 def test_versions_of_chromadb_are_those_of_the_project() -> None:
-    """The oldest that is tested is the oldest that pyproject.toml allows."""
+    """scripts/test-chromadb names one oldest version and a range for the newest."""
     for which, form in (("oldest", r"chromadb==[\d.]+"), ("newest", r"chromadb>=[\d.]+,<[\d.]+")):
         said = subprocess.run(
             [ROOT / "scripts/test-chromadb", which, "--print"], capture_output=True, text=True, timeout=60, check=True
@@ -196,8 +196,8 @@ def test_versions_of_chromadb_are_those_of_the_project() -> None:
         assert re.fullmatch(rf"test-chromadb: {form}\n", said.stdout)
 
 
-def test_ecs_would_take_the_task() -> None:
-    """The task definition is as Amazon's own model of RegisterTaskDefinition wants it."""
+def test_the_ecs_task_is_valid() -> None:
+    """The task definition fits Amazon's own model of RegisterTaskDefinition."""
     task = json.loads((ROOT / "scripts/deploy/ecs-task.json").read_text())
     operation = botocore.session.get_session().get_service_model("ecs").operation_model("RegisterTaskDefinition")
     problems = ParamValidator().validate(task, operation.input_shape)
@@ -206,7 +206,7 @@ def test_ecs_would_take_the_task() -> None:
 
 @pytest.mark.parametrize("name", ["kubernetes.yaml", "ecs-task.json", "fly.toml", "cloudrun.yaml"])
 def test_examples_fit_the_image(name: str) -> None:
-    """Ports, directories and routes in the examples are those of the image."""
+    """The examples use the ports, directories and routes of the image."""
     text = (ROOT / "scripts/deploy" / name).read_text()
     assert "8000" in text
     if name != "cloudrun.yaml":
@@ -214,8 +214,8 @@ def test_examples_fit_the_image(name: str) -> None:
     assert "/readyz" in text or "healthcheck" in text
 
 
-def test_a_unit_names_what_is_there() -> None:
-    """The systemd unit starts the gateway in its own directory and gives it time for its final snapshot."""
+def test_the_systemd_unit_fits_the_checkout() -> None:
+    """It starts the gateway in its own directory and gives it time for the final snapshot."""
     unit = subprocess.run(
         [ROOT / "scripts/install-service", "unit"], capture_output=True, text=True, timeout=60, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""A data directory that Chroma itself wrote."""
+"""A data directory that a real Chroma wrote."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ RECORDS, DIMENSION = 400, 8
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two collections: `synced` with its index on disk and ids full of dots, `unsynced` with only a log."""
+    """Two collections: `synced` has an index on disk and ids with dots, `unsynced` has only its log."""
     path = tmp_path_factory.mktemp("chroma")
     with bare_chroma(path) as chroma:
         client, random = chroma.client(), np.random.default_rng(0)
@@ -29,7 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data_dir(written: Path, tmp_path: Path) -> Path:
-    """A copy of it, for one test."""
+    """A copy for one test."""
     path = tmp_path / "data"
     shutil.copytree(written, path)
     return path

@@ -1,4 +1,4 @@
-"""chroma.sqlite3 is made ready, frozen, read and checked; with SQLite itself and what Chroma wrote."""
+"""chroma.sqlite3 is prepared, locked, read and checked, with SQLite itself and data that Chroma wrote."""
 
 import sqlite3
 import threading
@@ -16,12 +16,12 @@ from tests.unit.chroma.conftest import RECORDS
 
 @pytest.fixture(autouse=True)
 def short_lock_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for a lock for nothing gives up soon."""
+    """Waiting for the lock ends soon."""
     monkeypatch.setattr(database, "_LOCK_TIMEOUT_S", 0.05)
 
 
 def connect(data_dir: Path, timeout_s: float = 0) -> sqlite3.Connection:
-    """Another process's connection."""
+    """A connection of another process."""
     return sqlite3.connect(data_dir / DATABASE, timeout=timeout_s, isolation_level=None, check_same_thread=False)
 
 
@@ -32,7 +32,7 @@ def execute(data_dir: Path, *statements: str) -> None:
 
 
 def copy_to(pinned: ReadTransaction, target: Path) -> None:
-    """Write the state that `pinned` holds into a database of its own, in WAL mode as it is."""
+    """Write the state that `pinned` holds to a database in WAL mode."""
     with closing(sqlite3.connect(target)) as copy:
         pinned._connection.backup(copy)
 
@@ -59,8 +59,8 @@ def wal(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------- prepare
 
 
-def test_a_new_database_is_in_wal_mode_for_whoever_opens_it_next(tmp_path: Path) -> None:
-    """Prepared before Chroma's first start, and still so after another process made its tables."""
+def test_a_new_database_stays_in_wal_mode(tmp_path: Path) -> None:
+    """It is prepared before Chroma's first start, and another process that makes tables keeps the mode."""
     assert prepare(tmp_path) == "wal"
     assert mode_of(tmp_path) == "wal"
     execute(tmp_path, "create table collections(id)", "insert into collections values (1)")
@@ -68,14 +68,14 @@ def test_a_new_database_is_in_wal_mode_for_whoever_opens_it_next(tmp_path: Path)
 
 
 def test_a_new_database_is_still_empty_and_can_be_prepared_again(tmp_path: Path) -> None:
-    """A start that got no further leaves nothing that looks like Chroma's data."""
+    """An interrupted start leaves nothing that looks like Chroma's data."""
     for _ in range(2):
         assert prepare(tmp_path) == "wal"
         assert is_empty(tmp_path)
 
 
 def test_a_database_in_rollback_mode_is_switched_and_keeps_its_data(tmp_path: Path) -> None:
-    """One that Chroma made by itself comes into WAL mode."""
+    """A database that Chroma created is switched to WAL mode."""
     execute(tmp_path, "create table t(n)", "insert into t values (1)")
     assert mode_of(tmp_path) == "delete"
     assert prepare(tmp_path) == "wal"
@@ -83,8 +83,8 @@ def test_a_database_in_rollback_mode_is_switched_and_keeps_its_data(tmp_path: Pa
         assert connection.execute("select n from t").fetchall() == [(1,)]
 
 
-def test_what_a_kill_left_in_the_wal_is_kept(tmp_path: Path) -> None:
-    """Commits that were never checkpointed are in the database afterwards, and the WAL is empty."""
+def test_commits_that_a_kill_left_in_the_wal_are_kept(tmp_path: Path) -> None:
+    """They are in the database afterwards."""
     live = tmp_path / "live"
     live.mkdir()
     with closing(connect(live)) as connection:
@@ -100,8 +100,8 @@ def test_what_a_kill_left_in_the_wal_is_kept(tmp_path: Path) -> None:
         assert connection.execute("select n from t").fetchall() == [(1,)]
 
 
-def test_what_is_no_database_stops_the_start_and_is_left_as_it_is(tmp_path: Path) -> None:
-    """The message names the file and the way out."""
+def test_a_file_that_is_no_database_stops_the_start_and_stays(tmp_path: Path) -> None:
+    """The message names the file and what to do."""
     path = tmp_path / DATABASE
     path.write_bytes(b"something else entirely " * 100)
     with pytest.raises(ConfigError, match="is damaged") as caught:
@@ -112,7 +112,7 @@ def test_what_is_no_database_stops_the_start_and_is_left_as_it_is(tmp_path: Path
 
 
 def test_a_database_that_another_process_uses_stops_the_start(tmp_path: Path) -> None:
-    """It is not switched under somebody's feet."""
+    """Its mode is not switched."""
     execute(tmp_path, "create table t(n)")
     with closing(connect(tmp_path)) as other:
         other.execute("begin exclusive")
@@ -121,7 +121,7 @@ def test_a_database_that_another_process_uses_stops_the_start(tmp_path: Path) ->
 
 
 def test_a_directory_in_its_place_stops_the_start(tmp_path: Path) -> None:
-    """As any other thing that cannot be opened."""
+    """It cannot be opened either."""
     (tmp_path / DATABASE).mkdir()
     with pytest.raises(ConfigError, match="cannot be opened"):
         prepare(tmp_path)
@@ -131,7 +131,7 @@ def test_a_directory_in_its_place_stops_the_start(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_database_is_empty_and_stays_so(tmp_path: Path) -> None:
-    """Asking does not make one."""
+    """The check creates no file."""
     assert is_empty(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -143,13 +143,13 @@ def test_a_database_of_no_bytes_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_database_with_a_table_is_not_empty(table: Path) -> None:
-    """Although the table may be: Chroma was there."""
+    """Also if the table is empty, because Chroma made it."""
     execute(table, "delete from t")
     assert not is_empty(table)
 
 
 def test_a_table_that_is_only_in_the_wal_counts(wal: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Data that a kill left in the WAL is never taken for nothing."""
+    """Data that a kill left in the WAL are never treated as absent."""
     copy = tmp_path_factory.mktemp("killed")
     (copy / DATABASE).touch()
     with closing(connect(copy)) as connection:
@@ -162,8 +162,8 @@ def test_a_table_that_is_only_in_the_wal_counts(wal: Path, tmp_path_factory: pyt
     assert not is_empty(killed)
 
 
-def test_what_is_no_database_is_not_empty(tmp_path: Path) -> None:
-    """Something is there, so that nothing is restored over it."""
+def test_a_file_that_is_no_database_is_not_empty(tmp_path: Path) -> None:
+    """So no restore overwrites it."""
     (tmp_path / DATABASE).write_bytes(b"something else entirely " * 100)
     assert not is_empty(tmp_path)
 
@@ -172,7 +172,7 @@ def test_what_is_no_database_is_not_empty(tmp_path: Path) -> None:
 
 
 def test_writers_wait_for_the_lock_and_readers_do_not(table: Path) -> None:
-    """While it is held a writer gets nowhere and every reader reads; afterwards the waiting write is done."""
+    """While it is held, a writer waits and readers read. Afterwards the waiting write is done."""
     waiting = threading.Event()
 
     def write() -> None:
@@ -193,8 +193,8 @@ def test_writers_wait_for_the_lock_and_readers_do_not(table: Path) -> None:
         assert reader.execute("select n from t").fetchall() == [(1,), (2,)]
 
 
-def test_a_writer_that_does_not_let_go_is_told(table: Path) -> None:
-    """As something that may be tried again, and the writer is not harmed."""
+def test_a_lock_that_another_writer_keeps_is_a_transient_error(table: Path) -> None:
+    """It may be retried, and the other writer is not harmed."""
     with closing(connect(table)) as writer:
         writer.execute("begin immediate")
         writer.execute("insert into t values (2)")
@@ -204,15 +204,15 @@ def test_a_writer_that_does_not_let_go_is_told(table: Path) -> None:
         assert writer.execute("select count(*) from t").fetchone() == (2,)
 
 
-def test_the_lock_is_given_back_after_an_error(table: Path) -> None:
-    """Whatever happens while it is held."""
+def test_the_lock_is_released_after_an_error(table: Path) -> None:
+    """Any error in the block releases it."""
     with pytest.raises(ZeroDivisionError), write_lock(table):
         raise ZeroDivisionError
     execute(table, "insert into t values (2)")
 
 
 def test_locking_does_not_make_a_database(tmp_path: Path) -> None:
-    """Where there is none, none comes about."""
+    """A missing database stays missing."""
     with pytest.raises(sqlite3.OperationalError), write_lock(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -221,8 +221,8 @@ def test_locking_does_not_make_a_database(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- ReadTransaction
 
 
-def test_pinned_sees_its_moment_and_nothing_since(wal: Path, tmp_path: Path) -> None:
-    """Writers go on, and the copy is the pinned state to the row."""
+def test_a_read_transaction_does_not_see_later_commits(wal: Path, tmp_path: Path) -> None:
+    """Writers go on, and a copy has exactly its rows."""
     pinned = ReadTransaction(wal)
     assert pinned.keeps_writers_going
     execute(wal, "insert into t values (2)", "create table u(n)", "delete from t where n = 1")
@@ -236,8 +236,8 @@ def test_pinned_sees_its_moment_and_nothing_since(wal: Path, tmp_path: Path) -> 
         assert live.execute("select n from t").fetchall() == [(2,)]
 
 
-def test_pinned_holds_writers_back_where_there_is_no_wal(tmp_path: Path) -> None:
-    """In rollback mode it says so, and a writer cannot change what is being copied."""
+def test_a_read_transaction_without_wal_blocks_writers(tmp_path: Path) -> None:
+    """It reports that, and no writer can change what is being copied."""
     execute(tmp_path, "create table t(n)")
     pinned = ReadTransaction(tmp_path)
     assert not pinned.keeps_writers_going
@@ -247,8 +247,8 @@ def test_pinned_holds_writers_back_where_there_is_no_wal(tmp_path: Path) -> None
     execute(tmp_path, "insert into t values (2)")
 
 
-def test_pinned_under_the_lock_is_the_locked_moment(wal: Path) -> None:
-    """ReadTransaction while writers wait, it never sees what they write when the lock is gone."""
+def test_a_read_transaction_under_the_lock_has_the_state_of_the_lock(wal: Path) -> None:
+    """It never sees writes that waited for the lock."""
     with write_lock(wal):
         pinned = ReadTransaction(wal)
     execute(wal, "insert into t values (2)")
@@ -258,8 +258,8 @@ def test_pinned_under_the_lock_is_the_locked_moment(wal: Path) -> None:
     pinned.close()
 
 
-def test_pinned_tells_what_chromas_database_says(data_dir: Path) -> None:
-    """Collections with their records, segments with how far they are synced, migrations."""
+def test_contents_have_collections_segments_and_migrations(data_dir: Path) -> None:
+    """Collections with their records, segments with their positions."""
     pinned = ReadTransaction(data_dir)
     contents = pinned.contents()
     assert pinned.segments() == contents.segments
@@ -281,7 +281,7 @@ def test_pinned_tells_what_chromas_database_says(data_dir: Path) -> None:
 
 @pytest.fixture
 def restored(data_dir: Path, tmp_path: Path) -> Path:
-    """A database as a restore puts it there: one file in WAL mode."""
+    """A database as a restore writes it: one file in WAL mode."""
     prepare(data_dir)
     pinned = ReadTransaction(data_dir)
     target = tmp_path / "restored"
@@ -292,7 +292,7 @@ def restored(data_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_a_good_database_passes_and_nothing_is_left_beside_it(restored: Path) -> None:
-    """It says what it holds, and is byte for byte what it was."""
+    """The check returns its contents and does not change a byte."""
     before = (restored / DATABASE).read_bytes()
     assert {collection.name for collection in check(restored).collections} == {"synced", "unsynced"}
     assert [path.name for path in restored.iterdir()] == [DATABASE]
@@ -300,14 +300,14 @@ def test_a_good_database_passes_and_nothing_is_left_beside_it(restored: Path) ->
 
 
 def test_a_missing_database_is_corrupt_and_not_made(tmp_path: Path) -> None:
-    """A check makes nothing."""
+    """The check creates no file."""
     with pytest.raises(CorruptSnapshot, match=f"has no {DATABASE}"):
         check(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_overwritten_page_is_found(restored: Path) -> None:
-    """Each page of the file, one after the other, filled with noise: never good."""
+    """Each page in turn is filled with noise."""
     path, page_bytes = restored / DATABASE, 4096
     whole = path.read_bytes()
     missed = []
@@ -326,7 +326,7 @@ def test_every_overwritten_page_is_found(restored: Path) -> None:
 
 
 def test_a_database_whose_rows_contradict_its_tables_is_found(restored: Path) -> None:
-    """Every page can be read, and yet SQLite's integrity check says no."""
+    """Every page is readable, and SQLite's integrity check fails."""
     execute(
         restored,
         "create table t(n)",
@@ -340,7 +340,7 @@ def test_a_database_whose_rows_contradict_its_tables_is_found(restored: Path) ->
 
 @pytest.mark.parametrize("keep", [0, 50, 100, 4096, 4096 * 3 + 7, -4096])
 def test_a_truncated_database_is_found(restored: Path, keep: int) -> None:
-    """Wherever it ends."""
+    """At any length."""
     path = restored / DATABASE
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CorruptSnapshot):
@@ -348,6 +348,6 @@ def test_a_truncated_database_is_found(restored: Path, keep: int) -> None:
 
 
 def test_a_database_of_another_program_is_corrupt(wal: Path) -> None:
-    """Sound as it may be, it is not Chroma's."""
+    """It is sound, and has none of Chroma's tables."""
     with pytest.raises(CorruptSnapshot, match="no such table"):
         check(wal)

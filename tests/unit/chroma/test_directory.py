@@ -1,4 +1,4 @@
-"""The contents of a data directory are exchanged whole or not at all, wherever the power fails."""
+"""A swap is done completely or not at all, wherever a crash interrupts it."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def write(directory: Path, state: State) -> None:
 
 
 def live(directory: DataDirectory) -> State:
-    """Chroma's files as Chroma would find them."""
+    """Chroma's files, as Chroma would find them."""
     names = [name for name in os.listdir(directory.path) if is_chromas(name)]
     files = [
         path
@@ -43,25 +43,25 @@ def live(directory: DataDirectory) -> State:
 
 
 def left_over(directory: DataDirectory) -> list[str]:
-    """Whatever of an exchange still lies about."""
+    """Entries that a swap left behind."""
     return sorted(set(os.listdir(directory.path / ".gateway")) - {"home.json", "incoming"})
 
 
 def made(path: Path, old: State = OLD) -> DataDirectory:
-    """A data directory with a state that is live and one that is coming in."""
+    """A data directory with live data and incoming data."""
     directory = DataDirectory(path)
     directory.make()
     write(path, {**old, **FOREIGN})
-    write(directory.incoming(), NEW)
+    write(directory.make_incoming(), NEW)
     return directory
 
 
 class Crash(BaseException):
-    """The power is off."""
+    """The process ends here."""
 
 
 class Power:
-    """Fails before step `last`; every step that changes names or files is counted. Off stays off."""
+    """Raises Crash before step `last` and ever after. A step is a call that changes names or flushes files."""
 
     def __init__(self, last: int | None) -> None:
         self.steps, self._last = 0, last
@@ -74,7 +74,7 @@ class Power:
 
 @contextmanager
 def power(last: int | None = None) -> Iterator[Power]:
-    """Do what is done within only up to step `last`, at which everything ends."""
+    """Run the block up to step `last`, where it ends."""
     supply = Power(last)
     with pytest.MonkeyPatch.context() as patched:
         for name in ("rename", "replace", "unlink", "remove", "rmdir", "mkdir", "fsync"):
@@ -94,12 +94,12 @@ def _counted(supply: Power, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def after_crash(path: Path) -> DataDirectory:
-    """What the next process finds."""
+    """The directory as the next process sees it."""
     return DataDirectory(path)
 
 
 def require_settled_or_on_trial(path: Path, what: str) -> DataDirectory:
-    """After `recover`: the old state and no exchange, or the new one; and asking again changes nothing."""
+    """After `recover`: the old data and no swap, or the new data. A second `recover` changes nothing."""
     for _ in range(2):
         directory = after_crash(path)
         directory.recover()
@@ -136,8 +136,8 @@ def on_trial(path: Path) -> DataDirectory:
 # ---------------------------------------------------------------------- exchanging, undisturbed
 
 
-def test_an_exchange_that_is_settled_leaves_the_new_state_alone(tmp_path: Path) -> None:
-    """Nothing of the old one is left, and what is not Chroma's was not touched."""
+def test_a_settled_swap_leaves_only_the_new_data(tmp_path: Path) -> None:
+    """Nothing of the old data is left, and foreign files are untouched."""
     directory = made(tmp_path)
     directory.swap_in(SNAPSHOT)
     assert directory.on_trial == SNAPSHOT
@@ -149,8 +149,8 @@ def test_an_exchange_that_is_settled_leaves_the_new_state_alone(tmp_path: Path) 
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
 
 
-def test_an_exchange_that_is_rolled_back_leaves_the_old_state_as_it_was(tmp_path: Path) -> None:
-    """Also what Chroma wrote beside the new state goes with it."""
+def test_a_swap_that_is_rolled_back_leaves_the_old_data(tmp_path: Path) -> None:
+    """Files that Chroma wrote beside the new data go with it."""
     directory = on_trial(tmp_path)
     write(tmp_path, {"chroma.sqlite3-wal": "trial", "chroma.sqlite3-shm": "trial", f"{A}/header.bin": "trial"})
     directory.roll_back()
@@ -160,8 +160,8 @@ def test_an_exchange_that_is_rolled_back_leaves_the_old_state_as_it_was(tmp_path
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
 
 
-def test_an_exchange_with_an_empty_directory_works_both_ways(tmp_path: Path) -> None:
-    """As at a first start: there is nothing to keep, and rolling back leaves nothing."""
+def test_a_swap_with_an_empty_directory_can_be_settled_and_rolled_back(tmp_path: Path) -> None:
+    """As at a first start: rolling back leaves nothing."""
     directory = made(tmp_path / "kept", old={})
     directory.swap_in(SNAPSHOT)
     directory.settle()
@@ -173,18 +173,18 @@ def test_an_exchange_with_an_empty_directory_works_both_ways(tmp_path: Path) -> 
     assert directory.is_empty()
 
 
-def test_a_second_exchange_does_not_find_the_first_ones_leavings(tmp_path: Path) -> None:
-    """What was kept or thrown out before does not come back with the next."""
+def test_a_second_swap_does_not_bring_back_data_of_the_first(tmp_path: Path) -> None:
+    """Data that were kept or rejected before do not come back."""
     directory = on_trial(tmp_path)
     directory.roll_back()
-    write(directory.incoming(), NEW)
+    write(directory.make_incoming(), NEW)
     directory.swap_in(SNAPSHOT)
     directory.roll_back()
     assert live(directory) == OLD
 
 
-def test_rolling_back_without_an_exchange_changes_nothing(tmp_path: Path) -> None:
-    """There is nothing to go back to, and the live state stays."""
+def test_rolling_back_without_a_swap_changes_nothing(tmp_path: Path) -> None:
+    """The live data stay."""
     directory = made(tmp_path)
     directory.roll_back()
     directory.recover()
@@ -194,8 +194,8 @@ def test_rolling_back_without_an_exchange_changes_nothing(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------- the power fails
 
 
-def test_a_crash_at_any_step_of_an_exchange_leaves_one_state_whole(tmp_path: Path) -> None:
-    """The old one, or the new one on trial, which then can be settled and can be rolled back."""
+def test_a_crash_at_any_step_of_a_swap_leaves_one_whole_state(tmp_path: Path) -> None:
+    """The old data, or the new data on trial, which can be settled or rolled back."""
     path = tmp_path / "data"
     steps, seen = steps_of(path, made, swap_in), set()
     for last in range(steps + 1):
@@ -215,8 +215,8 @@ def test_a_crash_at_any_step_of_an_exchange_leaves_one_state_whole(tmp_path: Pat
     assert seen == {"old", "new"}
 
 
-def test_a_crash_at_any_step_of_rolling_back_leads_to_the_old_state(tmp_path: Path) -> None:
-    """Or, before the first step was written down, the new state is still on trial."""
+def test_a_crash_at_any_step_of_rolling_back_leads_to_the_old_data(tmp_path: Path) -> None:
+    """Before the first step is stored, the new data are still on trial."""
     path = tmp_path / "data"
     steps, seen = steps_of(path, on_trial, DataDirectory.roll_back), set()
     for last in range(steps + 1):
@@ -230,8 +230,8 @@ def test_a_crash_at_any_step_of_rolling_back_leads_to_the_old_state(tmp_path: Pa
     assert seen == {"old", "new"}
 
 
-def test_a_crash_at_any_step_of_settling_keeps_the_new_state(tmp_path: Path) -> None:
-    """Settled; or still on trial, and then the old state is still whole to go back to."""
+def test_a_crash_at_any_step_of_settling_keeps_the_new_data(tmp_path: Path) -> None:
+    """The swap is settled, or still on trial with the old data whole."""
     path, seen = tmp_path / "data", set()
     for last in range(steps_of(path, on_trial, DataDirectory.settle) + 1):
         directory = on_trial(path)
@@ -249,10 +249,8 @@ def test_a_crash_at_any_step_of_settling_keeps_the_new_state(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("act", [swap_in, DataDirectory.roll_back], ids=["swap_in", "roll_back"])
-def test_a_second_crash_while_recovering_from_the_first_is_recovered_from(
-    tmp_path: Path, act: Callable[[DataDirectory], None]
-) -> None:
-    """Every step of the exchange, and then every step of finishing it."""
+def test_a_second_crash_during_recovery_is_recovered_from(tmp_path: Path, act: Callable[[DataDirectory], None]) -> None:
+    """At every step of the swap, and then at every step of finishing it."""
     path, prepare = tmp_path / "data", (made if act is swap_in else on_trial)
     for first in range(0, steps_of(path, prepare, act) + 1):
         second, finished = 0, False
@@ -269,8 +267,8 @@ def test_a_second_crash_while_recovering_from_the_first_is_recovered_from(
             second += 2
 
 
-def test_an_exchange_that_fails_at_any_step_can_be_rolled_back_there(tmp_path: Path) -> None:
-    """Without going on first: whatever had moved by then, the old state is whole again."""
+def test_a_swap_that_fails_at_any_step_can_be_rolled_back(tmp_path: Path) -> None:
+    """Without `recover` before it: the old data are whole again."""
     path = tmp_path / "data"
     for last in range(steps_of(path, made, swap_in) + 1):
         directory = made(path)
@@ -283,8 +281,8 @@ def test_an_exchange_that_fails_at_any_step_can_be_rolled_back_there(tmp_path: P
         shutil.rmtree(path)
 
 
-def test_a_roll_back_that_was_cut_short_can_be_asked_for_again(tmp_path: Path) -> None:
-    """Instead of being recovered from: at every step it leads to the old state."""
+def test_an_interrupted_roll_back_can_be_repeated(tmp_path: Path) -> None:
+    """Without `recover` before it: it leads to the old data."""
     path = tmp_path / "data"
     for last in range(steps_of(path, on_trial, DataDirectory.roll_back) + 1):
         directory = on_trial(path)
@@ -295,8 +293,8 @@ def test_a_roll_back_that_was_cut_short_can_be_asked_for_again(tmp_path: Path) -
         shutil.rmtree(path)
 
 
-def test_a_phase_that_was_half_written_does_not_count(tmp_path: Path) -> None:
-    """What was cut off while the phase was written down lies under another name."""
+def test_a_half_written_phase_is_ignored(tmp_path: Path) -> None:
+    """It is in a temporary file."""
     directory = made(tmp_path)
     (tmp_path / ".gateway/swap.new").write_text('{"phase": "o')
     directory = require_settled_or_on_trial(tmp_path, "half written")
@@ -306,8 +304,8 @@ def test_a_phase_that_was_half_written_does_not_count(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- on trial
 
 
-def test_a_state_on_trial_gets_one_start(tmp_path: Path) -> None:
-    """A second start means that Chroma died of it; that is remembered across processes."""
+def test_data_on_trial_get_one_start(tmp_path: Path) -> None:
+    """A second start means that Chroma died of the data. Another process knows it too."""
     on_trial(tmp_path)
     assert after_crash(tmp_path).may_run_trial()
     directory = after_crash(tmp_path)
@@ -320,7 +318,7 @@ def test_a_state_on_trial_gets_one_start(tmp_path: Path) -> None:
 
 
 def test_without_a_trial_chroma_may_always_start(tmp_path: Path) -> None:
-    """As often as it likes, also after the trial was settled."""
+    """Any number of times, also after the swap is settled."""
     directory = made(tmp_path)
     assert directory.may_run_trial()
     assert directory.may_run_trial()
@@ -330,8 +328,8 @@ def test_without_a_trial_chroma_may_always_start(tmp_path: Path) -> None:
     assert directory.may_run_trial()
 
 
-def test_noting_the_start_survives_a_crash(tmp_path: Path) -> None:
-    """It is noted before Chroma starts: at every step it is noted, or Chroma did not start."""
+def test_a_recorded_start_survives_a_crash(tmp_path: Path) -> None:
+    """At every step the start is recorded, or Chroma did not start."""
     path = tmp_path / "data"
     for last in range(steps_of(path, on_trial, DataDirectory.may_run_trial) + 1):
         directory, started = on_trial(path), False
@@ -347,12 +345,12 @@ def test_noting_the_start_survives_a_crash(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- rooms and notes
 
 
-def test_rooms_are_empty_private_and_on_the_same_file_system(tmp_path: Path) -> None:
-    """What an earlier run left in one is gone, nobody else may look in, and a rename out of it works."""
+def test_private_directories_are_empty_and_on_the_same_file_system(tmp_path: Path) -> None:
+    """They are made empty with mode 0700, and files can be renamed out of them."""
     directory = DataDirectory(tmp_path)
     directory.make()
-    write(directory.incoming(), {"left": "over"})
-    path = directory.incoming()
+    write(directory.make_incoming(), {"left": "over"})
+    path = directory.make_incoming()
     assert list(path.iterdir()) == []
     assert path.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_dev == tmp_path.stat().st_dev
@@ -362,8 +360,8 @@ def test_rooms_are_empty_private_and_on_the_same_file_system(tmp_path: Path) -> 
     assert directory.is_empty()
 
 
-def test_a_place_that_cannot_be_a_directory_stops_the_start(tmp_path: Path) -> None:
-    """The message names it and the setting."""
+def test_a_path_that_cannot_be_a_directory_stops_the_start(tmp_path: Path) -> None:
+    """The message names the path and the setting."""
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be used") as caught:
         DataDirectory(tmp_path / "file/data").make()
@@ -379,7 +377,7 @@ CLAIMS = {"gateway": DataDirectory.claim_as_gateway, "chroma": DataDirectory.cla
 
 @pytest.mark.parametrize("role", CLAIMS)
 def test_a_second_claim_is_refused_until_the_first_is_released(tmp_path: Path, role: str) -> None:
-    """The message names the directory and the way out; the other role is free."""
+    """The message names the directory and what to do. The other role is free."""
     first, second = DataDirectory(tmp_path), DataDirectory(tmp_path)
     first.make()
     CLAIMS[role](first)

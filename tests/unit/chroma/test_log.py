@@ -1,4 +1,4 @@
-"""Chroma's log is kept when told so, trimmed no further than everybody has it, and put back with its indexes."""
+"""Chroma's log is kept, trimmed no further than every index has it, and set back together with its indexes."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def add(collection: Collection, first: int, count: int) -> None:
 
 
 class Kept:
-    """A data directory whose log was kept from the first record on; `ids` of collections by name."""
+    """A data directory whose log was kept from the first record on, with the ids of its collections by name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -69,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 @pytest.fixture
 def kept(made: Kept, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it, for one test."""
+    """A copy for one test."""
     shutil.copytree(made.path, tmp_path / "data")
     return tmp_path / "data"
 
@@ -77,15 +77,15 @@ def kept(made: Kept, tmp_path: Path) -> Iterator[Path]:
 # ---------------------------------------------------------------------- keeping
 
 
-def test_chroma_keeps_its_log_once_it_is_told(kept: Path, made: Kept) -> None:
-    """Every row of both collections is there although both were synced."""
+def test_chroma_keeps_its_log_when_configured(kept: Path, made: Kept) -> None:
+    """Every row of both collections exists, although both were synced."""
     assert [len(each) for each in rows(kept).values()] == [50, 25]
     assert count_log(kept) == 75
     assert all(seq_id > 0 for seq_id in synced_to(kept).values())
 
 
-def test_a_log_that_was_not_kept_is_whole_from_now_on(data_dir: Path) -> None:
-    """From what Chroma has synced; rows before are gone."""
+def test_a_log_is_whole_from_the_moment_it_is_kept(data_dir: Path) -> None:
+    """It is whole after the last sync. Earlier rows are gone."""
     keep_log(data_dir)
     pinned = ReadTransaction(data_dir)
     assert pinned.keeps_log
@@ -94,8 +94,8 @@ def test_a_log_that_was_not_kept_is_whole_from_now_on(data_dir: Path) -> None:
     assert count_log(data_dir) < 400
 
 
-def test_chroma_keeps_the_row_that_its_index_ends_with(data_dir: Path) -> None:
-    """Also where it deletes rows by itself: that is how it can be seen that none is missing after it."""
+def test_chroma_keeps_the_row_at_the_position_of_an_index(data_dir: Path) -> None:
+    """Also while it purges. So the row proves that no later one is missing."""
     pinned = ReadTransaction(data_dir)
     synced = {each: seq_id for each, seq_id in synced_to(data_dir).items() if seq_id}
     assert whole_after(pinned, synced) == set(synced)
@@ -107,7 +107,7 @@ def test_chroma_keeps_the_row_that_its_index_ends_with(data_dir: Path) -> None:
 
 
 def test_trim_deletes_what_every_index_has_and_keeps_the_rest(kept: Path, made: Kept) -> None:
-    """Of each collection before its own position; the row at the position stays, and so do all after it."""
+    """The row at the position of each collection stays, and so do all after it."""
     before = rows(kept)
     positions = {made.segments["one"]: before[made.ids["one"]][19], made.segments["two"]: 0}
     assert trim_log(kept, positions) == 19
@@ -118,7 +118,7 @@ def test_trim_deletes_what_every_index_has_and_keeps_the_rest(kept: Path, made: 
 
 
 def test_trim_never_goes_past_what_chroma_itself_has_synced(kept: Path, made: Kept) -> None:
-    """A position that is ahead of the database counts for nothing."""
+    """A position ahead of the database is ignored."""
     synced, before = synced_to(kept), rows(kept)
     trim_log(kept, dict.fromkeys(synced, 1 << 40))
     for name, segment in made.segments.items():
@@ -128,7 +128,7 @@ def test_trim_never_goes_past_what_chroma_itself_has_synced(kept: Path, made: Ke
 
 
 def test_the_highest_row_is_never_deleted(kept: Path, made: Kept) -> None:
-    """The next row's number is one more than the highest there is, and none may come twice."""
+    """SQLite numbers the next row one above the highest, and no number may be used twice."""
     highest = max(seq_id for each in rows(kept).values() for seq_id in each)
     with closing(sqlite3.connect(kept / DATABASE)) as database, database:
         database.execute("update max_seq_id set seq_id = ?", (highest,))
@@ -141,21 +141,21 @@ def test_the_highest_row_is_never_deleted(kept: Path, made: Kept) -> None:
 
 
 def test_trim_goes_in_small_steps_and_deletes_all(kept: Path, made: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between which others write."""
+    """Chroma can write between the steps."""
     monkeypatch.setattr(log, "_ROWS_AT_ONCE", 7)
     position = rows(kept)[made.ids["one"]][39]
     assert trim_log(kept, {made.segments["one"]: position}) == 39
 
 
-def test_nothing_is_trimmed_while_chroma_looks_after_its_log(data_dir: Path) -> None:
-    """It deletes rows as it sees fit."""
+def test_nothing_is_trimmed_while_chroma_purges_its_log(data_dir: Path) -> None:
+    """Chroma deletes rows itself."""
     before = rows(data_dir)
     assert trim_log(data_dir, synced_to(data_dir)) == 0
     assert rows(data_dir) == before
 
 
 def test_rows_after_counts_what_would_be_replayed(kept: Path, made: Kept) -> None:
-    """By segment, of its own collection alone."""
+    """By segment, from its own collection alone."""
     found = rows(kept)
     pinned = ReadTransaction(kept)
     positions = {made.segments["one"]: found[made.ids["one"]][9]}
@@ -163,8 +163,8 @@ def test_rows_after_counts_what_would_be_replayed(kept: Path, made: Kept) -> Non
     pinned.close()
 
 
-def test_a_log_is_whole_after_a_position_while_its_row_is_there(kept: Path, made: Kept) -> None:
-    """Once it was trimmed past it, it is not; and a segment that is gone has no log."""
+def test_a_log_is_whole_after_a_position_while_its_row_exists(kept: Path, made: Kept) -> None:
+    """After trimming past it, it is not. A segment that does not exist has no log."""
     one = made.segments["one"]
     found = rows(kept)[made.ids["one"]]
     trim_log(kept, {one: found[19]})
@@ -182,8 +182,8 @@ def test_a_log_is_whole_after_a_position_while_its_row_is_there(kept: Path, made
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_an_index_that_is_gone_is_built_anew_from_the_log(kept: Path, made: Kept, keep: bool) -> None:
-    """Put back to 0 and without files: Chroma finds every record, by its own vector too."""
+def test_a_missing_index_is_rebuilt_from_the_log(kept: Path, made: Kept, keep: bool) -> None:
+    """With position 0 and without files, Chroma finds every record by its own vector."""
     for segment in made.segments.values():
         shutil.rmtree(kept / segment)
     set_positions(kept, dict.fromkeys(made.segments.values(), 0), keep=keep)
@@ -197,8 +197,8 @@ def test_an_index_that_is_gone_is_built_anew_from_the_log(kept: Path, made: Kept
             assert nearest == [[each] for each in held["ids"]]
 
 
-def test_put_back_sets_positions_and_nothing_else(kept: Path, made: Kept) -> None:
-    """The metadata's own positions stay: what they have is in the database."""
+def test_set_positions_changes_only_vector_segments(kept: Path, made: Kept) -> None:
+    """The positions of METADATA segments stay, because their data are in the database."""
     query = "select m.segment_id, m.seq_id from max_seq_id m join segments s on s.id = m.segment_id where scope <> ?"
     with closing(sqlite3.connect(kept / DATABASE)) as database:
         before = database.execute(query, ("VECTOR",)).fetchall()
@@ -210,8 +210,8 @@ def test_put_back_sets_positions_and_nothing_else(kept: Path, made: Kept) -> Non
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_chroma_without_a_gateway_looks_after_its_log_by_itself(kept: Path, made: Kept, keep: bool) -> None:
-    """Nobody else would trim it."""
+def test_a_chroma_without_a_gateway_purges_its_log(kept: Path, made: Kept, keep: bool) -> None:
+    """No gateway would trim it."""
     set_positions(kept, synced_to(kept), keep=keep)
     with closing(sqlite3.connect(kept / DATABASE)) as database:
         (config,) = database.execute("select config_json_str from embeddings_queue_config").fetchone()

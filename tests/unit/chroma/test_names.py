@@ -1,4 +1,4 @@
-"""Which name a UUID has: never one of before a change."""
+"""The name of a UUID, and never a name from before a change."""
 
 import sqlite3
 from contextlib import closing
@@ -39,7 +39,7 @@ def directory(tmp_path: Path) -> Directory:
 
 
 async def test_a_name_is_remembered_until_something_changes(directory: Directory) -> None:
-    """A rename that nobody told of shows late; one that was told of, or a new Chroma, at once."""
+    """After `changed`, or a start of Chroma, a rename shows at once; otherwise when the entry expires."""
     names = CollectionNames(directory.path, lambda: directory.run)
     assert names.known(ID) is None
     assert await names.find(ID) == CollectionName("acme", "web", "before")
@@ -54,8 +54,8 @@ async def test_a_name_is_remembered_until_something_changes(directory: Directory
     assert await names.find(ID) == CollectionName("acme", "web", "restored")
 
 
-async def test_what_was_read_before_a_change_is_not_told_after_it(directory: Directory) -> None:
-    """The rename is acknowledged between the reading and the answer: the answer is the new name."""
+async def test_a_name_that_was_read_before_a_change_is_not_returned_after_it(directory: Directory) -> None:
+    """If the rename is acknowledged between the read and the result, the result is the new name."""
     names = CollectionNames(directory.path, lambda: directory.run)
     read, reads = names._read, 0
 
@@ -73,15 +73,15 @@ async def test_what_was_read_before_a_change_is_not_told_after_it(directory: Dir
     assert reads == 2
 
 
-async def test_what_is_not_there_is_none(directory: Directory) -> None:
-    """And is not remembered: it may be made any moment."""
+async def test_an_unknown_collection_has_no_name(directory: Directory) -> None:
+    """The result is not cached, because the collection may be created at any moment."""
     names = CollectionNames(directory.path, lambda: directory.run)
     assert await names.find("another") is None
     assert names.known("another") is None
 
 
-async def test_a_database_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
-    """It is an error that says try again, never a name, and never made."""
+async def test_an_unreadable_database_is_unavailable(tmp_path: Path) -> None:
+    """The result is a transient error and never a name, and no database is created."""
     names = CollectionNames(tmp_path, lambda: 1)
     with pytest.raises(Unavailable):
         await names.find(ID)

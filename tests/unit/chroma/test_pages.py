@@ -1,4 +1,4 @@
-"""An image of the database, kept up to date with nothing but changed pages, is the database at every cut."""
+"""An image that is updated with changed pages alone equals the database at every cut."""
 
 import os
 import random
@@ -45,7 +45,7 @@ def writer(data_dir: Path) -> Iterator[sqlite3.Connection]:
 
 
 class Image:
-    """What a store would have: the bytes of the last kept cut, told of changed pages alone."""
+    """What a store would have: the bytes of the last kept cut, updated with changed pages alone."""
 
     def __init__(self) -> None:
         self.data: bytearray | None = None
@@ -67,7 +67,7 @@ class Image:
 
 
 def by_sqlite(cut: DatabaseCut) -> bytes:
-    """The pages of the cut's moment as SQLite's own backup reads them."""
+    """The pages of the cut as SQLite's own backup reads them."""
     with closing(sqlite3.connect(":memory:")) as copy:
         cut._connection.backup(copy)
         return blank(copy.serialize())
@@ -93,10 +93,10 @@ def write(connection: sqlite3.Connection, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("PAGES_SEEDS", "4"))))
-def test_changed_pages_are_all_that_changed(
+def test_every_changed_page_is_listed(
     data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection, seed: int
 ) -> None:
-    """Under two writers, rollbacks, vacuum, checkpoints of all kinds, bounded logs and cuts that came to nothing."""
+    """With two writers, rollbacks, vacuum, all kinds of checkpoints, `bound` and cuts that are undone."""
     chance, image = random.Random(seed), Image()
     with closing(connect(data_dir)) as other:
         other.execute("pragma busy_timeout=0")
@@ -124,10 +124,10 @@ def test_changed_pages_are_all_that_changed(
     assert image.scans <= 3, "the log was hardly of use"
 
 
-def test_writers_of_other_threads_go_on_while_pages_are_told(
+def test_no_page_is_missed_beside_writing_threads(
     data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection
 ) -> None:
-    """Cuts and bounds beside two threads that write all the time: nothing is missed."""
+    """Cuts and `bound` beside two threads that write all the time."""
     writer.execute("insert into t values (1, x'01')")
     stop, image, failures = threading.Event(), Image(), []
 
@@ -159,10 +159,10 @@ def test_writers_of_other_threads_go_on_while_pages_are_told(
     assert image.scans == 1
 
 
-def test_the_first_cut_knows_nothing_and_the_second_knows_what_was_written(
+def test_the_first_cut_has_no_list_and_the_second_has_a_short_one(
     tracker: PageTracker, writer: sqlite3.Connection
 ) -> None:
-    """One row in a large table makes a handful of changed pages; nothing written makes none."""
+    """One row in a large table makes a few changed pages. Without writes there are none."""
     writer.executemany("insert into t values (?, ?)", ((n, bytes(2000)) for n in range(1000)))
     changed = []
     for statement in ("select 1", "update t set data = x'01' where id = 500", "select 1"):
@@ -176,8 +176,8 @@ def test_the_first_cut_knows_nothing_and_the_second_knows_what_was_written(
     assert changed[2] == set()
 
 
-def test_undo_tells_again_what_changed(tracker: PageTracker, writer: sqlite3.Connection) -> None:
-    """What a cut that came to nothing knew is in the next one, along with what came since."""
+def test_undo_adds_the_changes_to_the_next_cut(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """The next cut has the changes of the undone cut and the later ones."""
     tracker.cut().close()
     writer.execute("insert into t values (1, x'01')")
     lost = tracker.cut()
@@ -191,8 +191,8 @@ def test_undo_tells_again_what_changed(tracker: PageTracker, writer: sqlite3.Con
     assert lost.changed < cut.changed
 
 
-def test_undo_of_a_cut_that_knew_nothing_leaves_nothing_known(tracker: PageTracker, writer: sqlite3.Connection) -> None:
-    """Any page may differ from what the store has."""
+def test_undo_of_a_cut_without_a_list_leaves_changes_unknown(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """Any page may differ from the store."""
     cut = tracker.cut()
     cut.close()
     tracker.undo(cut)
@@ -202,8 +202,8 @@ def test_undo_of_a_cut_that_knew_nothing_leaves_nothing_known(tracker: PageTrack
     assert cut.changed is None
 
 
-def test_after_forget_nothing_is_known(tracker: PageTracker, writer: sqlite3.Connection) -> None:
-    """The database may be another one."""
+def test_after_forget_changes_are_unknown(tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """The database may have been replaced."""
     tracker.cut().close()
     tracker.forget()
     assert not tracker.is_tracking
@@ -212,8 +212,8 @@ def test_after_forget_nothing_is_known(tracker: PageTracker, writer: sqlite3.Con
     assert cut.changed is None
 
 
-def test_a_bounded_log_does_not_grow(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
-    """However much is written after a cut; and all that was written is told."""
+def test_a_bounded_wal_does_not_grow(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """Whatever is written after a cut, and no changed page is missed."""
     image = Image()
     cut = tracker.cut()
     image.keep(cut)
@@ -231,8 +231,8 @@ def test_a_bounded_log_does_not_grow(data_dir: Path, tracker: PageTracker, write
     assert image.scans == 1
 
 
-def test_a_log_that_nobody_bounds_grows(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
-    """What the test before rests on: the reader between two cuts keeps the log from beginning anew."""
+def test_a_wal_without_bound_grows(data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection) -> None:
+    """The test before this one relies on it: the reader between two cuts prevents a restart."""
     writer.execute("insert into t values (1, x'01')")
     tracker.cut().close()
     chance = random.Random(0)
@@ -242,7 +242,7 @@ def test_a_log_that_nobody_bounds_grows(data_dir: Path, tracker: PageTracker, wr
 
 
 def test_bound_before_the_first_cut_does_nothing(tracker: PageTracker) -> None:
-    """There is no reader that could make the log grow."""
+    """There is no reader that makes the WAL grow."""
     tracker.bound()
     assert not tracker.is_tracking
 
@@ -250,7 +250,7 @@ def test_bound_before_the_first_cut_does_nothing(tracker: PageTracker) -> None:
 def test_a_bound_that_must_wait_too_long_loses_nothing(
     data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else has the write lock: it says so or gives up, and what changed is told by the next cut."""
+    """If another writer keeps the lock, `bound` raises QuiesceTimeout, and the next cut has all changes."""
     monkeypatch.setattr(database, "_LOCK_TIMEOUT_S", 0.05)
     image = Image()
     cut = tracker.cut()
@@ -268,10 +268,10 @@ def test_a_bound_that_must_wait_too_long_loses_nothing(
     cut.close()
 
 
-def test_an_error_under_the_lock_lets_go_of_everything(
+def test_an_error_under_the_lock_releases_everything(
     data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection
 ) -> None:
-    """Writers go on, nothing is held, and the next cut takes nothing for known."""
+    """Writers go on, no reader is open, and changes are unknown."""
     tracker.cut().close()
 
     def fail(_: DatabaseCut) -> None:
@@ -306,7 +306,7 @@ def test_pages_of_any_size(tmp_path: Path, page_bytes: int) -> None:
 
 
 def test_a_database_that_grows_past_a_gibibyte(tmp_path: Path) -> None:
-    """SQLite leaves the page there out, for its locks: it is in no log, and not yet in the database."""
+    """SQLite never writes the page at 1 GiB, which holds its locks. It is in no WAL and not yet in the file."""
     page_bytes, last = 65536, (1 << 30) // 65536
     with closing(connect(tmp_path)) as connection:
         connection.execute(f"pragma page_size={page_bytes}")
@@ -330,8 +330,8 @@ def test_a_database_that_grows_past_a_gibibyte(tmp_path: Path) -> None:
         tracker.forget()
 
 
-def test_without_wal_every_page_may_have_changed_and_is_right(tmp_path: Path) -> None:
-    """Where there is no log there is nothing to learn from."""
+def test_without_wal_changes_are_unknown_and_pages_are_right(tmp_path: Path) -> None:
+    """In rollback mode there is no WAL to read."""
     with closing(connect(tmp_path)) as connection:
         connection.execute("create table t(id integer primary key, data blob)")
         tracker, chance = PageTracker(tmp_path), random.Random(0)
@@ -346,7 +346,7 @@ def test_without_wal_every_page_may_have_changed_and_is_right(tmp_path: Path) ->
 
 
 def test_without_wal_writers_go_on_after_the_cut_is_closed(tmp_path: Path) -> None:
-    """No reader is left behind that would hold them back until the next snapshot."""
+    """No reader stays open that would block them."""
     with closing(connect(tmp_path)) as connection:
         connection.execute("create table t(id integer primary key, data blob)")
         connection.execute("pragma busy_timeout=200")

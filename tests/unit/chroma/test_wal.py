@@ -1,4 +1,4 @@
-"""SQLite's write-ahead log is read as SQLite itself writes it."""
+"""SQLite's write-ahead log is read as SQLite writes it."""
 
 import sqlite3
 import subprocess
@@ -23,7 +23,7 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def writer(database: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that never copies its log back by itself."""
+    """A connection that makes no checkpoints by itself."""
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute(f"pragma page_size={PAGE_BYTES}")
         connection.execute("pragma journal_mode=wal")
@@ -49,8 +49,8 @@ def head(files: DatabaseFiles) -> WalHead:
     return found
 
 
-def test_a_database_without_a_log_has_no_head(database: Path, files: DatabaseFiles) -> None:
-    """In rollback mode there is none, and none is made by asking."""
+def test_a_database_without_a_wal_has_no_head(database: Path, files: DatabaseFiles) -> None:
+    """In rollback mode there is no WAL, and reading creates none."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("create table t(n)")
         assert files.head() is None
@@ -58,7 +58,7 @@ def test_a_database_without_a_log_has_no_head(database: Path, files: DatabaseFil
 
 
 def test_the_head_counts_frames_as_sqlite_does(writer: sqlite3.Connection, files: DatabaseFiles) -> None:
-    """As many are committed and copied back as `wal_checkpoint` says, and a rollback counts for nothing."""
+    """Its numbers are those of `wal_checkpoint`, and a rollback does not count."""
     fill(writer)
     before = head(files)
     assert before.frames > 0
@@ -71,10 +71,10 @@ def test_the_head_counts_frames_as_sqlite_does(writer: sqlite3.Connection, files
     assert (now.frames, now.backfilled) == (frames, copied) == (before.frames, before.frames)
 
 
-def test_a_reader_keeps_frames_from_being_copied_back(
+def test_a_reader_prevents_later_frames_from_being_copied_back(
     writer: sqlite3.Connection, files: DatabaseFiles, database: Path
 ) -> None:
-    """Up to its moment they are in the database, later ones are not; and the head says so."""
+    """Frames up to its moment are in the database, later ones are not, and the head says so."""
     fill(writer)
     pinned = ReadTransaction(database.parent)
     seen = head(files).frames
@@ -84,8 +84,8 @@ def test_a_reader_keeps_frames_from_being_copied_back(
     assert head(files).backfilled == seen < head(files).frames
 
 
-def test_a_log_that_begins_anew_follows_the_one_before(writer: sqlite3.Connection, files: DatabaseFiles) -> None:
-    """And only that one: after two new beginnings something may have been missed."""
+def test_a_restarted_wal_follows_only_the_one_before(writer: sqlite3.Connection, files: DatabaseFiles) -> None:
+    """After two restarts changes may have been missed."""
     fill(writer)
     heads = [head(files)]
     for _ in range(2):
@@ -100,7 +100,7 @@ def test_a_log_that_begins_anew_follows_the_one_before(writer: sqlite3.Connectio
     assert not follows(heads[0], heads[0])
 
 
-def test_the_salt_that_counts_beginnings_wraps_around() -> None:
+def test_the_salt_that_counts_restarts_wraps_around() -> None:
     """It has 32 bits."""
     last, first = b"\xff\xff\xff\xff", b"\0\0\0\0"
     assert follows(WalHead(last + b"abcd", 1, 1), WalHead(first + b"efgh", 0, 0))
@@ -110,7 +110,7 @@ def test_the_salt_that_counts_beginnings_wraps_around() -> None:
 def test_the_newest_frame_of_a_page_is_the_page(
     writer: sqlite3.Connection, files: DatabaseFiles, database: Path
 ) -> None:
-    """Every page in the log, read by its newest frame, is what the database has once all is copied back."""
+    """It equals the page in the database after a checkpoint of everything."""
     fill(writer)
     writer.execute("update t set n = n + 1")
     committed = head(files).frames
@@ -122,10 +122,10 @@ def test_the_newest_frame_of_a_page_is_the_page(
     assert {number: whole[(number - 1) * PAGE_BYTES : number * PAGE_BYTES] for number in pages} == pages
 
 
-def test_frames_between_two_looks_hold_the_pages_changed_between(
+def test_frames_between_two_heads_have_the_pages_changed_in_between(
     writer: sqlite3.Connection, files: DatabaseFiles
 ) -> None:
-    """One row of one page was changed: that page is listed and few others."""
+    """A change of one row of one page lists that page and few others."""
     fill(writer, 200)
     before = head(files).frames
     writer.execute("update t set n = -1 where rowid = 1")
@@ -133,10 +133,8 @@ def test_frames_between_two_looks_hold_the_pages_changed_between(
     assert len(changed) == 1
 
 
-def test_files_that_were_exchanged_are_opened_anew(
-    writer: sqlite3.Connection, files: DatabaseFiles, database: Path
-) -> None:
-    """What is read is of the files that are there now."""
+def test_replaced_files_are_opened_again(writer: sqlite3.Connection, files: DatabaseFiles, database: Path) -> None:
+    """Reads are of the present files."""
     fill(writer)
     old = head(files)
     for suffix in ("", "-wal", "-shm"):
@@ -150,10 +148,10 @@ def test_files_that_were_exchanged_are_opened_anew(
         assert pages_in(files.wal, 1, head(files).frames, 4096)
 
 
-def test_looking_at_the_log_does_not_lose_a_readers_locks(
+def test_reading_the_wal_does_not_release_a_readers_locks(
     writer: sqlite3.Connection, files: DatabaseFiles, database: Path
 ) -> None:
-    """A reader of this process keeps its moment against other processes, however often the files are looked at."""
+    """A reader of this process keeps its state against other processes."""
     fill(writer)
     pinned = ReadTransaction(database.parent)
     head(files)

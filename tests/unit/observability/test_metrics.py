@@ -1,4 +1,4 @@
-"""What is measured has the name that dashboards and alerts ask for."""
+"""Metrics have the names that the dashboard and the alerts use."""
 
 import json
 import math
@@ -57,19 +57,19 @@ def expressions() -> list[str]:
     return shown + [rule["expr"] for rule in alerts()]
 
 
-async def test_every_metric_that_is_asked_for_exists(gateway_process: Gateway, tmp_path: Path) -> None:
-    """The dashboard and the alerts name nothing that a scrape does not have."""
+async def test_every_metric_of_dashboard_and_alerts_exists(gateway_process: Gateway, tmp_path: Path) -> None:
+    """Their expressions name only metrics that a scrape has."""
     with bare_chroma(tmp_path / "data"):
         names = {name for name, _ in await samples(gateway_process)}
     for expression in expressions():
         asked = set(NAME.findall(expression))
         assert asked, expression
-        # Records of a collection are there once there is a collection.
+        # This metric has a series only if there is a collection.
         assert asked - {"chroma_gateway_collection_records"} <= names, expression
 
 
-def test_every_alert_says_what_to_do() -> None:
-    """A name, an expression, a severity and a summary, each name once."""
+def test_every_alert_is_complete() -> None:
+    """It has a unique name, a severity and a summary, and the important alerts exist."""
     rules = alerts()
     assert len({rule["alert"] for rule in rules}) == len(rules)
     for rule in rules:
@@ -79,8 +79,8 @@ def test_every_alert_says_what_to_do() -> None:
         assert any(rule["alert"].endswith(needed) for rule in rules)
 
 
-async def test_names_and_units_are_prometheus_own(gateway_process: Gateway) -> None:
-    """One prefix; seconds and bytes, no milliseconds; what only grows ends in _total."""
+async def test_names_and_units_follow_prometheus(gateway_process: Gateway) -> None:
+    """One prefix, seconds and bytes as units, and `_total` at the end of counters."""
     text = (await gateway_process.collector.render()).decode()
     for family in text_string_to_metric_families(text):
         assert family.name.startswith("chroma_gateway_")
@@ -90,8 +90,8 @@ async def test_names_and_units_are_prometheus_own(gateway_process: Gateway) -> N
             assert all(sample.name.endswith(("_total", "_created")) for sample in family.samples)
 
 
-async def test_requests_are_counted_by_what_they_were(gateway_process: Gateway) -> None:
-    """And their times add up as a histogram must."""
+async def test_requests_are_counted_by_route_method_status_and_key(gateway_process: Gateway) -> None:
+    """Their durations are in the right buckets of the histogram."""
     found = await samples(gateway_process)
     label = {"route": "query", "method": "POST", "status": "200", "key": "crawler"}
     assert found["chroma_gateway_requests_total", frozenset(label.items())] == 1
@@ -102,16 +102,16 @@ async def test_requests_are_counted_by_what_they_were(gateway_process: Gateway) 
     assert found[f"{name}_sum", frozenset({"kind": "read"}.items())] == pytest.approx(0.003)
 
 
-def test_a_bound_belongs_to_its_bucket() -> None:
-    """As Prometheus has it: `le` means less or equal."""
+def test_a_value_at_the_bound_is_in_the_bucket() -> None:
+    """In Prometheus `le` means less or equal."""
     histogram = Histogram()
     histogram.add(BOUNDS_S[0])
     histogram.add(1e9)
     assert histogram.counts == [1, *(0 for _ in BOUNDS_S[1:]), 1]
 
 
-def test_an_unknown_snapshot_is_infinitely_old() -> None:
-    """So that the alert on its age is raised where there never was one."""
+def test_the_age_of_an_unknown_snapshot_is_infinite() -> None:
+    """So the alert on the age also fires if there never was a snapshot."""
     metrics = Metrics()
     metrics.refresh()
     assert metrics.registry.get_sample_value("chroma_gateway_last_snapshot_age_seconds") == math.inf
@@ -122,8 +122,8 @@ def test_an_unknown_snapshot_is_infinitely_old() -> None:
     assert 1e9 < age < math.inf
 
 
-def test_collections_are_bounded() -> None:
-    """Ten thousand collections are a hundred lines and one for the rest."""
+def test_the_number_of_series_for_collections_is_bounded() -> None:
+    """Ten thousand collections make a hundred series and one for the rest."""
     rows = [CollectionUsage(Row("t", "d", f"c{number}", str(number), number, 3), 0) for number in range(10_000)]
     found = {metric.name: metric for metric in _sizes(DiskUsage(rows, 0, 0, 0, 0, 0, 0))}
     lines = found["chroma_gateway_collection_records"].samples
@@ -132,8 +132,8 @@ def test_collections_are_bounded() -> None:
     assert found["chroma_gateway_collections"].samples[0].value == 10_000
 
 
-def test_an_unknown_error_is_no_new_label() -> None:
-    """What the store says cannot make up label values."""
+def test_an_unknown_error_makes_no_new_label() -> None:
+    """A store cannot choose label values."""
     metrics = Metrics()
     metrics.store_refused("get", "SomethingThatAServerMadeUp")
     assert (

@@ -72,7 +72,7 @@ class Restore:
 @pytest.fixture
 def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
     async def stage(repository: object, directory: DataDirectory, manifest: Manifest, progress: object) -> Staged:
-        (directory.incoming() / "chroma.sqlite3").write_text("new")
+        (directory.make_incoming() / "chroma.sqlite3").write_text("new")
         staged = Staged(manifest)
         for file in manifest.files:
             staged.fingerprints[file.path] = np.zeros((1, 2), np.uint64)
@@ -139,7 +139,7 @@ async def test_swap_that_fails_midway_is_undone(
         write(swap)
 
     monkeypatch.setattr(restoring.directory, "_write_swap", failing)
-    with pytest.raises(DiskFull, match="exchanging the data failed"):
+    with pytest.raises(DiskFull, match="swapping the data failed"):
         await restoring.run()
     assert restoring.chroma.serves == "old"
     assert not restoring.directory.is_swapping()
