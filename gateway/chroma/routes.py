@@ -191,10 +191,13 @@ def _compile(path: str) -> re.Pattern[bytes]:
     return re.compile(pattern.encode())
 
 
-_PATTERNS: dict[str, list[tuple[re.Pattern[bytes], Route, Resource]]] = {}
+# By method and number of slashes, so that few patterns are tried.
+_PATTERNS: dict[tuple[str, int], list[tuple[re.Pattern[bytes], Route, Resource]]] = {}
 for _route in ROUTES:
-    _PATTERNS.setdefault(_route.method, []).append((_compile(_route.path), _route, _route.resource))
-_PATTERNS["HEAD"] = _PATTERNS["GET"]  # axum answers HEAD by running the GET handler
+    # axum answers HEAD by running the GET handler.
+    for _method in (_route.method, "HEAD") if _route.method == "GET" else (_route.method,):
+        _entry = (_compile(_route.path), _route, _route.resource)
+        _PATTERNS.setdefault((_method, _route.path.count("/")), []).append(_entry)
 
 
 def match_route(method: str, raw_path: bytes) -> RouteMatch:
@@ -203,7 +206,7 @@ def match_route(method: str, raw_path: bytes) -> RouteMatch:
     `raw_path` is the path as it came over the wire, without the query. Where Chroma may read the names in it in another
     way, the action is UNKNOWN, so that only an admin may do it.
     """
-    for pattern, route, resource in _PATTERNS.get(method, ()):
+    for pattern, route, resource in _PATTERNS.get((method, raw_path.count(b"/")), ()):
         if match := pattern.fullmatch(raw_path):
             return _matched(route, resource, match.groupdict(), raw_path)
     return _OPTIONS if method == "OPTIONS" else _UNKNOWN
