@@ -1,8 +1,19 @@
-"""Tasks and threads with the manners this package needs."""
+"""Tasks, threads and waiting, for every module that needs more than a plain `await`.
+
+TaskPool                      many short tasks, a few at a time
+background                    a task that lasts as long as a block
+cancel                        cancel tasks and wait until they have ended
+uninterrupted                 a cancelled caller waits for the work, then is cancelled
+run_in_thread_uninterrupted   the same for a blocking function
+shielded                      a cancelled caller waits for the work, then goes on
+within                        a time limit that work which must not stop halfway may outlive
+poll_until                    look again and again until something is so
+"""
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,13 +21,13 @@ _Result = TypeVar("_Result")
 
 
 class TaskPool:
-    """At most `size` tasks side by side. `async with` waits for all of them.
+    """At most `size` tasks at a time. `async with` waits for all of them.
 
-    The first failure ends all of them and is raised as itself.
+    The first failure cancels the others and is raised as itself, not in an exception group.
     """
 
     def __init__(self, size: int) -> None:
-        self._places = asyncio.Semaphore(size)
+        self._free = asyncio.Semaphore(size)
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -24,19 +35,19 @@ class TaskPool:
         return self
 
     async def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Begin `work(*args)`, when there is a place free for it."""
-        await self._places.acquire()
+        """Wait until fewer than `size` tasks run, then start `work(*args)` and return."""
+        await self._free.acquire()
         try:
             self._group.create_task(self._do(work, args))
         except BaseException:
-            self._places.release()
+            self._free.release()
             raise
 
     async def _do(self, work: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]) -> None:
         try:
             await work(*args)
         finally:
-            self._places.release()
+            self._free.release()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -54,41 +65,74 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def run_in_thread_uninterrupted(
-    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], object] | None = None
-) -> _Result:
-    """Run `function(*args)` in a thread; when cancelled, however often, wait for its end, and `undo` its result.
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, _Result]) -> AsyncIterator[asyncio.Task[_Result]]:
+    """Run `work` in a task while the block runs. At the end of the block, cancel it and wait until it has ended.
 
-    For steps that must not go on behind the back of what comes next.
+    Its failure is not raised: look at the task that is yielded.
     """
-    task = asyncio.create_task(asyncio.to_thread(function, *args))
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        await cancel(task)
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel `tasks` and wait until all of them have ended. What they raise is dropped."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def uninterrupted(
+    work: Coroutine[Any, Any, _Result], *, undo: Callable[[_Result], object] | None = None
+) -> _Result:
+    """Return the result of `work`. A caller that is cancelled, however often, first waits for the end of `work`.
+
+    Then CancelledError is raised, and `undo` is called with the result, if there is one. For steps that would
+    otherwise go on while the caller already does something else. Only the end of the event loop ends `work`.
+    """
+    task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if undo and not task.cancelled() and task.exception() is None:
+        await _end_of(task)
+        if not task.cancelled() and task.exception() is None and undo:
             undo(task.result())
         raise
 
 
-async def shielded(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Await `work` to its end although the caller is cancelled, which is forgotten then.
+async def run_in_thread_uninterrupted(
+    function: Callable[..., _Result], *args: Any, undo: Callable[[_Result], object] | None = None
+) -> _Result:
+    """Run `function(*args)` in a thread and return its result. Cancelling is as for `uninterrupted`."""
+    return await uninterrupted(asyncio.to_thread(function, *args), undo=undo)
 
-    For what must not be left halfway, however long it takes. Only the end of the event loop ends it.
+
+async def shielded(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Return the result of `work`, also when the caller is cancelled meanwhile: the cancellation is dropped.
+
+    For work that must not stop halfway and whose result the caller still needs. It may take as long as it
+    likes: only the end of the event loop ends it.
     """
     task = asyncio.create_task(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
+    await _end_of(task)
     return task.result()
 
 
-async def within(timeout_s: float, work: Coroutine[Any, Any, _Result], *, break_off_s: float) -> _Result:
-    """Await `work` for `timeout_s`; raise TimeoutError at the latest `break_off_s` after that.
+async def _end_of(task: asyncio.Task[Any]) -> None:
+    """Wait until `task` has ended; a cancellation of the caller does not end the wait."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
-    It is cancelled then, and left to itself if it is still busy with what must not be left halfway.
+
+async def within(timeout_s: float, work: Coroutine[Any, Any, _Result], *, break_off_s: float) -> _Result:
+    """Return the result of `work`, which is cancelled after `timeout_s`.
+
+    Raises TimeoutError, at the latest `break_off_s` after the cancellation. Work that is still busy then, because
+    it must not stop halfway, goes on by itself; what it raises is dropped.
     """
     task = asyncio.create_task(work)
     try:
@@ -99,12 +143,34 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _Result], *, break_
     finally:
         if not task.done():
             task.cancel()
-            task.add_done_callback(_forget)
+            task.add_done_callback(_drop_error)
     if not task.done() or task.cancelled():
         raise TimeoutError
     return task.result()
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def _drop_error(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()
+
+
+async def poll_until(
+    look: Callable[[], Awaitable[_Result]],
+    *,
+    every_s: float,
+    timeout_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> _Result:
+    """Await `look()` every `every_s` seconds until its result is true, and return that result.
+
+    It is called at once, and at least once. Raises TimeoutError if `timeout_s` have passed by `clock` after a
+    call whose result was false; a call is never interrupted. What `look` raises ends the wait. Tests give a
+    `clock` and a `sleep` of their own.
+    """
+    give_up_at = clock() + timeout_s
+    while not (result := await look()):
+        if clock() >= give_up_at:
+            raise TimeoutError
+        await sleep(every_s)
+    return result

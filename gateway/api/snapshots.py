@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from gateway.aio import background
 from gateway.api.deps import JobsOf, SettingsOf, StoreOf
 from gateway.api.jobs import accepted
 from gateway.errors import InvalidRequest
@@ -160,12 +161,8 @@ async def upload_snapshot(
     job = await operator.begin("upload", label or "", work)
     if wait:
         return _created(await job.outcome(), response)
-    arriving, ending = asyncio.create_task(received.wait()), asyncio.create_task(job.ended())
-    try:
+    async with background(received.wait()) as arriving, background(job.ended()) as ending:
         await asyncio.wait([arriving, ending], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        arriving.cancel()
-        ending.cancel()
     await job.begun()
     return accepted(job, response)
 

@@ -1,10 +1,10 @@
 """The admin token: `GATEWAY_ADMIN_TOKEN`, or one that is generated once and kept in a file with mode 0600."""
 
-import os
 import secrets
 from pathlib import Path
 
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, GatewayError
+from gateway.files import write_durably
 
 TOKEN_FILE = Path("var/admin-token")
 
@@ -16,15 +16,10 @@ def read_or_make(path: Path) -> str:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            pass
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(secrets.token_urlsafe(32) + "\n")
+        if not path.exists():
+            write_durably(path, f"{secrets.token_urlsafe(32)}\n".encode(), replace=False)
         token = path.read_text().strip()
-    except OSError as error:
+    except (OSError, GatewayError) as error:
         raise ConfigError(
             f"the admin token's file {path} cannot be used: {error}", "set GATEWAY_ADMIN_TOKEN"
         ) from error

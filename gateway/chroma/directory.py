@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from gateway.chroma import database
 from gateway.chroma.disk import is_chromas
 from gateway.errors import ConfigError
-from gateway.files import write_error
+from gateway.files import sync_directory, write_durably, write_error
 
 PRIVATE = ".gateway"
 
@@ -212,11 +212,11 @@ class DataDirectory:
                     if is_chromas(name):
                         # The file names in an index's directory must be as durable as the files.
                         if (source / name).is_dir():
-                            _sync_directory(source / name)
+                            sync_directory(source / name)
                         (source / name).rename(target / name)
-            _sync_directory(target)
+            sync_directory(target)
             if source.is_dir():
-                _sync_directory(source)
+                sync_directory(source)
             phase = move.then
         self._write_swap({"phase": phase, "snapshot": snapshot_id} if phase else None)
         self._remove("incoming")
@@ -235,9 +235,9 @@ class DataDirectory:
         path = self._private / "swap.json"
         if swap is None:
             path.unlink(missing_ok=True)
+            sync_directory(self._private)
         else:
-            _replace(path, json.dumps(swap))
-        _sync_directory(self._private)
+            write_durably(path, json.dumps(swap).encode())
 
 
 @contextlib.contextmanager
@@ -246,21 +246,3 @@ def _writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_error(what, error) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_suffix(".new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ and their lengths are put beside them. So what comes out is what was in.
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from gateway.chroma.id_map import read_id_map
 from gateway.chroma.level0 import scan_level0
 from gateway.chroma.segments import COSINE, Segment
 from gateway.errors import GatewayError
+from gateway.files import sync_directory, sync_file
 
 # Each call is one step: Chroma applies it, in parallel, and writes the index. Larger ones need more memory.
 _MAX_BATCH = 2000
@@ -183,9 +183,7 @@ def _failed(said: IO[bytes], why: str) -> GatewayError:
 
 def sync_files(directory: Path) -> None:
     """Make the files of an index durable: hnswlib never does (`hnswalg.h`, `persistDirty`). Raises OSError."""
-    for path in [*(directory / name for name in sorted(INDEX_FILES)), directory]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    for name in sorted(INDEX_FILES):
+        with (directory / name).open("rb") as file:
+            sync_file(file)
+    sync_directory(directory)

@@ -46,7 +46,7 @@ from gateway.chroma.segments import (
 )
 from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError, NotFound
-from gateway.files import write_error
+from gateway.files import sync_directory, write_error
 
 _MAX_WITNESSES = 1000
 _COPY_BYTES = 4 << 20
@@ -315,7 +315,7 @@ def _apply(
             made.rename(live)
         elif live.exists():
             live.rename(scratch / "torn")
-        _sync_directory(data_dir)
+        sync_directory(data_dir)
 
 
 def _build(
@@ -403,14 +403,6 @@ def _scratch(data_dir: Path, segment_id: str) -> Iterator[Path]:
 def _fresh(path: Path) -> Path:
     path.mkdir(mode=0o700)
     return path
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

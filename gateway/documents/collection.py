@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
-from gateway.aio import shielded
+from gateway.aio import uninterrupted
 from gateway.errors import BadUpstream, NotFound, Unavailable
 
 Admit = Callable[[str, str | None], AbstractAsyncContextManager[None]]
@@ -112,16 +112,12 @@ class ChromaClient:
         give_up_at = time.monotonic() + _RETRY_FOR_S
         while True:
             try:
-                answer = await shielded(self._send(method, path, action, collection_id, body))
+                # Chroma finishes a request even if its client has gone.
+                return await uninterrupted(self._send(method, path, action, collection_id, body))
             except Unavailable as error:
                 if time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(error.retry_after_s or _RETRY_PAUSE_S)
-            else:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise asyncio.CancelledError  # `shielded` waited for the request and swallowed it
-                return answer
 
     async def _send(self, method: str, path: str, action: str, collection_id: str | None, body: Any) -> Any:
         try:

@@ -1,6 +1,7 @@
 """The documents of one user in the store."""
 
 import asyncio
+import contextlib
 import hashlib
 import mimetypes
 import random
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from gateway.aio import TaskPool
 from gateway.documents import flags
 from gateway.documents.digest import ExpectedDigests
 from gateway.documents.layout import Folder, avatar_prefix, avatars_prefix, check_avatar
@@ -205,19 +207,14 @@ class DocumentStore:
 
     async def delete_contents(self, contents: Iterable[ObjectInfo], progress: Callable[[int], None]) -> None:
         """Delete the objects that `contents` returned. Safe to repeat."""
-        remaining = iter(contents)
 
-        async def delete() -> None:
-            for info in remaining:
-                await self.store.delete(info.key)
-                progress(info.size_bytes)
+        async def delete(info: ObjectInfo) -> None:
+            await self.store.delete(info.key)
+            progress(info.size_bytes)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_DELETES_AT_ONCE):
-                    group.create_task(delete())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+        async with TaskPool(_DELETES_AT_ONCE) as pool:
+            for info in contents:
+                await pool.start(delete, info)
 
     # ------------------------------------------------------------------ flags
 
@@ -298,21 +295,17 @@ class DocumentStore:
         return digest.hexdigest()
 
     async def _digested(self, folder: Folder, documents: list[Document]) -> list[Document]:
-        slots = asyncio.Semaphore(_READS_AT_ONCE)
+        digested = list(documents)
 
-        async def digested(document: Document) -> Document:
-            async with slots:
-                try:
-                    return replace(document, digest=f"sha256:{await self.digest(folder, document)}")
-                except ObjectMissing:
-                    return document  # replaced or deleted since it was listed
+        async def digest(index: int, document: Document) -> None:
+            # A document that was replaced or deleted since it was listed stays as it was listed.
+            with contextlib.suppress(ObjectMissing):
+                digested[index] = replace(document, digest=f"sha256:{await self.digest(folder, document)}")
 
-        tasks = [asyncio.ensure_future(digested(document)) for document in documents]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+        async with TaskPool(_READS_AT_ONCE) as pool:
+            for index, document in enumerate(documents):
+                await pool.start(digest, index, document)
+        return digested
 
     def _note_digest(self, key: str, tag: str, digest: str) -> None:
         self._digests[key, tag] = digest

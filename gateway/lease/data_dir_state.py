@@ -9,12 +9,11 @@
 
 import contextlib
 import json
-import os
 import uuid
 from pathlib import Path
 
 from gateway.chroma.directory import PRIVATE
-from gateway.files import write_error
+from gateway.files import write_durably
 from gateway.lease.state import LeaseState
 
 _NAME = "home.json"
@@ -31,7 +30,7 @@ class DataDirState:
         """The directory's own name; given to it by the first call."""
         if not (name := self._read().get("home")):
             name = uuid.uuid4().hex
-            self._write({"home": name, "seen": None})
+            write_durably(self._path, json.dumps({"home": name, "seen": None}).encode())
         return name
 
     def see(self, lease_state: LeaseState | None) -> None:
@@ -54,7 +53,7 @@ class DataDirState:
         return lease_state.published if lease_state.published != self._read().get("seen") else None
 
     def _remember(self, seen: str | None) -> None:
-        self._write({"home": self.name(), "seen": seen})
+        write_durably(self._path, json.dumps({"home": self.name(), "seen": seen}).encode())
 
     def _read(self) -> dict[str, str]:
         """What is there; nothing where there is none, or where it is damaged: then the data are a stranger's."""
@@ -62,15 +61,3 @@ class DataDirState:
             document = json.loads(self._path.read_text())
             return document if isinstance(document, dict) else {}
         return {}
-
-    def _write(self, document: dict[str, str | None]) -> None:
-        new = self._path.with_suffix(".new")
-        try:
-            with new.open("w") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._path)
-        except OSError as error:
-            new.unlink(missing_ok=True)
-            raise write_error(f"writing {self._path} failed", error) from error

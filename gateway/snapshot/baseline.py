@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.chroma.disk import DATABASE, Signature
+from gateway.files import durable_file
 from gateway.snapshot.blocks import Fingerprinter, Fingerprints, Layout, Numbers
 from gateway.snapshot.model import File, Manifest, Pack, Piece
 from gateway.snapshot.packing import PackedPiece, packed_piece
@@ -166,7 +167,7 @@ def manifest_files(files: Iterable[StoredFile]) -> tuple[tuple[Pack, ...], tuple
 
 
 def save(path: Path, baseline: Baseline) -> None:
-    """Write the baseline to `path`, all of it or nothing. Raises OSError."""
+    """Write the baseline to `path` durably, all of it or nothing. Raises DiskFull or GatewayError."""
     arrays: dict[str, npt.NDArray[np.generic]] = {
         _SNAPSHOT: np.array(baseline.snapshot_id),
         _SEED: np.array(baseline.seed, np.uint64),
@@ -175,10 +176,8 @@ def save(path: Path, baseline: Baseline) -> None:
         arrays[f"fingerprints/{name}"], arrays[f"origins/{name}"] = file.fingerprints, file.origins
     for name, signature in baseline.signatures.items():
         arrays[f"signature/{name}"] = np.array(_without_ctime(signature), np.int64)
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as opened:
+    with durable_file(path) as opened:
         np.savez(opened, allow_pickle=False, **arrays)
-    temporary.rename(path)
 
 
 def saved_snapshot_id(path: Path) -> str | None:

@@ -289,7 +289,7 @@ class Snapshotter:
             log.warning("the baseline could not be saved", cause=str(error))
 
     async def save(self) -> None:
-        """Save the baseline to disk. Raises OSError."""
+        """Save the baseline to disk. Raises DiskFull or GatewayError."""
         baseline = self._baseline
         if baseline is None or not baseline.snapshot_id or self._saved_id == baseline.snapshot_id:
             return
@@ -347,7 +347,7 @@ class Snapshotter:
 
     async def close(self) -> None:
         """Save the baseline and close every file."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(GatewayError):
             await self.save()
         await asyncio.to_thread(self._tracker.forget)
 

@@ -30,7 +30,7 @@ from gateway.chroma.hnsw import index_problems
 from gateway.chroma.log import set_positions
 from gateway.chroma.migrations import installed_migrations
 from gateway.errors import CorruptSnapshot, DiskFull, IncompatibleSnapshot
-from gateway.files import write_error
+from gateway.files import sync_file, write_error
 from gateway.snapshot.baseline import Baseline, Origins, stored_file
 from gateway.snapshot.blocks import (
     Fingerprinter,
@@ -238,7 +238,7 @@ def _write(descriptor: int, writes: Iterator[tuple[int, memoryview]]) -> None:
 def _make_durable(target: Path, file: File) -> None:
     try:
         with (target / file.path).open("r+b", 0) as opened:
-            os.fsync(opened.fileno())
+            sync_file(opened)
     except OSError as error:
         raise write_error(f"making {file.path} durable failed", error) from error
 

@@ -152,7 +152,7 @@ def _save_baseline(staged: Staged, directory: DataDirectory) -> None:
     """Let the next snapshot store only what changes from here. Without the baseline it stores everything."""
     try:
         baselines.save(directory.baseline, staged.baseline(directory))
-    except OSError as error:
+    except GatewayError as error:
         log.warning("the baseline could not be saved, so the next snapshot stores everything", cause=str(error))
 
 

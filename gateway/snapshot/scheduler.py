@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import structlog
 
+from gateway.aio import cancel
 from gateway.errors import GatewayError, LeaseLost
 from gateway.snapshot.changes import Changes
 from gateway.snapshot.schedule import Schedule
@@ -95,9 +96,7 @@ class DeadMansSwitch:
 
     async def close(self) -> None:
         """Cancel the calls that are under way."""
-        for task in list(self._pings):
-            task.cancel()
-        await asyncio.gather(*self._pings, return_exceptions=True)
+        await cancel(*self._pings)
 
     async def _call(self, url: str) -> None:
         # The URL is a secret, since it identifies the switch. httpx names it in its errors, so those are not logged.

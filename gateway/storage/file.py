@@ -33,6 +33,7 @@ from gateway.errors import (
     StorageDenied,
     StorageUnavailable,
 )
+from gateway.files import is_disk_full, sync_directory, sync_file
 from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_prefix
 
 _OURS = ".gateway"
@@ -48,7 +49,6 @@ _PIECE_BYTES = 1 << 20
 # No write takes this long after its last byte; what is older was left by a crash.
 _ABANDONED_AFTER_S = 3600
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 
@@ -102,7 +102,7 @@ class FileStorage:
 
         def finish(new: Path, file: IO[bytes]) -> ObjectInfo | None:
             with self._translated("put", key):
-                _sync_file(file)
+                sync_file(file)
                 status = os.fstat(file.fileno())
                 if not self._put_in_place(key, new, may_replace):
                     return None
@@ -133,7 +133,7 @@ class FileStorage:
                     except FileNotFoundError:
                         raise self._missing(source) from None
                     with new.open("rb+") as file:
-                        _sync_file(file)
+                        sync_file(file)
                     return self._put_in_place(target, new, lambda path: not (if_absent and path.exists()))
                 finally:
                     new.unlink(missing_ok=True)
@@ -152,7 +152,7 @@ class FileStorage:
             try:
                 with new.open("xb") as file:
                     file.write(data)
-                    _sync_file(file)
+                    sync_file(file)
                 return self._put_in_place(key, new, may_replace)
             finally:
                 new.unlink(missing_ok=True)
@@ -399,16 +399,16 @@ class FileStorage:
         try:
             yield
         except OSError as error:
-            raise self._error(f"{operation} {self.url}{key}: {error.strerror or error}", error.errno) from error
+            raise self._error(f"{operation} {self.url}{key}: {error.strerror or error}", error) from error
 
-    def _error(self, message: str, number: int | None) -> GatewayError:
-        if number in _FULL:
+    def _error(self, message: str, error: OSError) -> GatewayError:
+        if is_disk_full(error):
             return DiskFull(message, "free some space where GATEWAY_STORE is, or give it more")
-        if number in _NOT_ALLOWED:
+        if error.errno in _NOT_ALLOWED:
             return StorageDenied(message, f"let the gateway read and write {self._root}, or correct GATEWAY_STORE")
-        if number in _NOT_A_DIRECTORY:
+        if error.errno in _NOT_A_DIRECTORY:
             return StorageDenied(message, f"GATEWAY_STORE needs a directory, which {self._root} cannot be")
-        if number == errno.ENAMETOOLONG:
+        if error.errno == errno.ENAMETOOLONG:
             return InvalidRequest(message)
         return StorageUnavailable(message)
 
@@ -450,11 +450,6 @@ async def _gathered(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[by
         yield bytes(held)
 
 
-def _sync_file(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def _version(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -483,18 +478,9 @@ def _make_directories(directory: Path) -> None:
 
 def _sync_directory(directory: Path) -> None:
     """Make the names in `directory` durable."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # what we wrote was deleted since, and the directory pruned
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some file systems cannot (FUSE, SMB); there a rename is as durable as it gets.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-    finally:
-        os.close(descriptor)
+    # The object may have been deleted since, and its directory pruned.
+    with contextlib.suppress(FileNotFoundError):
+        sync_directory(directory)
 
 
 def _prune(directory: Path) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.chroma.disk import DATABASE, Signature, signatures_of
+from gateway.errors import GatewayError
 from gateway.snapshot.baseline import (
     Baseline,
     StoredFile,
@@ -150,7 +151,7 @@ def test_failed_save_leaves_the_previous_baseline(path: Path, data_dir: Path) ->
     """The file is replaced as a whole or not at all."""
     before = path.read_bytes()
     path.with_suffix(".new").mkdir()
-    with pytest.raises(OSError, match="new"):
+    with pytest.raises(GatewayError, match="new"):
         save(path, baseline_of(manifest(NEWER), {}))
     assert path.read_bytes() == before
 
