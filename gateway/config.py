@@ -17,15 +17,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from gateway.auth.addresses import is_loopback, networks
 from gateway.errors import ConfigError
 from gateway.snapshot.schedule import check_cron
+from gateway.storage import registry
+from gateway.storage.protocol import Addressing
 
-# One path segment of the bucket layout, as plain as file systems, URLs and S3 all like it.
+# One path segment of the bucket layout, in characters that file systems, URLs and S3 all take.
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
-OPEN_TO_ALL = (
-    "listens where others than this machine can reach it, and no key is configured: set GATEWAY_KEYS_FILE, "
-    "GATEWAY_KEYS or GATEWAY_ADMIN_TOKEN (`chroma-gateway key new` makes a key), or, if really anybody may read and "
-    "write, GATEWAY_ALLOW_ANONYMOUS=true"
+_OPEN_TO_ALL = (
+    "other machines can reach it and no key is configured: set GATEWAY_KEYS_FILE, GATEWAY_KEYS or "
+    "GATEWAY_ADMIN_TOKEN (`chroma-gateway key new` makes a key), or GATEWAY_ALLOW_ANONYMOUS=true if everyone may read "
+    "and write"
 )
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -35,7 +37,7 @@ Optional = BeforeValidator(lambda value: None if value == "" else value)
 
 
 class Settings(BaseSettings):
-    """What an operator can set. Seconds are `_s`; directories are made absolute here."""
+    """What an operator can set. Times in seconds end in `_s`; paths are made absolute here."""
 
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -43,7 +45,7 @@ class Settings(BaseSettings):
     port: Port = Field(8000, validation_alias="PORT")
     chroma_port: Port = 8001
     data_dir: Path = Path("var/chroma")
-    store: str = "file://./var/store"
+    store: str = registry.DEFAULT_URL
     user_id: str = "default"
     admin_token: Annotated[SecretStr | None, Optional] = None
     keys_file: Path | None = None
@@ -85,12 +87,12 @@ class Settings(BaseSettings):
     embedding: str = "default"
     embedding_module: str = ""
     restore_retry_s: Seconds = Field(60, ge=0)
-    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_addressing: Addressing = "auto"
     log_format: Literal["text", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     traces: bool = False
     google_project: str | None = Field(None, validation_alias="GOOGLE_CLOUD_PROJECT")
-    # Put there by supervisord for the programs it runs; absent when the gateway runs by itself.
+    # supervisord sets it for the programs it runs; absent when the gateway runs by itself.
     supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")
 
     @field_validator("data_dir", "keys_file", "audit_file")
@@ -109,13 +111,15 @@ class Settings(BaseSettings):
     def _origins(cls, value: str) -> str:
         for origin in value.split(",") if value else ():
             if not _ORIGIN.fullmatch(origin.strip()):
-                raise ValueError("must be exact origins such as https://app.example.com, with commas between; no '*'")
+                raise ValueError(
+                    "must be exact origins such as https://app.example.com, separated by commas; '*' is not one"
+                )
         return value
 
     @model_validator(mode="after")
     def _closed_by_default(self) -> "Settings":
         if not (self.is_closed or self.allow_anonymous or is_loopback(self.host)):
-            raise ValueError(OPEN_TO_ALL)
+            raise ValueError(_OPEN_TO_ALL)
         return self
 
     @field_validator("user_id")
@@ -134,9 +138,9 @@ class Settings(BaseSettings):
 
     @field_validator("store")
     @classmethod
-    def _known_scheme(cls, value: str) -> str:
-        if not value.startswith(("file://", "s3://")):
-            raise ValueError("must be s3://bucket[/prefix] or file:///path")
+    def _store_url(cls, value: str) -> str:
+        if not registry.is_store_url(value):
+            raise ValueError(f"must be one of {registry.URL_FORMS}")
         return value
 
     @field_validator("restore")
@@ -164,7 +168,7 @@ class Settings(BaseSettings):
     def is_closed(self) -> bool:
         """Whether requests to `/api/` need a key.
 
-        An admin token alone closes what others than this machine can reach; on loopback it is for `/admin/*`.
+        An admin token alone closes a gateway that other machines can reach. On loopback it is for `/admin/*` only.
         """
         if self.allow_anonymous:
             return False
@@ -173,13 +177,13 @@ class Settings(BaseSettings):
 
     @property
     def origins(self) -> list[str]:
-        """Those of `GATEWAY_CORS_ORIGINS`."""
+        """The origins in `GATEWAY_CORS_ORIGINS`."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def takes_final_snapshot(self) -> bool:
-        """`GATEWAY_SNAPSHOT_ON_EXIT`, by default true where the store outlives the container."""
-        return self.store.startswith("s3://") if self.snapshot_on_exit is None else self.snapshot_on_exit
+        """`GATEWAY_SNAPSHOT_ON_EXIT`; by default true if the store outlives the container."""
+        return registry.outlives_container(self.store) if self.snapshot_on_exit is None else self.snapshot_on_exit
 
     @property
     def repository_prefix(self) -> str:
@@ -188,6 +192,7 @@ class Settings(BaseSettings):
 
     @property
     def logs_as_json(self) -> bool:
+        """Whether log lines are JSON: as `GATEWAY_LOG_FORMAT` says, else wherever stderr is not a terminal."""
         return self.log_format == "json" if self.log_format else not sys.stderr.isatty()
 
 
@@ -198,14 +203,14 @@ def variable_of(field: str) -> str:
 
 
 def _nearest(name: str) -> str | None:
-    """The variable that `name` was meant to be; told by the part after `GATEWAY_`, which all share."""
+    """The variable whose name is most like `name`, or None. The common beginning `GATEWAY_` is not compared."""
     known = {variable.removeprefix("GATEWAY_"): variable for variable in map(variable_of, Settings.model_fields)}
     near = difflib.get_close_matches(name.removeprefix("GATEWAY_"), known, 1)
     return known[near[0]] if near else None
 
 
 def load_settings() -> Settings:
-    """Read the environment. Raises ConfigError naming every variable that is wrong or unknown."""
+    """Read the environment. Raises ConfigError, which names every variable that is wrong or unknown."""
     known = {variable_of(field) for field in Settings.model_fields}
     problems, hint = [], None
     for name in sorted(os.environ):
@@ -218,7 +223,7 @@ def load_settings() -> Settings:
         settings = Settings()
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
-            # What concerns more than one setting has no place; the only such thing is where we listen.
+            # A problem of several settings together has no location; the only one concerns HOST.
             field = str(problem["loc"][0]) if problem["loc"] else "host"
             name = variable_of(field) if field in Settings.model_fields else field
             problems.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}")

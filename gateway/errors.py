@@ -1,39 +1,39 @@
-"""Every error the gateway raises on purpose, with what it means to HTTP, to a shell and to a retry.
+"""Every error that the gateway raises on purpose, with its HTTP status, its exit code and whether a retry may help.
 
     GatewayError                      500         exit 1
     ├── ConfigError                   500         exit 2   a wrong setting, a taken port, a second gateway
     ├── InvalidRequest                400
-    ├── Unauthorized                  401                  no key, or one that is not known
-    ├── Forbidden                     403                  a known key, which may not do that
+    ├── Unauthorized                  401                  no key, or an unknown one
+    ├── Forbidden                     403                  a known key without the permission
     ├── NotFound                      404
-    ├── NotAllowed                    405                  the route knows other methods
+    ├── NotAllowed                    405                  the route has other methods only
     ├── ClientTooSlow                 408                  a request did not arrive in time
     ├── Conflict                      409                  another operation is under way
-    ├── PreconditionFailed            412                  If-Match or If-None-Match does not hold
-    ├── BodyTooLarge                  413                  Chroma would refuse it too
-    ├── RangeNotSatisfiable           416                  a range begins past a document's end
-    ├── RateLimited                   429  retry           this visitor asks for more than it may
-    ├── HeadTooLarge                  431
-    ├── Unavailable                   503  retry           the data is not being served just now
-    │   ├── Overloaded                503  retry           Chroma has as much to do as it may have
+    ├── PreconditionFailed            412                  If-Match or If-None-Match does not match
+    ├── BodyTooLarge                  413                  the body is larger than the limit
+    ├── RangeNotSatisfiable           416                  the range begins past the end of a document
+    ├── RateLimited                   429  retry           a key has used up its quota
+    ├── HeadTooLarge                  431                  the head of a request is larger than the limit
+    ├── Unavailable                   503  retry           the data are not being served now
+    │   ├── Overloaded                503  retry           too many requests are waiting for Chroma
     │   ├── GateTimeout               503  retry           a write waited too long for the gate
     │   ├── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
-    │   └── LeaseLost                 503  retry           another gateway is the one writer of this store
-    ├── BadUpstream                   502                  Chroma broke off, or answered nonsense
+    │   └── LeaseLost                 503  retry           another gateway writes to this store now
+    ├── BadUpstream                   502                  Chroma closed the connection, or its answer is not HTTP
     ├── UpstreamTimeout               504                  Chroma did not answer a read in time
-    ├── DiskFull                      507
+    ├── DiskFull                      507                  the data directory or a file:// store is full
     ├── StorageError                  502         exit 3
-    │   ├── StorageUnavailable        503  retry  exit 3   cannot be reached, or says "later"
+    │   ├── StorageUnavailable        503  retry  exit 3   cannot be reached, or answers "later"
     │   ├── StorageDenied             502         exit 3   credentials, bucket or permission are wrong
-    │   └── ObjectMissing             502         exit 5   a key that should be there is not
+    │   └── ObjectMissing             502         exit 5   an object that must exist does not
     └── SnapshotError                 500         exit 5
-        ├── NothingToRestore          404         exit 4   a restore was demanded and there is nothing
-        ├── CorruptSnapshot           500         exit 5   bytes are missing or not the ones promised
-        └── IncompatibleSnapshot      500         exit 5   of a newer gateway or a newer Chroma
+        ├── NothingToRestore          404         exit 4   a restore was demanded and there is no snapshot
+        ├── CorruptSnapshot           500         exit 5   bytes are missing, or have the wrong digest
+        └── IncompatibleSnapshot      500         exit 5   made by a newer gateway or a newer Chroma
 
-`retryable` says that the same call may succeed later with nothing changed. In HTTP an error is
-`{"error", "message"}` in Chroma's own shape plus `"hint"` where we know what to do next. For the
-statuses that `chromadb` has exception types for, `error` is the name it raises by
+`retryable` means that the same call may succeed later although nobody has changed anything. In HTTP an error
+is `{"error", "message"}` as Chroma has it, plus `"hint"` where we know what to do next. For the statuses
+that `chromadb` has exception types for, `error` is the name that its client looks up
 (`chromadb/errors.py`, `error_types`).
 """
 
@@ -52,7 +52,7 @@ _CHROMA_NAMES = {
 
 
 class GatewayError(Exception):
-    """The root. `message` says what failed and why, `hint` the way out."""
+    """The root of the tree. `message` says what failed and why, `hint` says what to do about it."""
 
     status = 500
     exit_code = 1
@@ -66,7 +66,7 @@ class GatewayError(Exception):
 
     @property
     def name(self) -> str:
-        """The name `chromadb` raises by where it has one for this status, else our own class name."""
+        """The name of `chromadb`'s exception for this status, or else of our own class."""
         return _CHROMA_NAMES.get(self.status, type(self).__name__)
 
     def body(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Jobs: anything long that somebody asked for, and how far it has come.
+"""Jobs: long operations that run by themselves, and their progress.
 
-A job runs in a task of its own, so that whoever asked may wait for it, watch it, or go away. It ends as
-*succeeded*, *failed* or *cancelled*; cancelling waits until its work has cleaned up. The last ones are
+A job runs in a task of its own, so the client that started it may wait for it, watch it, or hang up. It ends as
+*succeeded*, *failed* or *cancelled*. Cancelling waits until its work has cleaned up. The last 100 jobs are
 remembered.
 """
 
@@ -21,8 +21,8 @@ from gateway.errors import GatewayError, NotFound
 log = structlog.get_logger()
 
 _REMEMBERED = 100
-_TELL_EVERY_S = 0.25
-# The rate is over about so long, not since the start: what an estimate is made of.
+_EVENT_EVERY_S = 0.25
+# The rate is measured over about this time and not since the start, so that an estimate follows changes.
 _RATE_OVER_S = 5.0
 
 State = Literal["running", "succeeded", "failed", "cancelled"]
@@ -30,29 +30,30 @@ Result = BaseModel | Mapping[str, Any] | None
 
 
 class JobStatus(BaseModel):
-    """A job as it is shown."""
+    """A job as clients see it."""
 
-    id: str = Field(description="counts up; of this run of the gateway")
+    id: str = Field(description="a number that counts up from 1 at each start of the gateway")
     kind: str = Field(description="`snapshot`, `restore`, `verify`, …")
     subject: str = Field(description="what it is about, such as a snapshot's id")
-    state: State = Field(description="how it stands")
+    state: State = Field(description="whether it runs, or how it ended")
     phase: str | None = Field(None, description="what it is doing")
-    done: int = Field(0, description="of this phase, in `unit`")
-    total: int | None = Field(None, description="of this phase, in `unit`; null if unknown")
+    done: int = Field(0, description="how much of this phase is done, in `unit`")
+    total: int | None = Field(None, description="how much this phase has to do, in `unit`; null if unknown")
     unit: str = Field("bytes", description="what is counted")
-    rate_per_s: float | None = Field(None, description="units per second, lately")
-    remaining_s: float | None = Field(None, description="estimate of what this phase still takes, in seconds")
+    rate_per_s: float | None = Field(None, description="units per second over the last seconds")
+    remaining_s: float | None = Field(None, description="estimate of the time until this phase is done, in seconds")
     started_at: AwareDatetime = Field(description="when it began")
     ended_at: AwareDatetime | None = Field(None, description="when it ended")
     result: dict[str, Any] | None = Field(None, description="what it returned, if it succeeded")
     error: dict[str, Any] | None = Field(None, description="what failed, in the shape of all errors")
-    exit_code: int | None = Field(None, description="what a command that asked for it ends with; null while it runs")
+    exit_code: int | None = Field(None, description="the exit code of a command that waits for it; null while it runs")
 
 
 class Progress:
-    """How far one job has come; its work tells, whoever watches reads."""
+    """How far long work has come. The work calls the methods; an observer reads the attributes."""
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called after every change, in the thread that made it."""
         self._changed = changed
         self.name: str | None = None
         self.total: int | None = None
@@ -61,44 +62,61 @@ class Progress:
         self._since = (0.0, 0)
 
     def phase(self, name: str, total: int | None, unit: str = "bytes") -> None:
-        """A new phase begins, of `total` units, None if that cannot be known."""
+        """Begin a phase of `total` units; None if the number is not known."""
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self._since = (time.monotonic(), 0)
         self._changed()
 
     def advance(self, count: int) -> None:
-        """So many units more are done."""
+        """Note that `count` more units are done."""
         self.at(self.done + count)
 
     def at(self, done: int) -> None:
-        """So many units are done."""
+        """Note that `done` units of this phase are done."""
         self.done = done
         self._changed()
 
     @property
     def rate_per_s(self) -> float | None:
-        """Units per second lately; None before there is anything to tell."""
+        """Units per second over the last seconds; None before the first unit of the phase is done."""
         since, done = self._since
         passed = time.monotonic() - since
         if passed <= 0 or self.done <= done:
             return None
         rate = (self.done - done) / passed
         if passed > _RATE_OVER_S:
-            # Half of what was seen is kept, so that the next answer is not of an instant.
+            # Keep half of the time, so that the next rate is not that of an instant.
             self._since = (since + passed / 2, done + (self.done - done) // 2)
         return rate
 
     @property
     def remaining_s(self) -> float | None:
-        """An estimate for the rest of this phase; None where there is nothing to base it on."""
+        """Estimate of the seconds until this phase is done; None without a total or a rate."""
         rate = self.rate_per_s
         if rate is None or self.total is None:
             return None
         return max(0, self.total - self.done) / rate
 
 
+def counted(progress: Progress, phase: str) -> Callable[[int, int], None]:
+    """Return a callback that takes bytes done and bytes in all, and notes them in `progress`.
+
+    `phase` begins with its first call.
+    """
+    begun = False
+
+    def note(done: int, total: int) -> None:
+        nonlocal begun
+        if not begun:
+            progress.phase(phase, total)
+            begun = True
+        progress.at(done)
+
+    return note
+
+
 class Job:
-    """One of them."""
+    """One long operation that runs, or has ended."""
 
     def __init__(self, job_id: str, kind: str, subject: str, on_end: Callable[["Job"], None]) -> None:
         self.id, self.kind, self.subject, self._on_end = job_id, kind, subject, on_end
@@ -107,9 +125,9 @@ class Job:
         self.ended_at: datetime | None = None
         self.result: Result = None
         self.failure: GatewayError | None = None
-        self._news = asyncio.Event()
+        self._change = asyncio.Event()
         self._ended = asyncio.Event()
-        self.progress = Progress(self._tell)
+        self.progress = Progress(self._changed)
         self._task: asyncio.Task[None] | None = None
 
     def status(self) -> JobStatus:
@@ -135,9 +153,9 @@ class Job:
         )
 
     async def outcome(self) -> Result:
-        """Wait for its end and return its result, or raise what it failed of.
+        """Wait for the end and return the result, or raise the error that the work failed with.
 
-        Who stops waiting does not stop the job. Raises GatewayError if it was cancelled.
+        A caller that stops waiting does not stop the job. Raises GatewayError if the job was cancelled.
         """
         await self._ended.wait()
         if self.failure is not None:
@@ -145,32 +163,32 @@ class Job:
         return self.result
 
     async def ended(self) -> None:
-        """Wait for its end, whichever."""
+        """Wait until it has succeeded, failed or been cancelled."""
         await self._ended.wait()
 
     async def events(self) -> AsyncIterator[JobStatus]:
-        """Its status now, then whenever it has changed, not too often, and at last how it ended."""
+        """Yield the status now, then after changes, at most four times a second, and last the one at the end."""
         while True:
-            self._news.clear()
+            self._change.clear()
             status = self.status()
             yield status
             if status.state != "running":
                 return
-            if self.state == "running":  # else another watcher may have taken the news of its end
-                await self._news.wait()
+            if self.state == "running":  # at the end another watcher may have cleared the event already
+                await self._change.wait()
             if self.state == "running":
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_TELL_EVERY_S):
+                    async with asyncio.timeout(_EVENT_EVERY_S):
                         await self._ended.wait()
 
     async def begun(self) -> None:
-        """Let it take its first step; raises what it failed of, if it was refused at once."""
+        """Let the work take its first step. Raises the error if the work was refused at once."""
         await asyncio.sleep(0)
         if self.state == "failed" and self.failure is not None:
             raise self.failure
 
     async def cancel(self) -> None:
-        """Stop it, and wait until its work has cleaned up. Nothing happens to one that has ended."""
+        """Cancel the work and wait until it has cleaned up. Does nothing if the job has ended."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -184,7 +202,7 @@ class Job:
             self.state = "succeeded"
         except GatewayError as error:
             self.state, self.failure = "failed", error
-            # They hold what the work had in its hands, and a failure is remembered for long.
+            # They refer to what the work held in memory, and a failed job is remembered for long.
             error.__traceback__ = error.__cause__ = error.__context__ = None
         except asyncio.CancelledError:
             self._note_cancelled()
@@ -200,24 +218,24 @@ class Job:
     def _end(self) -> None:
         self.ended_at = datetime.now(UTC)
         self._ended.set()
-        self._tell()
+        self._changed()
         self._on_end(self)
 
-    def _tell(self) -> None:
-        self._news.set()
+    def _changed(self) -> None:
+        self._change.set()
 
 
 class Jobs:
-    """All jobs of this run of the gateway. Used from the event loop's thread."""
+    """All jobs since the start of the gateway. Used from the event loop's thread."""
 
     def __init__(self, on_end: Callable[[Job], None] = lambda _: None) -> None:
-        """`on_end` hears of every job that ended."""
+        """`on_end` is called with every job that has ended."""
         self._on_end = on_end
         self._jobs: dict[str, Job] = {}
         self._numbers = itertools.count(1)
 
     def start(self, kind: str, subject: str, work: Callable[[Progress], Awaitable[Result]]) -> Job:
-        """Begin `work` in a task of its own and return its job."""
+        """Start `work` in a task of its own and return its job."""
         job = Job(str(next(self._numbers)), kind, subject, self._on_end)
         self._jobs[job.id] = job
         job._task = asyncio.create_task(job._run(work))
@@ -225,17 +243,17 @@ class Jobs:
         return job
 
     def get(self, job_id: str) -> Job:
-        """Raises NotFound."""
+        """Return the job of that id. Raises NotFound, also for one that is no longer remembered."""
         if job_id not in self._jobs:
-            raise NotFound(f"there is no job {job_id}", "GET /admin/jobs lists those of this run of the gateway")
+            raise NotFound(f"there is no job {job_id}", "GET /admin/jobs lists those since the start of the gateway")
         return self._jobs[job_id]
 
     def all(self) -> list[Job]:
-        """Newest first."""
+        """Return every remembered job, newest first."""
         return list(reversed(self._jobs.values()))
 
     async def close(self, *, spare: str | None = None) -> None:
-        """Cancel what runs, except those of kind `spare`, and wait until it has cleaned up."""
+        """Cancel the running jobs, except those of the kind `spare`, and wait until their work has cleaned up."""
         await asyncio.gather(*(job.cancel() for job in self._jobs.values() if job.kind != spare))
 
     def _forget_oldest(self) -> None:

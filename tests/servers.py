@@ -1,10 +1,11 @@
-"""Real S3 servers for tests, each a process of its own on 127.0.0.1 while its context lasts.
+"""Real S3 servers for tests. Each is a process on 127.0.0.1 that runs as long as its `with` block.
 
     with ministack() as server:
         server.make_bucket("b")
-        env = server.env        # for AWS_*: keys, endpoint, region; nothing of this machine's own
+        env = server.env        # AWS_*: credentials, endpoint, region; no configuration of this machine
 
-DESIGN says which one is good for what. Other tests use `ministack`.
+Most tests use `ministack`: it is fast and verifies checksums. `moto` is a second opinion. `rclone` ignores the
+conditions of conditional writes.
 """
 
 import contextlib
@@ -42,7 +43,7 @@ class S3Server:
 
     @property
     def env(self) -> dict[str, str]:
-        """What makes an S3 client talk to it and to nothing else."""
+        """The variables with which an S3 client talks to this server and to no other one."""
         return {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
@@ -76,7 +77,7 @@ def ministack() -> Iterator[S3Server]:
 
 @contextmanager
 def moto() -> Iterator[S3Server]:
-    """Conditional writes are right; checksums are not looked at. Keep objects small."""
+    """Conditional writes are right and atomic; checksums are not verified. Keep objects below 64 MiB."""
     port = free_port()
     with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port) as server:
         yield server
@@ -103,7 +104,7 @@ def rclone_in(directory: Path) -> Iterator[S3Server]:
 
 @contextmanager
 def faults(upstream_port: int) -> Iterator[FaultProxy]:
-    """A proxy before the server on `upstream_port`; see `tests.store_faults` for what it can do."""
+    """A proxy in front of the server on `upstream_port`; see `tests.store_faults` for its faults."""
     with FaultProxy(upstream_port) as proxy:
         yield proxy
 
@@ -141,7 +142,7 @@ def _running(command: Sequence[str], port: int, env: Mapping[str, str] | None = 
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Wait until it answers any HTTP at all; False if it ended, or takes too long."""
+    """Wait until the server answers any HTTP request. Return False if it has ended or takes too long."""
     give_up_at = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < give_up_at:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=1)) as connection:

@@ -1,10 +1,9 @@
-"""An HTTP proxy that misbehaves as told, to stand in front of a real S3 server.
+"""An HTTP proxy in front of a real S3 server that injects faults.
 
     with FaultProxy(server.port) as proxy:
         proxy.rules = [Rule("status", method="GET", count=2), Rule("drop_reply", method="PUT")]
 
-It passes requests on as they came, `Host` too, so that their signatures stay right. What goes through
-is held in memory as a whole.
+It passes requests on unchanged, `Host` too, so that their signatures stay valid. Bodies are held in memory whole.
 """
 
 import contextlib
@@ -30,21 +29,22 @@ _IDLE_TIMEOUT_S = 60
 
 @dataclass
 class Rule:
-    """One way to misbehave. The first rule that fits a request and is not used up applies to it.
+    """A fault and the requests that it applies to. The first rule that fits a request and is not used up applies.
 
-    It lets `skip` requests pass before the first one.
+    `method` and `contains` (a part of the URL) select requests; the first `skip` of them pass, the next `count`
+    get the fault, without `count` all of them.
 
-    status        answer `status` with an S3 error, without asking the server
-    close         end the connection, without asking the server
-    reset         break the connection, without asking the server
-    drop_reply    let the server do it, then break the connection
-    delay         ask the server `delay_s` later
-    stall         never answer; with `at_byte`, stop there in the answer's body
-    drip          send the answer in 20 pieces, with `delay_s` in all between them
-    truncate      end the answer's body at `at_byte`, though its length promised more
+    status        answer `status` with an S3 error; the server gets nothing
+    close         close the connection; the server gets nothing
+    reset         reset the connection; the server gets nothing
+    drop_reply    let the server act, then reset the connection
+    delay         pass the request on `delay_s` later
+    stall         never answer; with `at_byte`, stop at that byte of the answer's body
+    drip          send the answer in 20 pieces, which takes `delay_s` in all
+    truncate      end the answer's body at `at_byte`, although its length promises more
     flip          change the byte at `at_byte` of the answer's body
     ignore_range  pass the request on without its `Range`
-    replace       answer `status` with `body`, without asking the server
+    replace       answer `status` with `body`; the server gets nothing
     """
 
     fault: Fault
@@ -64,7 +64,7 @@ class Rule:
 class FaultProxy:
     """Listens on `port` of 127.0.0.1 while entered; `rules` may be replaced at any time.
 
-    `requests` are the method and target of all that arrived, in order.
+    `requests` has the method and target of every request, in order of arrival.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -106,13 +106,13 @@ class _Server(socketserver.ThreadingTCPServer):
     proxy: FaultProxy
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients hang up; that is what they are here for."""
+        """Clients that hang up are expected here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_TIMEOUT_S
-    # Else an answer's head and body wait for each other's acknowledgement.
+    # With Nagle's algorithm the body of an answer waits for the acknowledgement of its head.
     disable_nagle_algorithm = True
     server: _Server
 
@@ -136,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
     def ask(self, port: int, body: bytes, rule: Rule) -> None:
-        """Pass the request on, and the answer back, with what `rule` does on the way."""
+        """Pass the request on and the answer back, with the fault of `rule`."""
         if rule.fault != "drip":
             time.sleep(rule.delay_s)
         if rule.fault == "ignore_range":
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(
         self, status: int, headers: list[tuple[str, str]], body: bytes | bytearray, sent: int | None = None
     ) -> None:
-        """Answer with `body`, or with its first `sent` bytes under the length of all."""
+        """Answer with `body`, or with its first `sent` bytes and the length of all of it."""
         self.send_response_only(status)
         for name, value in headers:
             self.send_header(name, value)
@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def drip(self, status: int, headers: list[tuple[str, str]], body: bytes, seconds: float) -> None:
-        """Answer as slowly as `seconds` in all."""
+        """Send the answer in 20 pieces, which takes `seconds` in all."""
         self.answer(status, headers, body, 0)
         self.close_connection = False
         step = max(1, len(body) // 20)

@@ -12,9 +12,8 @@ from gateway.cli.output import validation_problems
 from gateway.config import Settings, load_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
 from gateway.files import scratch_directory
-from gateway.jobs import Progress
+from gateway.jobs import Progress, counted
 from gateway.snapshot.fetch import fetch_verified
-from gateway.snapshot.progress import counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
 from gateway.snapshot.tar import tar

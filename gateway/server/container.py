@@ -28,8 +28,7 @@ from gateway.proxy.limits import ProxyLimits
 from gateway.proxy.policy import RequestPolicy
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.retention import Keep
-from gateway.storage import NoDeleteStorage, Storage, open_storage
-from gateway.storage.instrumented import InstrumentedStorage
+from gateway.storage import InstrumentedStorage, NoDeleteStorage, Storage, open_storage
 from gateway.supervisor.client import SupervisedProcess
 from gateway.vectorstore import VectorStore, VectorStoreOptions
 

@@ -19,12 +19,12 @@ from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
 from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
+from gateway.jobs import Progress
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, StoredFile
 from gateway.snapshot.capture import Cut, freeze, plan_cut, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
-from gateway.snapshot.progress import Progress, Silent
 from gateway.snapshot.repository import Repository
 
 log = structlog.get_logger()
@@ -99,7 +99,7 @@ class Snapshotter:
         the snapshot is listed whole or not at all. Safe to retry. Only one call may run at a time.
         Raises Unavailable, QuiesceTimeout, DiskFull, StorageError, LeaseLost.
         """
-        progress = progress or Silent()
+        progress = progress or Progress()
         started, run = time.monotonic(), self._chroma.require_served()
         progress.phase("preparing", None)
         await self._repository.make()

@@ -22,9 +22,9 @@ from gateway.chroma.process import http_client, scratch_chroma
 from gateway.chroma.watch import probe
 from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
 from gateway.files import scratch_directory
+from gateway.jobs import Progress
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.model import Snapshot
-from gateway.snapshot.progress import Progress
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.tar import untar
 

@@ -16,6 +16,7 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.errors import Conflict, GatewayError
 from gateway.files import scratch_directory
+from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
 from gateway.snapshot.changes import Changes
 from gateway.snapshot.create import Snapshotter
@@ -23,7 +24,6 @@ from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
-from gateway.snapshot.progress import Progress, Silent, counted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_live, start_or_roll_back
 from gateway.snapshot.retention import Keep
@@ -141,7 +141,7 @@ class Operations:
                 await self.repository.manifest(await self.repository.resolve(name))
             await self._leader.adopt()
             snapshot_id = await self.repository.resolve(name)
-            note = counted(progress or Silent(), "fetching")
+            note = counted(progress or Progress(), "fetching")
 
             def fetched(done: int, total: int) -> None:
                 self.restored_bytes = (done, total)

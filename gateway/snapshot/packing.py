@@ -17,8 +17,8 @@ import zstandard
 
 from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.errors import CorruptSnapshot
+from gateway.jobs import Progress
 from gateway.snapshot.model import Pack, Piece
-from gateway.snapshot.progress import Progress
 from gateway.snapshot.repository import Repository
 
 PIECE_BYTES = 4 << 20

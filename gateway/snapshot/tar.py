@@ -19,7 +19,7 @@ from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.disk import DATABASE, has_super_journal, is_chromas, is_snapshot_path
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.files import write_error
-from gateway.snapshot.progress import Progress
+from gateway.jobs import Progress
 
 _BLOCK_BYTES = 512
 _PIECE_BYTES = 1 << 20

@@ -17,9 +17,9 @@ from gateway.chroma import database
 from gateway.chroma.process import http_client, scratch_chroma
 from gateway.errors import SnapshotError
 from gateway.files import scratch_directory
+from gateway.jobs import Progress, counted
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
-from gateway.snapshot.progress import Progress, counted
 from gateway.snapshot.repository import Repository
 
 Level = Literal["data", "boot"]

@@ -1,64 +1,34 @@
-"""Where snapshots and documents outlive the container: one protocol, a directory or a bucket behind it.
+"""Where snapshots and documents are stored so that they outlive the container: a directory or a bucket.
 
-Vocabulary: an *object* is bytes under a *key*; a *version* is a token of the bytes an object has, for
-writing only if nobody else did; a *prefix* is what a set of keys starts with. `gateway.storage.protocol`
-is the contract and `tests/contract` asks it of every implementation:
+Vocabulary: an *object* is a sequence of bytes under a *key*. A *prefix* is what a set of keys starts with. A
+*version* is a token of the bytes that an object has: a conditional write gives it back. A *tag* is what a
+listing tells of an object, and changes with its bytes too.
 
-    FileStore    a directory: fsync and atomic rename       (`gateway.storage.file`)
-    S3Store      a bucket, at AWS or anything like it       (`gateway.storage.s3`)
-    Prefixed     one folder of either                       (`gateway.storage.prefixed`)
-    Undeletable  either, and nothing is ever deleted        (`gateway.storage.no_delete`)
+    protocol    the contract, in prose; `tests/contract` asks it of every implementation
+    file        FileStorage: a directory, with fsync and atomic rename
+    s3          S3Storage: a bucket, at AWS or anything that speaks S3
+    wrappers    PrefixedStorage, InstrumentedStorage, NoDeleteStorage: stores round a store
+    registry    from the URL in GATEWAY_STORE to a store: `open_storage`
 
-1. `open_storage(GATEWAY_STORE)` makes one; nothing is touched yet.
-2. `PrefixedStorage(store, "users/{user_id}/vectorstore/")` is what one gateway owns of it.
-3. The first call connects. What cannot be read raises: it is never taken for empty.
+1. `open_storage(GATEWAY_STORE)` makes a store. Nothing is touched yet.
+2. `PrefixedStorage(store, "users/{user_id}/vectorstore/")` is the part of it that one gateway owns.
+3. The first call connects. A store that cannot be read raises an error: it is never taken for an empty one.
 """
 
-import re
-from pathlib import Path
-from typing import Literal
-
-from gateway.errors import ConfigError, InvalidRequest
 from gateway.storage.file import FileStorage
-from gateway.storage.no_delete import NoDeleteStorage
-from gateway.storage.prefixed import PrefixedStorage
 from gateway.storage.protocol import ObjectInfo, Storage, Versioned, check_key
-from gateway.storage.s3 import S3Storage
+from gateway.storage.registry import open_storage
+from gateway.storage.wrappers import InstrumentedStorage, NoDeleteStorage, PrefixedStorage
 
+# Not S3Storage: importing its SDK takes most of a second, which a gateway with another store need not wait for.
 __all__ = [
     "FileStorage",
+    "InstrumentedStorage",
     "NoDeleteStorage",
     "ObjectInfo",
     "PrefixedStorage",
-    "S3Storage",
     "Storage",
     "Versioned",
     "check_key",
     "open_storage",
 ]
-
-_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
-
-
-def open_storage(url: str, *, addressing: Literal["auto", "path", "virtual"] = "auto") -> Storage:
-    """The store at `url`: `file:///path`, `file://./relative/path` or `s3://bucket[/prefix]`.
-
-    Paths are taken as they are written, without percent-escapes. Raises ConfigError; whether the
-    store can be reached shows with the first call.
-    """
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme == "file" and re.match(r"\.{0,2}/", rest) and rest.strip("./"):
-        return FileStorage(Path(rest).absolute())
-    bucket, _, prefix = rest.partition("/")
-    if separator and scheme == "s3" and _BUCKET.fullmatch(bucket):
-        try:
-            return S3Storage(bucket, prefix, addressing=addressing)
-        except InvalidRequest as error:
-            raise ConfigError(f"GATEWAY_STORE: {error.message}") from None
-    # What stands before an "@" may be a password.
-    shown = repr(url) if "@" not in url else "a URL with '@'"
-    raise ConfigError(
-        f"GATEWAY_STORE: {shown} is not a store",
-        "use s3://bucket[/prefix], file:///absolute/path or file://./relative/path; "
-        "credentials go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    )

@@ -1,13 +1,12 @@
-"""Objects as files below one directory: the embedded default, and a store for tests.
+"""Objects as files below one directory: the default store, and a store for tests.
 
-    <root>/<key>             an object, whole at every moment
-    <root>/.gateway/lock     held by whoever changes names below the root
-    <root>/.gateway/new/     objects being written; what a crash leaves here belongs to nobody
+    <root>/<key>             an object
+    <root>/.gateway/lock     locked while a process changes names below the root
+    <root>/.gateway/new/     objects being written; a crash may leave files here
 
-Writing: the bytes go to a file of their own in `new`, are made durable, and only then get their name,
-by a rename under the lock. The lock is what makes the conditional writes atomic across processes, and
-what keeps a delete from pruning the directory that a put is about to use. Readers never take it, so
-that a store can be read where it cannot be written.
+A write puts the bytes into a file in `new`, flushes it to the disk, and then renames it to its key under the lock.
+The lock makes conditional writes atomic across processes, and it keeps a delete from removing the directory that
+a put is about to use. Readers do not take it, so a store that cannot be written can still be read.
 """
 
 import asyncio
@@ -39,30 +38,35 @@ from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_pre
 _OURS = ".gateway"
 _MAX_NAME_BYTES = 255
 
-# The lock is held for a rename, never while bytes are written.
+# Time enough: the lock is held for a rename, never while bytes are written.
 _LOCK_TIMEOUT_S = 30
 _LOCK_POLL_S = 0.002
 
-# What is read or written in one step, on its way through memory.
+# Bytes read or written in one step.
 _PIECE_BYTES = 1 << 20
 
-# No write takes this long after its last byte; what is older was left by a crash.
+# No write takes this long after its last byte: an older file in `new` was left by a crash.
 _ABANDONED_AFTER_S = 3600
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 
 
-class FileStorage:
-    """The store below `root`, which is made by the first write.
+def open_url(location: str, **_: object) -> "FileStorage":
+    """Return the store at `file://` and `location`, which is a path; a relative one becomes absolute here."""
+    return FileStorage(Path(location).absolute())
 
-    Three things that S3 allows are refused: the folder `.gateway`, parts of a key above 255 bytes,
-    and a key that is also the folder of other keys. Symbolic links below the root are not followed.
-    A cancelled call may still come to its end, in its thread.
+
+class FileStorage:
+    """The store below the directory `root`, which the first write makes.
+
+    Three things that S3 allows raise InvalidRequest: the folder `.gateway`, a part of a key with more than 255 bytes,
+    and a key that is also the folder of other keys. Symbolic links below the root are not followed. When a call is
+    cancelled, its thread still finishes.
     """
 
     def __init__(self, root: Path) -> None:
-        # Not resolved: that would turn a link to a disk that is missing into a directory that is.
+        # Not resolved: where the root is a link to a disk that is not mounted, that must stay visible.
         self._root = Path(os.path.abspath(root))  # noqa: PTH100
         self._new = self._root / _OURS / "new"
         self._swept = False
@@ -106,7 +110,7 @@ class FileStorage:
                 status = os.fstat(file.fileno())
                 if not self._put_in_place(key, new, may_replace):
                     return None
-                # By the file and not by its name, which may be somebody else's by now.
+                # Of the open file: another writer may have replaced the name by now.
                 return _info(key, status)
 
         new, file = await asyncio.to_thread(open_new)
@@ -115,7 +119,7 @@ class FileStorage:
                 await asyncio.to_thread(write, file, piece)
             return await asyncio.to_thread(finish, new, file)
         finally:
-            # Not in a thread: a cancelled upload must still come to this end.
+            # Not in a thread: a cancelled upload must clean up too.
             file.close()
             new.unlink(missing_ok=True)
 
@@ -145,7 +149,7 @@ class FileStorage:
         return None
 
     def _write(self, key: str, data: bytes, may_replace: Callable[[Path], bool]) -> bool:
-        """Put `data` in place if `may_replace`, asked under the lock, says so; say whether it did."""
+        """Store `data` if `may_replace`, called under the lock, returns true. Return whether it was stored."""
         with self._translated("put", key):
             self._path(key)
             new = self._name_new()
@@ -158,7 +162,10 @@ class FileStorage:
                 new.unlink(missing_ok=True)
 
     def _put_in_place(self, key: str, new: Path, may_replace: Callable[[Path], bool]) -> bool:
-        """Give the durable file `new` its name, if `may_replace`, asked under the lock, says so; say whether it did."""
+        """Rename the durable file `new` to `key` if `may_replace`, called under the lock, returns true.
+
+        Return whether it was renamed.
+        """
         path = self._path(key)
         with self._locked():
             if path.is_dir():
@@ -174,7 +181,7 @@ class FileStorage:
         return True
 
     def _name_new(self) -> Path:
-        """The name of a file to be written."""
+        """A path for a new file. Removes what crashes left, at the first call."""
         _make_directories(self._new)
         if not self._swept:
             self._swept = True
@@ -200,12 +207,12 @@ class FileStorage:
                 parent = path.parent
                 while parent != self._root and _prune(parent):
                     parent = parent.parent
-            # Durable like a put: the order of deletes is what keeps a manifest from outliving its packs.
+            # Durable like a put: a manifest is deleted before its packs, also across a power cut.
             _sync_directory(parent)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock of all processes and threads that change names below the root."""
+        """Hold the lock that all processes and threads take to change names below the root."""
         _make_directories(self._new)
         lock = os.open(self._root / _OURS / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -215,7 +222,7 @@ class FileStorage:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    # A stopped process may hold it for ever; flock itself has no timeout.
+                    # A suspended process may hold it for ever, and flock itself has no timeout.
                     if time.monotonic() > give_up_at:
                         raise StorageUnavailable(
                             f"the lock of {self.url} was held by another process for {_LOCK_TIMEOUT_S} s",
@@ -322,7 +329,7 @@ class FileStorage:
             yield name
 
     def _folder(self, prefix: str) -> tuple[Path, str]:
-        """The directory that holds all keys with `prefix`, and the part of `prefix` that names it."""
+        """Return the directory that holds all keys with `prefix`, and the part of `prefix` that names it."""
         check_prefix(prefix)
         self._check_root()
         folder = prefix[: prefix.rfind("/") + 1]
@@ -333,8 +340,8 @@ class FileStorage:
             with os.scandir(directory) as found:
                 entries = list(found)
         except (FileNotFoundError, NotADirectoryError):
-            return  # there is none, or it was pruned meanwhile
-        # Sorted as keys are: "a-b" comes before "a/b", which comes before "a0".
+            return  # it does not exist, or was pruned meanwhile
+        # In the order of keys: "a-b" comes before "a/b", which comes before "a0".
         keyed = [
             (folder + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else ""), entry) for entry in entries
         ]
@@ -342,7 +349,7 @@ class FileStorage:
             if not key.startswith(prefix) or key == f"{_OURS}/":
                 continue
             if entry.is_symlink():
-                # Left out, it would make a store look emptier than it is.
+                # Leaving it out would make the store look emptier than it is.
                 raise self._linked(key)
             if key.endswith("/"):
                 yield from self._walk(directory / entry.name, key, prefix)
@@ -359,7 +366,7 @@ class FileStorage:
     # ------------------------------------------------------------------ names
 
     def _path(self, key: str) -> Path:
-        """Where `key` is. Raises InvalidRequest, or StorageDenied where a symbolic link leads elsewhere."""
+        """Return the path of `key`. Raises InvalidRequest, or StorageDenied if a symbolic link is on the way."""
         parts = check_key(key).split("/")
         if parts[0] == _OURS:
             raise InvalidRequest(f"{key!r} cannot be a key: the store keeps its own files in {_OURS}/")
@@ -371,7 +378,7 @@ class FileStorage:
         return path
 
     def _is_object(self, path: Path) -> bool:
-        """Whether `path` is a file. Raises StorageDenied or OSError if that cannot be known."""
+        """Return whether `path` is a regular file. Raises StorageDenied or OSError if the root cannot be read."""
         self._check_root()
         try:
             return stat.S_ISREG(path.stat().st_mode)
@@ -379,13 +386,13 @@ class FileStorage:
             return False
 
     def _check_root(self) -> None:
-        """Raise what tells a root that cannot be read from one that no write has made yet."""
+        """Raise StorageDenied or OSError if the root exists and cannot be read; do nothing if no write has made it."""
         try:
             self._root.stat()
         except FileNotFoundError:
             if self._root.is_symlink():
                 raise StorageDenied(
-                    f"{self.url} is a symbolic link to something that is not there",
+                    f"{self.url} is a symbolic link to something that does not exist",
                     "mount or make what it points to, or correct GATEWAY_STORE",
                 ) from None
             return
@@ -418,7 +425,7 @@ class FileStorage:
     def _linked(self, key: str) -> StorageDenied:
         return StorageDenied(
             f"{self.url}{key} leads through a symbolic link, which is not followed",
-            "put the files themselves there, or let GATEWAY_STORE name the directory they are in",
+            "put the files themselves there, or set GATEWAY_STORE to the directory they are in",
         )
 
 
@@ -427,7 +434,7 @@ def _info(key: str, status: os.stat_result) -> ObjectInfo:
 
 
 def _tag(status: os.stat_result) -> str:
-    """Changes with every put, which makes a new inode, and with the time of every edit by somebody else."""
+    """The inode changes with every put, the time with every edit by another program."""
     return f"{status.st_ino:x}-{status.st_mtime_ns:x}-{status.st_size:x}"
 
 
@@ -439,7 +446,7 @@ def _tag_of_file(path: Path) -> str | None:
 
 
 async def _gathered(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of at least `size`, but for the last: each costs a thread."""
+    """Yield the same bytes in pieces of at least `size`, except the last one: each piece costs a thread."""
     held = bytearray()
     async for piece in pieces:
         held += piece
@@ -462,7 +469,7 @@ def _version_of_file(path: Path) -> str | None:
 
 
 def _make_directories(directory: Path) -> None:
-    """Make `directory` and what is missing above it, each durable."""
+    """Make `directory` and the missing ones above it, each durably."""
     missing = []
     while not directory.is_dir():
         missing.append(directory)
@@ -472,7 +479,7 @@ def _make_directories(directory: Path) -> None:
             made.mkdir()
         if not made.is_dir():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(made))
-        # Also where another writer made it just now: what we put there must not go with it.
+        # Also when another writer has just made it: our object in it must survive a power cut.
         _sync_directory(made.parent)
 
 
@@ -484,7 +491,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 def _prune(directory: Path) -> bool:
-    """Remove `directory` if it is empty; say whether it is gone."""
+    """Remove `directory` if it is empty. Return whether it is gone."""
     try:
         directory.rmdir()
     except FileNotFoundError:

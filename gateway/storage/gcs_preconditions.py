@@ -1,9 +1,9 @@
-"""Google Cloud Storage's dialect of S3: its conditions are about generations, not about ETags. Pure.
+"""Conditional writes to Google Cloud Storage, whose conditions are generations and not ETags. Pure.
 
 Its XML API, which speaks S3 at storage.googleapis.com, ignores or refuses `If-Match` and `If-None-Match` on
-a PUT, and has `x-goog-if-generation-match` for both: a number that changes with every write, 0 for an
-object that is not there (https://cloud.google.com/storage/docs/xml-api/reference-headers).
-Made by that page and not tried against the real service; the probe at the start says whether it holds.
+a PUT. It has `x-goog-if-generation-match` for both: a number that changes with every write, 0 for an
+object that does not exist (https://cloud.google.com/storage/docs/xml-api/reference-headers).
+Written from that page and not tested against the real service; the probe at the start says whether it holds.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -16,13 +16,13 @@ _GENERATION = "x-goog-generation"
 
 
 def has_gcs_preconditions(endpoint_url: str) -> bool:
-    """Whether the server at `endpoint_url` is Google's."""
+    """Return whether the server at `endpoint_url` is Google's."""
     host = urlsplit(endpoint_url).hostname or ""
     return host == _HOST or host.endswith(f".{_HOST}")
 
 
 def translate(params: Mapping[str, Any], **_: object) -> None:
-    """A handler of botocore's `before-call.s3.PutObject`: the conditions of a PUT, in Google's words."""
+    """Translate the conditions of a PUT to Google's header. A handler of botocore's `before-call.s3.PutObject`."""
     headers: MutableMapping[str, str] = params["headers"]
     if headers.pop("If-None-Match", None):
         headers[_CONDITION] = "0"
@@ -31,5 +31,5 @@ def translate(params: Mapping[str, Any], **_: object) -> None:
 
 
 def generation(headers: Mapping[str, str]) -> str | None:
-    """The generation that an answer with `headers` names, None where there are none."""
+    """Return the generation in the `headers` of an answer, or None."""
     return headers.get(_GENERATION)

@@ -1,40 +1,47 @@
-"""What the gateway asks of an object store, in prose; `tests/contract` asks it of each implementation.
+"""The contract of an object store, in prose. `tests/contract` asks it of every implementation.
 
-A *key* is `/`-separated, relative to the store's own root (`GATEWAY_STORE`), never absolute and
-without `.` or `..` parts; `check_key` refuses others. Objects are written whole: a reader sees the
-old object or the new one, never a mixture, and an object whose put returned survives a power cut.
-A *version* is an opaque token that changes whenever a key's bytes do. Writing the same bytes again may
-keep it (S3's is the ETag, a digest), so what must be told apart has to differ in its bytes.
+**Keys.** A key has parts with "/" between them, such as `snapshots/a/manifest.json`. It is relative to the root of
+the store (`GATEWAY_STORE`), never absolute, and has no part that is empty, "." or "..". It has at most 1024
+bytes of UTF-8. Methods raise InvalidRequest for anything else (`check_key`).
 
-A *tag* is what a listing or `head` tells of an object: it too changes whenever the key's bytes do, and
-maybe when the same bytes are only written again. It costs the store nothing to tell (S3's is the ETag, a
-file's is made of its inode, times and size), but it is not a version and cannot be given in place of one.
+**Objects are whole.** A reader sees the old object or the new one, never a mixture. An object whose write has
+returned survives a power cut. An upload that does not come to its end leaves nothing under its key.
 
-Large objects come and go in pieces: `upload` and `download` never hold one whole, and an upload that does
-not come to its end leaves nothing under its key.
+**Versions and tags.** A version is an opaque token that changes whenever the bytes under a key change. Writing the
+same bytes again may keep it (S3's is the ETag, a digest): states that must be told apart have to differ in their
+bytes. A tag is what `list` and `head` tell of an object for free. It changes whenever the bytes change, and may
+change when the same bytes are written again (S3's is the ETag, a file's is made of its inode, times and size). A
+tag is not a version and cannot be given in place of one.
 
-Errors of every method:
+**Errors.** Every method raises:
 
-- `StorageUnavailable`: could not be reached, or said "later", even after retries. Transient.
-- `StorageDenied`: credentials, bucket or permission are wrong. Permanent until somebody mends it.
+- StorageUnavailable: the store cannot be reached, or answers "later", even after retries. Transient.
+- StorageDenied: credentials, bucket or permission are wrong. Permanent until an operator changes them.
+- DiskFull: the disk of a `file://` store is full.
 
-A store that cannot be read raises one of these; only a store that was read and holds nothing may
-answer that it holds nothing.
+A store that cannot be read raises one of these. Only a store that was read and holds nothing may answer so.
+
+**Retries.** Implementations retry what is safe to repeat. A conditional write is sent once: after a lost answer a
+repetition would report our own write as that of another writer. The loss is raised as StorageUnavailable; the
+caller reads the object to learn whether it was written.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from gateway.errors import InvalidRequest
 
 MAX_KEY_BYTES = 1024
 
+Addressing = Literal["auto", "path", "virtual"]
+"""Where a request to S3 names the bucket; see `S3Storage`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One listed object. `modified_at` is in UTC and of the store's own clock."""
+    """An object as a listing tells it. `modified_at` is in UTC, by the clock of the store."""
 
     key: str
     size_bytes: int
@@ -44,113 +51,112 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Versioned:
-    """An object's bytes with the version they had when they were read."""
+    """The bytes of an object and the version that they had when they were read."""
 
     data: bytes
     version: str
 
 
 class Storage(Protocol):
-    """One prefix of an object store. Safe for concurrent use from one event loop."""
+    """An object store, or a part of one. Safe for concurrent use from one event loop."""
 
     @property
     def url(self) -> str:
-        """Where it is, for people: no credentials in it."""
+        """Where it is, for people. It ends with "/" and has no credentials in it."""
         ...
 
     async def put(self, key: str, data: bytes) -> None:
-        """Store `data` under `key`, replacing what was there. Safe to retry."""
+        """Store `data` under `key`, in place of what was there. Safe to retry."""
         ...
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Store `data` under `key` unless the key exists; say whether it was stored.
+        """Store `data` under `key` unless the key exists. Return whether it was stored.
 
-        Atomic across writers. Not retried here once the request may have arrived: a retry after a
-        lost answer may return False for our own write, so such a loss is raised as StorageUnavailable
-        and the caller looks.
+        Atomic across writers. Not safe to retry blindly: see "Retries" above.
         """
         ...
 
     async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
-        """Replace `key` if it still has `version`; say whether it was replaced.
+        """Replace the object under `key` if it still has `version`. Return whether it was replaced.
 
-        False too when the key is gone. Atomic across writers. Lost answers as for `put_if_absent`.
+        False too if the key no longer exists. Atomic across writers. Not safe to retry blindly: see "Retries" above.
         """
         ...
 
     async def get(self, key: str) -> bytes:
-        """The object's bytes, whole. Raises ObjectMissing. Safe to retry."""
+        """Return all bytes of the object. Raises ObjectMissing. Safe to retry."""
         ...
 
     async def get_versioned(self, key: str) -> Versioned:
-        """The object's bytes with their version. Raises ObjectMissing. Safe to retry."""
+        """Return all bytes of the object with their version. Raises ObjectMissing. Safe to retry."""
         ...
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from `start`, fewer where the object ends; b"" past its end.
+        """Return `length` bytes from byte `start` on: fewer where the object ends, b"" past its end.
 
         Raises ObjectMissing. Safe to retry.
         """
         ...
 
     async def head(self, key: str) -> ObjectInfo:
-        """The object as a listing tells it, without its bytes. Raises ObjectMissing. Safe to retry."""
+        """Return what a listing tells of the object. Raises ObjectMissing. Safe to retry."""
         ...
 
     def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
-        """The object that `tag` was told of, in pieces: `length` bytes from `start`, or all to its end.
+        """Yield the object that has `tag`, in pieces: `length` bytes from byte `start` on, or all to its end.
 
-        Raises ObjectMissing if it has another tag by now, at the latest where another object's bytes would
-        begin: what was yielded before is of one object. Bodies that break off are gone on with from there.
+        All pieces are of one object. Raises ObjectMissing if the object is gone or has another tag, at the latest
+        where bytes of another object would begin. A body that breaks off is continued from there. Safe to retry.
         """
         ...
 
     async def upload(
         self, key: str, pieces: AsyncIterator[bytes], *, if_absent: bool = False, if_tag: str | None = None
     ) -> ObjectInfo | None:
-        """Store what `pieces` yields, under `key`, and tell of it; None, and nothing stored, if a condition failed.
+        """Store the bytes that `pieces` yields under `key`. Return the object, or None if a condition failed.
 
-        `if_absent`: the key may not exist; `if_tag`: it must exist and have this tag. Both as atomic as
-        conditional puts. What `pieces` raises is raised on, and then too nothing is stored: an upload can be
-        refused at its last byte. Not retried as a whole, since `pieces` can be read only once.
+        With `if_absent` the key must not exist; with `if_tag` it must exist and have that tag. Both are as atomic
+        as conditional puts. Where a condition fails, nothing is stored. What `pieces` raises is passed on, and nothing
+        is stored then either, so a caller can refuse an upload at its last byte. It is never held in memory whole.
+        Not retried as a whole, since `pieces` can be read only once.
         """
         ...
 
     async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
-        """Store the bytes of `source` under `target` too, within the store; say whether it was done.
+        """Store the bytes of `source` under `target` too, within the store. Return whether they were stored.
 
-        False only where `if_absent` was asked for and `target` exists. Raises ObjectMissing. Safe to retry.
+        False only if `if_absent` is given and `target` exists. Raises ObjectMissing. Safe to retry.
         """
         ...
 
     async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
-        """A URL that anybody can get the object with for `expires_s`; None where the store has no such thing.
+        """Return a URL with which anyone can get the object for `expires_s` seconds; None if the store has none.
 
-        It does not look whether the object exists. A browser saves what it gets as `filename`.
+        It does not look whether the object exists. A browser saves the object as `filename`.
         """
         ...
 
     def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, in key order. An empty store yields nothing.
+        """Yield every object whose key starts with `prefix`, in the order of their keys.
 
-        `prefix` is compared as a string: `a/b` finds `a/bc` too; end it with `/` for a folder. With
-        `after`, only keys that come after it, which need not exist.
+        `prefix` is compared as a string: `a/b` finds `a/bc` too; end it with "/" for a folder. With `after`, only
+        keys that come after it, which need not exist itself. Safe to retry.
         """
         ...
 
     def folders(self, prefix: str) -> AsyncIterator[str]:
-        """The names directly below `prefix`, in order, that are parts of longer keys: "b" for `a/` and `a/b/c`.
+        """Yield the names of the folders directly below `prefix`, in order: "b" for prefix `a/` and key `a/b/c`.
 
-        `prefix` is empty or ends with `/`.
+        `prefix` is empty or ends with "/". Safe to retry.
         """
         ...
 
     async def delete(self, key: str) -> None:
-        """Remove `key`; a key that is not there is no error. Safe to retry."""
+        """Remove the object. A key that does not exist is no error. Safe to retry."""
         ...
 
     async def close(self) -> None:
-        """Give connections back. The store is not used afterwards."""
+        """Close all connections. The store is not used afterwards."""
         ...
 
 
@@ -164,12 +170,12 @@ def check_key(key: str) -> str:
     except UnicodeEncodeError:
         raise InvalidRequest(f"{key!r} cannot be a key: it is not valid Unicode") from None
     if size_bytes > MAX_KEY_BYTES:
-        raise InvalidRequest(f"{key[:40]!r}… cannot be a key: {size_bytes} bytes, S3 takes {MAX_KEY_BYTES}")
+        raise InvalidRequest(f"{key[:40]!r}… cannot be a key: it has {size_bytes} bytes, the most is {MAX_KEY_BYTES}")
     return key
 
 
 def check_prefix(prefix: str) -> str:
-    """Return `prefix` if keys can start with it, else raise InvalidRequest. The empty one is of all keys."""
+    """Return `prefix` if keys can start with it, else raise InvalidRequest. Every key starts with the empty one."""
     if prefix:
         check_key(prefix.removesuffix("/"))
     return prefix

@@ -1,11 +1,11 @@
-"""Objects in a bucket, at AWS or anything that speaks S3. Credentials and endpoint are botocore's `AWS_*`.
+"""Objects in a bucket, at AWS or any other server that speaks S3. botocore reads credentials and endpoint from `AWS_*`.
 
-What is retried, and by whom:
+What is retried, and where:
 
-1. botocore retries a request that failed on its way or got "later" for an answer.
-2. `_read` retries a body that broke off midway, which botocore never does.
-3. A conditional write goes through a client of its own, on which nothing retries: botocore and aiohttp
-   would both send it again after a lost answer, and then report our own write as somebody else's.
+1. botocore retries a request that failed on its way or was answered with "later".
+2. `_read` and `download` continue after a body that broke off midway, which botocore never does.
+3. A conditional write goes through a client of its own, on which nothing is retried: botocore and aiohttp would both
+   send it again after a lost answer, and then report our own write as that of another writer.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aioboto3
@@ -44,12 +44,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from gateway.errors import InvalidRequest, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
 from gateway.storage.gcs_preconditions import generation, has_gcs_preconditions, translate
-from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_prefix
+from gateway.storage.protocol import Addressing, ObjectInfo, Versioned, check_key, check_prefix
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-# botocore alone of AWS's SDKs does not know AWS_REGION.
+# botocore, unlike the other SDKs of AWS, does not read AWS_REGION.
 _SESSION_VARIABLES: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
 _DEFAULT_REGION = "us-east-1"
 
@@ -81,12 +81,12 @@ _CHECK_REGION = "set AWS_REGION to the region of the bucket"
 _CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
 _ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
 
-# Answers that may be different next time.
+# Answers that may differ at the next try.
 _DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout")
 _LATER = (408, 409, 425, 429)
 _NOT_IMPLEMENTED = 501
 
-# The way out of the others, by what they say or else by their status.
+# Hints for all other answers, by their code, or else by their status.
 _HINTS = {
     "NoSuchBucket": "create it, or correct GATEWAY_STORE",
     "InvalidAccessKeyId": _CHECK_CREDENTIALS,
@@ -99,12 +99,18 @@ _HINTS = {
 _HINTS_BY_STATUS = {301: _CHECK_REGION, 307: _CHECK_REGION, 401: _CHECK_CREDENTIALS, 403: _ALLOW}
 
 
-class S3Storage:
-    """The objects of `bucket` below `prefix`; it connects with the first call.
+def open_url(location: str, *, addressing: Addressing = "auto") -> "S3Storage":
+    """Return the store at `s3://` and `location`, which is `bucket[/prefix]`. Raises InvalidRequest."""
+    bucket, _, prefix = location.partition("/")
+    return S3Storage(bucket, prefix, addressing=addressing)
 
-    `addressing` says where a request names the bucket: in the path, in the host name ("virtual"), or
-    ("auto") in the path exactly if an endpoint is configured. `attempts` bounds the tries of one call,
-    `call_timeout_s` all of them together; the other timeouts are for one step of one try.
+
+class S3Storage:
+    """The objects of `bucket` below `prefix`. It connects with the first call.
+
+    `addressing` says where a request names the bucket: in the path, in the host name ("virtual"), or ("auto") in the
+    path if an endpoint is configured and else in the host name. `attempts` limits the tries of one call and
+    `call_timeout_s` the time of all of them together; the other timeouts are for one step of one try.
     """
 
     def __init__(
@@ -112,7 +118,7 @@ class S3Storage:
         bucket: str,
         prefix: str = "",
         *,
-        addressing: Literal["auto", "path", "virtual"] = "auto",
+        addressing: Addressing = "auto",
         attempts: int = 5,
         connect_timeout_s: float = 5,
         read_timeout_s: float = 30,
@@ -127,13 +133,13 @@ class S3Storage:
             "connect_timeout": connect_timeout_s,
             "read_timeout": read_timeout_s,
             "max_pool_connections": max_connections,
-            # Else botocore sends checksums in trailers, which not every S3 server understands.
+            # By default botocore sends checksums in trailers, which not every S3 server understands.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
-            # Over plain HTTP botocore would hash every body on the event loop. What is sent is covered by Content-MD5,
-            # which is hashed in a thread and signed.
+            # Over plain HTTP botocore would hash every body on the event loop. Content-MD5 covers the body instead: it
+            # is computed in a thread, and signed.
             "s3": {"addressing_style": addressing, "payload_signing_enabled": False},
-            # Else botocore makes links of a kind that newer regions refuse.
+            # By default botocore presigns with an older signature, which newer regions refuse.
             "signature_version": "s3v4",
         }
         self._connecting = asyncio.Lock()
@@ -164,7 +170,7 @@ class S3Storage:
         async with self._call("put", key):
             _, client = await self._clients()
             content_md5 = await _content_md5(data)
-            # "Conflict" means: refused because of a write that is under way, ask again.
+            # 409 means that another write is under way: the answer to the next try counts.
             async for attempt in self._retrying(lambda error: _status(error) == 409):
                 with attempt:
                     try:
@@ -195,7 +201,7 @@ class S3Storage:
                 else:
                     multipart = multipart or await self._begin_multipart(key, where)
                     await multipart.add(part)
-                    # Looked first: some servers know conditions, but not here.
+                    # Checked first too: some servers ignore conditions on the completion of a multipart upload.
                     if is_last and await self._may_complete(key, if_absent, if_tag):
                         tag = await self._complete(key, multipart, condition)
         except BaseException:
@@ -206,14 +212,14 @@ class S3Storage:
             if tag is None:
                 await self._abort(multipart)
             else:
-                # rclone tells another ETag now than from now on.
+                # rclone answers the completion with another ETag than the object then has.
                 return await self.head(key)
         if tag is None:
             return None
         return ObjectInfo(key, size_bytes, datetime.now(UTC), tag)
 
     async def _put_part(self, key: str, data: bytes, condition: dict[str, Any]) -> str | None:
-        """Put an object that came in one part; return its tag, or None if the condition failed."""
+        """Put an object of one part. Return its tag, or None if the condition failed."""
         async with self._call("put", key):
             retrying, once = await self._clients()
             answer = await self._conditionally(
@@ -245,7 +251,7 @@ class S3Storage:
             await self._clients()
             answer = await self._conditionally(
                 condition,
-                # Some servers put all parts together before they say a word.
+                # Some servers put all parts together before they answer anything.
                 self._patient.complete_multipart_upload,
                 **multipart.where,
                 MultipartUpload={"Parts": multipart.parts},
@@ -253,7 +259,7 @@ class S3Storage:
             return _tag(answer["ETag"]) if answer else None
 
     async def _conditionally(self, condition: dict[str, Any], call: Any, **arguments: Any) -> dict[str, Any] | None:
-        """What `call` answers; None if the condition failed. A conflict with another write is asked again."""
+        """Return the answer to `call`, or None if the condition failed. A conflict with another write is retried."""
         async for attempt in self._retrying(lambda error: bool(condition) and _status(error) == 409):
             with attempt:
                 try:
@@ -265,7 +271,7 @@ class S3Storage:
         return answer
 
     async def _abort(self, multipart: "_Multipart") -> None:
-        """Give the parts back. What that cannot reach stays until the bucket's lifecycle rule removes it."""
+        """Delete the parts that were sent. If that fails, they stay until the bucket's lifecycle rule removes them."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_ABORT_TIMEOUT_S):
                 client, _ = await self._clients()
@@ -273,7 +279,7 @@ class S3Storage:
 
     async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
         info = await self.head(source)
-        if if_absent:  # S3 copies have no condition on their target that every server knows
+        if if_absent:  # no condition on the target of a copy is known to every server
             return await self.upload(target, self.download(source, tag=info.tag), if_absent=True) is not None
         where = {"Bucket": self._bucket, "Key": self._key(target)}
         origin = {"Bucket": self._bucket, "Key": self._key(source)}
@@ -312,7 +318,7 @@ class S3Storage:
             try:
                 await client.delete_object(Bucket=self._bucket, Key=self._key(key))
             except ClientError as error:
-                if _code(error) != "NoSuchKey":  # AWS never says it here, others do
+                if _code(error) != "NoSuchKey":  # AWS never answers this to a delete, other servers do
                     raise
 
     # ------------------------------------------------------------------ reading
@@ -330,14 +336,14 @@ class S3Storage:
         return Versioned(data, generation(answer["ResponseMetadata"]["HTTPHeaders"]) or answer["ETag"])
 
     async def get_range(self, key: str, start: int, length: int) -> bytes:
-        # A range cannot ask for nothing; whether the object exists still has to be asked.
+        # A range has at least one byte, and with none the object must still be there.
         last = start + max(length, 1) - 1
         try:
             data, answer = await self._read(key, Range=f"bytes={start}-{last}")
         except _PastTheEnd:
             return b""
-        # A server may ignore the range and answer with all of it. The status alone does not tell:
-        # rclone answers 200 with the range.
+        # A server may ignore the range and answer with the whole object. The status alone does not tell: rclone
+        # answers 200 with the range.
         whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and not answer.get("ContentRange")
         skip = start if whole else 0
         return data[skip : skip + length]
@@ -372,7 +378,7 @@ class S3Storage:
             else:
                 modified_at = answer["LastModified"].astimezone(UTC)
                 return ObjectInfo(key, answer["ContentLength"], modified_at, _tag(answer["ETag"]))
-        # An answer without a body does not say what is missing: a key, a bucket, or the whole server. A list does.
+        # An answer without a body does not say what is missing: the key, the bucket, or an S3 server. A list does.
         if not await self._page(key, {"MaxKeys": 1}):
             raise StorageDenied(f"head {self.url}{key}: the answer is not a list of objects", _CHECK_ENDPOINT)
         raise ObjectMissing(f"head {self.url}{key}: there is no such object")
@@ -384,7 +390,6 @@ class S3Storage:
             try:
                 async with self._body(key, start, end, tag) as body:
                     async for piece in body:
-                        # Time while the reader does something else is not the store's.
                         start, broken = start + len(piece), 0
                         yield piece
                 return
@@ -400,7 +405,10 @@ class S3Storage:
 
     @contextlib.asynccontextmanager
     async def _body(self, key: str, start: int, end: int | None, tag: str) -> "AsyncIterator[AsyncIterator[bytes]]":
-        """The pieces of an object from `start` to before `end`, once. What breaks them off is _BodyBrokeOff."""
+        """Yield the pieces of an object from `start` to before `end`, without retries.
+
+        Not under the time limit of a call: the reader may take its time between two pieces.
+        """
         asked: dict[str, Any] = (
             {} if (start, end) == (0, None) else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
         )
@@ -446,7 +454,7 @@ class S3Storage:
         async for page in self._pages(prefix, {"StartAfter": self._prefix + after} if after else {}):
             for item in page.get("Contents", ()):
                 key = item["Key"].removeprefix(self._prefix)
-                # Not every server knows StartAfter.
+                # Some servers ignore StartAfter.
                 if _is_key(key) and key > after:
                     yield ObjectInfo(
                         key, item["Size"], item["LastModified"].astimezone(UTC), _tag(item.get("ETag", ""))
@@ -474,7 +482,7 @@ class S3Storage:
             page: Any = await client.list_objects_v2(
                 Bucket=self._bucket, Prefix=check_prefix(self._prefix + prefix), **asked
             )
-            # Some web page answered with 200, if it parses at all, would pass for an empty list.
+            # A web page with status 200 that parses as XML would look like an empty list.
             if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
                 raise ResponseParserError("the answer is not a list of objects")
             return dict(page)
@@ -486,12 +494,12 @@ class S3Storage:
         await self._exit.aclose()
 
     async def _clients(self) -> "tuple[S3Client, S3Client]":
-        """A client that retries, and one that sends everything once."""
+        """Return a client that retries, and one that sends everything once. Connects at the first call."""
         async with self._connecting:
             if self._connected is None:
                 try:
                     self._connected = await self._connect()
-                except ValueError as error:  # what botocore raises for an endpoint that is no URL
+                except ValueError as error:  # botocore raises it for an endpoint that is no URL
                     raise StorageDenied(f"connect to {self.url}: {error}", _CHECK_ENDPOINT) from error
             return self._connected
 
@@ -507,7 +515,7 @@ class S3Storage:
             AioConfig(
                 **self._config | timeouts,
                 http_session_cls=_Once,
-                # Ceph stalls on a connection on which it refused a write; new ones cost little here.
+                # Ceph stalls on a connection on which it has refused a write; new ones cost little here.
                 connector_args={"force_close": True, "keepalive_timeout": None},
                 retries={"mode": "standard", "total_max_attempts": 1},
             )
@@ -539,7 +547,7 @@ class S3Storage:
 
     @contextlib.asynccontextmanager
     async def _call(self, operation: str, key: str) -> AsyncIterator[None]:
-        """Bound a call in time, and turn whatever is raised in it into one of our errors."""
+        """Limit the time of a call, and translate every foreign exception into one of our errors."""
         where = f"{operation} {self.url}{key}"
         try:
             async with asyncio.timeout(self._call_timeout_s):
@@ -558,7 +566,7 @@ class S3Storage:
             raise StorageDenied(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
 
     def _refusal(self, where: str, error: ClientError) -> StorageError:
-        """What an answer that is an error means."""
+        """Return our error for an answer that is an error."""
         code, status = _code(error), _status(error)
         message = f"{where}: {code} ({status}): {error.response['Error'].get('Message') or 'no reason given'}"
         if code == "NoSuchKey":
@@ -568,12 +576,12 @@ class S3Storage:
         if code == "NoSuchBucket":
             endpoint = self._connected[0].meta.endpoint_url if self._connected else "the endpoint"
             message = f"{where}: bucket {self._bucket} does not exist at {endpoint}"
-        # With 404 too: what does not say NoSuchKey is not the store, and must not pass for an empty one.
+        # Also a 404 without NoSuchKey: it comes from another server, and must not look like an empty store.
         return StorageDenied(message, _HINTS.get(code) or _HINTS_BY_STATUS.get(status, _CHECK_ENDPOINT))
 
 
 class _Multipart:
-    """An upload under way, part by part. Whoever begins one completes or aborts it."""
+    """A multipart upload under way. The caller that begins one completes or aborts it."""
 
     def __init__(
         self, where: dict[str, str], client: Any, call: Callable[[], contextlib.AbstractAsyncContextManager[None]]
@@ -582,7 +590,7 @@ class _Multipart:
         self.parts: list[dict[str, Any]] = []
 
     async def add(self, data: bytes) -> None:
-        """Send the next part. botocore may repeat it: a part is the same however often it comes."""
+        """Send the next part. botocore may retry it: sending a part twice is the same as sending it once."""
         number = len(self.parts) + 1
         async with self._call():
             answer = await self._client.upload_part(
@@ -591,7 +599,7 @@ class _Multipart:
         self.parts.append({"PartNumber": number, "ETag": answer["ETag"]})
 
     async def add_copy(self, origin: dict[str, str], tag: str, start: int, last: int) -> None:
-        """Take the next part from another object, which must still have `tag`."""
+        """Copy the next part from another object, which must still have `tag`."""
         number = len(self.parts) + 1
         async with self._call():
             answer = await self._client.upload_part_copy(
@@ -605,18 +613,18 @@ class _Multipart:
 
 
 class _BodyBrokeOff(Exception):
-    """An answer's body did not come whole."""
+    """The body of an answer ended before its promised length."""
 
 
 class _PastTheEnd(Exception):
-    """A range begins where there is no object any more."""
+    """A range begins past the end of the object."""
 
 
 class _Session(AIOHTTPSession):
-    """Sends bodies unasked."""
+    """Sends the body of a request without waiting for "100 Continue"."""
 
     async def send(self, request: Any) -> Any:
-        # botocore asks for "100 Continue" first, and aiohttp waits for it without any limit.
+        # botocore asks for "100 Continue" first, and aiohttp waits for it without a time limit.
         request.headers.pop("Expect", None)
         return await super().send(request)
 
@@ -626,13 +634,13 @@ class _Once(_Session):
 
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]
-        # aiohttp has no public way to say so, and takes PUT for a method that may be sent twice.
+        # aiohttp has no public option for this, and considers PUT a method that may be sent twice.
         session._retry_connection = False
         return session
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status of an answer that is an error; 0 of anything else."""
+    """Return the HTTP status of an answer that is an error, 0 for any other exception."""
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -643,17 +651,17 @@ def _code(error: ClientError) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """What botocore or aiohttp says, on one line."""
+    """Return the message of botocore or aiohttp on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _tag(etag: str) -> str:
-    """An ETag as it is in a header and in a list: some servers quote it only in one of them."""
+    """Return an ETag without quotes: some servers quote it in headers and not in lists, or the other way round."""
     return etag.removeprefix("W/").strip('"')
 
 
 async def _parts(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[tuple[bytes, bool]]:
-    """The same bytes in parts of exactly `size`, and whether each is the last, which may be shorter or empty."""
+    """Yield the same bytes in parts of exactly `size`, and whether each is the last; that may be shorter or empty."""
     held = bytearray()
     async for piece in pieces:
         held += piece
@@ -664,17 +672,17 @@ async def _parts(pieces: AsyncIterator[bytes], size: int) -> AsyncIterator[tuple
 
 
 async def _content_md5(data: bytes) -> str:
-    """The digest that every S3 server checks.
+    """Return the digest that every S3 server checks.
 
-    With it botocore leaves SHA-256 over the body out where there is TLS, which would hold up the
-    event loop (`botocore/auth.py`, `_should_sha256_sign_payload`).
+    With it botocore computes no SHA-256 of the body over TLS, which would block the event loop (`botocore/auth.py`,
+    `_should_sha256_sign_payload`).
     """
     digest = await asyncio.to_thread(hashlib.md5, data, usedforsecurity=False)
     return base64.b64encode(digest.digest()).decode()
 
 
 def _is_key(key: str) -> bool:
-    """Whether a gateway can have written it: folder markers of S3 consoles, for one, are no keys."""
+    """Return whether a gateway can have written it. Folder markers of S3 consoles, for example, are no keys."""
     try:
         check_key(key)
     except InvalidRequest:

@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from gateway.observability.metrics import Metrics
-from gateway.storage import FileStorage, PrefixedStorage, S3Storage, Storage
-from gateway.storage.instrumented import InstrumentedStorage
+from gateway.storage import FileStorage, InstrumentedStorage, PrefixedStorage, Storage
+from gateway.storage.s3 import S3Storage
 from tests import servers
 
 BUCKET = "contract"

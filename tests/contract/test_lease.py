@@ -13,7 +13,8 @@ from gateway.errors import LeaseLost, StorageUnavailable
 from gateway.lease.lease import Lease, read_lease_state
 from gateway.lease.probe import Conditions, probe
 from gateway.lease.state import LEASE
-from gateway.storage import FileStorage, S3Storage, Storage
+from gateway.storage import FileStorage, Storage
+from gateway.storage.s3 import S3Storage
 from tests import servers
 from tests.contract.conftest import BUCKET
 from tests.store_faults import FaultProxy, Rule

@@ -1,4 +1,4 @@
-"""What only an S3 store can go through: many pages, wrong keys, and a network that fails in every way."""
+"""What only an S3 store meets: many pages, wrong credentials, and a network that fails in every way."""
 
 import asyncio
 import socket
@@ -12,7 +12,8 @@ import pytest_asyncio
 from botocore.exceptions import NoCredentialsError
 
 from gateway.errors import GatewayError, ObjectMissing, StorageDenied, StorageUnavailable
-from gateway.storage import S3Storage, Storage
+from gateway.storage import Storage
+from gateway.storage.s3 import S3Storage
 from tests import servers
 from tests.contract.conftest import BUCKET
 from tests.store_faults import FaultProxy, Rule
@@ -105,8 +106,8 @@ def hasty(make: Callable[..., S3Storage]) -> S3Storage:
 
 
 @pytest.mark.parametrize("fault", ["503", "close", "reset", "drop_reply"])
-async def test_trouble_that_passes_is_not_noticed(store: S3Storage, proxy: FaultProxy, fault: Any) -> None:
-    """Two bad answers, or connections broken before or after the server did it, are followed by one more try."""
+async def test_transient_faults_are_retried(store: S3Storage, proxy: FaultProxy, fault: Any) -> None:
+    """Two bad answers, or connections broken before or after the server acted, are followed by one more try."""
     rule = {"fault": "status", "status": int(fault)} if fault.isdigit() else {"fault": fault}
     aims = [("GET", "a%20key"), ("GET", "list-type"), ("PUT", "another"), ("DELETE", "third")]
     proxy.rules = [Rule(**rule, method=method, contains=target, count=2) for method, target in aims]
@@ -123,7 +124,7 @@ async def test_trouble_that_passes_is_not_noticed(store: S3Storage, proxy: Fault
 async def test_a_body_that_breaks_off_is_fetched_again(
     make: Callable[..., S3Storage], proxy: FaultProxy, fault: Any, at_byte: int
 ) -> None:
-    """An object whose bytes stop coming midway still arrives whole; nobody sees the part."""
+    """An object whose bytes stop midway still arrives whole; a part of it is never returned."""
     store = make(read_timeout_s=READ_TIMEOUT_S)
     await store.put(KEY, DATA)
     proxy.rules = [Rule(fault, method="GET", at_byte=at_byte, count=1)]
@@ -138,8 +139,8 @@ async def test_a_list_that_breaks_off_is_fetched_again(store: S3Storage, proxy: 
     assert proxy.rules[0].count == 0
 
 
-async def test_a_server_that_ignores_ranges_is_not_noticed(store: S3Storage, proxy: FaultProxy) -> None:
-    """Where all of the object comes back for a range, the right part is cut out of it."""
+async def test_a_server_may_ignore_ranges(store: S3Storage, proxy: FaultProxy) -> None:
+    """Where the whole object comes back for a range, the right part is cut out of it."""
     proxy.rules = [Rule("ignore_range", method="GET")]
     assert await store.get_range(KEY, 300, 5) == DATA[300:305]
     assert await store.get_range(KEY, len(DATA) - 2, 5) == DATA[-2:]
@@ -147,8 +148,8 @@ async def test_a_server_that_ignores_ranges_is_not_noticed(store: S3Storage, pro
 
 
 @pytest.mark.parametrize("call", ["put_if_absent", "put_if_match"])
-async def test_a_conflict_is_asked_again(store: S3Storage, proxy: FaultProxy, call: str) -> None:
-    """409 says that another write is under way, not who won: the answer that counts is the next one."""
+async def test_a_conflict_is_retried(store: S3Storage, proxy: FaultProxy, call: str) -> None:
+    """409 says that another write is under way, not who won. The next answer decides."""
     proxy.rules = [Rule("status", method="PUT", status=409, count=2)]
     assert await CALLS[call](store) is False  # the key exists, and has another version
     assert proxy.rules[0].count == 0
@@ -158,8 +159,8 @@ async def test_a_conflict_is_asked_again(store: S3Storage, proxy: FaultProxy, ca
 
 
 @pytest.mark.parametrize("rule", LASTING, ids=lambda rule: f"{rule.fault}{rule.status}")
-async def test_trouble_that_lasts_is_unavailable(hasty: S3Storage, proxy: FaultProxy, rule: Rule) -> None:
-    """Whatever the trouble, if it lasts every call ends, soon, as StorageUnavailable naming operation and key."""
+async def test_a_fault_that_lasts_is_storage_unavailable(hasty: S3Storage, proxy: FaultProxy, rule: Rule) -> None:
+    """Every call ends in bounded time, and the error names the operation and the key."""
     proxy.rules = [rule]
     started = time.monotonic()
     for call, error in (await failures(hasty)).items():
@@ -168,10 +169,10 @@ async def test_trouble_that_lasts_is_unavailable(hasty: S3Storage, proxy: FaultP
     assert time.monotonic() - started < 10
 
 
-async def test_a_server_that_says_nothing_is_unavailable(
+async def test_a_silent_server_is_storage_unavailable(
     make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where something listens and never says a word, not even "100 Continue", the read timeout is the limit."""
+    """The read timeout is the limit for a server that answers nothing, not even "100 Continue"."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
         store = make(attempts=1, read_timeout_s=READ_TIMEOUT_S)
@@ -181,16 +182,16 @@ async def test_a_server_that_says_nothing_is_unavailable(
         assert time.monotonic() - started < 5
 
 
-async def test_a_body_that_always_breaks_off_is_unavailable(hasty: S3Storage, proxy: FaultProxy) -> None:
-    """After so many bodies that broke off, the store is unavailable; half an object is never returned."""
+async def test_a_body_that_always_breaks_off_is_storage_unavailable(hasty: S3Storage, proxy: FaultProxy) -> None:
+    """Half an object is never returned."""
     await hasty.put(KEY, DATA)
     proxy.rules = [Rule("truncate", method="GET", at_byte=1000)]
     with pytest.raises(StorageUnavailable, match="broke off 2 times"):
         await hasty.get(KEY)
 
 
-async def test_a_whole_call_is_bounded(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
-    """However patient each step is, the call as a whole ends at its own timeout."""
+async def test_a_whole_call_has_a_time_limit(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
+    """However long each step may take, the call as a whole ends at its own timeout."""
     store = make(call_timeout_s=0.5)
     proxy.rules = [Rule("stall")]
     started = time.monotonic()
@@ -199,8 +200,8 @@ async def test_a_whole_call_is_bounded(make: Callable[..., S3Storage], proxy: Fa
     assert time.monotonic() - started < 3
 
 
-async def test_a_cancelled_call_is_cancelled(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
-    """Cancelling is not an error of the store, and takes effect at once."""
+async def test_a_cancelled_call_ends_at_once(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
+    """Its CancelledError is not turned into an error of the store."""
     store = make()
     proxy.rules = [Rule("stall")]
     call = asyncio.ensure_future(store.get(KEY))
@@ -215,8 +216,8 @@ async def test_a_cancelled_call_is_cancelled(make: Callable[..., S3Storage], pro
 
 
 @pytest.mark.parametrize("reused", [False, True], ids=["new connection", "used connection"])
-async def test_a_lost_answer_is_not_somebody_elses_write(store: S3Storage, proxy: FaultProxy, reused: bool) -> None:
-    """A put_if_absent that was done, and whose answer was lost, is sent once and raises: False would be a lie."""
+async def test_a_lost_answer_to_put_if_absent_raises(store: S3Storage, proxy: FaultProxy, reused: bool) -> None:
+    """It is sent once. False would say that another writer stored the object."""
     if reused:
         assert await store.put_if_absent("another", b"") is True
     proxy.requests.clear()
@@ -228,7 +229,7 @@ async def test_a_lost_answer_is_not_somebody_elses_write(store: S3Storage, proxy
 
 
 async def test_a_lost_answer_to_put_if_match_raises(store: S3Storage, proxy: FaultProxy) -> None:
-    """A put_if_match that was done, and whose answer was lost, is sent once and raises as well."""
+    """It is sent once, as put_if_absent is."""
     version = (await store.get_versioned(KEY)).version
     proxy.requests.clear()
     proxy.rules = [Rule("drop_reply", method="PUT", count=1)]
@@ -261,10 +262,10 @@ async def test_a_wrong_bucket_is_denied(make: Callable[..., S3Storage]) -> None:
         assert "GATEWAY_STORE" in (error.hint or ""), call
 
 
-async def test_wrong_keys_are_denied(
+async def test_wrong_credentials_are_denied(
     rclone: servers.S3Server, make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A wrong secret is denied with the names of the variables to check, and is not in the message."""
+    """The hint names the variables to check, and the secret is not in the message."""
     for name, value in (rclone.env | {"AWS_SECRET_ACCESS_KEY": "not-the-secret"}).items():
         monkeypatch.setenv(name, value)
     store = make()
@@ -276,7 +277,7 @@ async def test_wrong_keys_are_denied(
 
 
 @pytest.mark.parametrize("missing", [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY",)])
-async def test_no_credentials_are_denied(
+async def test_missing_credentials_are_denied(
     make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, missing: tuple[str, ...]
 ) -> None:
     """Without credentials, or with half of them, the hint names the variables to set."""
@@ -290,17 +291,17 @@ async def test_no_credentials_are_denied(
 
 
 async def test_an_unknown_profile_is_denied(make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A profile that no file has is denied with its name."""
+    """The message names a profile that no file has."""
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     error = await failure_of(make().get(KEY))
     assert isinstance(error, StorageDenied)
     assert "nobody" in error.message
 
 
-async def test_nothing_listening_is_unavailable(
+async def test_a_refused_connection_is_storage_unavailable(
     make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing listens the store is unavailable, with the address that was tried."""
+    """The message has the address that was tried."""
     port = servers.free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     store = make(attempts=2)
@@ -310,7 +311,9 @@ async def test_nothing_listening_is_unavailable(
         assert "AWS_ENDPOINT_URL_S3" in (error.hint or ""), call
 
 
-async def test_no_such_host_is_unavailable(make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_host_is_storage_unavailable(
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that does not resolve may resolve later."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store.invalid")
     store = make(attempts=1)
@@ -320,23 +323,23 @@ async def test_no_such_host_is_unavailable(make: Callable[..., S3Storage], monke
 async def test_an_endpoint_that_is_no_url_is_denied(
     make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An endpoint that cannot be one is denied, and the message shows it."""
+    """The message shows it."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "store.example.com:9000")
     error = await failure_of(make().get(KEY))
     assert isinstance(error, StorageDenied)
     assert "store.example.com:9000" in error.message
 
 
-async def test_404_from_no_s3_server_is_no_missing_object(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
-    """Only S3's own word that a key is not there counts; else a wrong endpoint would pass for an empty store."""
+async def test_404_from_another_server_is_not_object_missing(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
+    """Only S3's NoSuchKey counts; otherwise a wrong endpoint would look like an empty store."""
     proxy.rules = [Rule("replace", status=404, body=b"not found")]
     store = make()
     for call, error in (await failures(store)).items():
         assert isinstance(error, StorageDenied), call
 
 
-async def test_a_web_page_is_no_empty_list(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
-    """A web server that answers everything with a page has no list of objects, not even an empty one."""
+async def test_a_web_page_is_not_an_empty_list(make: Callable[..., S3Storage], proxy: FaultProxy) -> None:
+    """A web server that answers everything with a page has no list of objects."""
     store = make(attempts=1)
     for page in (b"<html><body>Welcome</body></html>", b"<p>unclosed", b"{}", b""):
         proxy.rules = [Rule("replace", status=200, body=page)]
@@ -344,8 +347,8 @@ async def test_a_web_page_is_no_empty_list(make: Callable[..., S3Storage], proxy
         assert isinstance(error, StorageDenied | StorageUnavailable), page
 
 
-async def test_a_flipped_byte_is_the_readers_to_find(store: S3Storage, proxy: FaultProxy) -> None:
-    """The store does not promise digests: a byte changed on the way arrives, and the length is right."""
+async def test_the_store_does_not_check_digests(store: S3Storage, proxy: FaultProxy) -> None:
+    """A byte that is changed on the way arrives: finding it is up to the reader."""
     proxy.rules = [Rule("flip", method="GET", at_byte=1000)]
     data = await store.get(KEY)
     assert len(data) == len(DATA)

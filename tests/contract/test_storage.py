@@ -1,4 +1,4 @@
-"""What `gateway.storage.protocol` promises, asked of every store."""
+"""What `gateway.storage.protocol` promises, asked of every implementation."""
 
 import asyncio
 import os
@@ -50,8 +50,8 @@ async def keys(store: Storage, prefix: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("data", [b"x", b"", b"\0\r\n\xff" * 1000], ids=["one byte", "nothing", "binary"])
-async def test_what_was_put_is_got(store: Storage, data: bytes) -> None:
-    """An object comes back byte for byte, also when it is empty."""
+async def test_get_returns_what_was_put(store: Storage, data: bytes) -> None:
+    """Byte for byte, also an empty object."""
     await store.put("a/b", data)
     assert await store.get("a/b") == data
 
@@ -72,8 +72,8 @@ async def test_put_replaces(store: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", KEYS)
-async def test_every_key_is_kept_as_it_is(store: Storage, key: str) -> None:
-    """Whatever `check_key` lets through can be put, got, listed and deleted under exactly that name."""
+async def test_every_valid_key_is_kept_as_it_is(store: Storage, key: str) -> None:
+    """A key that `check_key` accepts can be put, got, listed and deleted under exactly that name."""
     await store.put(key, key.encode())
     assert await store.get(key) == key.encode()
     assert await keys(store) == [key]
@@ -100,8 +100,8 @@ async def test_readers_see_the_old_object_or_the_new_one(conditional_store: Stor
 
 
 @pytest.mark.parametrize("key", ["missing", "folder", "folder/missing", "object/below"])
-async def test_what_is_not_there_is_missing(store: Storage, key: str) -> None:
-    """Reading what was never put, a folder, or below an object raises ObjectMissing, which names the key."""
+async def test_reading_a_missing_object_raises_object_missing(store: Storage, key: str) -> None:
+    """So does reading a folder, or below an object. The error names the key."""
     await store.put("folder/object", b"x")
     await store.put("object", b"x")
     for read in (
@@ -115,8 +115,8 @@ async def test_what_is_not_there_is_missing(store: Storage, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_bad_keys_are_refused(store: Storage, key: str) -> None:
-    """What cannot be a key is refused by every method, before anything is done."""
+async def test_invalid_keys_are_refused(store: Storage, key: str) -> None:
+    """Every method refuses them before anything is done."""
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: store.put(key, b""),
         lambda: store.put_if_absent(key, b""),
@@ -132,8 +132,8 @@ async def test_bad_keys_are_refused(store: Storage, key: str) -> None:
     assert await keys(store) == []
 
 
-async def test_a_prefix_counts_for_the_length_of_a_key(store: Storage) -> None:
-    """A key too long for S3 is refused, whatever the store, and not cut short."""
+async def test_a_key_that_is_too_long_is_refused(store: Storage) -> None:
+    """Never cut short: the prefix of the store counts, and S3's limit holds for every store."""
     with pytest.raises(InvalidRequest, match=str(MAX_KEY_BYTES)):
         await store.put("ü" * (MAX_KEY_BYTES // 2 + 1), b"")
 
@@ -155,14 +155,14 @@ async def test_a_prefix_counts_for_the_length_of_a_key(store: Storage) -> None:
         (5, 0, b""),
     ],
 )
-async def test_a_range_is_cut_at_the_end(store: Storage, start: int, length: int, expected: bytes) -> None:
-    """A range has the bytes asked for, fewer where the object ends, and none past its end."""
+async def test_a_range_ends_where_the_object_ends(store: Storage, start: int, length: int, expected: bytes) -> None:
+    """It has the bytes asked for, fewer at the end of the object, and none past it."""
     await store.put("a", b"0123456789")
     assert await store.get_range("a", start, length) == expected
 
 
 async def test_a_range_of_an_empty_object_is_empty(store: Storage) -> None:
-    """An empty object has a range: nothing."""
+    """It raises no error."""
     await store.put("a", b"")
     assert await store.get_range("a", 0, 10) == b""
 
@@ -171,7 +171,7 @@ async def test_a_range_of_an_empty_object_is_empty(store: Storage) -> None:
 
 
 async def test_a_new_store_is_empty(store: Storage) -> None:
-    """A store nobody wrote to lists nothing, whatever the prefix, and is not an error."""
+    """It lists nothing, for any prefix, and raises no error."""
     for prefix in ("", "a", "a/", "a/b/c"):
         assert await keys(store, prefix) == []
 
@@ -199,14 +199,14 @@ async def test_list_is_in_key_order(store: Storage) -> None:
     ],
 )
 async def test_list_compares_the_prefix_as_a_string(store: Storage, prefix: str, expected: list[str]) -> None:
-    """A prefix need not end where a part of a key does."""
+    """A prefix need not end where a part of a key ends."""
     for name in ("a/b", "a/bc/d", "a/b-c", "ab", "b"):
         await store.put(name, b"")
     assert await keys(store, prefix) == expected
 
 
-async def test_list_tells_size_and_time(store: Storage) -> None:
-    """A listed object has its size in bytes and, in UTC, the time of its last put."""
+async def test_list_has_size_and_time(store: Storage) -> None:
+    """The size in bytes and, in UTC, the time of the last put."""
     await store.put("a", b"12345")
     (info,) = [info async for info in store.list("")]
     assert info.size_bytes == 5
@@ -215,14 +215,14 @@ async def test_list_tells_size_and_time(store: Storage) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/", "../", "a//", "a/../b", "\0"])
-async def test_bad_prefixes_are_refused(store: Storage, prefix: str) -> None:
-    """A prefix that no key can start with is a mistake, and is not answered with an empty list."""
+async def test_invalid_prefixes_are_refused(store: Storage, prefix: str) -> None:
+    """A prefix that no key can start with raises an error; it does not list nothing."""
     with pytest.raises(InvalidRequest):
         await keys(store, prefix)
 
 
 async def test_delete_removes_only_its_key(store: Storage) -> None:
-    """A deleted object is gone, and its neighbours are not."""
+    """The objects beside it stay."""
     for name in ("a/b", "a/bc", "a/b-c/d"):
         await store.put(name, b"x")
     await store.delete("a/b")
@@ -232,7 +232,7 @@ async def test_delete_removes_only_its_key(store: Storage) -> None:
 
 
 async def test_delete_may_be_repeated(store: Storage) -> None:
-    """Deleting what is not there, or not any more, is no error."""
+    """Deleting a key that does not exist, or no longer does, is no error."""
     await store.delete("never/was")
     await store.put("a/b", b"x")
     await store.delete("a/b")
@@ -240,7 +240,7 @@ async def test_delete_may_be_repeated(store: Storage) -> None:
 
 
 async def test_a_folder_is_no_object(conditional_store: Storage) -> None:
-    """Deleting a folder's name leaves the folder; once it is empty, its name can be a key."""
+    """Deleting the name of a folder leaves the folder. Once it is empty, its name can be a key."""
     store = conditional_store
     await store.put("a/b", b"x")
     await store.delete("a")
@@ -254,7 +254,7 @@ async def test_a_folder_is_no_object(conditional_store: Storage) -> None:
 
 
 async def test_put_if_absent_never_replaces(conditional_store: Storage) -> None:
-    """It stores and says so where there is nothing, and changes nothing where there is something."""
+    """It returns True where it stored, and changes nothing where an object exists."""
     assert await conditional_store.put_if_absent("a/b", b"first") is True
     assert await conditional_store.put_if_absent("a/b", b"second") is False
     assert await conditional_store.get("a/b") == b"first"
@@ -273,7 +273,7 @@ async def test_of_many_put_if_absent_one_wins(conditional_store: Storage) -> Non
 
 
 async def test_put_if_match_follows_the_version(conditional_store: Storage) -> None:
-    """Whoever read last may write; a version from before the last write may not."""
+    """The version of the last read may write; an older version may not."""
     store = conditional_store
     await store.put("a", b"0")
     first = await store.get_versioned("a")
@@ -310,8 +310,8 @@ async def test_of_many_put_if_match_one_wins(conditional_store: Storage) -> None
         assert await store.get("a") == offers[won.index(True)]
 
 
-async def test_no_increment_is_lost(conditional_store: Storage) -> None:
-    """Read, add one and write back if unchanged: with many doing it, the sum is right."""
+async def test_compare_and_swap_loses_no_increment(conditional_store: Storage) -> None:
+    """With many that read, add one and write back if unchanged, the sum is right."""
     store = conditional_store
     await store.put("counter", b"0")
 
@@ -341,8 +341,8 @@ async def gathered(pieces: AsyncIterator[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("pieces", [PIECES, [], [b"small"], [b"z" * (8 << 20)], [b"z" * (16 << 20)]], ids=len)
-async def test_what_was_uploaded_is_downloaded(store: Storage, pieces: list[bytes]) -> None:
-    """An upload in pieces, of many parts or of none, comes back byte for byte and is told as a listing tells it."""
+async def test_download_yields_what_was_uploaded(store: Storage, pieces: list[bytes]) -> None:
+    """Byte for byte, of one part, many or none. The upload returns what a listing then tells."""
     told = await store.upload("a/b", of(pieces))
     assert told is not None
     (listed,) = [info async for info in store.list("")]
@@ -358,8 +358,8 @@ async def test_what_was_uploaded_is_downloaded(store: Storage, pieces: list[byte
     ("start", "length"),
     [(0, 0), (0, 1), (5, 100), (8 << 20, 1 << 20), (len(WHOLE) - 3, 100), (len(WHOLE), 1), (3, None)],
 )
-async def test_a_part_can_be_downloaded(store: Storage, start: int, length: int | None) -> None:
-    """A download may begin and end anywhere, as `get_range` may."""
+async def test_a_download_may_be_of_a_range(store: Storage, start: int, length: int | None) -> None:
+    """It may begin and end anywhere, as `get_range` may."""
     told = await store.upload("a", of(PIECES))
     assert told is not None
     end = None if length is None else start + length
@@ -368,7 +368,7 @@ async def test_a_part_can_be_downloaded(store: Storage, start: int, length: int 
 
 @pytest.mark.parametrize("before", [[], PIECES[:1], PIECES], ids=["at once", "early", "late"])
 async def test_an_upload_that_fails_stores_nothing(store: Storage, before: list[bytes]) -> None:
-    """What the pieces raise is raised, and the key has what it had: nothing, or the old object."""
+    """An error from the pieces is passed on, and the key keeps what it had: nothing, or the old object."""
 
     async def failing() -> AsyncIterator[bytes]:
         for piece in before:
@@ -387,7 +387,7 @@ async def test_an_upload_that_fails_stores_nothing(store: Storage, before: list[
 
 @pytest.mark.parametrize("pieces", [[b"new"], PIECES], ids=["small", "large"])
 async def test_an_upload_may_have_conditions(conditional_store: Storage, pieces: list[bytes]) -> None:
-    """`if_absent` never replaces, `if_tag` never creates and follows the tag; what fails stores nothing."""
+    """`if_absent` never replaces. `if_tag` never creates, and follows the tag. Where one fails, nothing is stored."""
     store = conditional_store
     assert await store.upload("a", of(pieces), if_tag="0123") is None
     assert await keys(store) == []
@@ -401,16 +401,16 @@ async def test_an_upload_may_have_conditions(conditional_store: Storage, pieces:
     assert await store.get("a") == b"second"
 
 
-async def test_of_many_uploads_one_wins(conditional_store: Storage) -> None:
-    """However many upload if nobody else did, exactly one is told that it did."""
+async def test_of_many_conditional_uploads_one_wins(conditional_store: Storage) -> None:
+    """However many upload at once, exactly one is told that it stored."""
     offers = [bytes([n]) * 50_000 for n in range(WRITERS)]
     won = await asyncio.gather(*(conditional_store.upload("a", of([offer]), if_absent=True) for offer in offers))
     (winner,) = [n for n, told in enumerate(won) if told]
     assert await conditional_store.get("a") == offers[winner]
 
 
-async def test_a_tag_follows_the_bytes(store: Storage) -> None:
-    """Other bytes have another tag, and the tag of what was replaced downloads nothing."""
+async def test_a_tag_changes_with_the_bytes(store: Storage) -> None:
+    """The tag of an object that was replaced downloads nothing."""
     await store.put("a", b"one")
     first = (await store.head("a")).tag
     await store.put("a", b"two")
@@ -422,8 +422,8 @@ async def test_a_tag_follows_the_bytes(store: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", ["missing", "folder", "object/below"])
-async def test_what_is_not_there_has_no_head(store: Storage, key: str) -> None:
-    """`head`, `download` and `copy` of what was never put raise ObjectMissing."""
+async def test_head_download_and_copy_of_a_missing_object_raise_object_missing(store: Storage, key: str) -> None:
+    """The same error for all three."""
     await store.put("folder/object", b"x")
     await store.put("object", b"x")
     for call in (store.head(key), gathered(store.download(key, tag="t")), store.copy(key, "target")):
@@ -433,7 +433,7 @@ async def test_what_is_not_there_has_no_head(store: Storage, key: str) -> None:
 
 @pytest.mark.parametrize("key", KEYS)
 async def test_a_copy_has_the_same_bytes(store: Storage, key: str) -> None:
-    """A copy is an object of its own under exactly the names given, and replaces what was there."""
+    """A copy is an object of its own under exactly the name given, and replaces what was there."""
     await store.put(key, b"original")
     await store.put("target", b"old")
     assert await store.copy(key, "target") is True
@@ -443,8 +443,8 @@ async def test_a_copy_has_the_same_bytes(store: Storage, key: str) -> None:
     assert await keys(store, "copies/") == [f"copies/{key}"]
 
 
-async def test_a_copy_may_be_refused(conditional_store: Storage) -> None:
-    """With `if_absent` a copy replaces nothing."""
+async def test_a_conditional_copy_never_replaces(conditional_store: Storage) -> None:
+    """With `if_absent`, an existing target stays."""
     store = conditional_store
     await store.put("a", b"a")
     await store.put("b", b"b")
@@ -453,8 +453,8 @@ async def test_a_copy_may_be_refused(conditional_store: Storage) -> None:
     assert (await store.get("b"), await store.get("c")) == (b"b", b"a")
 
 
-async def test_a_list_can_be_gone_on_with(store: Storage) -> None:
-    """After a key come the keys that follow it in order, whether or not it exists itself."""
+async def test_a_list_can_begin_after_a_key(store: Storage) -> None:
+    """The keys that follow it in order come, whether or not it exists itself."""
     names = ["a/b-c", "a/b/d", "a/ü", "b"]
     for name in names:
         await store.put(name, b"")
@@ -465,7 +465,7 @@ async def test_a_list_can_be_gone_on_with(store: Storage) -> None:
 
 
 async def test_folders_are_the_next_parts_of_names(store: Storage) -> None:
-    """Folders below a prefix come once each, in order, and objects beside them do not."""
+    """Folders below a prefix come once each, in order; objects beside them do not."""
     for name in ("b/c/d", "b/c/e", "b/ü/x", "b/file", "a/x", "top"):
         await store.put(name, b"")
     assert [name async for name in store.folders("")] == ["a", "b"]
@@ -473,8 +473,8 @@ async def test_folders_are_the_next_parts_of_names(store: Storage) -> None:
     assert [name async for name in store.folders("nothing/")] == []
 
 
-async def test_a_link_gives_the_bytes(store: Storage) -> None:
-    """Whoever has a link gets the object without credentials, as an attachment; a file store has none."""
+async def test_a_presigned_url_gives_the_bytes(store: Storage) -> None:
+    """Without credentials, as an attachment. A file store has no such URLs."""
     await store.put("a/ü b", b"linked")
     url = await store.presign("a/ü b", 60, 'ü "b"')
     if "file" in store.url:
@@ -487,8 +487,8 @@ async def test_a_link_gives_the_bytes(store: Storage) -> None:
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_bad_keys_are_refused_in_pieces_too(store: Storage, key: str) -> None:
-    """What cannot be a key is refused before a piece is asked for."""
+async def test_uploads_to_invalid_keys_are_refused(store: Storage, key: str) -> None:
+    """Before a piece is asked for."""
 
     async def unasked() -> AsyncIterator[bytes]:
         pytest.fail("asked for")

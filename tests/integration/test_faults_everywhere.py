@@ -20,7 +20,8 @@ from gateway.proxy.gate import Gate
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.repository import Repository
-from gateway.storage import PrefixedStorage, S3Storage
+from gateway.storage import PrefixedStorage
+from gateway.storage.s3 import S3Storage
 from tests.bare_chroma import bare_chroma
 from tests.servers import S3Server, faults, ministack
 from tests.store_faults import FaultProxy, Rule

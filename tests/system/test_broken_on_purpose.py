@@ -25,11 +25,11 @@ import httpx
 import pytest
 
 from gateway.chroma.disk import ID_MAP, LEVEL0
+from gateway.jobs import Progress
 from gateway.snapshot.blocks import Layout, parse_patch
 from gateway.snapshot.model import FORMAT, Manifest, Piece
 from gateway.snapshot.packing import PackWriter, unpack
 from gateway.snapshot.plan import plan_restore
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.storage import FileStorage
 from tests.gateway_process import Gateway, free_port, gateway_process
@@ -285,7 +285,7 @@ class Broken:
             for position, some in patch:
                 data[position : position + len(some)] = some
         changed = change(bytes(data))
-        async with PackWriter(repository, {}, Silent()) as writer:
+        async with PackWriter(repository, {}, Progress()) as writer:
             (packed,) = await writer.add([changed])
         base = (Piece(len(changed), len(made.packs), packed.offset, packed.stored_bytes, packed.codec),)
         sha256 = hashlib.sha256(changed).hexdigest()

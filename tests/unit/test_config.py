@@ -1,4 +1,4 @@
-"""Settings mean what docs/configuration.md says, and a wrong one is named."""
+"""Settings are what docs/configuration.md says, and a wrong one is named."""
 
 import re
 from pathlib import Path
@@ -40,12 +40,12 @@ def documented() -> dict[str, str]:
 
 
 def test_the_page_lists_exactly_the_settings_there_are() -> None:
-    """No setting without its row, no row without its setting."""
+    """Each setting has its row, and each row its setting."""
     assert set(documented()) == {variable_of(field) for field in Settings.model_fields} - INTERNAL
 
 
 def test_the_page_shows_the_defaults() -> None:
-    """What the table says is what is used; defaults that depend on something are told in words."""
+    """The table has the defaults that are used. A default that depends on something is described in words."""
     shown = documented()
     plain = {name: default for name, default in shown.items() if " " not in default}
     assert set(shown) - set(plain) == {
@@ -75,7 +75,7 @@ def test_the_page_shows_the_defaults() -> None:
         assert value == expected, name
 
 
-def test_the_contracts_defaults() -> None:
+def test_defaults_are_those_of_the_contract() -> None:
     """Users' scripts rely on them."""
     settings = load_settings()
     assert (settings.host, settings.port, settings.chroma_port) == ("127.0.0.1", 8000, 8001)
@@ -100,7 +100,7 @@ def test_the_contracts_defaults() -> None:
 def test_a_final_snapshot_is_taken_where_the_store_outlives_the_container(
     monkeypatch: pytest.MonkeyPatch, store: str, given: str | None, takes: bool
 ) -> None:
-    """By default with s3:// alone; as told otherwise."""
+    """By default; GATEWAY_SNAPSHOT_ON_EXIT overrides it."""
     monkeypatch.setenv("GATEWAY_STORE", store)
     if given:
         monkeypatch.setenv("GATEWAY_SNAPSHOT_ON_EXIT", given)
@@ -114,7 +114,7 @@ def test_a_final_snapshot_is_taken_where_the_store_outlives_the_container(
 def test_logs_are_text_on_a_terminal_and_json_elsewhere(
     monkeypatch: pytest.MonkeyPatch, given: str | None, terminal: bool, json: bool
 ) -> None:
-    """Unless told otherwise."""
+    """GATEWAY_LOG_FORMAT overrides it."""
     if given:
         monkeypatch.setenv("GATEWAY_LOG_FORMAT", given)
     monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
@@ -133,10 +133,10 @@ def test_logs_are_text_on_a_terminal_and_json_elsewhere(
         ("GATEWAY_PORT", "PORT"),
     ],
 )
-def test_an_unknown_name_is_told_with_the_one_that_was_meant(
+def test_an_unknown_name_is_reported_with_the_most_similar_one(
     monkeypatch: pytest.MonkeyPatch, wrong: str, meant: str
 ) -> None:
-    """A typing error never passes for a setting that was made."""
+    """A typing error stops the start."""
     monkeypatch.setenv(wrong, "x")
     with pytest.raises(ConfigError) as caught:
         load_settings()
@@ -145,16 +145,16 @@ def test_an_unknown_name_is_told_with_the_one_that_was_meant(
     assert "docs/configuration.md" in (caught.value.hint or "")
 
 
-def test_an_unknown_name_that_is_near_to_nothing_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a guess."""
+def test_an_unknown_name_like_no_other_is_reported_without_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops the start too."""
     monkeypatch.setenv("GATEWAY_XYZZY", "1")
     with pytest.raises(ConfigError) as caught:
         load_settings()
     assert caught.value.message == "GATEWAY_XYZZY is not a setting"
 
 
-def test_names_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only GATEWAY_* is ours."""
+def test_variables_without_our_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only GATEWAY_* names are checked."""
     monkeypatch.setenv("CHROMA_PORT", "x")
     monkeypatch.setenv("MY_GATEWAY_PORT", "x")
     load_settings()
@@ -188,15 +188,15 @@ WRONG = {
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """It ends the start with status 2 instead of being replaced by a default."""
+    """It ends the start with exit code 2; no default takes its place."""
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"^{name}: ") as caught:
         load_settings()
     assert caught.value.exit_code == 2
 
 
-def test_every_wrong_setting_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One start suffices to learn of all of them."""
+def test_every_wrong_setting_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start is enough to learn of all of them."""
     monkeypatch.setenv("PORT", "0")
     monkeypatch.setenv("GATEWAY_STORE", "x")
     monkeypatch.setenv("GATEWAY_STOR", "x")
@@ -207,7 +207,7 @@ def test_every_wrong_setting_is_told_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the admin token nor what was given for another setting by mistake."""
+    """Neither the admin token nor a value that was given for another setting by mistake."""
     monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "s3cret-token")
     monkeypatch.setenv("GATEWAY_LOG_FORMAT", "s3cret-elsewhere")
     monkeypatch.setenv("GATEWAY_STORE", "https://key:s3cret@host/bucket")
@@ -220,21 +220,21 @@ def test_a_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(Settings.model_fields))
-def test_an_empty_value_is_none_at_all(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
-    """Containers pass `NAME=` for what is not set: the default counts."""
+def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    """Containers pass `NAME=` for a variable that is not set."""
     default = getattr(load_settings(), field)
     monkeypatch.setenv(variable_of(field), "")
     assert getattr(load_settings(), field) == default
 
 
-def test_settings_do_not_change() -> None:
-    """What was read at the start holds until the end."""
+def test_settings_are_frozen() -> None:
+    """The values read at the start hold until the end."""
     with pytest.raises(ValueError, match="frozen"):
         load_settings().port = 1
 
 
 def test_nothing_but_settings_reads_the_environment() -> None:
-    """`gateway.config` is the only reader of GATEWAY_*; others may hand the environment on to a program."""
+    """`gateway.config` is the only reader of GATEWAY_*. Other modules may pass the environment on to a program."""
     readers = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in sorted((ROOT / "gateway").rglob("*.py"))
@@ -249,8 +249,8 @@ def test_nothing_but_settings_reads_the_environment() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gateway.example.com"])
-def test_nothing_listens_to_all_without_a_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """The start is stopped with a message that says what to set; each of these is enough, and only then is it open."""
+def test_no_gateway_listens_beyond_loopback_without_a_key(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """The message says what to set. Each of those settings is enough, and only GATEWAY_ALLOW_ANONYMOUS opens it."""
     monkeypatch.setenv("HOST", host)
     with pytest.raises(ConfigError, match=r"HOST: .*GATEWAY_KEYS_FILE.*GATEWAY_ALLOW_ANONYMOUS=true"):
         load_settings()
@@ -268,7 +268,7 @@ def test_nothing_listens_to_all_without_a_key(monkeypatch: pytest.MonkeyPatch, h
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
 def test_loopback_is_open_until_there_are_keys(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    """As Chroma is; there the admin token is for /admin/* alone."""
+    """As Chroma is. There the admin token is for /admin/* only."""
     monkeypatch.setenv("HOST", host)
     monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "long-enough")
     assert not load_settings().is_closed
@@ -280,14 +280,14 @@ def test_loopback_is_open_until_there_are_keys(monkeypatch: pytest.MonkeyPatch, 
     "origins", ["*", "https://*.example.com", "https://example.com/", "example.com", "null", "https://a b"]
 )
 def test_origins_are_exact(monkeypatch: pytest.MonkeyPatch, origins: str) -> None:
-    """Whoever wants all pages of the world to use the gateway must find another way."""
+    """No pattern is accepted, and none that a browser never sends."""
     monkeypatch.setenv("GATEWAY_CORS_ORIGINS", origins)
     with pytest.raises(ConfigError, match="GATEWAY_CORS_ORIGINS"):
         load_settings()
 
 
 def test_a_wrong_network_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is believed because of a typing error."""
+    """A typing error must not make the gateway trust a proxy."""
     monkeypatch.setenv("GATEWAY_TRUSTED_PROXIES", "10.0.0.0/8,everyone")
     with pytest.raises(ConfigError, match=r"GATEWAY_TRUSTED_PROXIES.*everyone"):
         load_settings()

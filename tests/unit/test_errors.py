@@ -1,4 +1,4 @@
-"""Every error means the same to HTTP, to a shell, to a retry and to `chromadb`'s own client."""
+"""Every error has a status, an exit code and a retry flag, and `chromadb`'s own client understands it."""
 
 import inspect
 import re
@@ -44,14 +44,14 @@ def depth(error: type[GatewayError]) -> int:
 
 
 def test_the_tree_in_the_docstring_has_every_error_once() -> None:
-    """None is missing, none is left over, and they are drawn in the order in which they are written."""
+    """In the order in which the classes are written."""
     names = [row["name"] for row in ROW.finditer(errors.__doc__ or "")]
     assert names == [each.__name__ for each in ERRORS]
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_the_tree_in_the_docstring_tells_the_truth(error: type[GatewayError]) -> None:
-    """Its place, its status, whether a retry may help, and its exit status where that is not its parent's or 1."""
+def test_the_tree_in_the_docstring_is_correct(error: type[GatewayError]) -> None:
+    """The parent, the status, whether a retry may help, and the exit code where it is not 1."""
     row = drawn()[error.__name__]
     assert row["depth"] == depth(error)
     assert row["status"] == error.status
@@ -73,7 +73,7 @@ def test_every_body_has_chromas_shape(error: type[GatewayError]) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_chromadb_raises_its_own_type(error: type[GatewayError]) -> None:
-    """For a status that it has a type for; for every other one it raises an error all the same, with our message."""
+    """For every status that it has a type for. For others it raises some error with our message."""
     response = httpx.Response(
         error.status, json=error("what failed", "hint").body(), request=httpx.Request("GET", "http://gateway/api")
     )
@@ -84,8 +84,8 @@ def test_chromadb_raises_its_own_type(error: type[GatewayError]) -> None:
 
 
 @pytest.mark.parametrize(("status", "name"), errors._CHROMA_NAMES.items())
-def test_the_names_are_those_chromadb_knows(status: int, name: str) -> None:
-    """Each has a type in `chromadb.errors`, which has the status that it stands for."""
+def test_error_names_are_those_of_chromadb(status: int, name: str) -> None:
+    """Each name has a type in `chromadb.errors` with the same status."""
     assert name in chromadb.errors.error_types
     if status == 413:
         return  # Chroma has no type of its own for it, and says what it says of any error
@@ -109,7 +109,7 @@ def test_exit_codes_are_those_of_the_contract(error: type[GatewayError]) -> None
 
 
 @pytest.mark.parametrize("error", ERRORS)
-def test_retry_after_is_told_where_a_retry_may_help(error: type[GatewayError]) -> None:
+def test_retry_after_is_set_where_a_retry_may_help(error: type[GatewayError]) -> None:
     """And nowhere else."""
     assert (error.retry_after_s is not None) == error.retryable
     assert error.retryable == (error.status in (429, 503))

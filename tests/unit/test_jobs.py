@@ -1,4 +1,4 @@
-"""Jobs: they end one way, tell how far they came, and clean up when cancelled."""
+"""Jobs end in exactly one state, report their progress, and clean up when cancelled."""
 
 import asyncio
 import gc
@@ -10,8 +10,8 @@ from gateway.errors import Conflict, GatewayError, NotFound
 from gateway.jobs import Jobs, Progress
 
 
-async def test_its_result_is_returned_to_whoever_waits() -> None:
-    """A job that succeeds says so, and hands its result to everybody who asks."""
+async def test_every_caller_that_waits_gets_the_result() -> None:
+    """The status of a job that succeeded has it too."""
 
     async def work(progress: Progress) -> dict[str, int]:
         progress.phase("counting", 3, "things")
@@ -35,7 +35,7 @@ async def test_its_result_is_returned_to_whoever_waits() -> None:
 
 
 async def test_a_failure_is_raised_as_itself_and_shown_in_the_shape_of_all_errors() -> None:
-    """One of our errors keeps its status and its hint; any other one says that the log knows more."""
+    """One of our errors keeps its status and its hint. Any other one says that the log knows more."""
 
     async def refused(_: Progress) -> None:
         raise Conflict("something is under way", "wait")
@@ -54,7 +54,7 @@ async def test_a_failure_is_raised_as_itself_and_shown_in_the_shape_of_all_error
 
 
 async def test_cancelling_waits_until_the_work_has_cleaned_up() -> None:
-    """When cancel returns, what the work does at its end is done."""
+    """When `cancel` returns, the work has done what it does at its end."""
     cleaned = []
 
     async def work(_: Progress) -> None:
@@ -75,7 +75,7 @@ async def test_cancelling_waits_until_the_work_has_cleaned_up() -> None:
         await job.outcome()
 
 
-async def test_who_stops_waiting_does_not_stop_the_job() -> None:
+async def test_a_caller_that_stops_waiting_does_not_stop_the_job() -> None:
     """A client that hangs up leaves the work going on."""
     go = asyncio.Event()
 
@@ -92,8 +92,8 @@ async def test_who_stops_waiting_does_not_stop_the_job() -> None:
     assert job.status().state == "succeeded"
 
 
-async def test_events_end_with_how_it_ended() -> None:
-    """Whoever watches sees it running, not every step of it, and at last its end."""
+async def test_events_end_with_the_final_status() -> None:
+    """Before it come statuses of the running job, fewer than it has steps."""
 
     async def work(progress: Progress) -> None:
         progress.phase("going", 1000)
@@ -110,8 +110,8 @@ async def test_events_end_with_how_it_ended() -> None:
     assert [status.state async for status in job.events()] == ["succeeded"]
 
 
-async def test_everybody_who_watches_sees_the_end() -> None:
-    """Also who was slow to take an event while the job ended, and another one had seen that already."""
+async def test_every_watcher_sees_the_end() -> None:
+    """Also one that was slow to take an event, while another one already saw the end."""
     go = asyncio.Event()
 
     async def work(_: Progress) -> None:
@@ -128,8 +128,8 @@ async def test_everybody_who_watches_sees_the_end() -> None:
         assert (await anext(slow)).state == "succeeded"
 
 
-async def test_a_failed_job_keeps_nothing_of_what_its_work_held() -> None:
-    """A hundred are remembered, and a pack may be 64 MiB: why it failed is kept, not where."""
+async def test_a_failed_job_frees_the_memory_of_its_work() -> None:
+    """A hundred jobs are remembered and a pack may have 64 MiB: only the message of the error is kept."""
 
     class Pack:
         pass
@@ -158,7 +158,7 @@ async def test_a_failed_job_keeps_nothing_of_what_its_work_held() -> None:
     assert job.status().error == Conflict("it is not what it should be").body()
 
 
-async def test_the_last_ones_are_remembered_and_what_runs_is_never_forgotten() -> None:
+async def test_the_last_hundred_jobs_and_all_running_ones_are_remembered() -> None:
     """Ended jobs beyond a hundred are dropped, oldest first."""
     go = asyncio.Event()
 
@@ -193,7 +193,7 @@ def test_an_estimate_needs_a_total_and_a_rate() -> None:
 
 
 async def test_a_job_that_is_cancelled_before_its_first_step_has_ended() -> None:
-    """Nobody waits for it in vain."""
+    """A caller that waits for it gets the error."""
 
     async def work(_: Progress) -> None:
         raise AssertionError("it never begins")

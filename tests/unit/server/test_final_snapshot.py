@@ -11,10 +11,10 @@ import pytest
 from gateway.aio import shielded
 from gateway.config import Settings
 from gateway.errors import Conflict, LeaseLost
+from gateway.jobs import Progress
 from gateway.server import lifecycle
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.snapshot import operations
-from gateway.snapshot.progress import Silent
 from gateway.vectorstore import VectorStore
 from tests.unit.snapshot.manifests import manifest
 
@@ -64,7 +64,7 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
     monkeypatch.setattr(operations, "import_tar", published)
     await vectorstore.leader.require()
     assert not vectorstore.operations.changes.any
-    await vectorstore.operations.import_tar(nothing(), None, 1, Silent(), asyncio.Event())
+    await vectorstore.operations.import_tar(nothing(), None, 1, Progress(), asyncio.Event())
     assert vectorstore.operations.changes.any
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.chroma.disk import DATABASE, Signature, signatures_of
 from gateway.errors import GatewayError
+from gateway.jobs import Progress
 from gateway.snapshot.baseline import (
     Baseline,
     StoredFile,
@@ -26,7 +27,6 @@ from gateway.snapshot.baseline import (
 from gateway.snapshot.blocks import Layout
 from gateway.snapshot.model import Manifest
 from gateway.snapshot.packing import PackWriter
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from tests.unit.snapshot.manifests import ID, NEWER, SEGMENT, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
@@ -227,7 +227,7 @@ def test_empty_baseline_knows_nothing() -> None:
 
 async def test_files_survive_the_way_into_a_manifest_and_back() -> None:
     """Each piece keeps its pack. A pack with several pieces is named once."""
-    async with PackWriter(Repository(MemoryStore()), {}, Silent()) as writer:
+    async with PackWriter(Repository(MemoryStore()), {}, Progress()) as writer:
         first = tuple(await writer.add([b"one", b"two"]))
         await writer.seal()
         second = tuple(await writer.add([b"three", b"four"]))

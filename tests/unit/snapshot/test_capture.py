@@ -15,13 +15,13 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, INDEX_FILES, index_signatures
 from gateway.chroma.pages import PageTracker
+from gateway.jobs import Progress
 from gateway.snapshot import capture, create, plan
 from gateway.snapshot.baseline import Baseline, StoredFile, empty_baseline
 from gateway.snapshot.capture import Cut, freeze, plan_cut, read_database, read_index
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.plan import IndexPlan
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from tests.bare_chroma import bare_chroma
 from tests.unit.snapshot.stores import MemoryStore
@@ -61,7 +61,7 @@ def tracker(data_dir: Path) -> Iterator[PageTracker]:
 
 @pytest.fixture
 def writer() -> PackWriter:
-    return PackWriter(Repository(MemoryStore()), {}, Silent())
+    return PackWriter(Repository(MemoryStore()), {}, Progress())
 
 
 def execute(data_dir: Path, statement: str, *values: object) -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import CorruptSnapshot
+from gateway.jobs import Progress
 from gateway.snapshot import capture, fetch, packing
 from gateway.snapshot.baseline import Baseline, StoredFile, manifest_files, stored_file
 from gateway.snapshot.blocks import Layout
@@ -24,7 +25,6 @@ from gateway.snapshot.fetch import Staged, _fetch, _make_files, _verify_file
 from gateway.snapshot.model import File, Manifest
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.plan import MAX_PATCHES
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.storage import FileStorage
 from tests.unit.snapshot.manifests import manifest
@@ -73,7 +73,7 @@ class Generations:
 
     async def snapshot(self, contents: dict[str, bytes]) -> Manifest:
         files: list[StoredFile] = []
-        async with PackWriter(self.repository, {}, Silent()) as writer:
+        async with PackWriter(self.repository, {}, Progress()) as writer:
             for name, data in contents.items():
                 (self.path / name).write_bytes(data)
                 source = _IndexFileReader(self.path / name, self.layout, self.baseline)

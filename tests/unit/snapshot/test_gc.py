@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavailable
+from gateway.jobs import Progress
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.lease.lease import read_lease_state
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.model import Manifest, Verification
 from gateway.snapshot.packing import PackWriter
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
 from gateway.storage import NoDeleteStorage, ObjectInfo
@@ -207,7 +207,7 @@ async def test_gateway_that_lost_the_lease_deletes_nothing(tmp_path: Path) -> No
 async def test_pack_that_a_former_holder_is_deleting_is_not_reused(tmp_path: Path) -> None:
     """While that deletion is under way, the successor packs the same bytes. They get another name and survive."""
     repository, _ = await writer(store := AgingStore(), tmp_path / "old")
-    async with PackWriter(repository, {}, Silent()) as packer:
+    async with PackWriter(repository, {}, Progress()) as packer:
         await packer.add([b"the same bytes"])
     (name,) = [key.removeprefix("data/") for key in store.objects if key.startswith("data/")]
     on_its_way, may_arrive = asyncio.Event(), asyncio.Event()
@@ -226,7 +226,7 @@ async def test_pack_that_a_former_holder_is_deleting_is_not_reused(tmp_path: Pat
     assert name in leader.pending_delete
     existing = await winner.packs()
     assert name not in existing
-    async with PackWriter(winner, existing, Silent()) as packer:
+    async with PackWriter(winner, existing, Progress()) as packer:
         (packed,) = await packer.add([b"the same bytes"])
     pack = packed.pack
     may_arrive.set()

@@ -17,11 +17,11 @@ from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.errors import NotFound
+from gateway.jobs import Progress
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot import create, operations
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository
 from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import ID
@@ -122,7 +122,7 @@ async def test_failed_verification_marks_the_data_as_unsaved(
     one = made(tmp_path, MemoryStore())
     one.changes.cut()
     one.changes.saved()
-    await one.verify(ID, "data", Silent())
+    await one.verify(ID, "data", Progress())
     assert one.changes.any is not ok
 
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import CorruptSnapshot, StorageDenied, StorageUnavailable
+from gateway.jobs import Progress
 from gateway.snapshot import packing
 from gateway.snapshot.model import Pack, Piece
 from gateway.snapshot.packing import UPLOADS_AT_ONCE, PackedPiece, PackWriter, unpack
-from gateway.snapshot.progress import Silent
 from gateway.snapshot.repository import Repository, check_pack
 from tests.unit.snapshot.manifests import sha
 from tests.unit.snapshot.stores import MemoryStore
@@ -37,7 +37,7 @@ async def pack(
 ) -> tuple[dict[str, list[PackedPiece]], PackWriter]:
     """Pack all contents in the order of their names. Seal after the last and after those named."""
     repository = Repository(store)
-    async with PackWriter(repository, await repository.packs(), Silent()) as writer:
+    async with PackWriter(repository, await repository.packs(), Progress()) as writer:
         packed = {}
         for name, data in sorted(contents.items()):
             packed[name] = await writer.add(cut(data))
@@ -161,7 +161,7 @@ async def test_error_of_a_source_is_raised_and_harms_nothing() -> None:
         raise FileNotFoundError
 
     store = MemoryStore()
-    async with PackWriter(Repository(store), {}, Silent()) as writer:
+    async with PackWriter(Repository(store), {}, Progress()) as writer:
         packed = await writer.add(cut(noise(100)))
         with pytest.raises(FileNotFoundError):
             await writer.add(failing())
@@ -171,7 +171,7 @@ async def test_error_of_a_source_is_raised_and_harms_nothing() -> None:
 async def test_progress_counts_every_byte() -> None:
     """Before compression."""
 
-    class Counting(Silent):
+    class Counting(Progress):
         done = 0
 
         def advance(self, count: int) -> None:
@@ -240,7 +240,7 @@ async def test_nothing_is_read_after_packing_was_cancelled() -> None:
         under_way.clear()
         yield b"piece"
 
-    adding = asyncio.create_task(PackWriter(Repository(MemoryStore()), {}, Silent()).add(source()))
+    adding = asyncio.create_task(PackWriter(Repository(MemoryStore()), {}, Progress()).add(source()))
     assert await asyncio.to_thread(reading.wait, 10)
     adding.cancel()
     asyncio.get_running_loop().call_later(0.05, go.set)

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.chroma import database
 from gateway.errors import InvalidRequest
-from gateway.snapshot.progress import Silent
+from gateway.jobs import Progress
 from gateway.snapshot.tar import in_pieces, untar
 
 
@@ -50,7 +50,7 @@ async def test_interrupted_transaction_is_rolled_back(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     archive = packed({"db/chroma.sqlite3": data, "db/chroma.sqlite3-journal": journal})
-    await untar(sent(archive), target, 1 << 30, Silent())
+    await untar(sent(archive), target, 1 << 30, Progress())
     database.require_sound(target)
     with closing(sqlite3.connect(target / "chroma.sqlite3")) as connection:
         assert connection.execute("select count(*) from records where text like '%after%'").fetchone() == (0,)
@@ -63,7 +63,7 @@ async def test_journal_that_names_another_file_is_refused(tmp_path: Path) -> Non
     tail = name + len(name).to_bytes(4, "big") + sum(name).to_bytes(4, "big") + bytes.fromhex("d9d505f920a163d7")
     archive = packed({"chroma.sqlite3": b"x", "chroma.sqlite3-journal": bytes(1024) + tail})
     with pytest.raises(InvalidRequest, match="several databases"):
-        await untar(sent(archive), tmp_path, 1 << 30, Silent())
+        await untar(sent(archive), tmp_path, 1 << 30, Progress())
 
 
 async def test_cancelled_download_closes_its_files() -> None:
@@ -96,4 +96,4 @@ async def test_huge_header_is_refused_before_it_is_read(tmp_path: Path) -> None:
     header = tarfile.TarInfo("././@PaxHeader")
     header.type, header.size = tarfile.XHDTYPE, 1 << 32
     with pytest.raises(InvalidRequest, match="a header of"):
-        await untar(sent(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 21)), tmp_path, 1 << 40, Silent())
+        await untar(sent(header.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 21)), tmp_path, 1 << 40, Progress())

@@ -1,4 +1,4 @@
-"""What only a store of files can go through: crashes, full disks, and a directory that is not what it should be."""
+"""What only a store of files meets: crashes, full disks, and a directory that is not usable."""
 
 import asyncio
 import contextlib
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> FileStorage:
 
 
 async def test_nothing_is_made_before_the_first_write(tmp_path: Path) -> None:
-    """Reading, listing and deleting leave no trace where there is no store yet; a write makes all it needs."""
+    """Reading, listing and deleting create nothing where there is no store yet. A write makes all it needs."""
     root = tmp_path / "deep" / "er" / "store"
     store = FileStorage(root)
     assert await keys(store) == []
@@ -60,8 +60,10 @@ async def test_nothing_is_made_before_the_first_write(tmp_path: Path) -> None:
     assert (root / "a" / "b").read_bytes() == b"x"
 
 
-async def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store does not move when the process changes its directory."""
+async def test_a_relative_root_does_not_follow_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store stays where it was when the process changes its directory."""
     monkeypatch.chdir(tmp_path)
     store = FileStorage(Path("var/store"))
     (tmp_path / "elsewhere").mkdir()
@@ -74,7 +76,7 @@ async def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("where", ["store", "store/below"])
 async def test_a_file_where_the_root_should_be_is_denied(tmp_path: Path, where: str, call: str) -> None:
-    """What cannot be read as a directory is never taken for an empty store, and the hint says what is needed."""
+    """A root that is no directory is never taken for an empty store, and the hint says what is needed."""
     (tmp_path / "store").write_bytes(b"not a directory")
     with pytest.raises(StorageDenied, match="GATEWAY_STORE needs a directory"):
         await CALLS[call](FileStorage(tmp_path / where))
@@ -82,7 +84,7 @@ async def test_a_file_where_the_root_should_be_is_denied(tmp_path: Path, where: 
 
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_root_that_is_not_mounted_is_denied(tmp_path: Path, call: str) -> None:
-    """A symbolic link to nothing is a disk that is missing, and not an empty store."""
+    """A symbolic link to nothing is a missing disk, not an empty store."""
     (tmp_path / "store").symlink_to(tmp_path / "not mounted")
     with pytest.raises(StorageDenied, match=r"symbolic link|needs a directory"):
         await CALLS[call](FileStorage(tmp_path / "store"))
@@ -91,7 +93,7 @@ async def test_a_root_that_is_not_mounted_is_denied(tmp_path: Path, call: str) -
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
 @pytest.mark.parametrize("call", CALLS)
 async def test_a_root_without_permission_is_denied(tmp_path: Path, call: str) -> None:
-    """A directory that may not be entered is denied, with the directory in the hint."""
+    """A directory that may not be entered is denied, and the hint names it."""
     root = tmp_path / "store"
     root.mkdir(mode=0)
     try:
@@ -113,10 +115,10 @@ async def test_a_root_without_permission_is_denied(tmp_path: Path, call: str) ->
         (errno.ESTALE, StorageUnavailable),
     ],
 )
-async def test_what_the_system_says_is_translated(
+async def test_every_oserror_is_translated(
     store: FileStorage, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[Exception]
 ) -> None:
-    """No OSError leaves the store; the message names operation, object and reason."""
+    """No OSError leaves the store. The message names the operation, the object and the reason."""
 
     def fsync(_: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -173,8 +175,8 @@ def run_and_kill(root: Path, code: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["os.fsync", "Path.rename"])
-async def test_a_crash_while_writing_is_invisible(tmp_path: Path, at: str) -> None:
-    """Killed at any moment before the new name, a put leaves the old object and nothing that a list shows."""
+async def test_a_crash_during_a_put_leaves_the_old_object(tmp_path: Path, at: str) -> None:
+    """A put that is killed at any moment before the rename leaves the old object and nothing that a list shows."""
     store = FileStorage(tmp_path)
     await store.put("a", b"old")
     run_and_kill(tmp_path, f"{at} = die\nasyncio.run(store.put('a', b'new'))")
@@ -185,8 +187,8 @@ async def test_a_crash_while_writing_is_invisible(tmp_path: Path, at: str) -> No
     assert await store.put_if_absent("b", b"x") is True
 
 
-async def test_what_a_crash_left_is_removed_once_it_is_old(tmp_path: Path) -> None:
-    """The first write of a new process clears away what no other process can still be writing."""
+async def test_files_that_a_crash_left_are_removed_once_they_are_old(tmp_path: Path) -> None:
+    """The first write of a new process removes files that no other process can still be writing."""
     new = tmp_path / ".gateway" / "new"
     new.mkdir(parents=True)
     (new / "abandoned").write_bytes(b"half of an obj")
@@ -198,7 +200,7 @@ async def test_what_a_crash_left_is_removed_once_it_is_old(tmp_path: Path) -> No
 
 
 async def test_an_object_is_durable_before_it_has_its_name(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes are synced before the rename, and after it the directory; so are directories made on the way."""
+    """The bytes are flushed before the rename, the directory after it, and so are directories that the put makes."""
     done: list[int | str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -245,7 +247,7 @@ asyncio.run(main())
 """
 
 
-async def test_conditions_hold_across_processes(store: FileStorage) -> None:
+async def test_conditional_writes_are_atomic_across_processes(store: FileStorage) -> None:
     """Processes that increment one counter lose no increment, and each claim has exactly one owner."""
     processes, increments = 4, 50
     await store.put("counter", b"0")
@@ -267,8 +269,8 @@ async def test_conditions_hold_across_processes(store: FileStorage) -> None:
             assert await store.get(f"claims/{n}") == b"%d" % owner
 
 
-async def test_a_delete_never_takes_the_directory_from_under_a_put(store: FileStorage) -> None:
-    """While objects of one folder come and go, no put fails for the folder that was pruned."""
+async def test_a_delete_never_removes_the_directory_that_a_put_uses(store: FileStorage) -> None:
+    """While objects of one folder come and go, no put fails because its folder was pruned."""
 
     async def come_and_go(name: str) -> None:
         for _ in range(60):
@@ -280,8 +282,10 @@ async def test_a_delete_never_takes_the_directory_from_under_a_put(store: FileSt
     assert not Path(store.url.removeprefix("file://"), "deep").exists()
 
 
-async def test_a_put_bears_a_delete_right_after(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where another process deletes the object and prunes its folder before the put returns, nothing fails."""
+async def test_a_put_succeeds_although_its_object_is_deleted_at_once(
+    store: FileStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may delete the object and prune its folder before the put returns."""
     rename = Path.rename
 
     def rename_and_lose(path: Path, target: Path) -> Path:
@@ -295,8 +299,8 @@ async def test_a_put_bears_a_delete_right_after(store: FileStorage, monkeypatch:
     assert await keys(store) == []
 
 
-async def test_a_list_bears_deletes_meanwhile(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files and folders that go between being found and being looked at are left out; the others are not."""
+async def test_a_list_leaves_out_what_is_deleted_meanwhile(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and folders that disappear while the list is made are left out; the others are listed."""
     for key in ("goes", "goes too/a", "stays", "stays too/a"):
         await store.put(key, b"x")
     root = Path(store.url.removeprefix("file://"))
@@ -316,10 +320,8 @@ async def test_a_list_bears_deletes_meanwhile(store: FileStorage, monkeypatch: p
     assert await keys(store) == ["stays", "stays too/a"]
 
 
-async def test_a_lock_that_is_never_given_back_is_not_waited_for(
-    store: FileStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where another process holds the lock and does not move, writes end as StorageUnavailable and reads go on."""
+async def test_a_write_does_not_wait_for_ever_for_the_lock(store: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When another process holds the lock and does not move, writes raise StorageUnavailable and reads go on."""
     await store.put("a", b"x")
     monkeypatch.setattr(file, "_LOCK_TIMEOUT_S", 0.1)
     with store._locked():
@@ -345,7 +347,7 @@ async def test_an_object_cannot_be_a_folder(store: FileStorage, key: str) -> Non
 
 
 async def test_a_folder_cannot_be_an_object(store: FileStorage) -> None:
-    """Unlike in S3, a key that others are below is refused, and they stay."""
+    """Unlike in S3, a key that is the folder of other keys is refused, and they stay."""
     await store.put("a/b", b"x")
     for call in (
         store.put("a", b"y"),
@@ -359,7 +361,7 @@ async def test_a_folder_cannot_be_an_object(store: FileStorage) -> None:
 
 @pytest.mark.parametrize("key", ["x" * 256, "a/" + "ü" * 128 + "/b", ".gateway/lock", ".gateway/new/x", ".gateway"])
 async def test_names_that_files_cannot_have_are_refused(store: FileStorage, key: str) -> None:
-    """Parts of a key that are too long for a file, and the store's own folder, cannot be written."""
+    """Parts of a key that are too long for a file name, and the store's own folder, cannot be written."""
     with pytest.raises(InvalidRequest):
         await store.put(key, b"x")
 
@@ -367,7 +369,7 @@ async def test_names_that_files_cannot_have_are_refused(store: FileStorage, key:
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("link", ["a", "a/b"])
 async def test_symbolic_links_are_not_followed(tmp_path: Path, link: str, call: str) -> None:
-    """A link below the root is followed by nothing, and a list with one in it raises rather than look smaller."""
+    """No method follows a link below the root. A list that meets one raises: the store must not look smaller."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "b").write_bytes(b"secret")
@@ -380,7 +382,7 @@ async def test_symbolic_links_are_not_followed(tmp_path: Path, link: str, call: 
 
 
 async def test_a_root_may_be_a_symbolic_link(tmp_path: Path) -> None:
-    """The root itself may be a link: that is the operator's own choice."""
+    """The root itself may be a link: that is the operator's choice."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "store").symlink_to(tmp_path / "disk")
     store = FileStorage(tmp_path / "store")
@@ -389,8 +391,8 @@ async def test_a_root_may_be_a_symbolic_link(tmp_path: Path) -> None:
     assert await keys(store) == ["a/b"]
 
 
-async def test_what_is_no_file_is_no_object(store: FileStorage) -> None:
-    """Pipes and sockets below the root are neither listed nor read, which could wait for ever."""
+async def test_only_regular_files_are_objects(store: FileStorage) -> None:
+    """Pipes and sockets below the root are neither listed nor read: reading one could block for ever."""
     await store.put("a", b"x")
     os.mkfifo(Path(store.url.removeprefix("file://"), "pipe"))
     assert await keys(store) == ["a"]

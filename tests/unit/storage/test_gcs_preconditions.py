@@ -1,4 +1,4 @@
-"""Google's conditions, as its reference page has them."""
+"""Conditional writes to Google Cloud Storage have the headers that its reference names."""
 
 from typing import Any
 
@@ -18,8 +18,8 @@ from gateway.storage.s3 import S3Storage
         ("http://127.0.0.1:9000", False),
     ],
 )
-def test_only_google_is_spoken_to_in_its_words(endpoint_url: str, expected: bool) -> None:
-    """By the host of the endpoint."""
+def test_only_google_gets_generation_conditions(endpoint_url: str, expected: bool) -> None:
+    """Recognized by the host name of the endpoint."""
     assert has_gcs_preconditions(endpoint_url) is expected
 
 
@@ -37,7 +37,7 @@ class Sent(Exception):
 async def test_the_condition_is_signed_and_sent(
     endpoint_url: str, expected: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What botocore is about to send has the one condition, in the server's words, under its signature."""
+    """The request that botocore is about to send has exactly the one condition, and the signature covers it."""
     for name, value in {"ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "ENDPOINT_URL_S3": endpoint_url}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
     store, seen = S3Storage("bucket"), list[dict[str, str]]()

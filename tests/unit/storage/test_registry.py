@@ -1,11 +1,15 @@
-"""From `GATEWAY_STORE` to a store."""
+"""From the URL in `GATEWAY_STORE` to a store."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gateway import config
 from gateway.errors import ConfigError
-from gateway.storage import FileStorage, S3Storage, open_storage
+from gateway.storage import FileStorage, open_storage, registry
+from gateway.storage.s3 import S3Storage
 
 
 @pytest.mark.parametrize(
@@ -22,8 +26,10 @@ from gateway.storage import FileStorage, S3Storage, open_storage
         ("s3://my.bucket-1/pre/fix/", "s3://my.bucket-1/pre/fix/"),
     ],
 )
-def test_a_url_names_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str) -> None:
-    """Every documented form opens the store it names; relative ones are made absolute here and now."""
+def test_every_documented_url_opens_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, expected: str
+) -> None:
+    """Relative paths become absolute when the store is opened."""
     monkeypatch.chdir(tmp_path)
     store = open_storage(url)
     assert isinstance(store, FileStorage if url.startswith("file") else S3Storage)
@@ -56,14 +62,27 @@ def test_a_url_names_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ur
         "https://bucket.s3.amazonaws.com",
     ],
 )
-def test_anything_else_is_refused(url: str) -> None:
-    """What is not exactly one of the forms stops the start with a message naming GATEWAY_STORE."""
+def test_any_other_url_is_refused(url: str) -> None:
+    """The start ends with a message that names GATEWAY_STORE."""
     with pytest.raises(ConfigError, match=r"^GATEWAY_STORE: "):
         open_storage(url)
 
 
-def test_the_hint_says_what_is_accepted() -> None:
-    """Whoever got it wrong reads the accepted forms."""
+def test_the_configuration_names_no_scheme() -> None:
+    """Adding a kind of store needs no change of `gateway.config`."""
+    source = Path(config.__file__).read_text()
+    assert [f"{name}:" for name in registry._SCHEMES if f"{name}:/" in source] == []
+
+
+def test_the_sdk_of_s3_is_imported_only_for_a_store_in_s3() -> None:
+    """It takes most of a second, which the start with another store does not spend."""
+    code = "import sys, gateway.config, gateway.storage; gateway.storage.open_storage('file:///srv/store')"
+    check = f"{code}; sys.exit('aioboto3' in sys.modules or 'botocore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_the_hint_names_the_accepted_forms() -> None:
+    """And the message shows the URL that was given."""
     with pytest.raises(ConfigError) as caught:
         open_storage("gs://bucket")
     for form in ("s3://bucket[/prefix]", "file:///absolute/path", "file://./relative/path"):

@@ -1,4 +1,4 @@
-"""A counted store counts what happened, once."""
+"""An instrumented store counts every call once."""
 
 from pathlib import Path
 
@@ -6,12 +6,11 @@ import pytest
 
 from gateway.errors import ObjectMissing
 from gateway.observability.metrics import Metrics
-from gateway.storage import FileStorage
-from gateway.storage.instrumented import InstrumentedStorage
+from gateway.storage import FileStorage, InstrumentedStorage
 
 
 async def test_requests_bytes_and_errors_are_counted(tmp_path: Path) -> None:
-    """Up for what is stored, down for what is fetched; a failure is a request and an error, by our own name."""
+    """Stored bytes count up, fetched bytes down. A failure counts as a request and, by our name of it, as an error."""
     metrics = Metrics()
     store = InstrumentedStorage(FileStorage(tmp_path / "store"), metrics)
 
