@@ -1,28 +1,19 @@
 """`chroma-gateway …`: the arguments, the errors that people see, and the exit codes (see `gateway.errors`)."""
 
+import importlib
 import sys
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
 
 import gateway
-from gateway.cli import archives, doctor, documents, ingest, jobs, keys, quiesce, serve, snapshots, status
-from gateway.cli.client import AnsweredError
 from gateway.cli.output import print_error
 from gateway.errors import GatewayError
 from gateway.observability import logs
 
 _PROGRAM = "chroma-gateway"
-
-app = typer.Typer(
-    help="Chroma behind a gateway that takes snapshots and restores them.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for group in (serve, status, snapshots, archives, quiesce, jobs, documents, ingest, keys, doctor):
-    group.register(app)
+_GROUPS = ("serve", "status", "snapshots", "archives", "quiesce", "jobs", "documents", "ingest", "keys", "doctor")
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,7 +25,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _main(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
@@ -44,13 +34,32 @@ def _main(
     logs.configure(as_json=False, level="warning", program=_PROGRAM)
 
 
+def application(groups: Sequence[str] = _GROUPS) -> typer.Typer:
+    """The app with the commands of `groups`, each a module of this package."""
+    app = typer.Typer(
+        help="Chroma behind a gateway that takes snapshots and restores them.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_main)
+    for group in groups:
+        importlib.import_module(f"gateway.cli.{group}").register(app)
+    return app
+
+
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. An error is shown on stderr, as JSON if `--json` was given."""
     # Read here too, because a usage error is found before the command's own options are known.
     as_json = "--json" in arguments
     try:
+        # A start does not wait until the other commands are imported.
+        app = application(["serve"] if arguments[:1] == ["serve"] else _GROUPS)
         return app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0
     except GatewayError as error:
+        from gateway.cli.client import AnsweredError  # noqa: PLC0415
+
         name = error.name if isinstance(error, AnsweredError) else type(error).__name__
         print_error(name, error.message, error.hint, as_json=as_json)
         return error.exit_code

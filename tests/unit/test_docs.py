@@ -12,7 +12,7 @@ import typer
 from fastapi import FastAPI
 
 from gateway import errors
-from gateway.cli.main import app
+from gateway.cli.main import application
 from gateway.config import Settings, variable_of
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase
@@ -121,7 +121,7 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tup
             yield from commands(each, (*path, name))
 
 
-COMMANDS = dict(commands(typer.main.get_command(app)))
+COMMANDS = dict(commands(typer.main.get_command(application())))
 
 
 def options_of(command: click.Command) -> set[str]:

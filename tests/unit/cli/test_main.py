@@ -10,6 +10,7 @@ import respx
 import structlog
 
 from gateway.cli.main import run
+from gateway.server.program import program
 
 URL = ("--url", "http://gateway.test:8000", "--token", "a-token-of-tests")
 
@@ -134,18 +135,21 @@ def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[
 
 def test_a_server_logs_its_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """As JSON where stderr is no terminal, with the exit code of the error."""
-    exit_code, err = refused(capsys, "serve", "--config", str(tmp_path / "none.conf"))
-    event = json.loads(err)
-    assert exit_code == event["exit_code"] == 2
+    with pytest.raises(SystemExit) as ended:
+        run(["serve", "--config", str(tmp_path / "none.conf")])
+    event = json.loads(capsys.readouterr().err)
+    assert ended.value.code == event["exit_code"] == 2
     assert (event["level"], event["program"]) == ("critical", "serve")
 
 
 def test_a_server_logs_a_wrong_setting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Although the settings that say how to log are not there."""
     monkeypatch.setenv("PORT", "none")
-    exit_code, err = refused(capsys, "gateway")
-    assert (exit_code, json.loads(err)["level"]) == (2, "critical")
-    assert "PORT" in json.loads(err)["message"]
+    with pytest.raises(SystemExit) as ended, program("gateway"):
+        pytest.fail("it has no settings")
+    event = json.loads(capsys.readouterr().err)
+    assert (ended.value.code, event["level"]) == (2, "critical")
+    assert "PORT" in event["message"]
 
 
 @respx.mock
