@@ -19,7 +19,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from gateway.chroma.level0 import data_extents
 from gateway.chroma.rebuild import Part, build_index, sync_files
 from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
 from gateway.chroma.segments import (
+    COSINE,
     DELETE,
     UPDATE,
     UPSERT,
@@ -95,13 +96,18 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A way with what it would lose. `sources` and `copy` are what the new index is made of."""
+    """A way with what it would lose. `copy`, or `sources` and `updates`, are what the new index is made of.
+
+    `updates`: rows of the log by id, of records that nothing else is left of. Chroma ignores an update of what an index
+    does not have (`rust/segment/src/local_hnsw.rs`, `apply_log_chunk`), so the index has to have them before.
+    """
 
     way: Way
     position: int
     lost: frozenset[str]
     copy: IndexCopy | None = None
     sources: tuple[Salvage, ...] = ()
+    updates: Mapping[str, int] = field(default_factory=dict)
     doubtful: frozenset[str] = frozenset()
 
 
@@ -210,8 +216,6 @@ def _from_salvage(
         found = salvage_index(copy.directory, segment, Evidence(unchanged))
         if found and found.ids:
             sources.append(found)
-    if not sources:
-        return None
     base = set(_used(sources))
     doubtful = torn.doubtful & base if torn else frozenset()
     doubtful -= {each for source in sources if source is not torn for each in source.ids}
@@ -221,11 +225,16 @@ def _from_salvage(
         # The log may have what the index has not, also of what it had applied.
         position = min(position, rows[0].seq_id - 1)
         lost = frozenset(compare_records(base, live, rows)[0])
+    updates = {row.id: row.seq_id for row in rows if row.has_vector and row.operation == UPDATE and row.id in lost}
+    if not sources and not updates:
+        return None
     doubtful -= _with_vector(row for row in rows if row.seq_id > position)
-    return _Plan(Way.SALVAGE, position, lost, sources=_preferred(sources, torn, doubtful), doubtful=doubtful)
+    return _Plan(
+        Way.SALVAGE, position, lost - updates.keys(), None, _preferred(sources, torn), updates, frozenset(doubtful)
+    )
 
 
-def _preferred(sources: list[Salvage], torn: Salvage | None, doubtful: frozenset[str]) -> tuple[Salvage, ...]:
+def _preferred(sources: list[Salvage], torn: Salvage | None) -> tuple[Salvage, ...]:
     """The torn index first, unless it is older than the database: then what copies have is better."""
     if torn and torn.doubtful:
         sources = [*(source for source in sources if source is not torn), torn]
@@ -302,7 +311,7 @@ def _apply(
             made.mkdir()
             for name in INDEX_FILES:
                 copy_sparse(plan.copy.directory / name, made / name)
-        elif plan.sources:
+        elif plan.sources or plan.updates:
             made = _build(scratch, connection, segment, plan, progress)
         if made:
             sync_files(made)
@@ -331,6 +340,9 @@ def _build(
         part = _part(source, places)
         taken.update(part.ids)
         parts.append(part)
+    if plan.updates:
+        parts.append(_updates(connection, segment, plan.updates))
+        taken.update(plan.updates)
     dimension = segment.dimension or plan.sources[0].layout.dimension
     made = build_index(_fresh(scratch / "build"), segment, dimension, parts, progress)
     check = check_index(made, dimension=dimension, space=segment.space)
@@ -340,6 +352,16 @@ def _build(
         labels = read_id_map(made / ID_MAP).id_to_label
         (made / ID_MAP).write_bytes(old_id_map(labels, live_records(connection, segment), dimension, plan.position))
     return made
+
+
+def _updates(connection: sqlite3.Connection, segment: Segment, updates: Mapping[str, int]) -> Part:
+    vectors = np.stack([_vector(connection, seq_id) for seq_id in updates.values()])
+    if segment.space != COSINE:
+        return Part(list(updates), lambda start, stop: vectors[start:stop], None)
+    # Not to the last bit as hnswlib would; the rows themselves come on top, and then they are.
+    lengths = np.linalg.norm(vectors, axis=1).astype(np.float32)
+    normalized = (vectors / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32)
+    return Part(list(updates), lambda start, stop: normalized[start:stop], lengths)
 
 
 def _part(source: Salvage, places: list[int]) -> Part:

@@ -325,3 +325,53 @@ def test_most_of_the_matrix_was_damage(matrix: Matrix) -> None:
     """A damage that is none proves nothing: nearly every case was repaired."""
     untouched = [case.name for case in matrix.cases if case.repair and case.repair.way is Way.NONE]
     assert len(untouched) <= 6, untouched
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine"])
+def test_an_update_in_the_log_is_enough_for_a_record(tmp_path: Path, space: str) -> None:
+    """Of a record whose first row is gone, and its element too: Chroma alone would ignore the update."""
+    with bare_chroma(tmp_path) as chroma:
+        configuration: Any = {"hnsw": {"space": space, "sync_threshold": 50, "batch_size": 10}}
+        collection = chroma.client().create_collection("one", embedding_function=None, configuration=configuration)
+        collection.add(ids=ids(0, 50), embeddings=vectors(0, 50), documents=ids(0, 50))
+        collection.update(ids=ids(3, 2), embeddings=vectors(1, 2))
+        held = held_by(chroma.client(), "one", ids(3, 2))
+        (index,) = (path.parent for path in tmp_path.glob(f"*/{LEVEL0}"))
+    (index / LEVEL0).unlink()
+    repair = repair_segment(tmp_path, index.name)
+    assert repair.way is Way.SALVAGE
+    # The row at the position is never purged, and so the last of the fifty is there too.
+    assert set(repair.lost_ids) == set(ids(0, 49)) - set(ids(3, 2))
+    with bare_chroma(tmp_path) as chroma:
+        got = held_by(chroma.client(), "one", ids(3, 2))
+    assert all(np.array_equal(got[each][0], held[each][0]) for each in held)
+
+
+def test_a_repair_may_be_cut_short_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after the position goes back, and before the directories are exchanged: the next one loses nothing."""
+    with bare_chroma(tmp_path) as chroma:
+        configuration: Any = {"hnsw": {"sync_threshold": 50, "batch_size": 10}}
+        collection = chroma.client().create_collection("one", embedding_function=None, configuration=configuration)
+        collection.add(ids=ids(0, 50), embeddings=vectors(0, 50), documents=ids(0, 50))
+        held = held_by(chroma.client(), "one")
+        (index,) = (path.parent for path in tmp_path.glob(f"*/{LEVEL0}"))
+    (index / HEADER).write_bytes(b"")
+
+    class Cut(Exception):
+        pass
+
+    def cut(*_: Any) -> None:
+        raise Cut
+
+    for step in ("build_index", "sync_files", "_set_position", "_exchange", "_sync_directory"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"gateway.chroma.repair.{step}", cut)
+            with pytest.raises(Cut):
+                repair_segment(tmp_path, index.name)
+    repair = repair_segment(tmp_path, index.name)
+    assert repair.after.is_sound
+    assert repair.lost_ids == ()
+    with bare_chroma(tmp_path) as chroma:
+        got = held_by(chroma.client(), "one")
+    assert got.keys() == held.keys()
+    assert all(np.array_equal(got[each][0], held[each][0]) for each in held)

@@ -1,6 +1,7 @@
 """A torn index is told from a sound one by its structure, whatever it answers."""
 
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -329,3 +330,15 @@ def test_the_log_is_applied_before_records_are_compared() -> None:
         [],
     )
     assert compare_records({"kept"}, set(), []) == ([], ["kept"])
+
+
+def test_every_code_is_documented() -> None:
+    """Programs rely on them; `docs/index-repair.md` and `docs/doctor.md` say what each means."""
+    root = Path(__file__).parents[3]
+    documented = (root / "docs/index-repair.md").read_text() + (root / "docs/doctor.md").read_text()
+    sources = "".join(
+        (root / f"gateway/chroma/{name}.py").read_text() for name in ("structure", "link_lists", "doctor")
+    )
+    codes = set(re.findall(r"""(?:Problem\(|Severity\.\w+,|append\(\s*\(|return \[\s*\()\s*"([a-z0-9-]+)",""", sources))
+    assert len(codes) > 30
+    assert {code for code in codes if f"`{code}`" not in documented} == set()
