@@ -30,7 +30,7 @@ from tests.gateway_process import ROOT, Gateway, gateway_process
 from tests.servers import S3Server, rclone_in
 
 DIM = 384
-# 557 MB are 160,000 records of this kind (DESIGN, 2.8).
+# 557 MB are 160,000 records of this kind (docs/chroma-internals.md, "What changes on disk").
 BYTES_PER_RECORD = 557e6 / 160_000
 BATCH = 1000
 CHANGED = 0.01

@@ -22,9 +22,16 @@ Modules:
 - `pages`       the database's pages at one moment, and which of them changed since an earlier one
 - `log`         keeping and trimming the log, and setting the positions of restored indexes
 - `migrations`  the schema migrations that the installed Chroma knows
-- `hnsw`        whether the files of one index fit each other
+- `hnsw`        whether the sizes of one index's files fit each other
+- `structure`   whether one index is sound, by `header`, `level0`, `lengths`, `link_lists` and `id_map`, its files
+- `segments`    what the database says of each index, in any schema from chromadb 0.4 on
+- `doctor`      what is wrong with a data directory, and what can be repaired
+- `repair`      making one index sound: from a copy, the log, or its own vectors (`salvage`, `rebuild`)
+- `users`       which processes use a data directory
 - `names`       the name of a collection by its UUID, cached
 - `disk_usage`  sizes for metrics and status
-- `process`     how Chroma is started
+- `native`      the program that becomes `chroma run`
+- `process`     Chroma's configuration file, and a Chroma for the time of a verification
+- `managed`     starting Chroma, stopping it, and starting it again after it died
 - `watch`       whether Chroma runs, and whether every collection can be read
 """

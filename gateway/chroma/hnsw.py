@@ -1,4 +1,4 @@
-"""Whether the sizes of one HNSW index's files fit each other. `structure` looks at what is in them."""
+"""Whether the sizes of one HNSW index's files fit each other. `structure` checks their contents."""
 
 import pickletools
 from pathlib import Path
@@ -7,15 +7,15 @@ from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
 from gateway.chroma.header import HEADER_STRUCT, VERSION
 
 _MAX_PART_BYTES = 1 << 20
-# The last entry of the id map as this Chroma writes it, empty (`rust/segment/src/local_hnsw.rs`, `persist`),
-# and the pickle's end.
+# The end of the id map as Chroma 1.x writes it (`rust/segment/src/local_hnsw.rs`, `IdMap`): the last field, which is
+# always empty, and the end of the pickle.
 _ID_MAP_END = b"X\x0c\x00\x00\x00id_to_seq_id}u."
 
 
 def element_parts(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Sizes in bytes of what the elements of an index's files are made of, by file; those that have none are left out.
+    """Sizes in bytes of the parts of one element, by file. Empty if the header cannot be used.
 
-    An element of the lowest level has its links, and then its vector and its label, which change apart.
+    An element of `data_level0.bin` has two parts that change independently: its links, then its vector with its label.
     """
     try:
         with (directory / HEADER).open("rb") as header:
@@ -31,10 +31,10 @@ def element_parts(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def index_problems(directory: Path) -> list[str]:
-    """Why Chroma would not load the index in `directory`; empty if nothing speaks against it.
+    """Reasons why Chroma would not load the index in `directory`. Empty if none was found.
 
-    An index that was never synced has no id map, and Chroma builds it anew from the log
-    (`rust/segment/src/local_hnsw.rs`, `from_segment`): nothing can be wrong with that one.
+    An index without an id map was never synced. Chroma ignores its files and rebuilds it from the log
+    (docs/chroma-internals.md, "An index without an id map is rebuilt"), so it has no problems.
     """
     id_map = directory / ID_MAP
     if not id_map.exists():
@@ -66,7 +66,7 @@ def index_problems(directory: Path) -> list[str]:
 
 
 def _link_lists_hold(path: Path, count: int) -> bool:
-    """Walk `count` lists, each a uint32 of its bytes and then those."""
+    """Whether the file holds `count` lists. A list is a uint32 with its length in bytes, then its bytes."""
     size, position = path.stat().st_size, 0
     with path.open("rb") as file:
         for _ in range(count):
@@ -91,9 +91,9 @@ def _ends_with(path: Path, end: bytes) -> bool:
 
 
 def _is_whole_pickle(path: Path) -> bool:
-    """Walk it from operation to operation, executing none: an older Chroma's, or a part of one.
+    """Whether the file is a whole pickle, such as an older Chroma wrote. Parses its operations and executes none.
 
-    A pickle ends with ".", but so may any piece of it that ends within an id.
+    The last byte does not tell: a pickle ends with ".", and so may a truncated one that ends within an id.
     """
     try:
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""A torn index is found before Chroma is started on it."""
+"""Index files whose sizes do not fit are found before Chroma starts on them."""
 
 import pickle
 from pathlib import Path
@@ -17,13 +17,13 @@ def index(data_dir: Path) -> Path:
 
 
 def test_an_index_that_chroma_wrote_has_no_problems(index: Path) -> None:
-    """Untouched, nothing speaks against it."""
+    """The check finds nothing in an untouched index."""
     assert index_problems(index) == []
 
 
 @pytest.mark.parametrize("name", [HEADER, LEVEL0, LENGTH, LINK_LISTS, ID_MAP])
 def test_every_truncation_of_every_file_is_found(index: Path, name: str) -> None:
-    """However many bytes of a file were written, and whichever byte comes last, the file is named."""
+    """The file is named, whatever its length and its last byte."""
     whole = (index / name).read_bytes()
     # All of the interesting lengths: every one near both ends, and a spread between.
     ends = {*range(0, len(whole), 97), *range(min(300, len(whole))), *range(max(0, len(whole) - 300), len(whole))}
@@ -48,7 +48,7 @@ def test_a_missing_file_is_found(index: Path, name: str) -> None:
 
 
 def test_an_index_that_was_never_synced_has_no_problems(index: Path) -> None:
-    """Without an id map Chroma builds it anew from the log, whatever else lies there."""
+    """Without an id map Chroma rebuilds the index from the log and ignores the other files."""
     (index / ID_MAP).unlink()
     (index / LEVEL0).write_bytes(b"")
     assert index_problems(index) == []
@@ -56,7 +56,7 @@ def test_an_index_that_was_never_synced_has_no_problems(index: Path) -> None:
 
 
 def test_a_header_that_counts_more_than_there_is_room_for_is_found(index: Path) -> None:
-    """Capacity and count are compared, since hnswlib trusts them."""
+    """Capacity and count are compared, because hnswlib does not check them."""
     raw = bytearray((index / HEADER).read_bytes())
     raw[12:20] = (3).to_bytes(8, "little")
     (index / HEADER).write_bytes(raw)
@@ -64,14 +64,14 @@ def test_a_header_that_counts_more_than_there_is_room_for_is_found(index: Path) 
 
 
 def test_a_header_of_an_unknown_version_is_found(index: Path) -> None:
-    """What it would say cannot be read."""
+    """The rest of such a header cannot be interpreted."""
     raw = (index / HEADER).read_bytes()
     (index / HEADER).write_bytes(b"\x02\0\0\0" + raw[4:])
     assert index_problems(index) == [f"{HEADER} is of version 2, known is 1"]
 
 
 class PersistentData:
-    """As chromadb 0.4 pickled it: an object with these fields."""
+    """The object that chromadb 0.4 pickled."""
 
     def __init__(self, fields: dict[str, object]) -> None:
         self.__dict__.update(fields)
@@ -79,7 +79,7 @@ class PersistentData:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_an_id_map_of_an_older_chroma_is_read(index: Path, protocol: int) -> None:
-    """As chromadb 0.4 and 0.5 pickled it, with sequence numbers, in any protocol; and its truncations are found."""
+    """chromadb 0.4 and 0.5 pickled it with sequence ids. Any protocol is read, and every truncation is found."""
     fields = {
         "dimensionality": 8,
         "total_elements_added": 2,
@@ -96,7 +96,7 @@ def test_an_id_map_of_an_older_chroma_is_read(index: Path, protocol: int) -> Non
 
 
 def test_nothing_of_an_id_map_is_executed(index: Path, tmp_path: Path) -> None:
-    """A pickle from a store can say anything; it is looked through and not loaded."""
+    """A pickle from a store may contain code. It is parsed and not loaded."""
 
     class Touch:
         def __reduce__(self) -> tuple[object, ...]:
