@@ -64,7 +64,11 @@ def clone() -> Iterator[Path]:
         yield directory
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "quickstart.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", pytest.param(DOCS / "quickstart.md", marks=pytest.mark.soak)],
+    ids=lambda page: page.name,
+)
 def test_a_newcomer_loses_the_disk_and_gets_everything_back(page: Path, clone: Path) -> None:
     """README and quickstart, from the first start to the last stop: what was written before is there after."""
     port = free_port()
