@@ -267,8 +267,8 @@ async def test_database_without_wal_is_read_while_writers_wait(
 def test_chromas_log_is_bounded_while_the_store_is_unreachable(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is known about the store then, for any length of time. The rows that Chroma itself needs are kept."""
     monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
-    nobody: Any = None
-    snapshotter = Snapshotter(Repository(MemoryStore()), DataDirectory(data_dir), nobody, nobody)
+    unused: Any = None
+    snapshotter = Snapshotter(Repository(MemoryStore()), DataDirectory(data_dir), unused, unused)
     before, synced = log.count_log(data_dir), log.synced_to(data_dir)
     snapshotter._bound_log()
     assert before == 80

@@ -240,8 +240,8 @@ async def test_pack_that_a_former_holder_is_deleting_is_not_reused(tmp_path: Pat
 async def test_pack_marked_by_a_former_holder_stays_marked(tmp_path: Path) -> None:
     """Even after it was deleted again: the first deletion may still be under way."""
     old, _ = await writer(store := AgingStore(), tmp_path / "old")
-    name, own = sha(b"condemned"), sha(b"garbage")
-    await old.put_pack(name, b"condemned")
+    name, own = sha(b"marked"), sha(b"garbage")
+    await old.put_pack(name, b"marked")
     store.unreachable_for_deletes = True
     with pytest.raises(StorageUnavailable):
         await old.delete_packs([name])

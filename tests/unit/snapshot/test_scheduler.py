@@ -43,23 +43,23 @@ class Day:
         if what in self.fails:
             raise self.fails[what]
 
-    async def round(self) -> list[str]:
+    async def run(self) -> list[str]:
         await run_once(self.changes, self.snapshot, self.tidy, self.ping)
         return self.happened
 
 
 async def test_snapshot_then_ping_then_garbage_collection() -> None:
     """In this order."""
-    assert await Day().round() == ["scheduled", "ping", "tidy"]
+    assert await Day().run() == ["scheduled", "ping", "tidy"]
 
 
 async def test_without_changes_nothing_is_done() -> None:
     """No snapshot and no ping, until something is written."""
     day = Day(changed=False)
-    assert await day.round() == []
+    assert await day.run() == []
     day.count += 1
-    assert await day.round() == ["scheduled", "ping", "tidy"]
-    assert await day.round() == ["scheduled", "ping", "tidy"]
+    assert await day.run() == ["scheduled", "ping", "tidy"]
+    assert await day.run() == ["scheduled", "ping", "tidy"]
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ async def test_without_changes_nothing_is_done() -> None:
 )
 async def test_only_success_is_reported(error: Exception) -> None:
     """After a failed snapshot there is no ping. No error is raised."""
-    assert await Day(fails={"scheduled": error}).round() == ["scheduled"]
+    assert await Day(fails={"scheduled": error}).run() == ["scheduled"]
 
 
 async def test_failed_collection_does_not_undo_the_report() -> None:
     """The snapshot succeeded, and the ping was sent."""
-    assert await Day(fails={"tidy": ValueError("y")}).round() == ["scheduled", "ping", "tidy"]
+    assert await Day(fails={"tidy": ValueError("y")}).run() == ["scheduled", "ping", "tidy"]
 
 
 async def test_snapshots_are_taken_again_and_again() -> None:
@@ -83,7 +83,7 @@ async def test_snapshots_are_taken_again_and_again() -> None:
 
     def now() -> datetime:
         nonlocal clock
-        clock += timedelta(seconds=5)  # time passes by being looked at
+        clock += timedelta(seconds=5)  # every reading moves the clock on
         return clock
 
     async def snapshot(label: str) -> None:
@@ -92,10 +92,10 @@ async def test_snapshots_are_taken_again_and_again() -> None:
             third.set()
         await day.snapshot(label)
 
-    rounds = asyncio.create_task(run_schedule(Every(clock, 9), day.changes, snapshot, day.tidy, day.ping, now))
+    running = asyncio.create_task(run_schedule(Every(clock, 9), day.changes, snapshot, day.tidy, day.ping, now))
     await asyncio.wait_for(third.wait(), 20)
-    rounds.cancel()
-    await asyncio.gather(rounds, return_exceptions=True)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
     assert all(9 <= (b - a).total_seconds() <= 20 for a, b in pairwise(due))
 
 
@@ -153,7 +153,7 @@ async def test_failed_switch_is_logged(answer: bytes | None) -> None:
             if answer is not None:
                 await _pinged(url)
         if answer is None:
-            await _pinged(url)  # nobody listens there any more
+            await _pinged(url)  # the server has ended
     assert [line["log_level"] for line in lines] == ["warning"]
     assert "secret" not in str(lines)
 
