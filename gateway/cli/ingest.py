@@ -35,7 +35,7 @@ def ingest(
     request: Request = "{}",
 ) -> None:
     """Make a folder of files a collection. Files that did not change since the last time cost nothing."""
-    from gateway.documents.text import suffixes  # noqa: PLC0415  # loads the readers of all kinds of documents
+    from gateway.documents.readers.kinds import suffixes  # noqa: PLC0415  # loads the readers of all kinds of documents
 
     if avatar is None and collection is None:
         raise ConfigError("neither an avatar nor a collection is named", "use --avatar or --collection")

@@ -1,35 +1,39 @@
-"""Embedding functions by Chroma's own registry. Runs in the worker: loading one costs seconds and memory."""
+"""Embedding functions from Chroma's registry. They run in the worker: loading one takes seconds and memory."""
 
 import importlib
+import inspect
 import random
 import time
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Tokenizer
 
 from gateway.errors import ConfigError
 
 _TRIES = 6
+# A provider answers so to a text that it does not take, not to a wrong key or an overload.
+_REFUSED = {400, 413, 422}
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
-_LATER = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
 class Embedding(BaseModel):
-    """Which embedding function, as Chroma's registry knows it, and its own configuration."""
+    """An embedding function of Chroma's registry, with its configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("default", description="`default`, `openai`, `sentence_transformer`, `cohere`, …")
     config: dict[str, Any] = Field(
         default_factory=dict,
-        description="what that function is configured with; keys of providers stay in the environment",
+        description="the function's own configuration. Keys of providers stay in the environment",
     )
 
     @classmethod
     def of(cls, setting: str) -> "Embedding":
-        """What GATEWAY_EMBEDDING says: a name, or JSON with name and config. Raises ConfigError."""
+        """Parse GATEWAY_EMBEDDING: a name, or JSON with name and config. Raises ConfigError."""
         try:
             return cls.model_validate_json(setting) if setting.lstrip().startswith("{") else cls(name=setting)
         except ValidationError as error:
@@ -40,25 +44,32 @@ class Embedding(BaseModel):
 
 
 def require_harmless(config: Any) -> None:
-    """Raise ValueError for what is the operator's to say, in GATEWAY_EMBEDDING, and nobody's who sends requests.
+    """Raises ValueError for configuration that only the operator may give, in GATEWAY_EMBEDDING.
 
-    That is which of the gateway's own keys a provider is sent, and that code comes with a model.
+    That is the gateway's own keys as keys for a provider, and models that bring code.
     """
     for key, value in config.items() if isinstance(config, dict) else ():
         if key.endswith("env_var") and str(value).upper().startswith(("GATEWAY_", "AWS_")):
-            raise ValueError(f"{key} names a key that is for the gateway alone")
+            raise ValueError(f"{key} names a key of the gateway itself")
         if key == "trust_remote_code":
-            raise ValueError(f"{key} can be said in GATEWAY_EMBEDDING only")
+            raise ValueError(f"{key} is allowed in GATEWAY_EMBEDDING only")
         require_harmless(value)
 
 
 class NoEmbedding(Exception):
-    """An embedding function cannot be had, or does not work; says why."""
+    """An embedding function cannot be loaded or does not answer. The message says why."""
+
+
+class TextRefused(Exception):
+    """A provider refused one of the texts. Others may be embedded."""
 
 
 def load(embedding: Embedding, module: str | None) -> Any:
-    """The embedding function, shown to work. `module` is imported first and may register more. Raises NoEmbedding."""
-    from chromadb.utils import embedding_functions  # noqa: PLC0415  # seconds, and only the worker needs it
+    """Load an embedding function and embed once with it. Raises NoEmbedding.
+
+    `module` is imported first; it may register functions of its own.
+    """
+    from chromadb.utils import embedding_functions  # noqa: PLC0415  # takes seconds; only the worker needs it
 
     try:
         if module is not None:
@@ -66,19 +77,73 @@ def load(embedding: Embedding, module: str | None) -> Any:
         if embedding.name not in embedding_functions.known_embedding_functions:
             known = ", ".join(sorted(embedding_functions.known_embedding_functions))
             raise NoEmbedding(f"there is no embedding function {embedding.name!r}; Chroma has {known}")
-        function: Any = embedding_functions.config_to_embedding_function(embedding.model_dump())
+        function = _built(embedding, embedding_functions)
         embed(function, ["a first try"])
     except NoEmbedding:
         raise
     except Exception as error:
         raise NoEmbedding(
-            f"embedding function {embedding.name!r}: {type(error).__name__}: {str(error)[:500]}"
+            f"embedding function {embedding.name!r}{_model(embedding)}: {type(error).__name__}: {str(error)[:500]}"
         ) from error
     return function
 
 
+def _built(embedding: Embedding, embedding_functions: Any) -> Any:
+    """Return the embedding function. Parameters that the configuration leaves out get the function's own defaults."""
+    try:
+        return embedding_functions.config_to_embedding_function(embedding.model_dump())
+    except (AssertionError, KeyError):
+        # Chroma's `build_from_config` wants what its `__init__` has defaults for (chromadb/utils/embedding_functions).
+        parameters = inspect.signature(embedding_functions.known_embedding_functions[embedding.name]).parameters
+    defaults = {
+        name: each.default for name, each in parameters.items() if isinstance(each.default, str | int | float | bool)
+    }
+    try:
+        return embedding_functions.config_to_embedding_function(
+            {"name": embedding.name, "config": defaults | embedding.config}
+        )
+    except (AssertionError, KeyError):
+        wanted = [name for name, each in parameters.items() if each.default is each.empty and name != "kwargs"]
+        raise NoEmbedding(
+            f"embedding function {embedding.name!r}: its configuration is not complete, "
+            f"give {', '.join(wanted) or 'its parameters'} in 'config'"
+        ) from None
+
+
+def _model(embedding: Embedding) -> str:
+    if embedding.name == "default":
+        # chromadb/utils/embedding_functions/onnx_mini_lm_l6_v2.py, MODEL_DOWNLOAD_URL and DOWNLOAD_PATH
+        return " (model all-MiniLM-L6-v2, from Chroma's bucket chroma-onnx-models, kept in ~/.cache/chroma/onnx_models)"
+    model = embedding.config.get("model_name") or embedding.config.get("model")
+    return f" (model {model})" if isinstance(model, str) else ""
+
+
+def tokenizer_of(function: Any) -> tuple[str, int] | None:
+    """Return the function's tokenizer as JSON, and how many tokens of a text it reads. None if it has none.
+
+    The number is without the special tokens that the function adds.
+    """
+    from chromadb.utils.embedding_functions import DefaultEmbeddingFunction  # noqa: PLC0415
+    from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2  # noqa: PLC0415
+
+    limit = None
+    if isinstance(function, DefaultEmbeddingFunction):
+        function = ONNXMiniLM_L6_V2()
+    tokenizer = getattr(function, "tokenizer", None)
+    model = getattr(function, "_model", None)
+    if tokenizer is None and model is not None:  # SentenceTransformerEmbeddingFunction
+        limit = getattr(model, "max_seq_length", None)
+        tokenizer = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        return None
+    limit = limit or (tokenizer.truncation or {}).get("max_length")
+    if not isinstance(limit, int):
+        return None
+    return tokenizer.to_str(), limit - tokenizer.num_special_tokens_to_add(is_pair=False)
+
+
 def configuration(function: Any, hnsw: dict[str, Any]) -> dict[str, Any]:
-    """What a collection is created with, so that every client embeds its questions with the same function."""
+    """Return the configuration of a new collection. It names the function, so that clients embed queries with it."""
     from chromadb.api.collection_configuration import create_collection_configuration_to_json  # noqa: PLC0415
 
     return create_collection_configuration_to_json(
@@ -87,22 +152,31 @@ def configuration(function: Any, hnsw: dict[str, Any]) -> dict[str, Any]:
 
 
 def embed(function: Any, texts: list[str], sleep: Callable[[float], None] = time.sleep) -> Any:
-    """The embedding of each text, in order. A provider that says "later" is asked again. Raises NoEmbedding."""
+    """Return the embedding of each text, in order. A provider that is busy is asked again.
+
+    Raises TextRefused if the provider refuses a text, NoEmbedding if it does not embed.
+    """
     for attempt in range(_TRIES):
         try:
             return function(texts)
         except Exception as error:
-            if attempt + 1 == _TRIES or not _says_later(error):
+            if _status(error) in _REFUSED:
+                raise TextRefused(f"the provider refused it: {type(error).__name__}: {str(error)[:500]}") from error
+            if attempt + 1 == _TRIES or not _is_busy(error):
                 raise NoEmbedding(f"embedding failed: {type(error).__name__}: {str(error)[:500]}") from error
             pause_s = min(_LONGEST_PAUSE_S, max(_FIRST_PAUSE_S * 2**attempt, _retry_after_s(error)))
         sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311
     raise AssertionError
 
 
-def _says_later(error: Exception) -> bool:
+def _status(error: Exception) -> int | None:
     status = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status in _LATER
+    return status if isinstance(status, int) else None
+
+
+def _is_busy(error: Exception) -> bool:
+    if (status := _status(error)) is not None:
+        return status in _RETRIED
     words = type(error).__name__ + str(error)[:500]
     return isinstance(error, ConnectionError | TimeoutError) or any(
         word in words

@@ -8,6 +8,8 @@ from typing import Any
 
 # The metadata that training writes into each record.
 RESERVED = frozenset({"document", "chunk", "chunks", "position", "digest", "tag", "training"})
+# Changes with the text that readers make of the same bytes, so that documents are trained again.
+_READERS_VERSION = 2
 
 
 @dataclass(slots=True)
@@ -63,5 +65,5 @@ def by_document(
 
 def training_of(splitting: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     """Return a short digest of how a document is trained. Another digest means that its chunks must be replaced."""
-    parameters = json.dumps([1, dict(splitting), dict(metadata)], sort_keys=True)
+    parameters = json.dumps([_READERS_VERSION, dict(splitting), dict(metadata)], sort_keys=True)
     return hashlib.sha256(parameters.encode()).hexdigest()[:16]

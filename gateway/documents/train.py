@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import json
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -19,10 +19,10 @@ from gateway.documents.collection import Admit, ChromaClient
 from gateway.documents.embedding import Embedding, require_harmless
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_folder, collection_name
 from gateway.documents.plan import RESERVED, TrainedRecords, by_document, record_id, training_of
-from gateway.documents.split import Splitting, check_tokens
+from gateway.documents.split import Splitting
 from gateway.documents.store import Document, DocumentStore
-from gateway.documents.worker_pool import Unreadable, WorkerPool
-from gateway.errors import Conflict, NotFound, ObjectMissing
+from gateway.documents.worker_pool import TextRefused, Unreadable, WorkerPool
+from gateway.errors import Conflict, InvalidRequest, NotFound, ObjectMissing
 from gateway.jobs import Progress
 
 _EMBED_BATCH = 64
@@ -81,7 +81,13 @@ class Trained(BaseModel):
     changed: list[str] = Field(default_factory=list, description="documents whose chunks were replaced")
     removed: list[str] = Field(default_factory=list, description="documents whose chunks were deleted")
     unchanged: int = Field(0, description="number of documents that needed no work")
-    failed: dict[str, str] = Field(default_factory=dict, description="why, by document; they have no chunks")
+    failed: dict[str, str] = Field(
+        default_factory=dict,
+        description="why, by document. The chunks of an earlier training stay, unless the document itself is at fault",
+    )
+    partial: dict[str, list[str]] = Field(
+        default_factory=dict, description="documents that were read in part: what could not be read, by document"
+    )
     foreign: int = Field(0, description="records that belonged to no document; they were deleted")
     written: int = Field(0, description="chunks written")
     deleted: int = Field(0, description="chunks deleted, without those that were replaced")
@@ -235,20 +241,27 @@ class Trainer:
         collection_id: str = collection["id"]
         progress.phase("train", len(todo), "documents")
         for document, training in todo:
-            before = present.get(document.name, TrainedRecords())
-            kept: set[str] = set()
+            ids_before = present.get(document.name, TrainedRecords()).ids
+            names = trained.changed if document.name in present else trained.added
             try:
-                kept = await self._train_one(source, chroma, worker_pool, collection_id, document, training, asked)
+                kept, problems = await self._train_one(
+                    source, chroma, worker_pool, collection_id, document, training, asked
+                )
                 trained.written += len(kept)
-            except Unreadable as error:
+                if problems:
+                    trained.partial[document.name] = problems
+            except (Unreadable, TextRefused) as error:
+                names.remove(document.name)
                 trained.failed[document.name] = str(error)
+                # Only a fault of the document itself takes its chunks away.
+                is_at_fault = isinstance(error, Unreadable) and error.is_fault_of_document
+                kept = set() if is_at_fault else ids_before
             except _NotUsed:
+                names.remove(document.name)
+                kept = set()
                 if document.name in present:
                     trained.removed.append(document.name)
-            if not kept:
-                names = trained.changed if document.name in present else trained.added
-                names.remove(document.name)
-            leftover = before.ids - kept
+            leftover = ids_before - kept
             await chroma.delete(collection_id, leftover)
             trained.deleted += len(leftover)
             progress.advance(1)
@@ -270,11 +283,16 @@ class Trainer:
     ) -> dict[str, Any]:
         """Return the collection to write to. It is created only after the embedding function has worked once."""
         progress.phase("load the embedding function", None, "")
-        configuration = await worker_pool.load(self._embedding_for(collection, asked), self._module, dict(asked.hnsw))
-        await asyncio.to_thread(check_tokens, asked.splitting)
+        embedding = self._embedding_for(collection, asked)
+        configuration = await worker_pool.load(embedding, self._module, dict(asked.hnsw))
+        if asked.splitting.unit == "tokens" and worker_pool.max_tokens is None:
+            raise InvalidRequest(
+                f"splitting: embedding function {embedding.name!r} has no tokenizer to count tokens with",
+                "split by characters",
+            )
         if collection is None:
             return await chroma.create(name, configuration, {_TRAINED_FOR: trained_for})
-        _require_same(collection, configuration)
+        _require_same(collection, configuration, asked.hnsw)
         return collection
 
     async def _present(
@@ -344,10 +362,11 @@ class Trainer:
         document: Document,
         training: str,
         asked: Training,
-    ) -> set[str]:
-        """Replace the chunks of one document by those of its present version. Return the new ids.
+    ) -> tuple[set[str], list[str]]:
+        """Replace the chunks of one document by those of its present version.
 
-        Raises Unreadable, and _NotUsed if the document is not to be trained any more.
+        Return the new ids, and what could not be read of the document. Raises Unreadable or TextRefused before anything
+        is written, and _NotUsed if the document is not to be trained any more.
         """
         now = document
         for _ in range(_READ_TRIES):
@@ -368,38 +387,27 @@ class Trainer:
         document: Document,
         training: str,
         asked: Training,
-    ) -> set[str]:
+    ) -> tuple[set[str], list[str]]:
         """As `_train_one`. Raises ObjectMissing, before anything is written, if the document was replaced."""
         if document.size_bytes > _MAX_TRAINED_BYTES:
             raise Unreadable(f"it has more than {_MAX_TRAINED_BYTES} bytes")
         with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
-            copy, chunks = Path(directory, "document"), Path(directory, "chunks")
+            copy, chunks, records = (Path(directory, name) for name in ("document", "chunks", "records"))
             await _fetch(source.read(document), copy)
-            total = await worker_pool.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
-            says = asked.metadata | asked.document_metadata.get(document.name, {})
-            says |= {
+            read = await worker_pool.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
+            metadata = asked.metadata | asked.document_metadata.get(document.name, {})
+            metadata |= {
                 "document": document.name,
-                "chunks": total,
+                "chunks": read.chunks,
                 "digest": await source.digest(document),
                 "tag": document.tag,
                 "training": training,
             }
-            ids: set[str] = set()
-            async for batch in _batches_in(chunks):
-                embeddings = await worker_pool.embed([text for _, text in batch])
-                numbers = range(len(ids), len(ids) + len(batch))
-                records: list[dict[str, Any]] = [
-                    {
-                        "id": record_id(document.name, number),
-                        "embedding": embedding,
-                        "document": text,
-                        "metadata": says | {"chunk": number, "position": position},
-                    }
-                    for number, embedding, (position, text) in zip(numbers, embeddings, batch, strict=True)
-                ]
-                await chroma.upsert(collection_id, records)
-                ids.update(record_id(document.name, number) for number in numbers)
-            return ids
+            # All chunks are embedded before the first is written: a text that is refused changes nothing.
+            await _embed(chunks, records, metadata, worker_pool)
+            async for batch in _batches_in(records):
+                await chroma.upsert(collection_id, batch)
+            return {record_id(document.name, number) for number in range(read.chunks)}, read.problems
 
     def _client(self, asked: Training) -> ChromaClient:
         return ChromaClient(self._url, self._admit, asked.tenant, asked.database, self._headers)
@@ -423,12 +431,19 @@ def _own(collection: dict[str, Any]) -> dict[str, Any]:
     return (collection.get("configuration_json") or {}).get("embedding_function") or {}
 
 
-def _require_same(collection: dict[str, Any], configuration: dict[str, Any]) -> None:
-    """Raises Conflict if the collection has the same embedding function with another configuration."""
+def _require_same(collection: dict[str, Any], configuration: dict[str, Any], asked_hnsw: Mapping[str, Value]) -> None:
+    """Raises Conflict if the collection has another configuration than the request wants."""
 
     def without_keys(config: dict[str, Any] | None) -> dict[str, Any]:  # these differ between environments
         return {key: value for key, value in (config or {}).items() if not key.endswith("env_var")}
 
+    hnsw = (collection.get("configuration_json") or {}).get("hnsw") or {}
+    for key, value in asked_hnsw.items():
+        if key in hnsw and hnsw[key] != value:
+            raise Conflict(
+                f"collection {collection['name']!r} has the HNSW parameter {key} {hnsw[key]!r}, not {value!r}",
+                "leave 'hnsw' out, train into another collection, or delete this one",
+            )
     own, ours = _own(collection), configuration["embedding_function"]
     if without_keys(own.get("config")) != without_keys(ours.get("config")):
         raise Conflict(
@@ -462,13 +477,33 @@ async def _fetch(pieces: AsyncIterator[bytes], path: Path) -> None:
             await asyncio.to_thread(file.write, piece)
 
 
-async def _batches_in(chunks: Path) -> AsyncIterator[list[tuple[int, str]]]:
-    """Yield the position and text of each chunk that the worker wrote, in batches for one embedding call."""
+async def _embed(chunks: Path, records: Path, metadata: dict[str, Any], worker_pool: WorkerPool) -> None:
+    """Write a record for each chunk that the worker wrote. Raises TextRefused."""
+    number = 0
+    with await asyncio.to_thread(records.open, "w", encoding="utf-8") as out:
+        async for batch in _batches_in(chunks):
+            embeddings = await worker_pool.embed([text for _, text, _ in batch])
+            lines = []
+            for embedding, (position, text, found) in zip(embeddings, batch, strict=True):
+                own = {name: value for name, value in found.items() if name not in RESERVED}
+                record = {
+                    "id": record_id(metadata["document"], number),
+                    "embedding": embedding,
+                    "document": text,
+                    "metadata": own | metadata | {"chunk": number, "position": position},
+                }
+                lines.append(json.dumps(record) + "\n")
+                number += 1
+            await asyncio.to_thread(out.writelines, lines)
 
-    def batch(lines: IO[str]) -> list[tuple[int, str]]:
-        return [(each[0], each[1]) for each in map(json.loads, itertools.islice(lines, _EMBED_BATCH))]
 
-    file = await asyncio.to_thread(chunks.open, encoding="utf-8")
+async def _batches_in(path: Path) -> AsyncIterator[list[Any]]:
+    """Yield the JSON values of a file, one a line, in batches for one embedding call."""
+
+    def batch(lines: IO[str]) -> list[Any]:
+        return [json.loads(line) for line in itertools.islice(lines, _EMBED_BATCH)]
+
+    file = await asyncio.to_thread(path.open, encoding="utf-8")
     with file:
         while found := await asyncio.to_thread(batch, file):
             yield found

@@ -5,6 +5,9 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gateway.documents.embedding import Embedding
@@ -13,23 +16,44 @@ from gateway.errors import GatewayError, InvalidRequest
 # A line has the embeddings of one batch at most.
 _LINE_BYTES = 256 << 20
 _READ_TIMEOUT_S = 120.0
+_READ_TIMEOUT_S_PER_MB = 5.0
+_READ_TRIES = 2
 _LOAD_TIMEOUT_S = 600.0  # a model may have to be downloaded
 _EMBED_TIMEOUT_S = 600.0
 _READER_MEMORY_BYTES = 3 << 30
 
 
 class WorkerEnded(Exception):
-    """The worker crashed, or was ended because it took too long."""
+    """The worker crashed, or was killed because it took too long."""
 
 
 class Unreadable(Exception):
-    """A document has no chunks; says why."""
+    """A document could not be read. `is_fault_of_document` is false if the reader failed: it may succeed later."""
+
+    def __init__(self, message: str, *, is_fault_of_document: bool = True) -> None:
+        super().__init__(message)
+        self.is_fault_of_document = is_fault_of_document
+
+
+class TextRefused(Exception):
+    """The provider of embeddings refused a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """How many chunks a document has, and which of its parts could not be read."""
+
+    chunks: int
+    problems: list[str]
 
 
 class WorkerPool:
     """One process that reads documents, with bounded memory, and one that embeds. `async with` kills both."""
 
     def __init__(self) -> None:
+        self.max_tokens: int | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="chroma-gateway-")
+        self._tokenizer = str(Path(self._directory.name, "tokenizer.json"))
         # A hostile document must not reach keys through the reader. Some embedding functions need those of AWS.
         self._reader = _Process("GATEWAY_", "AWS_", arguments=(str(_READER_MEMORY_BYTES),))
         self._embedder = _Process("GATEWAY_")
@@ -41,46 +65,72 @@ class WorkerPool:
         self._reader.kill()
         self._embedder.kill()
         await asyncio.gather(self._reader.ended(), self._embedder.ended())
+        self._directory.cleanup()
 
-    async def read(self, path: str, name: str, splitting: dict[str, Any], to: str) -> int:
-        """Write the chunks of the document at `path` to the file `to`; return how many. Raises Unreadable."""
-        asked = {"do": "read", "path": path, "name": name, "splitting": splitting, "to": to}
-        try:
-            answer = await self._reader.ask(asked, _READ_TIMEOUT_S)
-        except WorkerEnded as error:
-            raise Unreadable(f"reading it failed: {error}") from None
+    async def read(self, path: str, name: str, splitting: dict[str, Any], to: str) -> ReadResult:
+        """Write the chunks of the document at `path` to the file `to`. Raises Unreadable.
+
+        Chunks are counted in the tokens of the embedding function that `load` has loaded. If the reader dies or takes
+        too long, the document is read once more by a new one.
+        """
+        asked: dict[str, Any] = {"do": "read", "path": path, "name": name, "splitting": splitting, "to": to}
+        asked |= {"tokenizer": self._tokenizer, "max_tokens": self.max_tokens}
+        size_bytes = await asyncio.to_thread(os.path.getsize, path)
+        timeout_s = _READ_TIMEOUT_S + _READ_TIMEOUT_S_PER_MB * (size_bytes >> 20)
+        for attempt in range(1, _READ_TRIES + 1):
+            try:
+                answer = await self._reader.ask(asked, timeout_s)
+                break
+            except WorkerEnded as error:
+                if attempt == _READ_TRIES:
+                    raise Unreadable(
+                        f"the reader failed {_READ_TRIES} times: {error}", is_fault_of_document=False
+                    ) from None
         if "error" in answer:
-            raise Unreadable(answer["error"])
-        return int(answer["chunks"])
+            raise Unreadable(answer["error"], is_fault_of_document=answer.get("is_fault_of_document", False))
+        return ReadResult(int(answer["chunks"]), answer["problems"])
 
     async def load(self, embedding: Embedding, module: str | None, hnsw: dict[str, Any]) -> dict[str, Any]:
-        """Get the embedding function ready; return a collection's configuration. Raises InvalidRequest."""
+        """Load the embedding function and return the configuration of a collection with it.
+
+        `max_tokens` is how many tokens the function reads of a text afterwards, None if it has no tokenizer. Raises
+        InvalidRequest if the function cannot be loaded or does not embed.
+        """
         asked = {"do": "load", "embedding": embedding.model_dump(), "module": module, "hnsw": hnsw}
+        asked["tokenizer"] = self._tokenizer
         try:
             answer = await self._embedder.ask(asked, _LOAD_TIMEOUT_S)
         except WorkerEnded as error:
             raise InvalidRequest(f"embedding function {embedding.name!r}: {error}") from None
         if "error" in answer:
             raise InvalidRequest(
-                answer["error"], "install what it needs beside the gateway, set its key, or choose another one"
+                answer["error"], "install its package beside the gateway, set its key, or choose another one"
             )
+        self.max_tokens = answer["max_tokens"]
         configuration: dict[str, Any] = answer["configuration"]
         return configuration
 
     async def embed(self, texts: list[str]) -> list[str]:
-        """The embeddings, as Chroma takes them. Raises GatewayError if the provider does not give them."""
+        """Return the embedding of each text, as Chroma takes them.
+
+        Raises TextRefused if the provider refuses one of the texts, GatewayError if it does not answer.
+        """
         try:
             answer = await self._embedder.ask({"do": "embed", "texts": texts}, _EMBED_TIMEOUT_S)
         except WorkerEnded as error:
-            raise GatewayError(f"embedding failed: {error}", "train again: what is done stays done") from None
+            raise GatewayError(
+                f"embedding failed: {error}", "train again: documents that are done are skipped"
+            ) from None
+        if answer.get("is_refused"):
+            raise TextRefused(answer["error"])
         if "error" in answer:
-            raise GatewayError(answer["error"], "train again: what is done stays done")
+            raise GatewayError(answer["error"], "train again: documents that are done are skipped")
         embeddings: list[str] = answer["embeddings"]
         return embeddings
 
 
 class _Process:
-    """One worker, started at the first question and again after it ended."""
+    """One worker process. It is started by the first question, and again after it ended."""
 
     def __init__(self, *withheld: str, arguments: tuple[str, ...] = ()) -> None:
         """Environment variables that begin with one of `withheld` are not passed on."""
@@ -89,7 +139,7 @@ class _Process:
         self._dying: asyncio.subprocess.Process | None = None
 
     async def ask(self, asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Raises WorkerEnded; the next question goes to a new one then."""
+        """Send a question and return the answer. Raises WorkerEnded; a new process answers the next question."""
         if self._process is None:
             inherited = {**os.environ}
             self._process = await asyncio.create_subprocess_exec(
@@ -130,6 +180,6 @@ class _Process:
                 process.kill()
 
     async def ended(self) -> None:
-        """Wait until a process that was killed is gone."""
+        """Wait until a killed process is gone."""
         if self._dying is not None:
             await self._dying.wait()

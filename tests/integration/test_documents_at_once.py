@@ -1,7 +1,9 @@
 """Documents that change while something else is done with them, in a store that is a directory."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from gateway.documents.embedding import Embedding
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_folder
 from gateway.documents.store import Document, DocumentStore
 from gateway.documents.train import FlaggedDocuments, Trained, Trainer, Training
+from gateway.documents.worker_pool import TextRefused, WorkerPool
 from gateway.errors import Conflict, StorageDenied
 from gateway.jobs import Progress
 from gateway.storage import FileStorage
@@ -212,12 +215,73 @@ async def test_what_a_collection_is_embedded_with_cannot_be_another(
 
 
 async def test_tokens_that_cannot_be_counted_cost_nothing(
-    chroma: BareChroma, trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore
 ) -> None:
-    """A clear error before any work: the chunks that are there stay."""
+    """A clear error before any work, where the embedding function has no tokenizer: the chunks that are there stay."""
     await put(documents, "a.txt", "text of ada")
     await train(trainer, documents)
-    monkeypatch.setattr("gateway.documents.split._TOKENIZER", tmp_path / "none.json")
     with pytest.raises(Exception, match="tokenizer"):
         await train(trainer, documents, splitting={"size": 200, "overlap": 0, "unit": "tokens"})
     assert texts(chroma) == {"a.txt": "text of ada"}
+
+
+@pytest.mark.parametrize("why", ["the reader dies", "the reader is slow", "a text is refused", "it is broken"])
+async def test_only_a_fault_of_the_document_takes_its_chunks_away(
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """A reader that is killed or too slow, and a provider, are reported; the chunks of the last training stay."""
+    await put(documents, "a.json", '{"a": "old"}')
+    await put(documents, "b.txt", "text of b")
+    await train(trainer, documents)
+    await put(documents, "a.json", '{"a": "new"' if why == "it is broken" else '{"a": "new"}')
+    if why == "the reader dies":
+        create = asyncio.create_subprocess_exec
+
+        async def create_and_kill(*command: str, **options: Any) -> Any:
+            process = await create(*command, **options)
+            if len(command) > 3:  # the reader, which has a limit
+                process.kill()
+            return process
+
+        monkeypatch.setattr("asyncio.create_subprocess_exec", create_and_kill)
+    if why == "the reader is slow":
+        monkeypatch.setattr("gateway.documents.worker_pool._READ_TIMEOUT_S", 0.001)
+    if why == "a text is refused":
+
+        async def refuse(self: WorkerPool, texts: list[str]) -> list[str]:
+            raise TextRefused("no")
+
+        monkeypatch.setattr(WorkerPool, "embed", refuse)
+    trained = await train(trainer, documents)
+    assert list(trained.failed) == ["a.json"]
+    assert (trained.added, trained.changed, trained.unchanged) == ([], [], 1)
+    kept = {} if why == "it is broken" else {"a.json": "a: old"}
+    assert texts(chroma) == {"b.txt": "text of b"} | kept
+    monkeypatch.undo()
+    if why != "it is broken":
+        assert (await train(trainer, documents)).changed == ["a.json"]
+        assert texts(chroma)["a.json"] == "a: new"
+
+
+async def test_records_say_where_their_text_was_found(
+    chroma: BareChroma, trainer: Trainer, documents: DocumentStore
+) -> None:
+    """So that an answer can be cited; what the request says comes first, what the gateway says is never another's."""
+    await put(documents, "a.md", "---\ntitle: Birds\nauthor: Ada\ndocument: other\n---\n# One\n\nText\n")
+    await put(documents, "b.jsonl", '{"a": 1}\n{oops\n')
+    trained = await train(trainer, documents, metadata={"author": "Bob"})
+    assert list(trained.partial) == ["b.jsonl"]
+    got = chroma.client().get_collection("avatar-ada").get(where={"document": "a.md"})
+    (metadata,) = got["metadatas"] or []
+    assert metadata is not None
+    assert (metadata["title"], metadata["author"], metadata["heading"]) == ("Birds", "Bob", "One")
+
+
+async def test_parameters_of_an_existing_index_cannot_be_others(trainer: Trainer, documents: DocumentStore) -> None:
+    """They are refused and not ignored; the same ones are fine."""
+    await put(documents, "a.txt", "text")
+    await train(trainer, documents, hnsw={"space": "ip"})
+    await put(documents, "a.txt", "other text")
+    with pytest.raises(Conflict, match="space 'ip', not 'l2'"):
+        await train(trainer, documents, hnsw={"space": "l2"})
+    assert (await train(trainer, documents, hnsw={"space": "ip"})).changed == ["a.txt"]

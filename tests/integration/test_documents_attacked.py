@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.documents.embedding import Embedding, NoEmbedding, embed
-from gateway.documents.worker_pool import Unreadable, WorkerPool
+from gateway.documents.embedding import Embedding, NoEmbedding, TextRefused, embed
+from gateway.documents.worker_pool import Unreadable, WorkerEnded, WorkerPool
 from gateway.errors import InvalidRequest
 
 SPLITTING: dict[str, Any] = {}
@@ -29,23 +29,40 @@ async def test_a_reader_that_takes_too_long_is_ended(tmp_path: Path, out: str, m
         with pytest.raises(Unreadable, match="longer than"):
             await worker_pool.read(str(document), "a.txt", SPLITTING, out)
         monkeypatch.undo()
-        assert await worker_pool.read(str(document), "a.txt", SPLITTING, out) == 1
-    assert json.loads(Path(out).read_text()) == [0, "words"]
+        assert (await worker_pool.read(str(document), "a.txt", SPLITTING, out)).chunks == 1
+    assert json.loads(Path(out).read_text()) == [0, "words", {}]
 
 
-async def test_a_reader_that_dies_harms_nobody(tmp_path: Path, out: str) -> None:
-    """What it read last has no chunks; the next is read."""
+async def test_a_document_is_read_again_when_its_reader_dies(tmp_path: Path, out: str) -> None:
+    """Once; a reader that dies again is not the fault of the document, and the next document is read."""
     document = tmp_path / "document"
     document.write_text("words " * 100)
     async with WorkerPool() as worker_pool:
         await worker_pool.read(str(document), "a.txt", SPLITTING, out)
-        process = worker_pool._reader._process
-        assert process is not None
-        process.kill()
-        await process.wait()
-        with pytest.raises(Unreadable):
+        ask = worker_pool._reader.ask
+        kills = 0
+
+        async def ask_and_kill(asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+            nonlocal kills
+            if kills and worker_pool._reader._process is not None:
+                kills -= 1
+                worker_pool._reader._process.kill()
+                await worker_pool._reader._process.wait()
+            return await ask(asked, timeout_s)
+
+        worker_pool._reader.ask = ask_and_kill  # type: ignore[method-assign]
+        kills = 1
+        assert (await worker_pool.read(str(document), "a.txt", SPLITTING, out)).chunks == 1
+        worker_pool._reader.ask = _dies  # type: ignore[method-assign]
+        with pytest.raises(Unreadable) as failed:
             await worker_pool.read(str(document), "a.txt", SPLITTING, out)
-        assert await worker_pool.read(str(document), "a.txt", SPLITTING, out) == 1
+        assert not failed.value.is_fault_of_document
+        worker_pool._reader.ask = ask  # type: ignore[method-assign]
+        assert (await worker_pool.read(str(document), "a.txt", SPLITTING, out)).chunks == 1
+
+
+async def _dies(asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    raise WorkerEnded("its process ended")
 
 
 async def test_a_reader_has_bounded_memory(tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,8 +72,9 @@ async def test_a_reader_has_bounded_memory(tmp_path: Path, out: str, monkeypatch
     with document.open("wb") as file:
         file.truncate(1 << 30)
     async with WorkerPool() as worker_pool:
-        with pytest.raises(Unreadable):
+        with pytest.raises(Unreadable) as failed:
             await worker_pool.read(str(document), "a.txt", SPLITTING, out)
+        assert not failed.value.is_fault_of_document
 
 
 async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, out: str) -> None:
@@ -71,8 +89,8 @@ async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, 
             await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert await worker_pool.read(str(second), "a.txt", SPLITTING, out) == 1
-    assert json.loads(Path(out).read_text()) == [0, "second"]
+        assert (await worker_pool.read(str(second), "a.txt", SPLITTING, out)).chunks == 1
+    assert json.loads(Path(out).read_text()) == [0, "second", {}]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +118,30 @@ async def test_a_collection_is_configured_with_its_function() -> None:
     assert said["embedding_function"] == {"name": "words_for_tests", "type": "known", "config": {}}
     assert (said["hnsw"]["space"], said["hnsw"]["max_neighbors"]) == ("cosine", 24)
     assert isinstance(vector, str)
+
+
+async def test_a_function_without_its_configuration_gets_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing then is named: the package or the key, and not that code should not be reached."""
+    for name in ("openai", "cohere", "sentence_transformer", "google_generative_ai"):
+        async with WorkerPool() as worker_pool:
+            with pytest.raises(InvalidRequest, match=name) as refused:
+                await worker_pool.load(Embedding(name=name), None, {})
+        assert "should not be reached" not in str(refused.value)
+        assert any(word in str(refused.value) for word in ("not installed", "is not set", "config"))
+
+
+class BadText(Exception):
+    status_code = 400
+
+
+def test_a_text_that_a_provider_refuses_is_told_apart() -> None:
+    """It is not the provider that fails."""
+
+    def function(texts: list[str]) -> Any:
+        raise BadText("too long")
+
+    with pytest.raises(TextRefused, match="too long"):
+        embed(function, ["a"])
 
 
 class RateLimitError(Exception):
