@@ -21,7 +21,7 @@ from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, DATABASE_FILES, INDEX_FILES, has_super_journal, is_chromas
 from gateway.chroma.migrations import installed_migrations
 from gateway.chroma.repair import Repair, Way, back_up_database, repair_segment
-from gateway.chroma.segments import Segment, read_segments
+from gateway.chroma.segments import Segment, index_log, log_rows, read_segments
 from gateway.chroma.structure import IndexCheck, check_segment
 from gateway.chroma.users import users_of
 from gateway.errors import ConfigError, DiskFull, GatewayError
@@ -124,7 +124,7 @@ def diagnose(data_dir: Path, progress: Callable[[str], None] | None = None) -> D
     began = time.monotonic()
     findings = list(_files(data_dir))
     collections: list[CollectionFinding] = []
-    log_rows = 0
+    rows = 0
     if not any(each.code == "super-journal" for each in findings):
         try:
             with _opened(data_dir) as connection:
@@ -132,9 +132,10 @@ def diagnose(data_dir: Path, progress: Callable[[str], None] | None = None) -> D
                     progress(DATABASE)
                 findings += _database(connection)
                 if not any(each.code == "database-damaged" and not each.can_repair for each in findings):
-                    log_rows = int(connection.execute("select count(*) from embeddings_queue").fetchone()[0])
+                    rows = int(connection.execute("select count(*) from embeddings_queue").fetchone()[0])
                     segments = read_segments(connection)
-                    findings += _tables(data_dir, connection, segments, log_rows)
+                    index_log(connection)
+                    findings += _tables(data_dir, connection, segments, rows)
                     for segment in segments:
                         if progress:
                             progress(segment.name)
@@ -159,7 +160,7 @@ def diagnose(data_dir: Path, progress: Callable[[str], None] | None = None) -> D
         collections,
         _size(data_dir / DATABASE),
         _size(data_dir / f"{DATABASE}-wal"),
-        log_rows,
+        rows,
         shutil.disk_usage(data_dir).free,
         time.monotonic() - began,
     )
@@ -216,10 +217,32 @@ def _files(data_dir: Path) -> Iterator[Finding]:
 
 
 @contextlib.contextmanager
-def _opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
-    # Not read-only: that cannot open a database that a kill left in the middle of a transaction.
-    with closing(open_database(data_dir / DATABASE)) as connection:
-        yield connection
+def _opened(data_dir: Path, *, to_change: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection. Unless it is to change something, the files are as before when it is closed.
+
+    The last one to close a database puts its write-ahead log into it, unless it may only read.
+    """
+    last = None if to_change else _reader(data_dir)
+    try:
+        with closing(open_database(data_dir / DATABASE)) as connection:
+            yield connection
+    finally:
+        if last:
+            last.close()
+
+
+def _reader(data_dir: Path) -> sqlite3.Connection | None:
+    """A connection that may only read, if there is a write-ahead log; without one it would leave an empty one."""
+    if not _size(data_dir / f"{DATABASE}-wal"):
+        return None
+    uri = f"{(data_dir / DATABASE).absolute().as_uri()}?mode=ro"
+    reader = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        reader.execute("select count(*) from sqlite_master").fetchone()
+    except sqlite3.Error:
+        reader.close()
+        return None
+    return reader
 
 
 def _database(connection: sqlite3.Connection) -> Iterator[Finding]:
@@ -262,9 +285,7 @@ def _trial(connection: sqlite3.Connection) -> Iterator[None]:
         connection.rollback()
 
 
-def _tables(
-    data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], log_rows: int
-) -> Iterator[Finding]:
+def _tables(data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], rows: int) -> Iterator[Finding]:
     yield from _migrations(connection)
     for name, scope in connection.execute(
         "select c.name, s.scope from collections c join (select 'VECTOR' scope union select 'METADATA') s"
@@ -282,7 +303,7 @@ def _tables(
             "Chroma leaves it when a collection is deleted; it can be moved away",
             can_repair=True,
         )
-    yield from _log(data_dir, connection, segments, log_rows)
+    yield from _log(data_dir, connection, segments, rows)
 
 
 def _migrations(connection: sqlite3.Connection) -> Iterator[Finding]:
@@ -314,18 +335,14 @@ def _names(migrations: list[tuple[str, int]]) -> str:
     return ", ".join(f"{directory}/{version:05}" for directory, version in migrations)
 
 
-def _log(data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], log_rows: int) -> Iterator[Finding]:
-    if not log_rows:
+def _log(data_dir: Path, connection: sqlite3.Connection, segments: list[Segment], rows: int) -> Iterator[Finding]:
+    if not rows:
         return
     needed = 0
     for segment in segments:
         position = min(segment.position or 0, segment.metadata_position or 0)
-        needed += int(
-            connection.execute(
-                "select count(*) from embeddings_queue where seq_id >= ? and topic = ?", (position, segment.topic)
-            ).fetchone()[0]
-        )
-    done = log_rows - needed
+        needed += sum(1 for _ in log_rows(connection, segment, position - 1))
+    done = rows - needed
     try:
         kept = is_log_kept(connection)
     except (sqlite3.Error, ValueError):
@@ -335,7 +352,7 @@ def _log(data_dir: Path, connection: sqlite3.Connection, segments: list[Segment]
             Severity.WARNING,
             "log-never-purged",
             "embeddings_queue",
-            f"{done} of {log_rows} rows are in the indexes already, and Chroma was told to keep them",
+            f"{done} of {rows} rows are in the indexes already, and Chroma was told to keep them",
             "`chroma vacuum` deletes them; from them an index could be rebuilt, so do that when all are sound",
         )
     if needed > _LARGE_LOG_ROWS:
@@ -436,7 +453,7 @@ def treat(data_dir: Path, found: Diagnosis, backup: Path, progress: Callable[[st
         return treatment
     _require_space(data_dir, unsound, backup)
     backup.mkdir(mode=0o700, parents=True)
-    with _opened(data_dir) as connection:
+    with _opened(data_dir, to_change=True) as connection:
         back_up_database(connection, backup)
         _database_actions(connection, codes, treatment)
     for each in unsound:

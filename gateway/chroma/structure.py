@@ -9,7 +9,7 @@ in it or in the log. Blocking; pure on the files given; for files that nobody wr
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,18 @@ from gateway.chroma.id_map import IdMap, read_id_map
 from gateway.chroma.lengths import read_lengths
 from gateway.chroma.level0 import Level0, scan_level0
 from gateway.chroma.link_lists import check_link_lists
-from gateway.chroma.segments import ADD, COSINE, DELETE, UPSERT, LogRow, Segment, live_records, log_rows
+from gateway.chroma.segments import (
+    ADD,
+    COSINE,
+    DELETE,
+    UPSERT,
+    LogRow,
+    Segment,
+    index_log,
+    live_records,
+    log_rows,
+    read_segments,
+)
 
 _NAMED_IDS = 5
 # Room that a new index has in its files: of chromadb 0.4 to 0.6 (`DEFAULT_CAPACITY`), the greatest of all versions.
@@ -114,6 +125,13 @@ def check_segment(data_dir: Path, connection: sqlite3.Connection, segment: Segme
         tuple(missing),
         tuple(extra),
     )
+
+
+def check_segments(data_dir: Path, connection: sqlite3.Connection) -> Iterator[tuple[Segment, IndexCheck]]:
+    """Check every index of a data directory, one after the other. Raises sqlite3.Error."""
+    index_log(connection)
+    for segment in read_segments(connection):
+        yield segment, check_segment(data_dir, connection, segment)
 
 
 def compare_records(indexed: Iterable[str], live: Iterable[str], log: Iterable[LogRow]) -> tuple[list[str], list[str]]:

@@ -242,3 +242,30 @@ def test_lost_records_are_named_and_come_back_by_an_upsert(data: Path) -> None:
         collection.upsert(ids=lost, embeddings=[[float(number)] * 16 for number in range(149)])
         assert len(collection.get(include=["embeddings"])["embeddings"]) == 250
     assert examined(data)[0] == 0
+
+
+def test_a_write_ahead_log_that_a_kill_left_is_read_and_left_alone(data: Path) -> None:
+    """What it has counts, and looking does not put it into the database; a large one goes there with `--repair`."""
+    with closing(sqlite3.connect(data / DATABASE)) as database:
+        database.execute("pragma journal_mode=wal")
+    with bare_chroma(data) as chroma:
+        collection = chroma.client().get_collection("unsynced", embedding_function=None)
+        documents = ["x" * 100_000] * 100
+        for start in range(0, 400, 100):
+            ids = [f"more.{number}" for number in range(start, start + 100)]
+            collection.upsert(ids=ids, embeddings=np.ones((100, 16)), documents=documents)
+    wal = data / f"{DATABASE}-wal"
+    before = contents(data)
+    assert wal.stat().st_size
+    status, found = examined(data)
+    assert codes(found) == set()
+    (unsynced,) = [each for each in found["collections"] if each["name"] == "unsynced"]
+    assert unsynced["records"] == 650
+    after = contents(data)
+    assert {name: after[name] for name in before if not name.endswith("-shm")} == {
+        name: value for name, value in before.items() if not name.endswith("-shm")
+    }
+    if status:
+        assert codes(found, "warning") == {"large-wal"}
+        status, found = examined(data, "--repair", "--backup", data.with_name("backup"))
+        assert (status, found["wal_bytes"]) == (0, 0)
