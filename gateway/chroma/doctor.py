@@ -478,6 +478,7 @@ def describe(repair: Repair) -> str:
     said = {
         Way.COPY: "put an older copy of the index in place",
         Way.LOG: "removed the index: Chroma builds it anew from its log when it first reads the collection",
+        Way.ID_MAP: f"made a new id map for {repair.salvaged} vectors; nothing else was wrong",
         Way.SALVAGE: f"rebuilt the index from {repair.salvaged} vectors in its files",
     }[repair.way]
     if repair.replayed:

@@ -83,13 +83,30 @@ def parse_id_map(data: bytes) -> IdMap:
     )
 
 
+def new_id_map(id_to_label: Mapping[str, int], total_elements_added: int) -> bytes:
+    """The bytes of an id map as chromadb 1.x reads it."""
+    fields = {
+        "dimensionality": None,
+        "total_elements_added": total_elements_added,
+        "max_seq_id": None,
+        "id_to_label": dict(id_to_label),
+        "label_to_id": {label: each for each, label in id_to_label.items()},
+        "id_to_seq_id": {},
+    }
+    return pickle.dumps(fields, protocol=3)
+
+
 def old_id_map(
-    id_to_label: Mapping[str, int], seq_ids: Mapping[str, int], dimensionality: int, max_seq_id: int
+    id_to_label: Mapping[str, int],
+    seq_ids: Mapping[str, int],
+    dimensionality: int,
+    max_seq_id: int,
+    total_elements_added: int = 0,
 ) -> bytes:
     """The bytes of an id map as chromadb 0.4 to 0.6 read it; 1.x reads it too."""
     fields = {
         "dimensionality": dimensionality,
-        "total_elements_added": max(id_to_label.values(), default=0),
+        "total_elements_added": max(total_elements_added, *id_to_label.values()),
         "max_seq_id": max_seq_id,
         "id_to_label": dict(id_to_label),
         "label_to_id": {label: each for each, label in id_to_label.items()},

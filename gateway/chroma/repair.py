@@ -4,7 +4,8 @@ In this order, unless a later way loses fewer records:
 
 1. *copy*     a sound older copy of the index, and the log that came after it
 2. *log*      no index: Chroma builds it from its log
-3. *salvage*  an index of the vectors in the torn files and in copies, and the log that is still there
+3. *id-map*   the index as it is with a new id map, where nothing else is wrong with it
+4. *salvage*  an index of the vectors in the torn files and in copies, and the log that is still there
 
 Crash-safe: the new index is built aside and made durable. Then the position in the database goes back to what it has.
 Then the directories are exchanged. In between, a torn index with an earlier position is what it was: torn. May be
@@ -19,7 +20,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -28,8 +29,8 @@ import numpy.typing as npt
 
 from gateway.chroma.database import open_database, translated, write_lock_on
 from gateway.chroma.directory import PRIVATE
-from gateway.chroma.disk import DATABASE, ID_MAP, INDEX_FILES
-from gateway.chroma.id_map import old_id_map, read_id_map
+from gateway.chroma.disk import DATABASE, ID_MAP, INDEX_FILES, LEVEL0
+from gateway.chroma.id_map import IdMap, new_id_map, old_id_map, read_id_map
 from gateway.chroma.level0 import data_extents
 from gateway.chroma.rebuild import Part, build_index, sync_files
 from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
@@ -47,7 +48,7 @@ from gateway.chroma.segments import (
 )
 from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError, NotFound
-from gateway.files import sync_directory, write_error
+from gateway.files import sync_directory, write_durably, write_error
 
 _MAX_WITNESSES = 1000
 _COPY_BYTES = 4 << 20
@@ -60,6 +61,7 @@ class Way(StrEnum):
     NONE = "none"
     COPY = "copy"
     LOG = "log"
+    ID_MAP = "id-map"
     SALVAGE = "salvage"
 
 
@@ -98,8 +100,9 @@ class Repair:
 class _Plan:
     """A way with what it would lose. `copy`, or `sources` and `updates`, are what the new index is made of.
 
-    `updates`: rows of the log by id, of records that nothing else is left of. Chroma ignores an update of what an index
-    does not have (`rust/segment/src/local_hnsw.rs`, `apply_log_chunk`), so the index has to have them before.
+    `id_map` is a new one for the index as it is. `updates`: rows of the log by id, of records that nothing else is left
+    of. Chroma ignores an update of what an index does not have (`rust/segment/src/local_hnsw.rs`,
+    `apply_log_chunk`), so the index has to have them before.
     """
 
     way: Way
@@ -108,6 +111,7 @@ class _Plan:
     copy: IndexCopy | None = None
     sources: tuple[Salvage, ...] = ()
     updates: Mapping[str, int] = field(default_factory=dict)
+    id_map: IdMap | None = None
     doubtful: frozenset[str] = frozenset()
 
 
@@ -176,8 +180,18 @@ def _plan(
     if best.lost:
         salvaged = _from_salvage(data_dir, connection, segment, live, rows, copies)
         best = salvaged if salvaged and len(salvaged.lost) < len(best.lost) else best
+    if best.sources and best.position == _position(data_dir, segment) and not best.doubtful:
+        id_map = _new_id_map(best.sources[0])
+        if check_index(data_dir / segment.id, dimension=segment.dimension, space=segment.space, id_map=id_map).is_sound:
+            best = replace(best, way=Way.ID_MAP, id_map=id_map)
     only_missing = all(each.code == "records-without-vectors" for each in before.problems)
     return None if only_missing and len(best.lost) >= len(before.missing_ids) else best
+
+
+def _new_id_map(source: Salvage) -> IdMap:
+    labels = dict(zip(source.ids, source.labels.tolist(), strict=True))
+    ids = {label: each for each, label in labels.items()}
+    return IdMap(labels, ids, source.highest_label, None, None, is_whole=True, is_object=False)
 
 
 def _from_copy(segment: Segment, live: Mapping[str, int], rows: list[LogRow], copy: IndexCopy) -> _Plan | None:
@@ -230,7 +244,12 @@ def _from_salvage(
         return None
     doubtful -= _with_vector(row for row in rows if row.seq_id > position)
     return _Plan(
-        Way.SALVAGE, position, lost - updates.keys(), None, _preferred(sources, torn), updates, frozenset(doubtful)
+        Way.SALVAGE,
+        position,
+        lost - updates.keys(),
+        sources=_preferred(sources, torn),
+        updates=updates,
+        doubtful=frozenset(doubtful),
     )
 
 
@@ -311,9 +330,15 @@ def _apply(
             made.mkdir()
             for name in INDEX_FILES:
                 copy_sparse(plan.copy.directory / name, made / name)
+        elif plan.id_map:
+            _write_id_map(live, connection, segment, plan, plan.id_map)
+            return
         elif plan.sources or plan.updates:
             made = _build(scratch, connection, segment, plan, progress)
         if made:
+            like = live if live.exists() else data_dir
+            for path in (made, *made.iterdir()):
+                _give(path, like.stat() if path == made else (data_dir / DATABASE).stat())
             sync_files(made)
         # First the position, which only goes back: torn files with an earlier position are torn files still. With the
         # new files and the old position, Chroma would take for granted what they do not have.
@@ -325,6 +350,19 @@ def _apply(
         elif live.exists():
             live.rename(scratch / "torn")
         sync_directory(data_dir)
+
+
+def _write_id_map(live: Path, connection: sqlite3.Connection, segment: Segment, plan: _Plan, id_map: IdMap) -> None:
+    labels, added = id_map.id_to_label, id_map.total_elements_added or 0
+    if has_number_seq_ids(connection):
+        data = new_id_map(labels, added)
+    else:
+        dimension = segment.dimension or plan.sources[0].layout.dimension
+        data = old_id_map(labels, live_records(connection, segment), dimension, plan.position, added)
+    like = live / ID_MAP if (live / ID_MAP).exists() else live / LEVEL0
+    owner = like.stat()
+    write_durably(live / ID_MAP, data)
+    _give(live / ID_MAP, owner)
 
 
 def _build(
@@ -368,15 +406,12 @@ def _part(source: Salvage, places: list[int]) -> Part:
     if len(places) == len(source.ids):
         return Part(source.ids, source.vectors, source.lengths)
     picked = np.array(places, np.int64)
-    chosen = Salvage(
-        source.directory,
-        source.layout,
-        [source.ids[place] for place in places],
-        source.numbers[picked],
-        None if source.lengths is None else source.lengths[picked],
-        source.doubtful,
-        source.unscaled,
-        source.by_order,
+    chosen = replace(
+        source,
+        ids=[source.ids[place] for place in places],
+        numbers=source.numbers[picked],
+        labels=source.labels[picked],
+        lengths=None if source.lengths is None else source.lengths[picked],
     )
     return Part(chosen.ids, chosen.vectors, chosen.lengths)
 
@@ -390,6 +425,13 @@ def _set_position(connection: sqlite3.Connection, segment: Segment, position: in
             connection.execute(
                 "insert or replace into max_seq_id (segment_id, seq_id) values (?, ?)", (segment.id, value)
             )
+
+
+def _give(path: Path, owner: os.stat_result) -> None:
+    """Give a new file the owner and the mode of an old one: root may repair what Chroma reads as another user."""
+    with contextlib.suppress(PermissionError):
+        os.chown(path, owner.st_uid, owner.st_gid)
+    path.chmod(owner.st_mode & 0o777)
 
 
 def _exchange(new: Path, live: Path) -> None:

@@ -53,16 +53,18 @@ class Evidence:
 class Salvage:
     """What can be read out of the files of one index.
 
-    `numbers` (int64) and `lengths` (float32, for cosine, else None) go with `ids`, which are in the order in which the
-    records were added. `doubtful`: their vector may be an earlier one, since the file is older than the database says.
-    `unscaled`: of cosine, their direction is known and their length lost; it is given as 1. `by_order`: ids of which
-    the order alone told the label.
+    `numbers` (int64), `labels` (uint64) and `lengths` (float32, for cosine, else None) go with `ids`, which are in the
+    order in which the records were added. `highest_label` is that of all elements. `doubtful`: their vector may be an
+    earlier one, since the file is older than the database says. `unscaled`: of cosine, their direction is known and
+    their length lost; it is given as 1. `by_order`: ids of which the order alone told the label.
     """
 
     directory: Path
     layout: Layout
     ids: list[str]
     numbers: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.uint64]
+    highest_label: int
     lengths: npt.NDArray[np.float32] | None
     doubtful: frozenset[str]
     unscaled: frozenset[str]
@@ -118,11 +120,16 @@ def salvage_index(directory: Path, segment: Segment, evidence: Evidence) -> Salv
         # The newest label that the file has says how many rows of the log it had at least.
         newest = int(level0.label[list(place.values())].max(initial=0))
         doubtful = frozenset(each for each, seq_id in evidence.live.items() if seq_id > newest)
+    believed = ~level0.is_zeroed & (level0.label <= _highest_label(level0))
+    if header:
+        believed &= level0.number < header.elements
     return Salvage(
         directory,
         layout,
         ids,
         numbers,
+        level0.label[places] if ids else np.empty(0, np.uint64),
+        int(level0.label[believed].max(initial=0)),
         lengths,
         doubtful,
         unscaled,

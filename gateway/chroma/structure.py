@@ -74,12 +74,18 @@ class IndexCheck:
         return not self.problems
 
 
-def check_index(directory: Path, *, dimension: int | None = None, space: str | None = None) -> IndexCheck:
+def check_index(
+    directory: Path, *, dimension: int | None = None, space: str | None = None, id_map: IdMap | None = None
+) -> IndexCheck:
     """Check the files of one index. `dimension` and `space` are those of the collection, if known.
+
+    `id_map` is checked in place of the one in the directory, if it is given.
 
     About 1 s for 500 MB. Memory: 8 MiB, 20 bytes an element, and the id map. Raises nothing for damage: what cannot be
     read is a problem.
     """
+    if id_map is not None:
+        return _check_with(directory, id_map, dimension, space)
     return _check_files(directory, dimension, space)[0]
 
 
@@ -156,20 +162,23 @@ def _check_files(directory: Path, dimension: int | None, space: str | None) -> t
         return IndexCheck(()), None
     except OSError as error:
         return IndexCheck((Problem("file-unreadable", f"{ID_MAP} cannot be read: {error.strerror}"),)), None
+    return _check_with(directory, id_map, dimension, space), id_map
+
+
+def _check_with(directory: Path, id_map: IdMap, dimension: int | None, space: str | None) -> IndexCheck:
     if not id_map.is_whole:
         problem = Problem("id-map-damaged", f"{ID_MAP} is cut off or damaged after {len(id_map.id_to_label)} ids")
-        return IndexCheck((problem,), is_synced=True, ids=len(id_map.id_to_label)), id_map
+        return IndexCheck((problem,), is_synced=True, ids=len(id_map.id_to_label))
     if not id_map.id_to_label:
-        return IndexCheck(()), id_map  # Chroma begins a new index, whatever else lies there
+        return IndexCheck(())  # Chroma begins a new index, whatever else lies there
     try:
-        check = _check_parts(directory, id_map, dimension, space)
+        return _check_parts(directory, id_map, dimension, space)
     except FileNotFoundError as error:
         name = Path(error.filename).name
-        check = IndexCheck((Problem("file-missing", f"{name} is missing"),), is_synced=True)
+        return IndexCheck((Problem("file-missing", f"{name} is missing"),), is_synced=True)
     except OSError as error:
         name = Path(error.filename).name if error.filename else "a file"
-        check = IndexCheck((Problem("file-unreadable", f"{name} cannot be read: {error.strerror}"),), is_synced=True)
-    return check, id_map
+        return IndexCheck((Problem("file-unreadable", f"{name} cannot be read: {error.strerror}"),), is_synced=True)
 
 
 def _check_parts(directory: Path, id_map: IdMap, dimension: int | None, space: str | None) -> IndexCheck:

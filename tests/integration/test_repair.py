@@ -310,6 +310,8 @@ def test_what_was_anywhere_comes_back(
         assert not repair.doubtful_ids
     if file != LENGTH or source != "neither":
         assert not repair.unscaled_ids
+    if source == "neither" and file == ID_MAP:
+        assert repair.way is Way.ID_MAP
     if source == "log":
         assert repair.way in (Way.LOG, Way.NONE)
     if source == "copy":
@@ -363,7 +365,7 @@ def test_a_repair_may_be_cut_short_at_any_step(tmp_path: Path, monkeypatch: pyte
     def cut(*_: Any) -> None:
         raise Cut
 
-    for step in ("build_index", "sync_files", "_set_position", "_exchange", "_sync_directory"):
+    for step in ("build_index", "sync_files", "_set_position", "_exchange", "sync_directory"):
         with monkeypatch.context() as patch:
             patch.setattr(f"gateway.chroma.repair.{step}", cut)
             with pytest.raises(Cut):
@@ -375,3 +377,24 @@ def test_a_repair_may_be_cut_short_at_any_step(tmp_path: Path, monkeypatch: pyte
         got = held_by(chroma.client(), "one")
     assert got.keys() == held.keys()
     assert all(np.array_equal(got[each][0], held[each][0]) for each in held)
+
+
+@pytest.mark.parametrize("file", [HEADER, ID_MAP])
+def test_a_repaired_index_has_the_owner_and_the_mode_of_the_old_one(tmp_path: Path, file: str) -> None:
+    """Whoever repairs it, Chroma can read and write it as before."""
+    with bare_chroma(tmp_path) as chroma:
+        configuration: Any = {"hnsw": {"sync_threshold": 50, "batch_size": 10}}
+        collection = chroma.client().create_collection("one", embedding_function=None, configuration=configuration)
+        collection.add(ids=ids(0, 50), embeddings=vectors(0, 50))
+        (index,) = (path.parent for path in tmp_path.glob(f"*/{LEVEL0}"))
+    owner = 12345 if os.geteuid() == 0 else os.geteuid()
+    paths = [tmp_path / DATABASE, index, *index.iterdir()]
+    for path in paths:
+        os.chown(path, owner, -1)
+        path.chmod(0o750 if path == index else 0o640)
+    os.truncate(index / file, 20)
+    repair = repair_segment(tmp_path, index.name)
+    assert repair.way is (Way.ID_MAP if file == ID_MAP else Way.SALVAGE)
+    assert {path.stat().st_uid for path in (index, *index.iterdir())} == {owner}
+    assert {path.stat().st_mode & 0o777 for path in index.iterdir()} == {0o640}
+    assert index.stat().st_mode & 0o777 == 0o750
