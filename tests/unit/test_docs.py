@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from gateway import errors
 from gateway.cli.main import application
 from gateway.config import Settings, variable_of
+from gateway.documents.readers.kinds import suffixes
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase
 from tests.documentation import DOCS, PAGES, ROOT, anchors, blocks, name_of, prose, rows
@@ -187,6 +188,13 @@ async def test_every_metric_is_in_the_table(built: Gateway) -> None:
     documented = [cells[0].strip("`") for cells in rows(DOCS / "monitoring.md") if "chroma_gateway_" in cells[0]]
     assert set(documented) == scraped
     assert len(documented) == len(scraped)
+
+
+def test_every_file_type_is_in_the_table() -> None:
+    """docs/training-documents.md has the endings of names that training reads, no more and no less."""
+    page = DOCS / "training-documents.md"
+    documented = [ending for cells in rows(page) for ending in re.findall(r"`(\.\w+)`", cells[1])]
+    assert sorted(documented) == suffixes()
 
 
 # What others say through us: botocore, S3 servers, Chroma.
