@@ -24,17 +24,17 @@ from gateway.vectorstore import VectorStore
 def provide(app: FastAPI, *provided: object) -> None:
     """Make each of `provided` the object that routes of `app` get where they name its type."""
     for each in provided:
-        app.dependency_overrides[_Needs(type(each))] = _Provides(each)
+        app.dependency_overrides[Needs(type(each))] = _Provides(each)
 
 
-class _Needs:
+class Needs:
     """A dependency on the one object of `kind`; equal to any other on the same type."""
 
     def __init__(self, kind: type) -> None:
         self._kind = kind
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Needs) and other._kind is self._kind
+        return isinstance(other, Needs) and other._kind is self._kind
 
     def __hash__(self) -> int:
         return hash(self._kind)
@@ -92,10 +92,10 @@ class KeyHolder(SecurityBase):
         return True
 
 
-StoreOf = Annotated[VectorStore, Depends(_Needs(VectorStore))]
-JobsOf = Annotated[Jobs, Depends(_Needs(Jobs))]
-HealthOf = Annotated[Health, Depends(_Needs(Health))]
-SettingsOf = Annotated[Settings, Depends(_Needs(Settings))]
-CollectorOf = Annotated[MetricsCollector, Depends(_Needs(MetricsCollector))]
-ScraperOf = Annotated[KeyHolder, Depends(_Needs(KeyHolder))]
+StoreOf = Annotated[VectorStore, Depends(Needs(VectorStore))]
+JobsOf = Annotated[Jobs, Depends(Needs(Jobs))]
+HealthOf = Annotated[Health, Depends(Needs(Health))]
+SettingsOf = Annotated[Settings, Depends(Needs(Settings))]
+CollectorOf = Annotated[MetricsCollector, Depends(Needs(MetricsCollector))]
+ScraperOf = Annotated[KeyHolder, Depends(Needs(KeyHolder))]
 """The keys that `/metrics` and the names in `/readyz` ask for."""

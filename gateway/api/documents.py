@@ -8,12 +8,13 @@ from email.utils import format_datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
+from gateway.api.deps import Needs
 from gateway.api.jobs import accepted
 from gateway.documents.digest import parse_digests
 from gateway.documents.layout import Folder, avatar_folder, check_avatar, check_name, image_folder, resolve
@@ -112,12 +113,13 @@ class Documents:
     jobs: Jobs
 
 
-def _documents(request: Request, user_id: str) -> Documents:
-    documents: Documents = request.app.state.documents
+async def _documents(user_id: UserId, documents: Annotated[Documents, Depends(Needs(Documents))]) -> Documents:
     if user_id != documents.store.user_id:
         raise NotFound(f"this gateway does not serve user {user_id[:80]!r}", "it serves the user of GATEWAY_USER_ID")
     return documents
 
+
+DocumentsOf = Annotated[Documents, Depends(_documents)]
 
 router = APIRouter(prefix="/admin/users/{user_id}", tags=["documents"])
 
@@ -126,16 +128,19 @@ router = APIRouter(prefix="/admin/users/{user_id}", tags=["documents"])
 
 
 @router.get("/avatars", summary="List avatars")
-async def list_avatars(request: Request, user_id: UserId) -> AvatarList:
-    return AvatarList(avatars=await _documents(request, user_id).store.avatars())
+async def list_avatars(documents: DocumentsOf) -> AvatarList:
+    return AvatarList(avatars=await documents.store.avatars())
 
 
 @router.delete(_AVATAR, status_code=202, summary="Delete an avatar with everything under it")
 async def delete_avatar(
-    request: Request, response: Response, user_id: UserId, avatar_id: AvatarId, body: Annotated[DeleteAvatar, Body()]
+    response: Response,
+    documents: DocumentsOf,
+    user_id: UserId,
+    avatar_id: AvatarId,
+    body: Annotated[DeleteAvatar, Body()],
 ) -> JobStatus:
     """Start a job that deletes the documents and the default collection. Safe to repeat."""
-    documents = _documents(request, user_id)
     if body.avatar_id != check_avatar(avatar_id):
         raise InvalidRequest(f"the body names avatar {body.avatar_id[:80]!r}, the path {avatar_id!r}")
     contents = await documents.store.contents(avatar_id)
@@ -156,9 +161,8 @@ async def delete_avatar(
 
 @router.post(f"{_AVATAR}/vectorstore/train", status_code=202, summary="Train an avatar's collection")
 async def train(
-    request: Request,
     response: Response,
-    user_id: UserId,
+    documents: DocumentsOf,
     avatar_id: AvatarId,
     body: Annotated[Training | None, Body()] = None,
 ) -> JobStatus:
@@ -166,7 +170,6 @@ async def train(
 
     Unchanged documents are skipped. Safe to repeat after any failure.
     """
-    documents = _documents(request, user_id)
     check_avatar(avatar_id)
     work = documents.trainer.work(documents.store, avatar_id, body or Training())
     return accepted(documents.jobs.start("train", avatar_id, work), response)
@@ -175,16 +178,13 @@ async def train(
 # ------------------------------------------------------------------ documents
 
 
-def _resolved(
-    request: Request, user_id: str, avatar_id: str, path: str, *, writing: bool = False
-) -> tuple[Documents, Folder, str | None]:
-    documents = _documents(request, user_id)
+def _resolved(documents: Documents, avatar_id: str, path: str, *, writing: bool = False) -> tuple[Folder, str | None]:
     kind, name = resolve(path)
     if writing and kind.read_only:
         raise NotAllowed(f"{kind.path} holds flags", "change them with PATCH on the documents' own folder")
     if name is not None:
         check_name(name, kind)
-    return documents, avatar_folder(user_id, avatar_id, kind), name
+    return avatar_folder(documents.store.user_id, avatar_id, kind), name
 
 
 def _named(name: str | None, path: str) -> str:
@@ -215,7 +215,7 @@ async def _list_or_read(
 @router.get(_ANY, summary="List a folder, or read a document", response_model=None)
 async def get_documents(
     request: Request,
-    user_id: UserId,
+    documents: DocumentsOf,
     avatar_id: AvatarId,
     path: AnyPath,
     prefix: Prefix = "",
@@ -225,7 +225,7 @@ async def get_documents(
     link_s: LinkS = None,
 ) -> Response:
     """A folder gives `{"documents": […], "next"}`. A document gives its bytes, with ETag, ranges and 304."""
-    documents, folder, name = _resolved(request, user_id, avatar_id, path)
+    folder, name = _resolved(documents, avatar_id, path)
     return await _list_or_read(request, documents, folder, name, (prefix, after, limit, digests, link_s))
 
 
@@ -233,7 +233,7 @@ async def get_documents(
 async def put_document(
     request: Request,
     response: Response,
-    user_id: UserId,
+    documents: DocumentsOf,
     avatar_id: AvatarId,
     path: AnyPath,
     used: Used = None,
@@ -244,16 +244,16 @@ async def put_document(
     `If-None-Match: *` only creates. `If-Match: "etag"` only replaces the document with that ETag. A body that does not
     match `Content-Digest`, `Content-MD5` or `sha256` is not stored.
     """
-    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
+    folder, name = _resolved(documents, avatar_id, path, writing=True)
     return await _put(request, response, documents.store, folder, _named(name, path), used, sha256)
 
 
 @router.patch(_ANY, summary="Change flags", max_body_size=_MAX_JSON_BYTES)
 async def change_flags(
-    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, body: Annotated[ChangeFlags, Body()]
+    documents: DocumentsOf, avatar_id: AvatarId, path: AnyPath, body: Annotated[ChangeFlags, Body()]
 ) -> Flags | DocumentBody:
     """For a document `{"used": …}`. For a folder `{"flags": {…}}`, or `{"used": …}` for all of its documents."""
-    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
+    folder, name = _resolved(documents, avatar_id, path, writing=True)
     store = documents.store
     if (body.used is None) == (body.flags is None) or (name is not None and body.used is None):
         raise InvalidRequest('give either {"used": …} or, for a folder, {"flags": {"name": …}}')
@@ -270,11 +270,11 @@ async def change_flags(
 
 @router.post(_ANY, status_code=201, summary="Copy a document")
 async def copy_document(
-    request: Request, user_id: UserId, avatar_id: AvatarId, path: AnyPath, body: Annotated[CopyTo, Body()]
+    documents: DocumentsOf, avatar_id: AvatarId, path: AnyPath, body: Annotated[CopyTo, Body()]
 ) -> DocumentBody:
     """Copy within the store, to any folder of any avatar of the user. The flag is copied too."""
-    documents, source, name = _resolved(request, user_id, avatar_id, path)
-    _, target, new_name = _resolved(request, user_id, body.avatar_id or avatar_id, body.path, writing=True)
+    source, name = _resolved(documents, avatar_id, path)
+    target, new_name = _resolved(documents, body.avatar_id or avatar_id, body.path, writing=True)
     return _body(
         await documents.store.copy(
             source, _named(name, path), target, _named(new_name, body.path), if_absent=not body.replace
@@ -284,14 +284,13 @@ async def copy_document(
 
 @router.delete(_ANY, status_code=204, summary="Delete a document")
 async def delete_document(
-    request: Request,
-    user_id: UserId,
+    documents: DocumentsOf,
     avatar_id: AvatarId,
     path: AnyPath,
     if_match: Annotated[str | None, Header()] = None,
 ) -> None:
     """Delete a document and its flag. The next training deletes its chunks."""
-    documents, folder, name = _resolved(request, user_id, avatar_id, path, writing=True)
+    folder, name = _resolved(documents, avatar_id, path, writing=True)
     await documents.store.delete(folder, _named(name, path), if_tag=_tag(if_match))
 
 
@@ -301,39 +300,37 @@ async def delete_document(
 @router.get("/image", summary="List the user's own images", response_model=None)
 async def list_images(
     request: Request,
+    documents: DocumentsOf,
     user_id: UserId,
     prefix: Prefix = "",
     after: After = "",
     limit: Limit = 100,
     digests: Digests = False,
 ) -> Response:
-    return await _list_or_read(
-        request, _documents(request, user_id), image_folder(user_id), None, (prefix, after, limit, digests, None)
-    )
+    return await _list_or_read(request, documents, image_folder(user_id), None, (prefix, after, limit, digests, None))
 
 
 @router.head("/image/{path:path}", include_in_schema=False)
 @router.get("/image/{path:path}", summary="Read an image", response_model=None)
-async def get_image(request: Request, user_id: UserId, path: Name, link_s: LinkS = None) -> Response:
-    return await _list_or_read(
-        request, _documents(request, user_id), image_folder(user_id), path, ("", "", 1, False, link_s)
-    )
+async def get_image(
+    request: Request, documents: DocumentsOf, user_id: UserId, path: Name, link_s: LinkS = None
+) -> Response:
+    return await _list_or_read(request, documents, image_folder(user_id), path, ("", "", 1, False, link_s))
 
 
 @router.put("/image/{path:path}", summary="Store an image", max_body_size=_UNBOUNDED)
 async def put_image(
-    request: Request, response: Response, user_id: UserId, path: Name, sha256: Sha256 = None
+    request: Request, response: Response, documents: DocumentsOf, user_id: UserId, path: Name, sha256: Sha256 = None
 ) -> DocumentBody:
     """As `PUT` of any document."""
-    store = _documents(request, user_id).store
-    return await _put(request, response, store, image_folder(user_id), path, None, sha256)
+    return await _put(request, response, documents.store, image_folder(user_id), path, None, sha256)
 
 
 @router.delete("/image/{path:path}", status_code=204, summary="Delete an image")
 async def delete_image(
-    request: Request, user_id: UserId, path: Name, if_match: Annotated[str | None, Header()] = None
+    documents: DocumentsOf, user_id: UserId, path: Name, if_match: Annotated[str | None, Header()] = None
 ) -> None:
-    await _documents(request, user_id).store.delete(image_folder(user_id), path, if_tag=_tag(if_match))
+    await documents.store.delete(image_folder(user_id), path, if_tag=_tag(if_match))
 
 
 async def _put(
