@@ -35,6 +35,7 @@ from gateway.chroma.level0 import data_extents
 from gateway.chroma.rebuild import Part, build_index, sync_files
 from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
 from gateway.chroma.segments import (
+    ADD,
     COSINE,
     DELETE,
     UPDATE,
@@ -102,7 +103,8 @@ class _Plan:
 
     `id_map` is a new one for the index as it is. `updates`: rows of the log by id, of records that nothing else is left
     of. Chroma ignores an update of what an index does not have (`rust/segment/src/local_hnsw.rs`,
-    `apply_log_chunk`), so the index has to have them before.
+    `apply_log_chunk`), so the index has to have them before. `added`: records that the rest of the log adds. The index
+    must not have them before, since Chroma ignores an add of what an index has.
     """
 
     way: Way
@@ -111,6 +113,7 @@ class _Plan:
     copy: IndexCopy | None = None
     sources: tuple[Salvage, ...] = ()
     updates: Mapping[str, int] = field(default_factory=dict)
+    added: frozenset[str] = frozenset()
     id_map: IdMap | None = None
     doubtful: frozenset[str] = frozenset()
 
@@ -157,7 +160,7 @@ def repair_segment(
             len(_used(plan.sources)),
             tuple(sorted(plan.lost)),
             tuple(sorted(plan.doubtful)),
-            tuple(sorted(unscaled - _with_vector(log_rows(connection, segment, plan.position)))),
+            tuple(sorted(unscaled - plan.added - _with_vector(log_rows(connection, segment, plan.position)))),
             time.monotonic() - began,
         )
 
@@ -242,13 +245,17 @@ def _from_salvage(
     updates = {row.id: row.seq_id for row in rows if row.has_vector and row.operation == UPDATE and row.id in lost}
     if not sources and not updates:
         return None
-    doubtful -= _with_vector(row for row in rows if row.seq_id > position)
+    later = [row for row in rows if row.seq_id > position]
+    doubtful -= _with_vector(later)
+    # An add that was ignored has not changed its record.
+    added = {row.id for row in later if row.operation == ADD and row.has_vector and live.get(row.id, 0) >= row.seq_id}
     return _Plan(
         Way.SALVAGE,
         position,
         lost - updates.keys(),
         sources=_preferred(sources, torn),
         updates=updates,
+        added=frozenset(added) if base - added else frozenset(),
         doubtful=frozenset(doubtful),
     )
 
@@ -372,7 +379,7 @@ def _build(
     plan: _Plan,
     progress: Callable[[int, int], None] | None,
 ) -> Path:
-    parts, taken = [], set[str]()
+    parts, taken = [], set(plan.added)
     for source in plan.sources:
         places = [place for place, each in enumerate(source.ids) if each not in taken]
         part = _part(source, places)
@@ -384,7 +391,7 @@ def _build(
     dimension = segment.dimension or plan.sources[0].layout.dimension
     made = build_index(_fresh(scratch / "build"), segment, dimension, parts, progress)
     check = check_index(made, dimension=dimension, space=segment.space)
-    if not check.is_sound or check.ids != len(taken):
+    if not check.is_sound or check.ids != sum(len(part.ids) for part in parts):
         raise GatewayError(f"the new index of {segment.name} is not sound: {', '.join(map(str, check.problems))}")
     if not has_number_seq_ids(connection):
         labels = read_id_map(made / ID_MAP).id_to_label

@@ -39,7 +39,9 @@ class Writer:
         added = 0
         while True:
             held, draw = self.acknowledged, self._random.random()
+            write = self._collection.upsert
             if len(held) < 100 or draw < 0.6:
+                write = self._collection.add
                 ids = [f"record.{number}" for number in range(added, added + 25)]
                 added += 25
             else:
@@ -52,7 +54,7 @@ class Writer:
                     for each in ids:
                         del held[each]
                 else:
-                    self._collection.upsert(ids=ids, embeddings=vectors, documents=ids)
+                    write(ids=ids, embeddings=vectors, documents=ids)
                     held.update(zip(ids, vectors, strict=True))
             except Exception:
                 return  # it was killed
