@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ _PIECE_BYTES = 1 << 20
 
 
 class FolderSource:
-    """Files of a directory as a source of training. `digests` has the SHA-256 of each, in hex."""
+    """Files of a directory as a source of training. `digests` has the SHA-256 of each, in hex.
 
-    def __init__(self, files: dict[str, Path], digests: dict[str, str]) -> None:
+    `unread` are the names of files that exist and could not be read. `is_complete` says that the whole directory was
+    listed.
+    """
+
+    def __init__(
+        self, files: dict[str, Path], digests: dict[str, str], *, unread: Collection[str], is_complete: bool
+    ) -> None:
         self._files, self._digests = files, digests
+        self._unread, self._is_complete = unread, is_complete
 
     async def documents(self) -> list[Document]:
         return await asyncio.to_thread(lambda: [self._document(name) for name in self._files])
@@ -42,6 +49,9 @@ class FolderSource:
 
     async def digest(self, document: Document) -> str:
         return self._digests[document.name]
+
+    def may_exist(self, name: str) -> bool:
+        return not self._is_complete or name in self._unread
 
     def _document(self, name: str) -> Document:
         status, digest = self._files[name].stat(), self._digests[name]

@@ -1,7 +1,12 @@
 """`ingest`: make a folder of files a collection, with or without the store."""
 
 import asyncio
+import contextlib
 import hashlib
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +18,13 @@ from gateway.cli.documents import DocumentClient, Request, json_object
 from gateway.cli.options import Token, Url
 from gateway.cli.output import ProgressBars, print_json, validation_problems
 from gateway.config import load_settings
-from gateway.errors import ConfigError
+from gateway.documents.layout import VECTORSTORE_DATA, check_name
+from gateway.errors import ConfigError, GatewayError, InvalidRequest
 
 if TYPE_CHECKING:
     from gateway.documents.train import Training
+
+_UPLOADS_AT_ONCE = 4
 
 
 def register(app: typer.Typer) -> None:
@@ -33,22 +41,51 @@ def ingest(
     url: Url = None,
     token: Token = None,
     request: Request = "{}",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="With --avatar: delete documents of the store that the folder lacks.")
+    ] = False,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Go on if the folder has no files; the collection becomes empty.")
+    ] = False,
+    keep_going_ok: Annotated[
+        bool, typer.Option("--keep-going-ok", help="Exit with 0 although documents failed.")
+    ] = False,
 ) -> None:
-    """Make a folder of files a collection. Files that did not change since the last time cost nothing."""
-    from gateway.documents.readers.kinds import suffixes  # noqa: PLC0415  # loads the readers of all kinds of documents
+    """Make a folder of files a collection. Files that did not change since the last time cost nothing.
+
+    A file that cannot be read, named or uploaded is reported in `failed`, with the reason; the others are done. The
+    command then exits with 1. Chunks are only deleted of files that are certainly gone.
+    """
+    from gateway.documents.readers.kinds import kind_of_name  # noqa: PLC0415  # loads the readers of all kinds
 
     if avatar is None and collection is None:
         raise ConfigError("neither an avatar nor a collection is named", "use --avatar or --collection")
     training = _training(json_object(request) | ({"collection": collection} if collection else {}))
-    files, skipped = _files(directory, suffixes())
+    found = _find(directory, kind_of_name)
+    _require_files(found, directory, allow_empty=allow_empty)
     with ProgressBars() as bars:
-        digests = _digests(files, bars)
+        digests = _digests(found, bars)
         if avatar is not None:
             with DocumentClient.connect(url, token) as client:
-                result = _ingest_into_avatar(client, avatar, files, digests, training, bars)
+                result = _ingest_into_avatar(client, avatar, found, digests, training, bars, delete=delete)
         else:
-            result = _ingest_into_collection(files, digests, directory, training, url, token, bars)
-    print_json(result | {"skipped": skipped})
+            result = _ingest_into_collection(found, digests, directory, training, url, token, bars)
+    failed = found.failed | result["failed"]
+    print_json(result | {"failed": failed, "skipped": found.skipped, "counts": _counts(result, found, failed)})
+    if failed:
+        typer.echo(f"{len(failed)} documents failed: see 'failed'", err=True)
+        if not keep_going_ok:
+            raise typer.Exit(GatewayError.exit_code)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a directory has: files to train, names that are left out, and names that failed with the reason."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    is_complete: bool = True
 
 
 def _training(asked: dict[str, Any]) -> "Training":
@@ -61,30 +98,80 @@ def _training(asked: dict[str, Any]) -> "Training":
         raise ConfigError(f"--request or --collection is not valid: {validation_problems(error)}") from None
 
 
-def _files(directory: Path, suffixes: Any) -> tuple[dict[str, Path], list[str]]:
-    """The files whose text can be read, by their names in the directory, and the names of the others.
+def _find(directory: Path, kind_of_name: Any) -> _Found:
+    """Look through a directory. Links are not followed; hidden files are left out."""
+    found = _Found()
 
-    Hidden files, and files in hidden directories, are in neither.
-    """
-    files, skipped = {}, []
-    for file in sorted(directory.rglob("*")):
-        name = file.relative_to(directory)
-        if not file.is_file() or any(part.startswith(".") for part in name.parts):
-            continue
-        if file.suffix.lower() in suffixes:
-            files[name.as_posix()] = file
+    def unlisted(error: OSError) -> None:
+        found.failed[_shown(os.path.relpath(error.filename, directory))] = f"it cannot be listed: {error.strerror}"
+        found.is_complete = False
+
+    for parent, folders, names in os.walk(directory, onerror=unlisted):
+        for name in sorted(folders):
+            path = Path(parent, name)
+            if name.startswith(".") or path.is_symlink():
+                reason = "it is hidden" if name.startswith(".") else "it is a link"
+                found.skipped[_shown(path.relative_to(directory).as_posix())] = reason
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not Path(parent, name).is_symlink()
+        )
+        for name in sorted(names):
+            _sort_in(Path(parent, name), directory, found, kind_of_name)
+    return found
+
+
+def _sort_in(path: Path, directory: Path, found: _Found, kind_of_name: Any) -> None:
+    name = path.relative_to(directory).as_posix()
+    shown = _shown(name)
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        found.failed[shown] = f"it cannot be read: {error.strerror}"
+        found.is_complete = False
+        return
+    if path.name.startswith("."):
+        found.skipped[shown] = "it is hidden"
+    elif not stat.S_ISREG(mode):
+        found.skipped[shown] = "it is a link" if stat.S_ISLNK(mode) else "it is no regular file"
+    elif kind_of_name(name) is None:
+        found.skipped[shown] = f"no text can be read from {path.suffix or 'a name without an ending'}"
+    else:
+        try:
+            name.encode()
+            check_name(name, VECTORSTORE_DATA)
+        except UnicodeEncodeError:
+            found.failed[shown] = "its name is not UTF-8: rename it"
+        except InvalidRequest as error:
+            found.failed[shown] = error.message
         else:
-            skipped.append(name.as_posix())
-    return files, skipped
+            found.files[name] = path
 
 
-def _digests(files: dict[str, Path], bars: ProgressBars) -> dict[str, str]:
-    """The SHA-256 of each file, in hex."""
-    bars.progress.phase("look", len(files), "files")
+def _shown(name: str) -> str:
+    """A name that can be printed: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _require_files(found: _Found, directory: Path, *, allow_empty: bool) -> None:
+    """Raises ConfigError for a folder without files: it may be one that is not mounted."""
+    if not found.files and not allow_empty:
+        raise ConfigError(
+            f"{directory} has no file to train" + (f", {len(found.failed)} failed" if found.failed else ""),
+            "is it mounted? To empty the collection use --allow-empty",
+        )
+
+
+def _digests(found: _Found, bars: ProgressBars) -> dict[str, str]:
+    """The SHA-256 of each file, in hex. Files that cannot be read move to `failed`."""
+    bars.progress.phase("look", len(found.files), "files")
     digests = {}
-    for name, file in files.items():
-        with file.open("rb") as opened:
-            digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+    for name, file in list(found.files.items()):
+        try:
+            with file.open("rb") as opened:
+                digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:
+            del found.files[name]
+            found.failed[name] = f"it cannot be read: {error.strerror}"
         bars.progress.advance(1)
     return digests
 
@@ -92,26 +179,50 @@ def _digests(files: dict[str, Path], bars: ProgressBars) -> dict[str, str]:
 def _ingest_into_avatar(
     client: DocumentClient,
     avatar: str,
-    files: dict[str, Path],
+    found: _Found,
     digests: dict[str, str],
     training: "Training",
     bars: ProgressBars,
+    *,
+    delete: bool,
 ) -> dict[str, Any]:
-    """Upload new and changed files, flag all of them as used, and train the avatar's collection."""
-    folder = f"{avatar}/vectorstore_data"
+    """Upload new and changed files, delete removed ones if asked, and train the avatar's collection.
+
+    Flags of documents that are in the store stay as they are.
+    """
+    folder = f"{avatar}/{VECTORSTORE_DATA.path}"
     stored = {document["name"]: document for document in client.list(folder, digests=True)}
-    new = [name for name in files if name not in stored or stored[name]["digest"] != f"sha256:{digests[name]}"]
-    bars.progress.phase("upload", sum(files[name].stat().st_size for name in new))
-    for name in new:
-        client.upload(f"{folder}/{name}", files[name], {"used": True, "sha256": digests[name]}, bars.progress)
-    unused = {name: True for name in files if name in stored and not stored[name]["used"] and name not in new}
-    if unused:
-        client.request("PATCH", folder, json={"flags": unused})
-    return client.train(avatar, training.model_dump(), bars) | {"uploaded": new}
+    new = [name for name in found.files if name not in stored or stored[name]["digest"] != f"sha256:{digests[name]}"]
+    bars.progress.phase("upload", sum(_size_bytes(found.files[name]) for name in new))
+    uploaded: list[str] = []
+
+    def upload(name: str) -> None:
+        try:
+            client.upload(f"{folder}/{name}", found.files[name], {"sha256": digests[name]}, bars.progress)
+        except (OSError, GatewayError) as error:
+            found.failed[name] = f"it cannot be uploaded: {error}"
+        else:
+            uploaded.append(name)
+
+    with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
+        list(uploads.map(upload, new))
+    gone = sorted(stored.keys() - found.files.keys() - found.failed.keys()) if delete else []
+    if gone and not found.is_complete:
+        raise ConfigError("nothing was deleted or trained: some folders could not be listed", "run without --delete")
+    for name in gone:
+        client.request("DELETE", f"{folder}/{name}")
+    trained = client.train(avatar, training.model_dump(), bars)
+    return trained | {"uploaded": sorted(uploaded), "deleted_documents": gone}
+
+
+def _size_bytes(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def _ingest_into_collection(
-    files: dict[str, Path],
+    found: _Found,
     digests: dict[str, str],
     directory: Path,
     training: "Training",
@@ -123,8 +234,19 @@ def _ingest_into_collection(
     from gateway.cli.folder_training import FolderSource, train_folder  # noqa: PLC0415
 
     settings = load_settings()
-    found = find_token(settings, token)
-    headers = authorization(found) if found is not None else None
-    source = FolderSource(files, digests)
+    key = find_token(settings, token)
+    headers = authorization(key) if key is not None else None
+    source = FolderSource(found.files, digests, unread=set(found.failed), is_complete=found.is_complete)
     owner = f"folder:{directory.resolve().name}"
     return asyncio.run(train_folder(source, owner, training, settings, base_url(settings, url), headers, bars.progress))
+
+
+def _counts(result: dict[str, Any], found: _Found, failed: dict[str, str]) -> dict[str, int]:
+    lists = ("added", "changed", "removed", "uploaded")
+    return {
+        "files": len(found.files),
+        **{name: len(result.get(name, ())) for name in lists},
+        "unchanged": result["unchanged"],
+        "failed": len(failed),
+        "skipped": len(found.skipped),
+    }

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from gateway.errors import ConfigError
 from gateway.jobs import JobStatus
 from gateway.jobs import Progress as WorkProgress
+
+_LINE_EVERY_S = 5.0
 
 
 def print_json(value: Any) -> None:
@@ -92,6 +95,7 @@ class ProgressBars:
             console=Console(stderr=True),
             disable=not shown,
         )
+        self._next_line_at = time.monotonic() + _LINE_EVERY_S
         self._phase: str | None = None
         self._bar: TaskID | None = None
         self.progress = WorkProgress(self._show_progress)
@@ -124,7 +128,12 @@ class ProgressBars:
         if self._bar is None or phase != self._phase:
             self._complete()
             self._phase, self._bar = phase, self._bars.add_task(phase, total=total, amount="")
-        self._bars.update(self._bar, total=total, completed=done, amount=_amount(done, total, unit, rate_per_s))
+        amount = _amount(done, total, unit, rate_per_s)
+        self._bars.update(self._bar, total=total, completed=done, amount=amount)
+        if not self._bars.disable and not self._bars.console.is_terminal and time.monotonic() >= self._next_line_at:
+            # Bars are drawn on a terminal only. In a log, a line now and then shows that the work goes on.
+            self._next_line_at = time.monotonic() + _LINE_EVERY_S
+            typer.echo(f"{phase}: {amount}", err=True)
 
     def _complete(self) -> None:
         if self._bar is not None:

@@ -108,6 +108,9 @@ class Source(Protocol):
     async def digest(self, document: Document) -> str:
         """Return the SHA-256 of a document, in hex. Raises ObjectMissing as `read` does."""
 
+    def may_exist(self, name: str) -> bool:
+        """Return whether a document that `documents` did not return may exist all the same. Its chunks stay then."""
+
 
 class FlaggedDocuments:
     """The documents of an avatar that are flagged true."""
@@ -134,6 +137,9 @@ class FlaggedDocuments:
 
     async def digest(self, document: Document) -> str:
         return await self._store.digest(self._folder, document)
+
+    def may_exist(self, name: str) -> bool:
+        return False
 
 
 class Trainer:
@@ -233,7 +239,8 @@ class Trainer:
             (trained.added if before is None else trained.changed).append(document.name)
             todo.append((document, training))
         wanted = {document.name for document in documents}
-        trained.removed = sorted(present.keys() - wanted)
+        unwanted = {name for name in present.keys() - wanted if not source.may_exist(name)}
+        trained.removed = sorted(unwanted)
         if asked.dry_run:
             return trained
         if todo or collection is None:
@@ -265,7 +272,7 @@ class Trainer:
             await chroma.delete(collection_id, leftover)
             trained.deleted += len(leftover)
             progress.advance(1)
-        gone = [key for document in present.keys() - wanted for key in present[document].ids]
+        gone = [key for document in unwanted for key in present[document].ids]
         progress.phase("remove", len(gone) + len(foreign), "records")
         await chroma.delete(collection_id, [*gone, *foreign])
         trained.deleted += len(gone)

@@ -1,6 +1,7 @@
 """`chroma-gateway documents …` and `ingest` against a gateway that stores in a directory, or on a real S3 server."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -119,7 +120,7 @@ def test_a_wrong_argument_is_reported_and_leaves_nothing_behind(home: Gateway, t
     assert "no gateway answers" in refused(home, "avatars", "--url", "http://127.0.0.1:9")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt"]
     said(home, "delete-avatar", "ada", "--yes")
-    assert "nothing of avatar" in refused(home, "delete-avatar", "ada", "--yes")
+    assert "has no documents" in refused(home, "delete-avatar", "ada", "--yes")
 
 
 def test_ingest_trains_a_collection_where_keys_are_required(home: Gateway, tmp_path: Path) -> None:
@@ -146,3 +147,55 @@ def _with_token(home: Gateway, token: str, *arguments: str) -> tuple[int, str, s
     finally:
         home.env.clear()
         home.env.update(kept)
+
+
+def test_ingest_goes_on_past_files_that_fail(home: Gateway, tmp_path: Path) -> None:
+    """Names that cannot be, files that cannot be read: reported with the reason, and the command fails at its end."""
+    folder = tmp_path / "course"
+    folder.mkdir()
+    (folder / "good.txt").write_text("Cranes are grey.")
+    (folder / "broken.json").write_text("{")
+    (folder / "back\\slash.txt").write_text("x")
+    (folder / "control\x07.txt").write_text("x")
+    Path(os.fsdecode(os.fsencode(folder) + b"/not-utf8-\xff.txt")).write_text("x")
+    (folder / ".hidden.txt").write_text("x")
+    (folder / "link.txt").symlink_to("good.txt")
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "photo.png").write_bytes(b"\x89PNG")
+    for arguments in (("--avatar", "ada"), ("--collection", "course")):
+        status, out, err = say(home, "ingest", str(folder), *arguments)
+        assert status == 1, err[-3000:]
+        result = json.loads(out)
+        assert result["added"] == ["good.txt"]
+        assert sorted(result["failed"]) == ["back\\slash.txt", "broken.json", "control\x07.txt", "not-utf8-\\xff.txt"]
+        assert sorted(result["skipped"]) == [".hidden.txt", "link.txt", "photo.png", "pipe.txt"]
+        assert (result["counts"]["failed"], result["counts"]["skipped"]) == (4, 4)
+    assert say(home, "ingest", str(folder), "--collection", "course", "--keep-going-ok")[0] == 0
+    said(home, "delete-avatar", "ada", "--yes")
+
+
+def test_ingest_deletes_nothing_that_it_did_not_list(home: Gateway, tmp_path: Path) -> None:
+    """An empty folder may be one that is not mounted; flags stay, and documents go only if that is asked for."""
+    folder = tmp_path / "course"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(f"Text of {name}")
+    for arguments in (("--avatar", "ada"), ("--collection", "empty-course")):
+        assert say(home, "ingest", str(folder), *arguments)[0] == 0
+    said(home, "flag", "ada/vectorstore_data/a.txt", "--unused")
+    result = json.loads(say(home, "ingest", str(folder), "--avatar", "ada")[1])
+    assert (result["removed"], result["unchanged"]) == (["a.txt"], 1)
+    assert said(home, "list", "ada/vectorstore_data")[0]["used"] is False
+    (folder / "a.txt").unlink()
+    assert say(home, "ingest", str(folder), "--avatar", "ada")[0] == 0
+    assert len(said(home, "list", "ada/vectorstore_data")) == 2
+    assert json.loads(say(home, "ingest", str(folder), "--avatar", "ada", "--delete")[1])["deleted_documents"] == [
+        "a.txt"
+    ]
+    (folder / "b.txt").unlink()
+    for arguments in (("--avatar", "ada"), ("--collection", "empty-course")):
+        status, out, err = say(home, "ingest", str(folder), *arguments)
+        assert (status, out, "mounted" in err) == (2, "", True), err
+    result = json.loads(say(home, "ingest", str(folder), "--collection", "empty-course", "--allow-empty")[1])
+    assert result["removed"] == ["a.txt", "b.txt"]
+    said(home, "delete-avatar", "ada", "--yes")
