@@ -7,8 +7,8 @@ at most N are read, spread over the languages. A peer that is not installed is l
 be downloaded.
 
 For each document: the words that the peer found and we did not, in percent of the peer's; the words that only we
-found; and how many of the words that both have once come in the same order. Words are compared without case and form. In
-scripts without spaces each letter is a word. Hyphens at the end of a line are no part of a word.
+found; and how many of the words that both have once come in the same order. Words are compared without case and form.
+In scripts without spaces each letter is a word. Hyphens at the end of a line are no part of a word.
 
 It also checks each chunk: none is over the limit of a tokenizer with the pre-tokenization of the default model.
 """
