@@ -1,6 +1,7 @@
 """The Chroma of one data directory: prepared and started, followed, stopped, and started again when it died.
 
-1. `start`: finish an interrupted swap → WAL mode → configuration → process → every collection is read once
+1. `start`: finish an interrupted swap → WAL mode → repair unsound indexes → configuration → process → every
+   collection is read once
 2. `keep_running`: when the process ended by itself, the same again. How often that may happen is decided by the
    process manager (`gateway.supervisor.plugin`), which also ends everything when it was too often.
 3. `stop`: for a restore, which swaps the files. Until `start` ended nobody else starts it.
@@ -15,7 +16,9 @@ import structlog
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
+from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.process import require_free_port, write_config
+from gateway.chroma.repair import Repair
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import Unavailable
 
@@ -64,6 +67,9 @@ class ManagedChroma:
         """`config` is the file that the process manager's command names; it is written before each start."""
         self._directory, self._watch, self._control = directory, watch, control
         self._config, self._allow_reset = config, allow_reset
+        self._health = IndexHealth(directory.path)
+        self.repairs: list[Repair] = []
+        """Indexes that were repaired since this process started."""
         self._attended = False
         self._deaths: list[float] = []
 
@@ -161,4 +167,5 @@ class ManagedChroma:
             log.warning(
                 "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode
             )
+        self.repairs += self._health.repair_unsound()
         write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)

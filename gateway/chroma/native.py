@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,9 @@ def main(config: Path) -> NoReturn:
     Whoever starts this process gives it `environment_for_chroma`.
     """
     data_dir = Path(json.loads(config.read_text())["persist_path"])
+    # Each synced index needs four descriptors; the usual soft limit of 1,024 is enough for 250 collections.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     private = data_dir / ".gateway"
     if private.is_dir():
         _claim(private / "chroma.lock")

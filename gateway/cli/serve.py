@@ -19,5 +19,6 @@ def serve(
 ) -> None:
     """Run Chroma and the gateway in front of it, under supervisord, until SIGTERM or Ctrl-C."""
     # A wrong setting is logged here, before supervisord starts a program that would stop for it again and again.
-    with program("serve"):
-        become_supervisord(config)
+    with program("serve") as settings:
+        form = "json" if settings.logs_as_json else "text"
+        become_supervisord(config, log_format=form, log_level=settings.log_level)

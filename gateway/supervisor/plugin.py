@@ -16,6 +16,7 @@ replaces some methods of its options object; the system tests hold it to them.
 """
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -98,17 +99,17 @@ def _judge_stop(program: str, state: str, status: int | None) -> End | None:
     return None
 
 
-def make(supervisord: Any) -> object:
-    """The factory that supervisord.conf names. The namespace it answers offers no methods."""
-    _Plugin(supervisord.options)
+def make(supervisord: Any, log_format: str = "json", log_level: str = "info") -> object:
+    """The factory that supervisord.conf names, with the form of Chroma's lines. Its namespace offers no methods."""
+    _Plugin(supervisord.options, functools.partial(ChromaLines, as_json=log_format == "json", level=log_level))
     return object()
 
 
 class _Plugin:
     """Ties a `Watch` to supervisord's events, and its verdict to supervisord's exit status."""
 
-    def __init__(self, options: Any) -> None:
-        self._options = options
+    def __init__(self, options: Any, new_lines: Callable[[], ChromaLines]) -> None:
+        self._options, self._new_lines = options, new_lines
         self._watch = Watch()
         self._waker = _Waker(options.get_socket_map())
         self._end: End | None = None
@@ -116,7 +117,7 @@ class _Plugin:
         self._waitpid, self._close_logger = options.waitpid, options.close_logger
         options.waitpid = self._remember_status
         options.close_logger = self._exit
-        options.make_pipes = _inherit_output if os.isatty(2) else _pipe_chroma
+        options.make_pipes = _pipe_chroma
         self._lines: dict[int, ChromaLines] = {}
         options.setpgrp = _leave_group
         options.execve = _exec
@@ -127,7 +128,7 @@ class _Plugin:
         events.subscribe(events.ProcessLogStdoutEvent, self._on_output)
 
     def _on_output(self, event: Any) -> None:
-        lines = self._lines.setdefault(event.pid, ChromaLines())
+        lines = self._lines.setdefault(event.pid, self._new_lines())
         _write(lines.take(event.data))
 
     def _remember_status(self) -> tuple[int | None, int | None]:

@@ -1,0 +1,160 @@
+"""Which indexes are sound, and the repair of those that are not. Everything here blocks.
+
+Checking an index reads all of its files (about 1 s for 500 MB), so the check is remembered with the signatures of the
+files: an index whose files have not changed since is not read again. `.gateway/sound.json` holds that memory. It is
+only a memory: without it every index is read once more.
+
+Chroma writes index files in place and without fsync (docs/chroma-internals.md). So after a death of Chroma exactly
+those indexes are read that it had written since they were last found sound.
+"""
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import structlog
+
+from gateway.chroma.database import is_empty, open_database, translated
+from gateway.chroma.directory import PRIVATE
+from gateway.chroma.disk import DATABASE, Signature, index_signatures
+from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
+from gateway.chroma.segments import Segment, read_segments
+from gateway.chroma.structure import IndexCheck, check_index, check_segment
+from gateway.errors import GatewayError
+from gateway.files import write_durably
+
+log = structlog.get_logger()
+
+# Two writes within one tick of the kernel's clock have the same time stamps. A file that changed so recently may have
+# changed again without a trace.
+_SETTLED_NS = 100_000_000
+
+Copies = Callable[[Segment], Sequence[IndexCopy]]
+_Signatures = dict[str, Signature]
+
+
+def no_copies(_segment: Segment) -> Sequence[IndexCopy]:
+    return ()
+
+
+class IndexHealth:
+    """The indexes of one data directory. Used by one thread at a time."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir, self._memory = data_dir, data_dir / PRIVATE / "sound.json"
+        self._sound: dict[str, _Signatures] | None = None
+
+    def repair_unsound(self, copies: Copies = no_copies) -> list[Repair]:
+        """Check every index that changed since it was found sound, and repair the unsound ones. Chroma must be stopped.
+
+        `copies` gives older copies of an index, the best first. Returns the repairs, none for a sound directory. An
+        index that cannot be repaired is logged and left as it is. May be repeated. Raises nothing for damage.
+        """
+        if is_empty(self._data_dir):
+            return []
+        repairs = []
+        for segment in self._unsound():
+            try:
+                repair = repair_segment(self._data_dir, segment.id, copies(segment))
+            except (GatewayError, OSError, sqlite3.Error) as error:
+                log.error("an index cannot be repaired", collection=segment.name, cause=str(error))
+                continue
+            _log(repair)
+            if repair.after.is_sound:
+                self._note(segment.id)
+            if repair.way is not Way.NONE:
+                repairs.append(repair)
+        self._save()
+        return repairs
+
+    def check(self, segment_id: str) -> IndexCheck:
+        """Check the files of one index, whose writer may be running.
+
+        The result is about the files of one moment: if they change meanwhile, the check is repeated a few times, and an
+        index that never rests counts as sound; its next check tells.
+        """
+        signatures = self._signatures(segment_id)
+        if signatures and self._remembered().get(segment_id) == signatures:
+            return IndexCheck(())
+        check = check_index(self._data_dir / segment_id)
+        if self._signatures(segment_id) != signatures:
+            return IndexCheck(())
+        if check.is_sound:
+            self._note(segment_id)
+        return check
+
+    def _unsound(self) -> list[Segment]:
+        found = []
+        try:
+            with translated(self._data_dir / DATABASE), closing(open_database(self._data_dir / DATABASE)) as connection:
+                segments = read_segments(connection)
+                self._forget_others({segment.id for segment in segments})
+                for segment in segments:
+                    signatures = self._signatures(segment.id)
+                    if signatures and self._remembered().get(segment.id) == signatures:
+                        continue
+                    check = check_segment(self._data_dir, connection, segment)
+                    if check.is_sound:
+                        self._note(segment.id)
+                    else:
+                        log.warning("an index is not sound", collection=segment.name, problems=_texts(check))
+                        found.append(segment)
+        except (GatewayError, sqlite3.Error) as error:
+            log.warning("the indexes cannot be checked", cause=str(error))
+        return found
+
+    # ------------------------------------------------------------------ the memory
+
+    def _signatures(self, segment_id: str) -> _Signatures:
+        return index_signatures(self._data_dir, [segment_id])
+
+    def _note(self, segment_id: str) -> None:
+        signatures = self._signatures(segment_id)
+        newest_ns = max((each.ctime_ns for each in signatures.values()), default=0)
+        if signatures and time.time_ns() - newest_ns > _SETTLED_NS:
+            self._remembered()[segment_id] = signatures
+
+    def _forget_others(self, segment_ids: set[str]) -> None:
+        self._sound = {each: found for each, found in self._remembered().items() if each in segment_ids}
+
+    def _remembered(self) -> dict[str, _Signatures]:
+        if self._sound is None:
+            self._sound = {}
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+                saved = json.loads(self._memory.read_text())
+                self._sound = {
+                    segment_id: {path: Signature(*values) for path, values in files.items()}
+                    for segment_id, files in saved.items()
+                }
+        return self._sound
+
+    def _save(self) -> None:
+        try:
+            write_durably(self._memory, json.dumps(self._remembered()).encode())
+        except GatewayError as error:
+            log.warning("the memory of sound indexes cannot be saved", cause=error.message)
+
+
+def _log(repair: Repair) -> None:
+    name = repair.segment.name
+    if repair.way is Way.NONE:
+        log.error("an index cannot be repaired", collection=name, problems=_texts(repair.before))
+        return
+    log.warning(
+        "an index was repaired",
+        collection=name,
+        way=repair.way.value,
+        replayed=repair.replayed,
+        salvaged=repair.salvaged,
+        lost=len(repair.lost_ids),
+        lost_ids=list(repair.lost_ids[:20]),
+        duration_s=round(repair.duration_s, 3),
+    )
+
+
+def _texts(check: IndexCheck) -> list[str]:
+    return [str(problem) for problem in check.problems]
