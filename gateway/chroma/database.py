@@ -144,6 +144,11 @@ class ReadTransaction:
                 raise
 
     @property
+    def connection(self) -> sqlite3.Connection:
+        """For reading more of this state."""
+        return self._connection
+
+    @property
     def keeps_writers_going(self) -> bool:
         """Whether Chroma can write while this is open. Only WAL mode allows it."""
         return bool(self._connection.execute("pragma journal_mode").fetchone()[0] == "wal")

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import structlog
 
-from gateway.chroma.database import is_empty, open_database, translated
+from gateway.chroma.database import ReadTransaction, is_empty, open_database, translated
 from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
 from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
-from gateway.chroma.segments import Segment, read_segments
-from gateway.chroma.structure import IndexCheck, check_index, check_segment
+from gateway.chroma.segments import Segment, live_records, log_rows, read_segments
+from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError
-from gateway.files import write_durably
+from gateway.files import sync_directory, sync_file, write_durably
 
 log = structlog.get_logger()
 
@@ -56,6 +56,7 @@ class IndexHealth:
         """
         if is_empty(self._data_dir):
             return []
+        self._sound = None  # a snapshot may have saved more since
         repairs = []
         for segment in self._unsound():
             try:
@@ -70,6 +71,10 @@ class IndexHealth:
                 repairs.append(repair)
         self._save()
         return repairs
+
+    def save(self) -> None:
+        """Save what is known, so that the next start need not read these indexes again."""
+        self._save()
 
     def check(self, segment_id: str) -> IndexCheck:
         """Check the files of one index, whose writer may be running.
@@ -137,6 +142,25 @@ class IndexHealth:
             write_durably(self._memory, json.dumps(self._remembered()).encode())
         except GatewayError as error:
             log.warning("the memory of sound indexes cannot be saved", cause=error.message)
+
+
+def is_whole_in_log(state: ReadTransaction, segment_id: str) -> bool:
+    """Whether Chroma could build this index from its log alone."""
+    for segment in read_segments(state.connection):
+        if segment.id == segment_id:
+            missing, _ = compare_records(
+                (), live_records(state.connection, segment), log_rows(state.connection, segment)
+            )
+            return not missing
+    return False
+
+
+def sync_index(data_dir: Path, segment_id: str) -> None:
+    """Flush the files of an index to the disk, which Chroma never does. Raises OSError."""
+    for path in (data_dir / segment_id).iterdir():
+        with path.open("rb") as file:
+            sync_file(file)
+    sync_directory(data_dir / segment_id)
 
 
 def _log(repair: Repair) -> None:

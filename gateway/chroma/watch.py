@@ -16,8 +16,9 @@ import httpx
 import structlog
 
 from gateway.chroma.database import Collection, read_contents
+from gateway.chroma.log import keep_log
 from gateway.chroma.process import HOST, base_url, http_client
-from gateway.errors import Unavailable
+from gateway.errors import GatewayError, Unavailable
 
 log = structlog.get_logger()
 
@@ -49,6 +50,7 @@ class ChromaWatch:
         async with http_client(base_url(self.port), _PROBE_TIMEOUT_S) as client:
             while True:
                 async with self._connection(client) as ended:
+                    await asyncio.to_thread(self._keep_log)
                     self.up, self.starts = True, self.starts + 1
                     self._notify()
                     log.info("chroma is up", starts=self.starts)
@@ -63,6 +65,13 @@ class ChromaWatch:
                         self._on_gone()
                         self._notify()
                 log.warning("chroma is gone")
+
+    def _keep_log(self) -> None:
+        # From the first start on: with its log, an index that a crash has torn comes back whole.
+        try:
+            keep_log(self._data_dir)
+        except GatewayError as error:
+            log.warning("Chroma cannot be told to keep its log", cause=error.message)
 
     async def until(self, condition: Callable[["ChromaWatch"], bool], timeout_s: float | None) -> bool:
         """Wait until `condition` holds, e.g. `lambda watch: watch.warmed`; return whether it did in time."""

@@ -15,9 +15,11 @@ from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.database import Contents
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
+from gateway.chroma.index_health import IndexHealth, is_whole_in_log, sync_index
 from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
+from gateway.chroma.structure import IndexCheck
 from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.jobs import Progress
 from gateway.snapshot import baseline as baselines
@@ -25,6 +27,7 @@ from gateway.snapshot.baseline import Baseline, StoredFile
 from gateway.snapshot.capture import Cut, freeze, plan_cut, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
+from gateway.snapshot.plan import IndexPlan
 from gateway.snapshot.repository import Repository
 
 log = structlog.get_logger()
@@ -91,6 +94,9 @@ class Snapshotter:
         self._saved_at = float("-inf")
         self._saved_id: str | None = None
         self._bounding = asyncio.Lock()
+        self._health = IndexHealth(directory.path)
+        self.torn: dict[str, str] = {}
+        """Indexes that were found torn since Chroma started, with the problem, by segment."""
 
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot. Return it once its manifest is stored.
@@ -224,11 +230,16 @@ class Snapshotter:
             position = cut.segments[segment_id]
             if segment_id in indexes and indexes[segment_id].position == position:
                 continue
+            check = await run_in_thread_uninterrupted(self._health.check, segment_id)
+            if not check.is_sound:
+                await self._require_other_source(cut, plan, segment_id, check)
+                continue
             files = await read_index(self._directory.path, cut, segment_id, baseline, writer)
             if files is not None:
                 indexes[segment_id] = _IndexRead(position, files, cut.signatures_of(segment_id))
             elif segment_id in plan.required:
                 return None
+        await run_in_thread_uninterrupted(self._health.save)
         captured = _Captured(cut, contents, dict(plan.positions))
         for segment_id, position in cut.segments.items():
             index = indexes.get(segment_id)
@@ -242,6 +253,24 @@ class Snapshotter:
             captured.signatures[DATABASE] = signature
         captured.files.append(await read_database(cut.database, baseline, writer))
         return captured
+
+    async def _require_other_source(self, cut: Cut, plan: IndexPlan, segment_id: str, check: IndexCheck) -> None:
+        """An index is torn: make the snapshot rely on an older one in the store and the log, or on the log alone.
+
+        Raises SnapshotError if neither has every record.
+        """
+        problem = "; ".join(map(str, check.problems))
+        log.warning("an index is torn, so it is not stored", segment=segment_id, problem=problem)
+        self.torn[segment_id] = problem
+        if segment_id not in plan.required:
+            return
+        if cut.database.keeps_log and await run_in_thread_uninterrupted(is_whole_in_log, cut.database, segment_id):
+            plan.positions[segment_id] = 0
+            return
+        raise SnapshotError(
+            f"the index {segment_id} is torn, and neither the store nor Chroma's log has all of it: {problem}",
+            "restart the gateway: it repairs the index before Chroma starts",
+        )
 
     # ------------------------------------------------------------------ the baseline
 
@@ -341,9 +370,16 @@ class Snapshotter:
     def _bound_log(self) -> None:
         """If indexes in the store are too far behind, delete the rows they need. The next snapshot stores them anew."""
         # Also without a baseline: the store may be unreachable for long.
-        if count_log(self._directory.path) <= _MAX_LOG_ROWS:
+        data_dir = self._directory.path
+        if count_log(data_dir) <= _MAX_LOG_ROWS:
             return
-        trim_log(self._directory.path, synced_to(self._directory.path))
+        sound = {}
+        for segment_id, position in synced_to(data_dir).items():
+            # What the log alone has stays: rows are given up only for an index that is sound and on the disk.
+            if self._health.check(segment_id).is_sound:
+                sync_index(data_dir, segment_id)
+                sound[segment_id] = position
+        trim_log(data_dir, sound)
 
     async def close(self) -> None:
         """Save the baseline and close every file."""

@@ -34,7 +34,10 @@ def fill(collection: Collection, count: int) -> dict[str, list[float]]:
 def stored(collection: Collection) -> dict[str, list[float]]:
     found = collection.get(include=["embeddings", "documents"])
     assert found["documents"] == found["ids"]
-    return {each: list(map(float, row)) for each, row in zip(found["ids"], found["embeddings"], strict=True)}  # type: ignore[arg-type]
+    return {
+        each: [float(np.float32(value)) for value in row]
+        for each, row in zip(found["ids"], found["embeddings"], strict=True)
+    }  # type: ignore[arg-type]
 
 
 def index_of(built: Gateway) -> Path:
@@ -98,8 +101,6 @@ def test_kills_of_chroma_under_writes_leave_every_record_and_index_whole(kills: 
             if kill % 4 == 3:  # supervisord gives up on a program that dies more often than five times a minute
                 assert built.stop() == 0
                 built.start()
-        nearest = [
-            collection.query(query_embeddings=[expected[each]], n_results=1)["ids"][0][0]
-            for each in list(expected)[:50]
-        ]
-        assert sum(each == want for each, want in zip(nearest, list(expected)[:50], strict=True)) >= 48
+        known = [each for each in expected if each not in uncertain][:50]
+        nearest = [collection.query(query_embeddings=[expected[each]], n_results=1)["ids"][0][0] for each in known]
+        assert sum(map(str.__eq__, nearest, known)) >= len(known) - 1
