@@ -4,7 +4,7 @@ Vocabulary: a *snapshot* is one cut of Chroma's SQLite database and HNSW files i
 *manifest* names every byte of it and is the commit; *packs* hold those bytes. The *gate* holds
 writes back while a cut is taken.
 
-Three ways lead through the house:
+Three ways lead through the gateway:
 
 1. request:  client → policy → gate (a write takes a ticket; while closed it waits)
    → forward, streaming both ways → Chroma                                         (`gateway.proxy`)

@@ -22,7 +22,7 @@ from gateway.chroma.database import ReadTransaction, is_empty, open_database, tr
 from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
 from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
-from gateway.chroma.segments import Segment, live_records, log_rows, read_segments
+from gateway.chroma.segments import Segment, index_log, live_records, log_rows, read_segments
 from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError
 from gateway.files import sync_directory, sync_file, write_durably
@@ -98,6 +98,7 @@ class IndexHealth:
             with translated(self._data_dir / DATABASE), closing(open_database(self._data_dir / DATABASE)) as connection:
                 segments = read_segments(connection)
                 self._forget_others({segment.id for segment in segments})
+                index_log(connection)
                 for segment in segments:
                     signatures = self._signatures(segment.id)
                     if signatures and self._remembered().get(segment.id) == signatures:
