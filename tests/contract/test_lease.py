@@ -30,10 +30,10 @@ def lease(store: Storage, home: str = "", **kwargs: float) -> Lease:
 # ---------------------------------------------------------------------- the probe
 
 
-async def test_probe_recognises_a_store_that_honours_conditions(conditional_store: Storage) -> None:
+async def test_probe_recognises_a_store_that_honours_conditions(atomic_store: Storage) -> None:
     """file://, ministack and moto do. The probe leaves nothing behind."""
-    assert await probe(conditional_store) is Conditions.KEPT
-    assert [info.key async for info in conditional_store.list("")] == []
+    assert await probe(atomic_store) is Conditions.KEPT
+    assert [info.key async for info in atomic_store.list("")] == []
 
 
 async def test_probe_recognises_a_store_that_ignores_conditions(
@@ -71,11 +71,11 @@ async def test_probe_recognises_a_store_that_checks_first_and_writes_later(tmp_p
 # ---------------------------------------------------------------------- taking it
 
 
-async def test_of_many_gateways_that_start_at_once_each_holds_the_lease_once(conditional_store: Storage) -> None:
+async def test_of_many_gateways_that_start_at_once_each_holds_the_lease_once(atomic_store: Storage) -> None:
     """Each epoch is used once. The last gateway holds the lease, and no other can publish."""
-    leases = [lease(conditional_store, "one home") for _ in range(5)]
+    leases = [lease(atomic_store, "one home") for _ in range(5)]
     await asyncio.gather(*(each.take() for each in leases))
-    lease_state = await read_lease_state(conditional_store)
+    lease_state = await read_lease_state(atomic_store)
     assert lease_state is not None
     assert lease_state.epoch == 5
     holders = [each for each in leases if each.holder == lease_state.holder]

@@ -262,14 +262,14 @@ async def test_put_if_absent_never_replaces(conditional_store: Storage) -> None:
     assert await conditional_store.put_if_absent("a/b", b"third") is True
 
 
-async def test_of_many_put_if_absent_one_wins(conditional_store: Storage) -> None:
+async def test_of_many_put_if_absent_one_wins(atomic_store: Storage) -> None:
     """However many write at once, exactly one is told that it stored, and its bytes are there whole."""
     for turn in range(3):
         offers = [bytes([n]) * 50_000 for n in range(WRITERS)]
         key = f"race/{turn}"
-        won = await asyncio.gather(*(conditional_store.put_if_absent(key, offer) for offer in offers))
+        won = await asyncio.gather(*(atomic_store.put_if_absent(key, offer) for offer in offers))
         assert sum(won) == 1
-        assert await conditional_store.get(key) == offers[won.index(True)]
+        assert await atomic_store.get(key) == offers[won.index(True)]
 
 
 async def test_put_if_match_follows_the_version(conditional_store: Storage) -> None:
@@ -298,9 +298,9 @@ async def test_put_if_match_never_creates(conditional_store: Storage) -> None:
     assert await keys(conditional_store) == []
 
 
-async def test_of_many_put_if_match_one_wins(conditional_store: Storage) -> None:
+async def test_of_many_put_if_match_one_wins(atomic_store: Storage) -> None:
     """However many replace one version at once, exactly one is told that it did."""
-    store = conditional_store
+    store = atomic_store
     await store.put("a", b"start")
     for turn in range(3):
         version = (await store.get_versioned("a")).version
@@ -310,9 +310,9 @@ async def test_of_many_put_if_match_one_wins(conditional_store: Storage) -> None
         assert await store.get("a") == offers[won.index(True)]
 
 
-async def test_compare_and_swap_loses_no_increment(conditional_store: Storage) -> None:
+async def test_compare_and_swap_loses_no_increment(atomic_store: Storage) -> None:
     """With many that read, add one and write back if unchanged, the sum is right."""
-    store = conditional_store
+    store = atomic_store
     await store.put("counter", b"0")
 
     async def increment() -> None:

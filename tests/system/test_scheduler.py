@@ -177,7 +177,7 @@ def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck() -> None:
             )
             began = time.monotonic()
             assert built.stop() != 0
-            assert time.monotonic() - began < 6 + 2.5, "Chroma's own stop comes on top"
+            assert time.monotonic() - began < 10, "platforms give 10 s"
             assert "what was written since the latest snapshot is not in the store" in built.output()
 
 
