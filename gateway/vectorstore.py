@@ -55,6 +55,7 @@ _AGAIN_S = 0.02
 # Bytes on their way to a store that does not answer are waited for no longer than this.
 _BREAK_OFF_S = 0.5
 _LEAST_FOR_THE_LEASE_S = 0.5
+_MOST_NAMED = 100
 
 
 class Phase(Enum):
@@ -272,7 +273,7 @@ class VectorStore:
         if watch.unreadable:
             found = sorted(watch.unreadable.items())
             reason = "; ".join(f"{name} cannot be read: {why}" for name, why in found)
-            return Readiness(Phase.UNREADABLE, reason, {"unreadable": dict(found)})
+            return Readiness(Phase.UNREADABLE, reason, {"unreadable": dict(found[:_MOST_NAMED])})
         if not watch.warmed:
             return Readiness(
                 Phase.READING,
@@ -282,6 +283,22 @@ class VectorStore:
         if self.leader.reason:
             return Readiness(Phase.READ_ONLY, f"writes are refused: {self.leader.reason}")
         return Readiness(Phase.READY, Phase.READY.text)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What an operator should know although everything works."""
+        found = list(self.leader.warnings)
+        found += [
+            f"{len(repair.lost_ids)} record(s) of {repair.segment.name} lost their vector with a torn index,"
+            f" among them {', '.join(repair.lost_ids[:5])}: upsert them again"
+            for repair in self.chroma.repairs
+            if repair.lost_ids
+        ]
+        torn = self.operations.snapshotter.torn_indexes(self.watch.starts)
+        return found + [
+            f"the index {segment_id} is torn on disk and is repaired at Chroma's next start: {problem}"
+            for segment_id, problem in torn.items()
+        ]
 
     def final_snapshot(self) -> Estimate:
         """Whether a final snapshot taken now would fit into the time there is after SIGTERM."""

@@ -20,7 +20,7 @@ from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.process import require_free_port, write_config
 from gateway.chroma.repair import Repair
 from gateway.chroma.watch import ChromaWatch
-from gateway.errors import Unavailable
+from gateway.errors import GatewayError, Unavailable
 
 log = structlog.get_logger()
 
@@ -30,6 +30,7 @@ _READ_TIMEOUT_S = 600.0
 _POLL_S = 0.1
 _LONGEST_PAUSE_S = 3.0
 _REMEMBERED_S = 60.0
+_MOST_TRIES = 5
 
 
 class ProcessControl(Protocol):
@@ -125,7 +126,7 @@ class ManagedChroma:
             await control.start(_START_TIMEOUT_S)
 
     async def keep_running(self) -> None:
-        """Start it again whenever it died, until cancelled. Raises ConfigError when it cannot be started at all."""
+        """Start it again whenever it died, until cancelled. Raises GatewayError when it cannot be started any more."""
         if self._control is None:
             return
         while True:
@@ -135,6 +136,11 @@ class ManagedChroma:
                     await self._restart()
             except Unavailable as error:
                 log.debug("the state of Chroma's process is not known", cause=error.message)
+            except GatewayError as error:
+                # A disk that is full may be freed. A wrong setting stays wrong.
+                if error.exit_code != GatewayError.exit_code or len(self._deaths) > _MOST_TRIES:
+                    raise
+                log.error("Chroma cannot be started, trying again", cause=str(error))
             await asyncio.sleep(_POLL_S)
 
     async def _restart(self) -> None:

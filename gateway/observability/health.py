@@ -33,7 +33,7 @@ class Health:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything works."""
-        return self._vectorstore.leader.warnings
+        return self._vectorstore.warnings
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks first. Reads the store once."""

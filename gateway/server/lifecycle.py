@@ -44,7 +44,11 @@ class Lifecycle:
     async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
         """What runs beside requests; at the end the final snapshot."""
         gateway, vectorstore = self._gateway, self._gateway.vectorstore
-        await vectorstore.begin()
+        try:
+            await vectorstore.begin()
+        except GatewayError as error:
+            self.failure = error
+            raise
         lasting = [
             self._run(vectorstore.watch.run()),
             self._run(gateway.data_path.watch_the_clock()),
@@ -77,8 +81,14 @@ class Lifecycle:
             await vectorstore.open()
             await vectorstore.chroma.keep_running()
         except GatewayError as error:
-            self.failure = error
-            self._stop()
+            self._fail(error)
+        except Exception:
+            log.exception("Chroma cannot be kept running")
+            self._fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
+
+    def _fail(self, error: GatewayError) -> None:
+        self.failure = error
+        self._stop()
 
     async def _close(self) -> None:
         gateway = self._gateway

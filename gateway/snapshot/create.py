@@ -95,8 +95,8 @@ class Snapshotter:
         self._saved_id: str | None = None
         self._bounding = asyncio.Lock()
         self._health = IndexHealth(directory.path)
-        self.torn: dict[str, str] = {}
-        """Indexes that were found torn since Chroma started, with the problem, by segment."""
+        self._torn: dict[str, str] = {}
+        self._torn_in_run = 0
 
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot. Return it once its manifest is stored.
@@ -107,6 +107,7 @@ class Snapshotter:
         """
         progress = progress or Progress()
         started, run = time.monotonic(), self._chroma.require_served()
+        self._torn, self._torn_in_run = {}, run
         progress.phase("preparing", None)
         await self._repository.make()
         baseline = await self._load_baseline()
@@ -261,7 +262,7 @@ class Snapshotter:
         """
         problem = "; ".join(map(str, check.problems))
         log.warning("an index is torn, so it is not stored", segment=segment_id, problem=problem)
-        self.torn[segment_id] = problem
+        self._torn[segment_id] = problem
         if segment_id not in plan.required:
             return
         if cut.database.keeps_log and await run_in_thread_uninterrupted(is_whole_in_log, cut.database, segment_id):
@@ -333,6 +334,10 @@ class Snapshotter:
             self._baseline, self._saved_id = None, None
             await run_in_thread_uninterrupted(self._tracker.forget)
             yield
+
+    def torn_indexes(self, run: int) -> dict[str, str]:
+        """By segment, the problem of each index that the last snapshot found torn. Empty after a restart of Chroma."""
+        return self._torn if run == self._torn_in_run else {}
 
     def changed_bytes(self) -> int | None:
         """Return about how many bytes of the database a snapshot taken now would upload; None if unknown.

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -58,6 +59,25 @@ def test_torn_files_are_repaired_at_the_next_start() -> None:
             built.start()
             assert "an index was repaired" in built.output()
             assert stored(built.client().get_collection("notes", embedding_function=None)) == expected, name
+
+
+def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
+    """The snapshot relies on the log instead, says so, and brings every record back on an empty disk."""
+    with gateway_process() as built:
+        built.start()
+        collection = built.client().create_collection("notes", embedding_function=None, configuration=HNSW)
+        expected = fill(collection, 170)
+        path = index_of(built) / LEVEL0
+        os.truncate(path, path.stat().st_size // 2)
+        snapshot = built.snapshot()
+        assert snapshot["state"] == "complete"
+        (warning,) = built.readyz().json()["warnings"]
+        assert "is torn on disk" in warning
+        built.kill()
+        shutil.rmtree(built.data_dir)
+        built.start()
+        assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
+        assert built.readyz().json()["warnings"] == []
 
 
 @pytest.mark.timeout(1500)
