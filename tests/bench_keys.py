@@ -1,6 +1,6 @@
 """What do keys cost, and what do strangers with wrong ones? One run, wrk and a flood, one Chroma.
 
-Each case is asked of one house without keys and of one with ten thousand, in turns; the median of the rounds counts.
+Each case is asked of one gateway without keys and of one with ten thousand, in turns; the median of the rounds counts.
 No test: nothing here fails for being slow.
 """
 
@@ -108,12 +108,12 @@ def main() -> None:
             "a key": keys.add("plain", "writer"),
             "a key with a scope": keys.add("scoped", "writer", tenants=["default_*"], collections=["read*"]),
         }
-        houses: dict[str, Gateway] = {
+        gateways: dict[str, Gateway] = {
             "open": stack.enter_context(gateway_process()).start(),
             "closed": stack.enter_context(gateway_process(GATEWAY_KEYS_FILE=str(keys.path))).start(),
         }
         query = json.dumps({"query_embeddings": embeddings(1, 3), "n_results": 10})
-        ids = {name: fill(built.chroma_port) for name, built in houses.items()}
+        ids = {name: fill(built.chroma_port) for name, built in gateways.items()}
         for name in ("heartbeat", "query"):
             got: dict[str, list[Result]] = {who: [] for who in tokens}
             used: dict[str, list[float]] = {who: [] for who in tokens}
@@ -123,10 +123,10 @@ def main() -> None:
                     case = Case("heartbeat", "GET", "/api/v2/heartbeat")
                     if name == "query":
                         case = Case("query", "POST", f"{BASE}/{ids[where]}/query", query)
-                    pid = houses[where].pid("gateway")
+                    pid = gateways[where].pid("gateway")
                     before_s = cpu_s(pid)
                     got[who].append(
-                        asked(houses[where].port, case, tokens[who], options.connections, options.seconds, directory)
+                        asked(gateways[where].port, case, tokens[who], options.connections, options.seconds, directory)
                     )
                     requests = got[who][-1].per_second * options.seconds
                     used[who].append((cpu_s(pid) - before_s) / requests * 1e6)
@@ -140,7 +140,7 @@ def main() -> None:
                     flush=True,
                 )
         timing(tokens["a key"] or "", keys.path)
-        port = houses["closed"].port
+        port = gateways["closed"].port
         case = Case("query", "POST", f"{BASE}/{ids['closed']}/query", query)
         for rate in (0, options.flood):
             stop, sent = multiprocessing.Event(), multiprocessing.Value("q", 0)

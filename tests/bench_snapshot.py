@@ -83,7 +83,7 @@ def _objects(store: Path) -> dict[Path, tuple[int, int]]:
 
 
 class Bench:
-    """A house on a copy of the data, and a store that the peers share."""
+    """A gateway on a copy of the data, and a store that the peers share."""
 
     def __init__(self, built: Gateway, server: S3Server, store: Path, count: int) -> None:
         self.gateway_process, self.server, self.store, self.count = built, server, store, count
@@ -209,7 +209,7 @@ def _restores(each: Bench) -> None:
 
 
 def _boot(each: Bench, snapshot_id: str) -> tuple[float, float]:
-    """Seconds that the restore takes of a house's start on an empty disk, by its log; and until it is ready."""
+    """Seconds that the restore takes of a gateway's start on an empty disk, by its log; and until it is ready."""
     shutil.rmtree(each.gateway_process.data_dir)
     each.gateway_process.env["GATEWAY_RESTORE"] = snapshot_id
     started = time.monotonic()

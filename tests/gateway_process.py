@@ -1,4 +1,4 @@
-"""A whole house for tests: supervisord, Chroma and the gateway in a directory of their own."""
+"""A whole gateway for tests: supervisord, Chroma and the gateway in a directory of their own."""
 
 import os
 import signal
@@ -141,7 +141,7 @@ class Gateway:
         return info["pid"] or None
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Wait for `condition`; fail with the log if it does not come, or if the house ends."""
+        """Wait for `condition`; fail with the log if it does not come, or if the gateway ends."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline or not self.running:
@@ -155,8 +155,8 @@ class Gateway:
 
 @contextmanager
 def gateway_process(**env: str) -> Iterator[Gateway]:
-    """A house in a fresh, short-named directory (Unix sockets want short paths), not yet started."""
-    with tempfile.TemporaryDirectory(prefix="house") as directory:
+    """A gateway in a fresh, short-named directory (Unix sockets want short paths), not yet started."""
+    with tempfile.TemporaryDirectory(prefix="gw-") as directory:
         built = Gateway(Path(directory), **env)
         try:
             yield built

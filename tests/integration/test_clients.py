@@ -39,7 +39,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
-    """One house for all tests; each makes collections of its own."""
+    """One gateway for all tests; each makes collections of its own."""
     with gateway_process() as built:
         yield built.start()
         assert built.stop() == 0

@@ -1,6 +1,6 @@
 """Broken on purpose: each with its clear error, and nothing lost.
 
-Three houses are shared. `local` keeps its snapshots in a directory, in which a test can break
+Three gateways are shared. `local` keeps its snapshots in a directory, in which a test can break
 anything; `remote` keeps them in S3, behind a proxy that fails as told; `tiny` has a small disk.
 What a start makes of a broken store is shown by starts of their own, on copies of `local`'s store.
 """
@@ -89,12 +89,12 @@ def content(root: Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# ---------------------------------------------------------------------- houses
+# ---------------------------------------------------------------------- gateways
 
 
 @dataclass
 class Kept:
-    """A house with two snapshots, what it served at each, and its store as it was then."""
+    """A gateway with two snapshots, what it served at each, and its store as it was then."""
 
     gateway_process: Gateway
     pristine: Path
@@ -114,7 +114,7 @@ class Kept:
 
     @contextmanager
     def heir(self, change: Callable[["Broken"], None], **env: str) -> Iterator[Gateway]:
-        """A house without data on a copy of its store after `change`."""
+        """A gateway without data on a copy of its store after `change`."""
         with gateway_process(**env) as built:
             shutil.copytree(self.pristine, built.store_dir)
             change(Broken(built.store_dir, self.newest, self.older))
@@ -137,7 +137,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 @dataclass
 class Remote:
-    """A house whose store is behind `proxy`, with one snapshot."""
+    """A gateway whose store is behind `proxy`, with one snapshot."""
 
     gateway_process: Gateway
     server: S3Server
@@ -177,7 +177,7 @@ def server() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="module")
-def remote_house(server: S3Server) -> Iterator[Remote]:
+def remote_gateway(server: S3Server) -> Iterator[Remote]:
     with faults(server.port) as proxy:
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
         with gateway_process(GATEWAY_STORE="s3://vectors/broken", GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
@@ -186,17 +186,17 @@ def remote_house(server: S3Server) -> Iterator[Remote]:
 
 
 @pytest.fixture
-def remote(remote_house: Remote) -> Iterator[Remote]:
+def remote(remote_gateway: Remote) -> Iterator[Remote]:
     """Afterwards the store works again."""
-    remote_house.proxy.requests.clear()
-    yield remote_house
-    remote_house.proxy.rules = []
-    remote_house.gateway_process.wait_until_ready()
+    remote_gateway.proxy.requests.clear()
+    yield remote_gateway
+    remote_gateway.proxy.rules = []
+    remote_gateway.gateway_process.wait_until_ready()
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A house whose data directory is a disk of 48 MiB."""
+    """A gateway whose data directory is a disk of 48 MiB."""
     with (
         small_disk(tmp_path_factory.mktemp("tiny"), 48) as disk,
         gateway_process(GATEWAY_DATA_DIR=str(disk / "data")) as built,

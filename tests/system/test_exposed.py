@@ -1,4 +1,4 @@
-"""A house that others can reach: limits, browsers, the audit, what is closed by default, and what is measured."""
+"""A gateway that others can reach: limits, browsers, the audit, what is closed by default, and what is measured."""
 
 import json
 import re
@@ -295,7 +295,7 @@ def test_every_line_of_the_log_is_an_object(served: Served) -> None:
 
 
 def test_a_request_id_goes_in_and_out(served: Served) -> None:
-    """The client's own comes back, on both sides of the house; else there is a new one."""
+    """The client's own comes back, on both sides of the gateway; else there is a new one."""
     for path in (f"{BASE}/collections", "/healthz", "/api/v2/nonsense"):
         assert served.ask("reader", "GET", path, headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
         assert served.ask("reader", "GET", path).headers["x-request-id"]
@@ -363,7 +363,7 @@ def test_nobody_listens_to_the_world_by_accident() -> None:
         assert "GATEWAY_ALLOW_ANONYMOUS=true" in built.output()
 
 
-def test_the_admin_token_alone_closes_the_house() -> None:
+def test_the_admin_token_alone_closes_the_gateway() -> None:
     """Beyond loopback it is the one key; Chroma itself listens to this machine only."""
     with gateway_process(HOST="0.0.0.0") as built:
         built.start()

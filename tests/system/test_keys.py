@@ -62,7 +62,7 @@ class Place(NamedTuple):
 
 
 class Served:
-    """A house with keys and with data in and out of the scope of the scoped ones."""
+    """A gateway with keys and with data in and out of the scope of the scoped ones."""
 
     def __init__(self, built: Gateway, keys: Keys) -> None:
         self.gateway_process, self.keys = built, keys

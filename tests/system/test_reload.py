@@ -1,4 +1,4 @@
-"""Hot reload of the development image: scripts/image/reload round the whole house."""
+"""Hot reload of the development image: scripts/image/reload round the whole gateway."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ LIMIT_S = 3.0
 
 
 class Reloading(Gateway):
-    """A house whose gateway restarts when the code in its own `src` changes."""
+    """A gateway whose gateway restarts when the code in its own `src` changes."""
 
     def start(self, *, ready: bool = True) -> Self:
         shutil.copytree(ROOT / "gateway", self.directory / "src/gateway", ignore=shutil.ignore_patterns("__pycache__"))
@@ -41,7 +41,7 @@ class Reloading(Gateway):
 def test_an_edit_restarts_the_gateway_alone_and_loses_no_write() -> None:
     """The new code serves within three seconds, Chroma goes on, and whatever was acknowledged is there."""
     # Unix sockets want short paths.
-    with tempfile.TemporaryDirectory(prefix="house") as directory:
+    with tempfile.TemporaryDirectory(prefix="gw-") as directory:
         served = Reloading(Path(directory)).start()
         try:
             notes = served.client().create_collection("notes", embedding_function=None)

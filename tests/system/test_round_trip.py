@@ -22,7 +22,7 @@ QUESTIONS = [
 
 @pytest.fixture(params=["file", "s3"])
 def kept(request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    """A house whose store outlives its disk."""
+    """A gateway whose store outlives its disk."""
     with ExitStack() as stack:
         if request.param == "s3":
             server = stack.enter_context(ministack())

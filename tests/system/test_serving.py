@@ -21,7 +21,7 @@ from tests.gateway_process import Gateway, gateway_process
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Gateway]:
-    """One house for all that leaves it as it was."""
+    """One gateway for all that leaves it as it was."""
     with gateway_process() as built:
         yield built.start()
 

@@ -159,7 +159,7 @@ def gateway_process() -> Iterator[Gateway]:
 def test_permanent_status_becomes_the_containers(
     gateway_process: Gateway, command: list[str], ends: str, other: str, *, after_s: float, status: int
 ) -> None:
-    """A status of the contract stops the other program and ends the house with it, without a retry."""
+    """A status of the contract stops the other program and ends the gateway with it, without a retry."""
     does = {ends: f"exit={status} after={after_s}"}
     gateway_process.start(command, chroma=does.get("chroma", ""), gateway=does.get("gateway", ""))
     assert gateway_process.status(within_s=5) == status
@@ -171,16 +171,16 @@ def test_permanent_status_becomes_the_containers(
     assert f"{ends} ended with status {status}" in gateway_process.output
 
 
-def test_program_that_cannot_be_started_ends_the_house(gateway_process: Gateway) -> None:
-    """A program that fails within `startsecs` is retried a few times, then its status is the house's."""
+def test_program_that_cannot_be_started_ends_the_gateway(gateway_process: Gateway) -> None:
+    """A program that fails within `startsecs` is retried a few times, then its status is the gateway's."""
     gateway_process.start(SUPERVISORD, gateway="exit=101")
     assert gateway_process.status(within_s=20) == 101
     assert len(gateway_process.notes("gateway", "start")) == 4
     assert len(gateway_process.notes("chroma", "end")) == 1
 
 
-def test_crash_loop_that_outlives_startsecs_ends_the_house(gateway_process: Gateway) -> None:
-    """A program that comes up and dies again and again, even with status 0, ends the house with a failure."""
+def test_crash_loop_that_outlives_startsecs_ends_the_gateway(gateway_process: Gateway) -> None:
+    """A program that comes up and dies again and again, even with status 0, ends the gateway with a failure."""
     gateway_process.start(SUPERVISORD, gateway="exit=0 after=1.1")
     assert gateway_process.status(within_s=20) == 1
     assert len(gateway_process.notes("gateway", "start")) == MAX_DEATHS + 1
@@ -236,7 +236,7 @@ def test_gateway_stops_first_and_has_its_time(gateway_process: Gateway) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("command", [SUPERVISORD, SERVE], ids=["supervisord", "serve"])
-def test_signal_stops_the_house(gateway_process: Gateway, command: list[str], number: int) -> None:
+def test_signal_stops_the_gateway(gateway_process: Gateway, command: list[str], number: int) -> None:
     """SIGTERM, Ctrl-C and a closed terminal stop everything at once, with status 0."""
     gateway_process.start(command)
     gateway_process.wait_until_up()
@@ -255,7 +255,7 @@ def test_stop_between_two_tries_is_a_success(gateway_process: Gateway) -> None:
 
 
 def test_final_snapshot_that_failed_shows(gateway_process: Gateway) -> None:
-    """A gateway that ends its drain with "store unreachable" makes that the house's status."""
+    """A gateway that ends its drain with "store unreachable" makes that the gateway's status."""
     gateway_process.start(SUPERVISORD, gateway="stop=3")
     gateway_process.wait_until_up()
     gateway_process.signal(signal.SIGTERM)
@@ -323,7 +323,7 @@ async def test_slow_stop_is_bounded_and_a_start_waits_for_it(gateway_process: Ga
 
 
 async def test_stopping_supervisord_refuses_with_unavailable(gateway_process: Gateway) -> None:
-    """While the house stops, and when it is gone, no foreign exception reaches the caller."""
+    """While the gateway stops, and when it is gone, no foreign exception reaches the caller."""
     gateway_process.start(SUPERVISORD, gateway="drain=1")
     gateway_process.wait_until_up()
     chroma = SupervisedProcess(gateway_process.url, "chroma")
@@ -385,7 +385,7 @@ def test_output_passes_through(gateway_process: Gateway, kind: str) -> None:
     assert said.index("spawned: 'chroma'") < said.index("stopped: gateway") < said.index("stopped: chroma")
 
 
-def test_closed_terminal_stops_the_house(gateway_process: Gateway) -> None:
+def test_closed_terminal_stops_the_gateway(gateway_process: Gateway) -> None:
     """When the terminal is gone supervisord cannot write its log, and still stops its programs in order."""
     terminal, writer = pty.openpty()
     gateway_process.start(SUPERVISORD, gateway="drain=0.5", stdout=writer)

@@ -54,7 +54,7 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
     assert ("unreadable" in body and body["unreadable"] == {NAME: "torn"}) is told
 
 
-async def test_an_open_house_tells_everybody(tmp_path: Path) -> None:
+async def test_an_open_gateway_tells_everybody(tmp_path: Path) -> None:
     """As the data is theirs to read anyway; and while every collection is read, how far it is."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
     app = admin(gateway_process)
