@@ -71,6 +71,7 @@ class ManagedChroma:
         self._health = IndexHealth(directory.path)
         self.repairs: list[Repair] = []
         """Indexes that were repaired since this process started."""
+        self._lost_on_trial: dict[str, str] = {}
         self._attended = False
         self._deaths: list[float] = []
 
@@ -112,7 +113,7 @@ class ManagedChroma:
         try:
             await self.launch()
             await self._until_read()
-            return dict(self._watch.unreadable)
+            return self._watch.unreadable | self._lost_on_trial
         finally:
             self._attended = False
 
@@ -173,5 +174,12 @@ class ManagedChroma:
             log.warning(
                 "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode
             )
-        self.repairs += self._health.repair_unsound()
+        repairs = self._health.repair_unsound()
+        self.repairs += repairs
+        # Data on trial has somewhere to go back to. Of the data that is served, the rest is served.
+        self._lost_on_trial = {
+            repair.segment.name: f"its index is torn, and {len(repair.lost_ids)} record(s) lost their vector"
+            for repair in repairs
+            if repair.lost_ids and self._directory.on_trial
+        }
         write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)

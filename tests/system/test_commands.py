@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,16 +155,28 @@ def test_jobs_are_begun_watched_and_remembered(served: Gateway) -> None:
     assert served.admin("GET", "/jobs/none").status_code == 404
 
 
+def wait_for_child(pid: int) -> int:
+    """Wait until the process `pid` has a child, and return that one's id."""
+    children, deadline = Path(f"/proc/{pid}/task/{pid}/children"), time.monotonic() + 10
+    while not (found := children.read_text().split()):
+        assert time.monotonic() < deadline, "it has no child"
+        time.sleep(0.002)
+    return int(found[0])
+
+
 def test_a_cancelled_job_leaves_nothing_behind_and_a_second_one_is_refused(served: Gateway) -> None:
     """While a snapshot is verified, a second verification and every deletion are refused; snapshots go on.
 
     Once the job is cancelled its scratch directory is gone, and the next job may begin.
     """
     job = served.admin("POST", "/snapshot/latest/verify?wait=false", json={"level": "boot"}).json()
+    second = wait_for_child(served.pid("gateway") or 0)
+    os.kill(second, signal.SIGSTOP)  # the verification waits for its Chroma
     assert served.admin("POST", "/snapshot/latest/verify?wait=false").status_code == 409
     assert served.admin("DELETE", "/snapshot/latest").status_code == 409
     assert served.admin("POST", "/gc").status_code == 409
     assert served.admin("POST", "/snapshot").status_code == 201
+    os.kill(second, signal.SIGCONT)
     cancelled = served.admin("DELETE", f"/jobs/{job['id']}").json()
     assert cancelled["state"] == "cancelled"
     assert scratch_of(served) == []
@@ -174,9 +188,9 @@ def test_a_client_that_hangs_up_while_it_waits_stops_nothing(served: Gateway) ->
     headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     url = f"{served.url}/admin/snapshot/latest/verify"
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(url, json={"level": "boot"}, headers=headers, timeout=0.2)
+        httpx.post(url, json={"level": "boot"}, headers=headers, timeout=0.05)
     job = served.admin("GET", "/jobs").json()["jobs"][0]
-    assert (job["kind"], job["state"]) == ("verify", "running")
+    assert job["kind"] == "verify"
     served.admin("GET", f"/jobs/{job['id']}/events")
     assert served.admin("GET", f"/jobs/{job['id']}").json()["result"]["ok"]
 
