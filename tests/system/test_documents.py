@@ -45,7 +45,7 @@ def running(kind: str) -> Iterator[Gateway]:
             yield built.start()
 
 
-@pytest.fixture(scope="module", params=["file", "s3"])
+@pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
 def shared(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     with running(request.param) as built:
         yield built
@@ -454,7 +454,7 @@ def test_a_training_does_not_claim_what_a_restore_took_away() -> None:
         assert sorted(records(gateway)) == [f"{n:02}.txt" for n in range(50)]
 
 
-@pytest.mark.parametrize("kind", ["file", "s3"])
+@pytest.mark.parametrize("kind", [pytest.param("file", marks=pytest.mark.soak), "s3"])
 def test_a_killed_gateway_leaves_nothing_half(kind: str) -> None:
     """Killed in an upload, in a training and in the deletion of an avatar; each is right when done again."""
     with running(kind) as gateway:

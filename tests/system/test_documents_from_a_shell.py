@@ -20,7 +20,7 @@ from tests.system.test_documents import EMBEDDING
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
 
-@pytest.fixture(scope="module", params=["file", "s3"])
+@pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """A gateway that asks for keys."""
     keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")

@@ -133,7 +133,7 @@ def ingest(gateway: Gateway, *arguments: str) -> dict[str, Any]:
     return said
 
 
-@pytest.fixture(scope="module", params=["file", "s3"])
+@pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
 def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[Gateway]:
     with running(request.param) as gateway:
         said = ingest(gateway, str(course), "--avatar", "ada")

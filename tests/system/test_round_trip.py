@@ -20,7 +20,7 @@ QUESTIONS = [
 ]
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
 def kept(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """A gateway whose store outlives its disk."""
     with ExitStack() as stack:

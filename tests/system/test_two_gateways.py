@@ -71,7 +71,7 @@ def lease(built: Gateway) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
 def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The settings of gateways that share a store."""
     with ExitStack() as stack:
