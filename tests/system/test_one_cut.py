@@ -212,7 +212,7 @@ def test_every_snapshot_under_writes_is_one_cut(tmp_path: Path, snapshots: int) 
     assert not bad
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.soak
 def test_plain_copy_of_the_live_directory_fails_the_same_check(tmp_path: Path) -> None:
     """The check can fail: it finds such copies corrupt, since each file is of another moment."""

@@ -41,6 +41,11 @@ def stored(collection: Collection) -> dict[str, list[float]]:
     }  # type: ignore[arg-type]
 
 
+def starts(built: Gateway) -> int:
+    """How often Chroma came up since this gateway started."""
+    return int(built.admin("GET", "/status").json()["chroma"]["starts"])
+
+
 def index_of(built: Gateway) -> Path:
     (found,) = [path.parent for path in built.data_dir.glob(f"*/{HEADER}")]
     return found
@@ -81,7 +86,7 @@ def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [5, pytest.param(40, marks=pytest.mark.soak)])
 def test_kills_of_chroma_under_writes_leave_every_record_and_index_whole(kills: int) -> None:
     """kill -9 of Chroma at random moments: it comes back, with every acknowledged record as it was written."""
     chooser = random.Random(kills)
@@ -111,10 +116,11 @@ def test_kills_of_chroma_under_writes_leave_every_record_and_index_whole(kills: 
             writing = threading.Thread(target=write)
             writing.start()
             ending.wait(chooser.random() * 0.5)
+            before = starts(built)
             os.kill(built.pid("chroma") or 0, signal.SIGKILL)
             ending.set()
             writing.join()
-            built.until(lambda: built.readyz().status_code != 200, "the death is seen", timeout_s=5)
+            built.until(lambda: starts(built) > before, "Chroma is back")  # noqa: B023
             built.wait_until_ready()
             found = stored(collection)
             assert {each for each in expected if each not in uncertain and found.get(each) != expected[each]} == set()
