@@ -25,7 +25,7 @@ from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
 from gateway.chroma.segments import Segment, index_log, live_records, log_rows, read_segments
 from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError
-from gateway.files import sync_directory, sync_file, write_durably
+from gateway.files import write_durably
 
 log = structlog.get_logger()
 
@@ -154,14 +154,6 @@ def is_whole_in_log(state: ReadTransaction, segment_id: str) -> bool:
             )
             return not missing
     return False
-
-
-def sync_index(data_dir: Path, segment_id: str) -> None:
-    """Flush the files of an index to the disk, which Chroma never does. Raises OSError."""
-    for path in (data_dir / segment_id).iterdir():
-        with path.open("rb") as file:
-            sync_file(file)
-    sync_directory(data_dir / segment_id)
 
 
 def _log(repair: Repair) -> None:

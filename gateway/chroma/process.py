@@ -18,6 +18,7 @@ import httpx
 
 from gateway.chroma.native import environment_for_chroma
 from gateway.errors import ConfigError, SnapshotError
+from gateway.files import write_durably
 
 HOST = "127.0.0.1"
 # Migrations of a large directory run before it answers.
@@ -69,7 +70,7 @@ def write_config(path: Path, data_dir: Path, port: int, *, allow_reset: bool = F
     """Write what `chroma run` is configured by, whole or not at all; `path` is read by `gateway.chroma.native`.
 
     All else keeps Chroma's defaults, which for a configuration file are those of its options
-    (`rust/frontend/src/config.rs`). Raises OSError.
+    (`rust/frontend/src/config.rs`). Raises DiskFull, GatewayError.
     """
     config = {
         "persist_path": str(data_dir),
@@ -78,9 +79,7 @@ def write_config(path: Path, data_dir: Path, port: int, *, allow_reset: bool = F
         "allow_reset": allow_reset,
         "stdout_tracing": True,  # as without a file (`rust/cli/src/commands/run.rs`)
     }
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(config))  # which is YAML too
-    temporary.replace(path)
+    write_durably(path, json.dumps(config).encode())  # JSON is YAML too
 
 
 @contextlib.asynccontextmanager

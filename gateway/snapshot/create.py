@@ -15,10 +15,11 @@ from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.database import Contents
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
-from gateway.chroma.index_health import IndexHealth, is_whole_in_log, sync_index
+from gateway.chroma.index_health import IndexHealth, is_whole_in_log
 from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
+from gateway.chroma.rebuild import sync_files
 from gateway.chroma.structure import IndexCheck
 from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.jobs import Progress
@@ -382,7 +383,7 @@ class Snapshotter:
         for segment_id, position in synced_to(data_dir).items():
             # What the log alone has stays: rows are given up only for an index that is sound and on the disk.
             if self._health.check(segment_id).is_sound:
-                sync_index(data_dir, segment_id)
+                sync_files(data_dir / segment_id)
                 sound[segment_id] = position
         trim_log(data_dir, sound)
 
