@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.gateway_process import ROOT, free_port
+from tests.gateway_process import ROOT, free_port, gateway_process
 
 ALL = ["test_api.py", "test_client.py", "test_chroma.py", "api", "client", "configurations"]
 FAST = [
@@ -76,22 +76,6 @@ def chroma(binaries: Path, directory: Path) -> Iterator[int]:
         yield port
 
 
-@contextmanager
-def gateway(chroma_port: int, data_dir: Path, directory: Path) -> Iterator[int]:
-    """The gateway's own process in front of that Chroma; yields its port."""
-    directory.mkdir()
-    port = free_port()
-    settings = {
-        "PORT": str(port),
-        "GATEWAY_CHROMA_PORT": str(chroma_port),
-        "GATEWAY_DATA_DIR": str(data_dir),
-        "GATEWAY_ALLOW_RESET": "true",
-    }
-    command = [sys.executable, "-P", "-m", "gateway", "gateway"]
-    with running(command, directory, f"http://127.0.0.1:{port}/readyz", GATEWAY_LOG_LEVEL="warning", **settings):
-        yield port
-
-
 def run(binaries: Path, tests: list[str], port: int, directory: Path) -> dict[str, str]:
     """Run the suite against `port`; what became of each test, by name."""
     suite = next(binaries.parent.glob("lib/python3*/site-packages/chromadb/test"))
@@ -125,9 +109,8 @@ def main() -> int:
         directory = Path(name)
         port = stack.enter_context(chroma(binaries, directory / "bare"))
         bare = run(binaries, tests, port, directory)
-        behind = stack.enter_context(chroma(binaries, directory / "behind"))
-        front = stack.enter_context(gateway(behind, directory / "behind/data", directory / "gateway"))
-        through = run(binaries, tests, front, directory)
+        front = stack.enter_context(gateway_process(GATEWAY_ALLOW_RESET="true", GATEWAY_LOG_LEVEL="warning"))
+        through = run(binaries, tests, front.start().port, directory)
     for what, found in (("bare Chroma", bare), ("the gateway", through)):
         kinds = sorted(set(found.values()))
         print(f"{what}: " + ", ".join(f"{list(found.values()).count(kind)} {kind}" for kind in kinds))
