@@ -64,7 +64,7 @@ def parse_id_map(data: bytes) -> IdMap:
     """As `read_id_map`, of bytes."""
     reader = _Reader(data)
     ended = reader.run()
-    fields = reader.fields()
+    fields = reader.fields(ended)
     id_to_label = {
         key: value for key, value in _dict(fields, "id_to_label").items() if type(key) is str and type(value) is int
     }
@@ -139,12 +139,19 @@ class _Reader:
         self._top: dict[Any, Any] | None = None
         self.is_object = False
 
-    def fields(self) -> dict[Any, Any]:
-        """The outermost dict, with the entries that were read of it and of the dicts in it."""
+    def fields(self, ended: bool) -> dict[Any, Any]:
+        """The outermost dict, with the entries that were read of it and of the dicts in it.
+
+        Unless the reading `ended` well, without the last entry: the damage may begin within its number.
+        """
+        is_last = not ended
         while self._marks:
             pairs = self._stack[self._marks[-1] :]
             if len(pairs) % 2:
                 self._stack.pop()
+            elif is_last:
+                del self._stack[-2:]
+            is_last = False
             try:
                 self._set_items()
             except (IndexError, TypeError):
