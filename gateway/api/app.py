@@ -6,7 +6,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
 from gateway.api import documents as documents_api
@@ -35,13 +35,12 @@ Errors have Chroma's shape: `error`, `message` and, where we know what to do nex
 """
 
 
-def admin_application(settings: Settings, keyring: Keyring, lifespan: Lifespan[FastAPI], *provided: object) -> FastAPI:
+def admin_application(settings: Settings, keyring: Keyring, *provided: object) -> FastAPI:
     """Every admin route. `provided` are the objects that the routes depend on; see `gateway.api.deps`."""
     app = FastAPI(
         title="Chroma Gateway",
         version=gateway.__version__,
         description=_DESCRIPTION,
-        lifespan=lifespan,
         max_body_size=_MAX_ADMIN_BODY_BYTES,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,7 +13,19 @@ from gateway.errors import GatewayError
 from gateway.observability import logs
 
 _PROGRAM = "chroma-gateway"
-_GROUPS = ("serve", "status", "snapshots", "archives", "quiesce", "jobs", "documents", "ingest", "keys", "doctor")
+# Each module of this package that has commands, with their names. A command is run without importing the others.
+_GROUPS = {
+    "serve": ("serve",),
+    "status": ("status",),
+    "snapshots": ("snapshot", "list", "show", "verify", "restore", "delete", "gc"),
+    "archives": ("export", "import"),
+    "quiesce": ("quiesce", "resume"),
+    "jobs": ("jobs",),
+    "documents": ("documents",),
+    "ingest": ("ingest",),
+    "keys": ("key",),
+    "doctor": ("doctor",),
+}
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,7 +46,7 @@ def _main(
     logs.configure(as_json=False, level="warning", program=_PROGRAM)
 
 
-def application(groups: Sequence[str] = _GROUPS) -> typer.Typer:
+def application(groups: Iterable[str] = _GROUPS) -> typer.Typer:
     """The app with the commands of `groups`, each a module of this package."""
     app = typer.Typer(
         help="Chroma behind a gateway that takes snapshots and restores them.",
@@ -54,8 +66,9 @@ def run(arguments: list[str]) -> int:
     # Read here too, because a usage error is found before the command's own options are known.
     as_json = "--json" in arguments
     try:
-        # A start does not wait until the other commands are imported.
-        app = application(["serve"] if arguments[:1] == ["serve"] else _GROUPS)
+        app = application(
+            [group for group, names in _GROUPS.items() if arguments[:1] and arguments[0] in names] or _GROUPS
+        )
         return app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0
     except GatewayError as error:
         from gateway.cli.client import AnsweredError  # noqa: PLC0415

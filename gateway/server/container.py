@@ -1,11 +1,9 @@
 """Builds every object of the gateway's process from its settings."""
 
-import structlog
-from fastapi import FastAPI
-from starlette.types import Lifespan
+from typing import TYPE_CHECKING
 
-from gateway.api.app import admin_application
-from gateway.api.documents import Documents
+import structlog
+
 from gateway.auth.addresses import networks
 from gateway.auth.audit import Audit
 from gateway.auth.keyring import Keyring
@@ -31,6 +29,9 @@ from gateway.snapshot.retention import Keep
 from gateway.storage import InstrumentedStorage, NoDeleteStorage, Storage, open_storage
 from gateway.supervisor.client import SupervisedProcess
 from gateway.vectorstore import VectorStore, VectorStoreOptions
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = structlog.get_logger()
 
@@ -61,12 +62,18 @@ class Gateway:
         self.collector = MetricsCollector(self.metrics, self.data_path, self.vectorstore)
         self.health = Health(settings, self.vectorstore, self.collector)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
-        self.documents = _documents(settings, storage, self.vectorstore, self.jobs)
+        self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
+        self.trainer = _trainer(settings, self.vectorstore)
 
-    def admin(self, lifespan: Lifespan[FastAPI]) -> FastAPI:
-        """The application that answers all but `/api/`."""
-        provided = (self.vectorstore, self.jobs, self.health, self.collector, self.documents)
-        return admin_application(self.settings, self.keyring, lifespan, *provided)
+    def admin(self) -> "FastAPI":
+        """Build the application that answers all but `/api/`."""
+        # As slow as Chroma's start, and done meanwhile.
+        from gateway.api.app import admin_application  # noqa: PLC0415
+        from gateway.api.documents import Documents  # noqa: PLC0415
+
+        documents = Documents(self.documents, self.trainer, self.jobs)
+        provided = (self.vectorstore, self.jobs, self.health, self.collector, documents)
+        return admin_application(self.settings, self.keyring, *provided)
 
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:
@@ -146,12 +153,11 @@ def _proxy_limits(settings: Settings) -> ProxyLimits:
     )
 
 
-def _documents(settings: Settings, storage: Storage, vectorstore: VectorStore, jobs: Jobs) -> Documents:
-    trainer = Trainer(
+def _trainer(settings: Settings, vectorstore: VectorStore) -> Trainer:
+    return Trainer(
         base_url(settings.chroma_port),
         vectorstore.gate.admitted,
         embedding=Embedding.of(settings.embedding),
         module=settings.embedding_module or None,
         restores=lambda: vectorstore.gate.refusals,
     )
-    return Documents(DocumentStore(storage, settings.user_id, settings.max_document_bytes), trainer, jobs)

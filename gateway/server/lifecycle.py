@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
 
 from gateway.errors import GatewayError, NotFound, SnapshotError
 from gateway.server.container import Gateway
@@ -41,14 +40,10 @@ class Lifecycle:
         self._stop_by = self._stop_by or time.monotonic() + self._gateway.settings.exit_budget_s
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
-        """What runs beside requests; at the end the final snapshot."""
+    async def running(self) -> AsyncIterator[None]:
+        """Run what runs beside requests; at the end take the final snapshot. Raises GatewayError if it cannot begin."""
         gateway, vectorstore = self._gateway, self._gateway.vectorstore
-        try:
-            await vectorstore.begin()
-        except GatewayError as error:
-            self.failure = error
-            raise
+        await vectorstore.begin()
         lasting = [
             self._run(vectorstore.watch.run()),
             self._run(gateway.data_path.watch_the_clock()),
@@ -81,12 +76,13 @@ class Lifecycle:
             await vectorstore.open()
             await vectorstore.chroma.keep_running()
         except GatewayError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception:
             log.exception("Chroma cannot be kept running")
-            self._fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
+            self.fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
 
-    def _fail(self, error: GatewayError) -> None:
+    def fail(self, error: GatewayError) -> None:
+        """End the process with `error`."""
         self.failure = error
         self._stop()
 

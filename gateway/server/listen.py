@@ -5,25 +5,24 @@
 
 import asyncio
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import tenacity
 import uvicorn
 
-from gateway.api.app import bounded
-from gateway.api.audit import audited
-from gateway.api.deps import KeyHolder
-from gateway.api.request_ids import numbered
 from gateway.auth.addresses import networks
 from gateway.auth.admin_token import TOKEN_FILE, read_or_make
 from gateway.auth.scope import Role
 from gateway.config import Settings
-from gateway.errors import ConfigError, StorageUnavailable
+from gateway.errors import ConfigError, GatewayError, StorageUnavailable
 from gateway.lease.probe import Conditions, probe
 from gateway.server.container import Gateway, storage_of
 from gateway.server.lifecycle import Lifecycle
 from gateway.storage import PrefixedStorage
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = structlog.get_logger()
 
@@ -57,14 +56,16 @@ class _Server(uvicorn.Server):
 
     def __init__(self, gateway: Gateway) -> None:
         self.lifecycle = Lifecycle(gateway, self._stop)
-        settings, admins = gateway.settings, KeyHolder(gateway.keyring, Role.ADMIN)
-        admin = bounded(gateway.admin(self.lifecycle.lifespan), admins, settings.max_document_bytes)
+        self._gateway = gateway
+        self._admin: asyncio.Task[ASGIApp] | None = None
+        settings = gateway.settings
         config = uvicorn.Config(
-            numbered(audited(admin, gateway.audit, networks(settings.trusted_proxies))),
+            self._answer,
+            interface="asgi3",
             http=gateway.data_path,  # type: ignore[arg-type]  # only ever called, as a class would be
             ws="none",
             loop="uvloop",
-            lifespan="on",
+            lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -74,6 +75,25 @@ class _Server(uvicorn.Server):
         )
         super().__init__(config)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until told to stop. Raises GatewayError."""
+        with self.capture_signals():
+            # While Chroma starts. Requests to it wait.
+            self._admin = asyncio.create_task(asyncio.to_thread(_admin_application, self._gateway))
+            self._admin.add_done_callback(self._stop_without_admin)
+            async with self.lifecycle.running():
+                await super().serve(sockets)
+
+    async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        assert self._admin is not None
+        admin = await asyncio.shield(self._admin)
+        await admin(scope, receive, send)
+
+    def _stop_without_admin(self, admin: "asyncio.Task[ASGIApp]") -> None:
+        if not admin.cancelled() and (cause := admin.exception()):
+            log.error("the admin API cannot be built", exc_info=cause)
+            self.lifecycle.fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         # uvicorn's own handler would raise the signal again at the end, and a clean stop would look like a death.
         self._stop()
@@ -82,6 +102,18 @@ class _Server(uvicorn.Server):
         # The budget runs from here, not from when the requests have ended.
         self.lifecycle.stopping()
         self.should_exit = True
+
+
+def _admin_application(gateway: Gateway) -> "ASGIApp":
+    """The admin application, with all that goes around it. Takes about as long as Chroma's start. Blocks."""
+    from gateway.api.app import bounded  # noqa: PLC0415  # the imports are most of it
+    from gateway.api.audit import audited  # noqa: PLC0415
+    from gateway.api.deps import KeyHolder  # noqa: PLC0415
+    from gateway.api.request_ids import numbered  # noqa: PLC0415
+
+    settings = gateway.settings
+    admin = bounded(gateway.admin(), KeyHolder(gateway.keyring, Role.ADMIN), settings.max_document_bytes)
+    return numbered(audited(admin, gateway.audit, networks(settings.trusted_proxies)))
 
 
 async def _require_fencing(settings: Settings) -> None:

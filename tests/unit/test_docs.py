@@ -18,7 +18,6 @@ from gateway.documents.readers.kinds import suffixes
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase
 from tests.documentation import DOCS, PAGES, ROOT, anchors, blocks, name_of, prose, rows
-from tests.unit.api.test_health import no_lifespan
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
@@ -32,7 +31,7 @@ async def built(tmp_path: Path) -> Gateway:
 
 @pytest.fixture
 async def admin(built: Gateway) -> FastAPI:
-    return built.admin(no_lifespan)
+    return built.admin()
 
 
 # ---------------------------------------------------------------------- pages

@@ -1,7 +1,5 @@
 """`/readyz` says why not to whoever may know, and that not to everybody."""
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -25,15 +23,6 @@ def keys(tmp_path: Path) -> Keys:
     return keys
 
 
-@contextlib.asynccontextmanager
-async def no_lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    yield
-
-
-def admin(gateway_process: Gateway) -> FastAPI:
-    return gateway_process.admin(no_lifespan)
-
-
 async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         return await client.get("/readyz", headers=headers)
@@ -46,7 +35,7 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
     settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
     gateway_process = Gateway(settings, "an-admin-token")
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
-    answer = await ask(admin(gateway_process), keys.bearer(who) if who else {})
+    answer = await ask(gateway_process.admin(), keys.bearer(who) if who else {})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     body = answer.json()
     assert (body["error"], body["phase"]) == ("Unavailable", "unreadable")
@@ -57,7 +46,7 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
 async def test_an_open_gateway_tells_everybody(tmp_path: Path) -> None:
     """As the data is theirs to read anyway; and while every collection is read, how far it is."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
-    app = admin(gateway_process)
+    app = gateway_process.admin()
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
     assert NAME in (await ask(app, {})).json()["message"]
     (
@@ -78,7 +67,7 @@ async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who
     gateway_process = Gateway(settings, "an-admin-token")
     gateway_process.vectorstore.watch.up = gateway_process.vectorstore.watch.warmed = True
     gateway_process.vectorstore.leader._problem = StorageDenied("put s3://payroll/lease.json: AccessDenied")
-    answer = await ask(admin(gateway_process), keys.bearer(who) if who else {})
+    answer = await ask(gateway_process.admin(), keys.bearer(who) if who else {})
     assert answer.status_code == 200
     assert len(answer.json()["warnings"]) == 1
     assert ("payroll" in answer.text) is told
@@ -88,6 +77,6 @@ async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
     """In bytes, while Chroma is not there yet."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
     gateway_process.vectorstore._start = Readiness(Phase.RESTORING, "5 of 9 bytes", {"bytes_done": 5, "bytes_total": 9})
-    body = (await ask(admin(gateway_process), {})).json()
+    body = (await ask(gateway_process.admin(), {})).json()
     assert (body["phase"], body["bytes_done"], body["bytes_total"]) == ("restoring", 5, 9)
     assert "5 of 9 bytes" in body["message"]

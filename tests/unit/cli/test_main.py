@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import respx
 import structlog
+import typer
 
-from gateway.cli.main import run
+from gateway.cli.main import _GROUPS, application, run
 from gateway.server.program import program
 
 URL = ("--url", "http://gateway.test:8000", "--token", "a-token-of-tests")
@@ -39,6 +40,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
     out, err = capsys.readouterr()
     assert (exit_code != 0, out) == (True, "")
     return exit_code, err
+
+
+@pytest.mark.parametrize("group", _GROUPS)
+def test_a_command_is_found_in_its_module(group: str) -> None:
+    """`run` imports only the module of the command that is asked for."""
+    command = typer.main.get_command(application([group]))
+    assert sorted(getattr(command, "commands", ())) == sorted(_GROUPS[group])
 
 
 @respx.mock
