@@ -16,11 +16,9 @@ from pathlib import Path
 
 from gateway.chroma.database import ReadTransaction, is_log_kept, open_database, translated, write_lock_on
 from gateway.chroma.disk import DATABASE
+from gateway.chroma.segments import topic_of
 
 _SET_CONFIG = "insert or replace into embeddings_queue_config (id, config_json_str) values (1, ?)"
-# The log's tenant and namespace are "default" on a single node, whatever the collection's are
-# (`rust/sqlite/src/helpers.rs`, `get_embeddings_queue_topic_name`; `rust/log/src/config.rs`, `SqliteLogConfig`).
-_TOPICS = "persistent://default/default/"
 _KIND = "EmbeddingsQueueConfigurationInternal"
 # Few, so that writes wait for milliseconds. Chroma itself purges up to `sync_threshold` rows (1000) in one statement.
 _ROWS_AT_ONCE = 500
@@ -60,7 +58,7 @@ def rows_after(cut: ReadTransaction, positions: Mapping[str, int]) -> dict[str, 
     """The number of rows that Chroma would replay for each vector segment, if its index were at `positions`."""
     counts = {}
     for segment_id, collection_id in cut.segment_collections().items():
-        counts[segment_id] = cut.log_rows(_topic(collection_id), positions.get(segment_id, 0))
+        counts[segment_id] = cut.log_rows(topic_of(collection_id), positions.get(segment_id, 0))
     return counts
 
 
@@ -70,7 +68,7 @@ def whole_after(cut: ReadTransaction, positions: Mapping[str, int]) -> set[str]:
     Rows are deleted in order, and only those below a position (`_delete` here, `purge_logs` in Chroma). So if the
     row at the position exists, no later one was deleted.
     """
-    topics = {segment_id: _topic(collection_id) for segment_id, collection_id in cut.segment_collections().items()}
+    topics = {segment_id: topic_of(collection_id) for segment_id, collection_id in cut.segment_collections().items()}
     return {each for each, seq_id in positions.items() if each in topics and cut.has_log_row(topics[each], seq_id)}
 
 
@@ -99,7 +97,7 @@ def _bounds(connection: sqlite3.Connection, positions: Mapping[str, int]) -> dic
     bounds: dict[str, int] = {}
     for segment_id, scope, collection_id, seq_id in rows.fetchall():
         bound = min(seq_id, positions.get(segment_id, 0)) if scope == "VECTOR" else seq_id
-        topic = _topic(collection_id)
+        topic = topic_of(collection_id)
         bounds[topic] = min(bound, bounds.get(topic, bound))
     return bounds
 
@@ -136,7 +134,3 @@ def set_positions(data_dir: Path, positions: Mapping[str, int], *, keep: bool) -
                 connection.execute("delete from max_seq_id where segment_id = ?", (segment_id,))
         if not keep and is_log_kept(connection):
             set_purging(connection, automatically=True)
-
-
-def _topic(collection_id: str) -> str:
-    return _TOPICS + collection_id

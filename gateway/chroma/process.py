@@ -9,13 +9,13 @@ import socket
 import ssl
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO
 
 import httpx
 
+from gateway.aio import poll_until
 from gateway.chroma.native import environment_for_chroma
 from gateway.errors import ConfigError, SnapshotError
 from gateway.files import write_durably
@@ -121,13 +121,19 @@ async def scratch_chroma(data_dir: Path) -> AsyncIterator[str]:
 
 
 async def _until_it_answers(process: asyncio.subprocess.Process, url: str, said: IO[bytes]) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
     async with http_client(url, _HEARTBEAT_TIMEOUT_S) as client:
-        while process.returncode is None and time.monotonic() < deadline:
+
+        async def has_ended_or_answers() -> bool:
+            if process.returncode is not None:
+                return True
             with contextlib.suppress(httpx.HTTPError):
-                if (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK:
-                    return
-            await asyncio.sleep(_POLL_S)
+                return (await client.get("/api/v2/heartbeat")).status_code == httpx.codes.OK
+            return False
+
+        with contextlib.suppress(TimeoutError):
+            await poll_until(has_ended_or_answers, every_s=_POLL_S, timeout_s=_START_TIMEOUT_S)
+            if process.returncode is None:
+                return
     said.seek(0)
     last = said.read()[-_SAID_BYTES:].decode(errors="replace").strip()
     what = "did not answer" if process.returncode is None else f"ended with status {process.returncode}"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-# Tenant and namespace of the log, which are always these on one node (`rust/sqlite/src/helpers.rs`,
-# `get_embeddings_queue_topic_name`).
+# The log's tenant and namespace are "default" on a single node, whatever the collection's are
+# (`rust/sqlite/src/helpers.rs`, `get_embeddings_queue_topic_name`; `rust/log/src/config.rs`, `SqliteLogConfig`).
 _TOPICS = "persistent://default/default/"
 # `rust/types/src/hnsw_configuration.rs`
 COSINE = "cosine"
@@ -19,6 +19,11 @@ _LOG_INDEX = "log_index"
 _DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF = "l2", 16, 100
 
 ADD, UPDATE, UPSERT, DELETE = range(4)  # `rust/log/src/sqlite_log.rs`, `operation_from_code`
+
+
+def topic_of(collection_id: str) -> str:
+    """Under which a collection's rows are in the log."""
+    return _TOPICS + collection_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Segment:
     @property
     def topic(self) -> str:
         """Under which its rows are in the log."""
-        return _TOPICS + self.collection_id
+        return topic_of(self.collection_id)
 
     @property
     def name(self) -> str:

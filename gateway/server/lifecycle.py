@@ -70,20 +70,13 @@ class Lifecycle:
             await self._close()
 
     async def _open(self) -> None:
-        """Start Chroma and keep it running; end the process if it cannot be."""
-        vectorstore = self._gateway.vectorstore
-        try:
-            await vectorstore.open()
-            await vectorstore.chroma.keep_running()
-        except GatewayError as error:
-            self.fail(error)
-        except Exception:
-            log.exception("Chroma cannot be kept running")
-            self.fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
+        """Start Chroma and keep it running."""
+        await self._gateway.vectorstore.open()
+        await self._gateway.vectorstore.chroma.keep_running()
 
     def fail(self, error: GatewayError) -> None:
         """End the process with `error`."""
-        self.failure = error
+        self.failure = self.failure or error
         self._stop()
 
     async def _close(self) -> None:
@@ -133,7 +126,17 @@ class Lifecycle:
         return (self._stop_by or time.monotonic() + self._gateway.settings.exit_budget_s) - time.monotonic()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return asyncio.create_task(_logged(work))
+        return asyncio.create_task(self._lasting(work))
+
+    async def _lasting(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, on which the process depends: if it fails, the process ends."""
+        try:
+            await work
+        except GatewayError as error:
+            self.fail(error)
+        except Exception:
+            log.exception("a background task failed")
+            self.fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
 
 
 def _now_here() -> datetime:
@@ -146,12 +149,3 @@ async def _end(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait([asyncio.gather(task, return_exceptions=True) for task in tasks], timeout=_JOBS_END_S)
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    """Nobody awaits a task that runs for life: its failure is logged."""
-    try:
-        await work
-    except Exception:
-        log.exception("a background task failed")
-        raise

@@ -10,6 +10,7 @@ from typing import Any
 
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
+from gateway.aio import poll_until
 from gateway.errors import Unavailable
 
 _DIED = frozenset(("EXITED", "BACKOFF", "FATAL", "UNKNOWN"))
@@ -61,10 +62,11 @@ class SupervisedProcess:
         async with _deadline(f"{method} {self._program}", timeout_s):
             # Not by `wait`: supervisord spins on the processor meanwhile. A state may change between two calls, so the
             # request is repeated until the state is the wanted one.
-            await self._call(method, self._program, False, accept=accept)
-            while (await self._state())[0] not in wanted:
-                await asyncio.sleep(_POLL_S)
+            async def is_wanted() -> bool:
                 await self._call(method, self._program, False, accept=accept)
+                return (await self._state())[0] in wanted
+
+            await poll_until(is_wanted, every_s=_POLL_S, timeout_s=timeout_s)
 
     async def _state(self) -> tuple[str, int | None]:
         info = await self._call("getProcessInfo", self._program)
