@@ -40,6 +40,7 @@ from gateway.lease.election import LeaderElection, LeaseOptions
 from gateway.proxy.gate import Gate
 from gateway.snapshot.budget import Estimate, Record
 from gateway.snapshot.gc import GcResult
+from gateway.snapshot.index_copies import StoredCopies
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
@@ -137,9 +138,6 @@ class VectorStore:
         store = PrefixedStorage(storage, prefix)
         self.gate = Gate(options.gate_timeout_s)
         self.watch = ChromaWatch(directory.path, chroma_port, self.gate.ticket, self.gate.chroma_gone)
-        self.chroma = ManagedChroma(
-            directory, self.watch, control, options.chroma_config, allow_reset=options.allow_reset
-        )
         self.leader = LeaderElection(
             store,
             self._data_dir_state,
@@ -147,8 +145,17 @@ class VectorStore:
             self._save,
             LeaseOptions(takeover_timeout_s=options.takeover_timeout_s, may_delete=options.may_delete),
         )
+        repository = Repository(store, self.leader)
+        self.chroma = ManagedChroma(
+            directory,
+            self.watch,
+            control,
+            options.chroma_config,
+            allow_reset=options.allow_reset,
+            copies=StoredCopies(repository, directory.scratch, baseline=directory.baseline).of,
+        )
         self.operations = Operations(
-            Repository(store, self.leader),
+            repository,
             directory,
             self.chroma,
             self.gate,

@@ -22,10 +22,10 @@ Modules:
 - `pages`       the database's pages at one moment, and which of them changed since an earlier one
 - `log`         keeping and trimming the log, and setting the positions of restored indexes
 - `migrations`  the schema migrations that the installed Chroma knows
-- `hnsw`        whether the sizes of one index's files fit each other
 - `structure`   whether one index is sound, by `header`, `level0`, `lengths`, `link_lists` and `id_map`, its files
 - `segments`    what the database says of each index, in any schema from chromadb 0.4 on
 - `index_health`  which indexes are sound, remembered by their files, and the repair of the others at a start
+- `orphans`     directories of deleted collections
 - `doctor`      what is wrong with a data directory, and what can be repaired
 - `repair`      making one index sound: from a copy, the log, or its own vectors (`salvage`, `rebuild`)
 - `users`       which processes use a data directory

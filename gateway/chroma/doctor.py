@@ -18,8 +18,9 @@ from pathlib import Path
 
 from gateway.chroma.database import is_log_kept, open_database
 from gateway.chroma.directory import PRIVATE
-from gateway.chroma.disk import DATABASE, DATABASE_FILES, INDEX_FILES, has_super_journal, is_chromas
+from gateway.chroma.disk import DATABASE, INDEX_FILES, has_super_journal, is_chromas
 from gateway.chroma.migrations import installed_migrations
+from gateway.chroma.orphans import allocated_bytes, orphaned_directories
 from gateway.chroma.repair import Repair, Way, back_up_database, repair_segment
 from gateway.chroma.segments import Segment, index_log, log_rows, read_segments
 from gateway.chroma.structure import IndexCheck, check_segment
@@ -292,14 +293,12 @@ def _tables(data_dir: Path, connection: sqlite3.Connection, segments: list[Segme
         " where not exists (select 1 from segments x where x.collection = c.id and x.scope = s.scope)"
     ):
         yield Finding(Severity.ERROR, "segment-missing", name, f"it has no {scope} segment", "restore a snapshot")
-    known = {str(row[0]) for row in connection.execute("select id from segments")}
-    # A directory is looked for by the segments of all kinds, so that none is taken for an orphan by mistake.
-    for orphan in orphans(data_dir, known):
+    for orphan in orphaned_directories(data_dir, connection):
         yield Finding(
             Severity.NOTE,
             "orphaned-directory",
             orphan.name,
-            f"it belongs to no collection and takes {_directory_bytes(orphan) >> 10} KiB",
+            f"it belongs to no collection and takes {allocated_bytes(orphan) >> 10} KiB",
             "Chroma leaves it when a collection is deleted; it can be moved away",
             can_repair=True,
         )
@@ -371,17 +370,14 @@ def _index(data_dir: Path, connection: sqlite3.Connection, segment: Segment) -> 
         return _collection(data_dir, connection, segment, IndexCheck(())), [
             Finding(Severity.ERROR, "records-unreadable", segment.name, f"its records cannot be read: {error}")
         ]
-    lost = {"records-without-vectors"}
     findings = [
         Finding(
             Severity.ERROR,
             each.code,
             segment.name,
             each.message,
-            "upsert them again: their documents are there"
-            if each.code in lost and len(check.problems) == 1
-            else "its index can be rebuilt",
-            can_repair={other.code for other in check.problems} != lost,
+            "upsert them again: their documents are there" if check.only_lacks_vectors else "its index can be rebuilt",
+            can_repair=not check.only_lacks_vectors,
         )
         for each in check.problems
     ]
@@ -420,16 +416,6 @@ def _open_files(collections: Iterable[CollectionFinding]) -> Iterator[Finding]:
             f"Chroma needs {needed} open files for all indexes at once, the limit here is {soft}",
             "raise the limit of open files (`ulimit -n`) before Chroma starts",
         )
-
-
-def orphans(data_dir: Path, segment_ids: Iterable[str]) -> list[Path]:
-    """Directories of indexes that no segment belongs to."""
-    known = set(segment_ids)
-    return [
-        data_dir / name
-        for name in sorted(os.listdir(data_dir))
-        if is_chromas(name) and name not in DATABASE_FILES and name not in known and (data_dir / name).is_dir()
-    ]
 
 
 # ---------------------------------------------------------------------- repairing
@@ -513,8 +499,8 @@ def _database_actions(connection: sqlite3.Connection, codes: set[str], treatment
 
 def _move_orphans(data_dir: Path, backup: Path, treatment: Treatment) -> None:
     with _opened(data_dir) as connection:
-        known = {str(row[0]) for row in connection.execute("select id from segments")}
-    for orphan in orphans(data_dir, known):
+        found = orphaned_directories(data_dir, connection)
+    for orphan in found:
         try:
             shutil.move(orphan, backup / orphan.name)
         except OSError as error:
@@ -524,8 +510,8 @@ def _move_orphans(data_dir: Path, backup: Path, treatment: Treatment) -> None:
 
 
 def _require_space(data_dir: Path, unsound: list[CollectionFinding], backup: Path) -> None:
-    indexes = sum(_directory_bytes(data_dir / each.segment_id) for each in unsound)
-    largest = max((_directory_bytes(data_dir / each.segment_id) for each in unsound), default=0)
+    indexes = sum(allocated_bytes(data_dir / each.segment_id) for each in unsound)
+    largest = max((allocated_bytes(data_dir / each.segment_id) for each in unsound), default=0)
     copied = indexes + _size(data_dir / DATABASE) + _size(data_dir / f"{DATABASE}-wal")
     parent = next(each for each in (backup, *backup.parents) if each.exists())
     # The new index is built beside the old one, with a log of its own.
@@ -540,16 +526,6 @@ def _require_space(data_dir: Path, unsound: list[CollectionFinding], backup: Pat
                 f"the repair needs {size >> 20} MiB at {place}, {free >> 20} MiB are free",
                 "free some space, or name another place with --backup",
             )
-
-
-def _directory_bytes(directory: Path) -> int:
-    """What the files of one index take on the disk: less than their sizes where they have holes."""
-    total = 0
-    with contextlib.suppress(OSError):
-        for each in directory.iterdir():
-            with contextlib.suppress(OSError):
-                total += each.stat().st_blocks * 512
-    return total
 
 
 def _size(path: Path) -> int:

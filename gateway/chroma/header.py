@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.chroma.disk import HEADER
+from gateway.chroma.disk import HEADER, LEVEL0
 
 HEADER_STRUCT = struct.Struct("<i6QiI3QdQ")
 VERSION = 1
@@ -99,3 +99,18 @@ def read_header(directory: Path) -> Header | None:
     with (directory / HEADER).open("rb") as file:
         raw = file.read(HEADER_STRUCT.size)
     return Header(*HEADER_STRUCT.unpack(raw)) if len(raw) == HEADER_STRUCT.size else None
+
+
+def element_parts(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Sizes in bytes of the parts of one element, by file. Empty if the header cannot be used.
+
+    An element of `data_level0.bin` has two parts that change independently: its links, then its vector with its label.
+    """
+    try:
+        header = read_header(directory)
+    except FileNotFoundError:
+        return {}
+    if header is None or header.problems():
+        return {}
+    layout = header.layout
+    return {LEVEL0: (layout.vector_offset, layout.element_bytes - layout.vector_offset)}

@@ -1,4 +1,4 @@
-"""Which indexes are sound, and the repair of those that are not. Everything here blocks.
+"""Which indexes are sound, and the repair of those that are not. Everything but `repair_unsound` blocks.
 
 Checking an index reads all of its files (about 1 s for 500 MB), so the check is remembered with the signatures of the
 files: an index whose files have not changed since is not read again. `.gateway/sound.json` holds that memory. It is
@@ -8,16 +8,18 @@ Chroma writes index files in place and without fsync (docs/chroma-internals.md).
 those indexes are read that it had written since they were last found sound.
 """
 
+import asyncio
 import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 
 import structlog
 
+from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.database import ReadTransaction, is_empty, open_database, translated
 from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
@@ -33,51 +35,67 @@ log = structlog.get_logger()
 # changed again without a trace.
 _SETTLED_NS = 100_000_000
 
-Copies = Callable[[Segment], Sequence[IndexCopy]]
+Copies = Callable[[Segment], AbstractAsyncContextManager[Sequence[IndexCopy]]]
+"""Gets older copies of an index, the best first. They are there until the block ends. Raises GatewayError."""
 _Signatures = dict[str, Signature]
 
 
-def no_copies(_segment: Segment) -> Sequence[IndexCopy]:
-    return ()
+@contextlib.asynccontextmanager
+async def no_copies(_segment: Segment) -> AsyncIterator[Sequence[IndexCopy]]:
+    """Where there is no store."""
+    yield ()
 
 
 class IndexHealth:
     """The indexes of one data directory. Used by one thread at a time."""
 
-    def __init__(self, data_dir: Path) -> None:
-        self._data_dir, self._memory = data_dir, data_dir / PRIVATE / "sound.json"
+    def __init__(self, data_dir: Path, served_in: Path | None = None) -> None:
+        """`served_in`: the data directory that `data_dir` will be moved into; sound indexes are remembered there."""
+        self._data_dir, self._memory = data_dir, (served_in or data_dir) / PRIVATE / "sound.json"
         self._sound: dict[str, _Signatures] | None = None
+        self._asked: dict[str, _Signatures] = {}
 
-    def repair_unsound(self, copies: Copies = no_copies) -> list[Repair]:
+    async def repair_unsound(self, copies: Copies = no_copies) -> list[Repair]:
         """Check every index that changed since it was found sound, and repair the unsound ones. Chroma must be stopped.
 
-        `copies` gives older copies of an index, the best first. Returns the repairs, none for a sound directory. An
-        index that cannot be repaired is logged and left as it is. May be repeated. Raises nothing for damage.
+        `copies` is asked only for an unsound index. Returns the repairs, and what could not be repaired where records
+        have no vector; none for a sound directory. An index that cannot be repaired is logged and left as it is. May be
+        repeated. Raises nothing for damage.
         """
-        if is_empty(self._data_dir):
-            return []
-        self._sound = None  # a snapshot may have saved more since
         repairs = []
-        for segment in self._unsound():
+        for segment, check in await asyncio.to_thread(self.unsound):
+            wanted = copies if self._may_gain(segment, check) else no_copies
             try:
-                repair = repair_segment(self._data_dir, segment.id, copies(segment))
+                async with wanted(segment) as found:
+                    repair = await run_in_thread_uninterrupted(repair_segment, self._data_dir, segment.id, found)
             except (GatewayError, OSError, sqlite3.Error) as error:
                 log.error("an index cannot be repaired", collection=segment.name, cause=str(error))
                 continue
             _log(repair)
             if repair.after.is_sound:
                 self._note(segment.id)
-            if repair.way is not Way.NONE:
+            if repair.way is not Way.NONE or repair.lost_ids:
                 repairs.append(repair)
-        self._save()
+        await asyncio.to_thread(self.save)
         return repairs
 
-    def save(self) -> None:
-        """Save what is known, so that the next start need not read these indexes again."""
-        self._save()
+    def unsound(self) -> list[tuple[Segment, IndexCheck]]:
+        """Check every index that changed since it was found sound; return the unsound ones. Chroma must be stopped."""
+        self._sound = None  # a snapshot may have saved more since
+        return [] if is_empty(self._data_dir) else self._unsound()
 
-    def check(self, segment_id: str) -> IndexCheck:
-        """Check the files of one index, whose writer may be running.
+    def _may_gain(self, segment: Segment, check: IndexCheck) -> bool:
+        """Whether older copies are worth their fetch: not twice for records that no copy had the first time."""
+        if not check.only_lacks_vectors:
+            return True
+        signatures = self._signatures(segment.id)
+        if self._asked.get(segment.id) == signatures:
+            return False
+        self._asked[segment.id] = signatures
+        return True
+
+    def check(self, segment_id: str, segment: Segment | None = None) -> IndexCheck:
+        """Check the files of one index, whose writer may be running. `segment` says what its collection expects.
 
         The result is about the files of one moment: if they change meanwhile, the check is repeated a few times, and an
         index that never rests counts as sound; its next check tells.
@@ -85,14 +103,15 @@ class IndexHealth:
         signatures = self._signatures(segment_id)
         if signatures and self._remembered().get(segment_id) == signatures:
             return IndexCheck(())
-        check = check_index(self._data_dir / segment_id)
+        dimension, space = (segment.dimension, segment.space) if segment else (None, None)
+        check = check_index(self._data_dir / segment_id, dimension=dimension, space=space)
         if self._signatures(segment_id) != signatures:
             return IndexCheck(())
         if check.is_sound:
             self._note(segment_id)
         return check
 
-    def _unsound(self) -> list[Segment]:
+    def _unsound(self) -> list[tuple[Segment, IndexCheck]]:
         found = []
         try:
             with translated(self._data_dir / DATABASE), closing(open_database(self._data_dir / DATABASE)) as connection:
@@ -108,7 +127,7 @@ class IndexHealth:
                         self._note(segment.id)
                     else:
                         log.warning("an index is not sound", collection=segment.name, problems=_texts(check))
-                        found.append(segment)
+                        found.append((segment, check))
         except (GatewayError, sqlite3.Error) as error:
             log.warning("the indexes cannot be checked", cause=str(error))
         return found
@@ -138,22 +157,20 @@ class IndexHealth:
                 }
         return self._sound
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Save what is known, so that the next start need not read these indexes again."""
+        if not self._memory.parent.is_dir():
+            return  # a directory that no gateway serves
         try:
             write_durably(self._memory, json.dumps(self._remembered()).encode())
         except GatewayError as error:
             log.warning("the memory of sound indexes cannot be saved", cause=error.message)
 
 
-def is_whole_in_log(state: ReadTransaction, segment_id: str) -> bool:
+def is_whole_in_log(state: ReadTransaction, segment: Segment) -> bool:
     """Whether Chroma could build this index from its log alone."""
-    for segment in read_segments(state.connection):
-        if segment.id == segment_id:
-            missing, _ = compare_records(
-                (), live_records(state.connection, segment), log_rows(state.connection, segment)
-            )
-            return not missing
-    return False
+    missing, _ = compare_records((), live_records(state.connection, segment), log_rows(state.connection, segment))
+    return not missing
 
 
 def _log(repair: Repair) -> None:

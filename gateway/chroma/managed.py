@@ -16,9 +16,9 @@ import structlog
 
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
-from gateway.chroma.index_health import IndexHealth
+from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import require_free_port, write_config
-from gateway.chroma.repair import Repair
+from gateway.chroma.repair import Repair, Way
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import GatewayError, Unavailable
 
@@ -64,13 +64,17 @@ class ManagedChroma:
         config: Path,
         *,
         allow_reset: bool = False,
+        copies: Copies = no_copies,
     ) -> None:
-        """`config` is the file that the process manager's command names; it is written before each start."""
+        """`config` is the file that the process manager's command names; it is written before each start.
+
+        `copies` gives older copies of an index, for the repair of an unsound one.
+        """
         self._directory, self._watch, self._control = directory, watch, control
         self._config, self._allow_reset = config, allow_reset
-        self._health = IndexHealth(directory.path)
+        self._health, self._copies = IndexHealth(directory.path), copies
         self.repairs: list[Repair] = []
-        """Indexes that were repaired since this process started."""
+        """Indexes that were unsound at Chroma's last start, and what was done."""
         self._lost_on_trial: dict[str, str] = {}
         self._attended = False
         self._deaths: list[float] = []
@@ -124,6 +128,7 @@ class ManagedChroma:
         control = self.require_control()
         if not await control.is_running():
             await asyncio.to_thread(self._prepare)
+            await self._repair_unsound()
             await control.start(_START_TIMEOUT_S)
 
     async def keep_running(self) -> None:
@@ -174,12 +179,13 @@ class ManagedChroma:
             log.warning(
                 "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode
             )
-        repairs = self._health.repair_unsound()
-        self.repairs += repairs
+        write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)
+
+    async def _repair_unsound(self) -> None:
+        self.repairs = repairs = await self._health.repair_unsound(self._copies)
         # Data on trial has somewhere to go back to. Of the data that is served, the rest is served.
         self._lost_on_trial = {
             repair.segment.name: f"its index is torn, and {len(repair.lost_ids)} record(s) lost their vector"
             for repair in repairs
-            if repair.lost_ids and self._directory.on_trial
+            if repair.lost_ids and repair.way is not Way.NONE and self._directory.on_trial
         }
-        write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)

@@ -33,7 +33,7 @@ from gateway.chroma.disk import DATABASE, ID_MAP, INDEX_FILES, LEVEL0
 from gateway.chroma.id_map import IdMap, new_id_map, old_id_map, read_id_map
 from gateway.chroma.level0 import data_extents
 from gateway.chroma.rebuild import Part, build_index, sync_files
-from gateway.chroma.salvage import Evidence, Order, Salvage, salvage_index
+from gateway.chroma.salvage import Evidence, Order, Salvage, is_same_vector, salvage_index
 from gateway.chroma.segments import (
     ADD,
     COSINE,
@@ -177,6 +177,7 @@ def _plan(
 ) -> _Plan | None:
     live = live_records(connection, segment)
     rows = list(log_rows(connection, segment))
+    copies = [copy for copy in copies if _is_of_this_history(connection, segment, live, rows, copy)]
     plans = [plan for copy in copies if (plan := _from_copy(segment, live, rows, copy))]
     plans.append(_Plan(Way.LOG, 0, frozenset(compare_records((), live, rows)[0])))
     best = min(plans, key=lambda plan: len(plan.lost))
@@ -187,14 +188,36 @@ def _plan(
         id_map = _new_id_map(best.sources[0])
         if check_index(data_dir / segment.id, dimension=segment.dimension, space=segment.space, id_map=id_map).is_sound:
             best = replace(best, way=Way.ID_MAP, id_map=id_map)
-    only_missing = all(each.code == "records-without-vectors" for each in before.problems)
-    return None if only_missing and len(best.lost) >= len(before.missing_ids) else best
+    return None if before.only_lacks_vectors and len(best.lost) >= len(before.missing_ids) else best
 
 
 def _new_id_map(source: Salvage) -> IdMap:
     labels = dict(zip(source.ids, source.labels.tolist(), strict=True))
     ids = {label: each for each, label in labels.items()}
     return IdMap(labels, ids, source.highest_label, None, None, is_whole=True, is_object=False)
+
+
+def _is_of_this_history(
+    connection: sqlite3.Connection,
+    segment: Segment,
+    live: Mapping[str, int],
+    rows: list[LogRow],
+    copy: IndexCopy,
+) -> bool:
+    """Whether a copy has what the log says that it had at its position.
+
+    After a restore of an older snapshot the log gives the same positions to other rows: then a copy that was stored
+    before the restore has other vectors under them.
+    """
+    found = salvage_index(copy.directory, segment, Evidence(live))
+    if not found:
+        return True  # it is of no use, which `_from_copy` and `salvage_index` say
+    witnesses = _witnesses(connection, live, rows, copy.position)
+    places = [place for place, each in enumerate(found.ids) if each in witnesses]
+    part = _part(found, places)
+    vectors = part.vectors(0, len(places)) if places else np.empty((0, 0), np.float32)
+    pairs = zip(part.ids, vectors, strict=True)
+    return all(is_same_vector(vector, witnesses[each], segment.space) for each, vector in pairs)
 
 
 def _from_copy(segment: Segment, live: Mapping[str, int], rows: list[LogRow], copy: IndexCopy) -> _Plan | None:

@@ -209,12 +209,12 @@ def _labels_by_order(
     witnesses = sorted((numbers[found[each]], each) for each in order.vectors if each in found)
     vectors = read_vectors(directory / LEVEL0, layout, np.array([number for number, _ in witnesses], np.int64))
     for vector, (_, each) in zip(vectors, witnesses, strict=True):
-        if not _is_same(vector, order.vectors[each], segment.space):
+        if not is_same_vector(vector, order.vectors[each], segment.space):
             return {}
     return found if known or witnesses else {}
 
 
-def _is_same(stored: npt.NDArray[np.float32], given: npt.NDArray[np.float32], space: str) -> bool:
+def is_same_vector(stored: npt.NDArray[np.float32], given: npt.NDArray[np.float32], space: str) -> bool:
     if space != COSINE:
         return bool(np.array_equal(stored, given))
     length = float(np.linalg.norm(given))

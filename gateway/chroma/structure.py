@@ -73,6 +73,11 @@ class IndexCheck:
     def is_sound(self) -> bool:
         return not self.problems
 
+    @property
+    def only_lacks_vectors(self) -> bool:
+        """Whether nothing is wrong but records that have no vector."""
+        return {each.code for each in self.problems} == {"records-without-vectors"}
+
 
 def check_index(
     directory: Path, *, dimension: int | None = None, space: str | None = None, id_map: IdMap | None = None

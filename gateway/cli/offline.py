@@ -13,9 +13,9 @@ from gateway.config import Settings, load_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
-from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
+from gateway.snapshot.sound import fetch_sound
 from gateway.snapshot.tar import tar
 from gateway.snapshot.verify import Level, verify
 from gateway.storage import PrefixedStorage, open_storage
@@ -89,7 +89,9 @@ class OfflineRepository:
         async def work(repository: Repository) -> None:
             manifest = await repository.manifest(await _existing(repository, name))
             async with scratch_directory(scratch, "export") as directory:
-                await fetch_verified(repository, directory, manifest, counted(progress, "fetching"), keep_log=False)
+                await fetch_sound(
+                    repository, directory, manifest, counted(progress, "fetching"), scratch, keep_log=False
+                )
                 for piece in tar(directory):
                     await asyncio.to_thread(file.write, piece)
 

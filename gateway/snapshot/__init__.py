@@ -27,14 +27,14 @@ To take a snapshot (`create`):
 
 To restore a snapshot (`restore`):
 
-1. Fetch the packs into a fresh directory and verify every file (`fetch`).
+1. Fetch the packs into a fresh directory and verify every file (`fetch`). Repair torn indexes (`sound`).
 2. Stop Chroma, swap the directories, start Chroma.
 3. If Chroma can read every collection, settle. Otherwise roll back.
 
 Modules:
 
 - What a snapshot is: `model`, `blocks`, `plan` (pure); `packing`, `baseline`, `repository`.
-- Taking and restoring: `create`, `capture`; `restore`, `fetch`; `verify`; `tar`, `import_tar`.
+- Taking and restoring: `create`, `capture`; `restore`, `fetch`, `sound`, `index_copies`; `verify`; `tar`, `import_tar`.
 - Automatic work: `schedule`, `retention`, `budget`, `changes` (pure); `scheduler`, `gc`.
 - One operation at a time: `operations`. How far a long operation is: `progress`.
 """

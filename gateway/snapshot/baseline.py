@@ -23,7 +23,7 @@ from gateway.snapshot.packing import PackedPiece, packed_piece
 Origins = npt.NDArray[np.uint8]
 """uint8, (n_blocks,): for each block of a file the number of the newest patch that has it, or 0 for the base."""
 
-_SNAPSHOT, _SEED = "snapshot", "seed"
+_SNAPSHOT, _SEED, _SOUND = "snapshot", "seed", "sound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class StoredFile:
 class Baseline:
     """The files of one snapshot. `seed` is that of the fingerprints.
 
-    `positions`: by segment, the position in Chroma's log up to which its index holds it.
+    `positions`: by segment, the position in Chroma's log up to which its index holds it. Of sound indexes alone.
     `signatures`: by path, those of the index files at the time they were read.
     """
 
@@ -171,6 +171,7 @@ def save(path: Path, baseline: Baseline) -> None:
     arrays: dict[str, npt.NDArray[np.generic]] = {
         _SNAPSHOT: np.array(baseline.snapshot_id),
         _SEED: np.array(baseline.seed, np.uint64),
+        _SOUND: np.array(sorted(baseline.positions), np.str_),
     }
     for name, file in baseline.files.items():
         arrays[f"fingerprints/{name}"], arrays[f"origins/{name}"] = file.fingerprints, file.origins
@@ -196,7 +197,7 @@ def load(
 
     None if the file cannot be read, or belongs to another snapshot. `segments` (max_seq_id by segment) and `signatures`
     are the present ones. An index has no position if its files changed although its max_seq_id did not. If the database
-    was replaced by another file, no index has a position.
+    was replaced by another file, no index has a position. Nor has one that is not known to be sound in the store.
     """
     try:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
@@ -216,12 +217,16 @@ def load(
 
             baseline.signatures = {name: each for name, each in signatures.items() if is_unchanged(name)}
 
+            sound = set(arrays[_SOUND].tolist()) if _SOUND in arrays else set()
             if int(arrays[f"signature/{DATABASE}"][_INODE]) == signatures[DATABASE].inode:
                 baseline.positions = {
                     segment_id: position
                     for segment_id, position in manifest.positions.items()
-                    if position != segments.get(segment_id)
-                    or all(is_unchanged(file.path) for file in baseline.index_files(segment_id))
+                    if segment_id in sound
+                    and (
+                        position != segments.get(segment_id)
+                        or all(is_unchanged(file.path) for file in baseline.index_files(segment_id))
+                    )
                 }
             return baseline
     except Exception:  # numpy and zipfile raise many kinds of errors for a damaged archive

@@ -20,7 +20,7 @@ import numpy as np
 from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma import log
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
-from gateway.chroma.hnsw import element_parts
+from gateway.chroma.header import element_parts
 from gateway.chroma.pages import DatabaseCut, PageTracker
 from gateway.snapshot.baseline import Baseline, StoredFile, merge_origins
 from gateway.snapshot.blocks import (

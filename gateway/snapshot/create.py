@@ -20,6 +20,7 @@ from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
 from gateway.chroma.rebuild import sync_files
+from gateway.chroma.segments import Segment, read_segments
 from gateway.chroma.structure import IndexCheck
 from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.jobs import Progress
@@ -227,14 +228,15 @@ class Snapshotter:
         """Pack what is new in the cut; None if a required index changed. `indexes`: those read so far, by segment."""
         contents = await run_in_thread_uninterrupted(cut.database.contents)
         plan = await run_in_thread_uninterrupted(plan_cut, cut, baseline)
+        described = await run_in_thread_uninterrupted(_segments, cut)
         progress.phase("storing", cut.size_bytes)
         for segment_id in (*plan.required, *plan.optional):
             position = cut.segments[segment_id]
             if segment_id in indexes and indexes[segment_id].position == position:
                 continue
-            check = await run_in_thread_uninterrupted(self._health.check, segment_id)
+            check = await run_in_thread_uninterrupted(self._health.check, segment_id, described.get(segment_id))
             if not check.is_sound:
-                await self._require_other_source(cut, plan, segment_id, check)
+                await self._require_other_source(cut, plan, segment_id, described.get(segment_id), check)
                 continue
             files = await read_index(self._directory.path, cut, segment_id, baseline, writer)
             if files is not None:
@@ -256,7 +258,9 @@ class Snapshotter:
         captured.files.append(await read_database(cut.database, baseline, writer))
         return captured
 
-    async def _require_other_source(self, cut: Cut, plan: IndexPlan, segment_id: str, check: IndexCheck) -> None:
+    async def _require_other_source(
+        self, cut: Cut, plan: IndexPlan, segment_id: str, segment: Segment | None, check: IndexCheck
+    ) -> None:
         """An index is torn: make the snapshot rely on an older one in the store and the log, or on the log alone.
 
         Raises SnapshotError if neither has every record.
@@ -266,7 +270,11 @@ class Snapshotter:
         self._torn[segment_id] = problem
         if segment_id not in plan.required:
             return
-        if cut.database.keeps_log and await run_in_thread_uninterrupted(is_whole_in_log, cut.database, segment_id):
+        if (
+            segment
+            and cut.database.keeps_log
+            and await run_in_thread_uninterrupted(is_whole_in_log, cut.database, segment)
+        ):
             plan.positions[segment_id] = 0
             return
         raise SnapshotError(
@@ -392,6 +400,11 @@ class Snapshotter:
         with contextlib.suppress(GatewayError):
             await self.save()
         await asyncio.to_thread(self._tracker.forget)
+
+
+def _segments(cut: Cut) -> dict[str, Segment]:
+    """What the database of the cut says of each index."""
+    return {segment.id: segment for segment in read_segments(cut.database.connection)}
 
 
 def _manifest(

@@ -4,8 +4,8 @@
 2. Make every file at its full size.
 3. Fetch the packs and write their pieces: all patches, then all bases.
 4. Verify each file as soon as it is complete: digest, durability, and the contents of the database.
-5. Verify the indexes.
-6. Set the positions of the indexes in the database, so that Chroma replays the rest of its log.
+5. Set the positions of the indexes in the database, so that Chroma replays the rest of its log.
+6. Check the structure of the indexes.
 """
 
 import asyncio
@@ -26,9 +26,11 @@ from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of
-from gateway.chroma.hnsw import index_problems
+from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.log import set_positions
 from gateway.chroma.migrations import installed_migrations
+from gateway.chroma.segments import Segment
+from gateway.chroma.structure import IndexCheck
 from gateway.errors import CorruptSnapshot, DiskFull, IncompatibleSnapshot
 from gateway.files import sync_file, write_error
 from gateway.snapshot.baseline import Baseline, Origins, stored_file
@@ -41,7 +43,7 @@ from gateway.snapshot.blocks import (
     page_digests,
     parse_patch,
 )
-from gateway.snapshot.model import File, Manifest
+from gateway.snapshot.model import File, Manifest, Piece
 from gateway.snapshot.packing import unpack
 from gateway.snapshot.plan import Fetch, plan_restore
 from gateway.snapshot.repository import Repository
@@ -56,21 +58,31 @@ _CHECKS_AT_ONCE = 4
 _READ_BYTES = 4 << 20
 # Chroma opens the database and creates a WAL beside it.
 _HEADROOM_BYTES = 16 << 20
+_PAGE_BYTES = 4096
+# A frame of zstd takes 3 bytes for each 128 KiB of one byte.
+_RUN_RATIO = 10_000
 
 
 @dataclass
 class Staged:
-    """A snapshot that was fetched and verified, with what a baseline needs to know about its files, by path."""
+    """A snapshot that was fetched and verified, with what a baseline needs to know about its files, by path.
+
+    `unsound`: the indexes whose bytes are as they were stored and were torn already then, each with what is wrong.
+    """
 
     manifest: Manifest
     fingerprinter: Fingerprinter = field(default_factory=lambda: Fingerprinter(secrets.randbits(64)))
     fingerprints: dict[str, Fingerprints] = field(default_factory=dict)
     origins: dict[str, Origins] = field(default_factory=dict)
     patch_lock: threading.Lock = field(default_factory=threading.Lock)
+    unsound: list[tuple[Segment, IndexCheck]] = field(default_factory=list)
 
     def baseline(self, directory: DataDirectory) -> Baseline:
-        """Return the baseline of the next snapshot, once this one is in place. Blocks."""
-        manifest = self.manifest
+        """Return the baseline of the next snapshot, once this one is in place. Blocks.
+
+        Without the positions of indexes that were torn: the next snapshot must not rely on them.
+        """
+        manifest, torn = self.manifest, {segment.id for segment, _ in self.unsound}
         return Baseline(
             manifest.snapshot.id,
             self.fingerprinter.seed,
@@ -78,25 +90,28 @@ class Staged:
                 file.path: stored_file(file, manifest.packs, self.fingerprints[file.path], self.origins[file.path])
                 for file in manifest.files
             },
-            dict(manifest.positions),
+            {each: position for each, position in manifest.positions.items() if each not in torn},
             signatures_of(directory.path, manifest.positions),
         )
 
 
 async def fetch_verified(
-    repository: Repository, target: Path, manifest: Manifest, progress: OnBytes, *, keep_log: bool = True
+    repository: Repository,
+    target: Path,
+    manifest: Manifest,
+    progress: OnBytes,
+    *,
+    keep_log: bool = True,
+    served_in: Path | None = None,
 ) -> Staged:
-    """Fetch a snapshot into the empty directory `target` and verify it. Then Chroma can serve `target`.
+    """Fetch a snapshot into the empty directory `target` and verify it. Chroma can serve it but for `unsound` indexes.
 
-    `keep_log` False prepares it for a Chroma without a gateway, see `gateway.chroma.log`. Raises CorruptSnapshot
-    (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `target` holds a part of the snapshot.
+    `keep_log` False prepares it for a Chroma without a gateway, see `gateway.chroma.log`. `served_in` is the data
+    directory that remembers which indexes are sound. Raises CorruptSnapshot (naming the object), IncompatibleSnapshot,
+    DiskFull, StorageError; then `target` holds a part of the snapshot.
     """
-    _require_known_paths(manifest)
     staged = Staged(manifest)
-    # Uninterrupted: after a cancelled restore, the next one may write to the same place.
-    await run_in_thread_uninterrupted(_make_files, target, manifest.files)
-    for file in manifest.files:
-        staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
+    await _make(staged, target)
     try:
         await _fetch_and_verify(repository, staged, target, progress)
     except CorruptSnapshot:
@@ -104,7 +119,30 @@ async def fetch_verified(
         await repository.verify_packs(manifest.packs)
         raise
     await run_in_thread_uninterrupted(functools.partial(set_positions, target, manifest.positions, keep=keep_log))
+    health = IndexHealth(target, served_in)
+    staged.unsound = await run_in_thread_uninterrupted(health.unsound)
+    await run_in_thread_uninterrupted(health.save)
     return staged
+
+
+def index_files(manifest: Manifest, segment_id: str) -> tuple[File, ...]:
+    """The files of one index of a snapshot."""
+    return tuple(file for file in manifest.files if file.path.startswith(f"{segment_id}/"))
+
+
+async def fetch_index(repository: Repository, target: Path, manifest: Manifest, segment_id: str) -> None:
+    """Fetch the files of one index into a directory of `target` named by the segment, and verify their digests.
+
+    Says nothing about their structure. Raises CorruptSnapshot, DiskFull, StorageError; then a part of it is there.
+    """
+    staged = Staged(manifest.model_copy(update={"files": index_files(manifest, segment_id)}))
+    await _make(staged, target)
+    async with TaskPool(_CHECKS_AT_ONCE) as checks:
+
+        async def verify(file: File) -> None:
+            await checks.start(asyncio.to_thread, _verify_file, target, file, staged)
+
+        await _fetch(repository, staged, target, lambda _done, _total: None, verify)
 
 
 async def _fetch_and_verify(repository: Repository, staged: Staged, target: Path, progress: OnBytes) -> None:
@@ -120,7 +158,6 @@ async def _fetch_and_verify(repository: Repository, staged: Staged, target: Path
 
         await checks.start(asyncio.to_thread, _require_known_migrations, manifest)
         await _fetch(repository, staged, target, progress, verify)
-    await asyncio.to_thread(_verify_indexes, target, manifest)
 
 
 # ---------------------------------------------------------------------- before anything is fetched
@@ -143,8 +180,18 @@ def _require_known_migrations(manifest: Manifest) -> None:
             )
 
 
+async def _make(staged: Staged, target: Path) -> None:
+    _require_known_paths(staged.manifest)
+    # Uninterrupted: after a cancelled restore, the next one may write to the same place.
+    await run_in_thread_uninterrupted(_make_files, target, staged.manifest.files)
+    for file in staged.manifest.files:
+        staged.origins[file.path] = np.zeros(Layout(file.layout).count(file.size_bytes), np.uint8)
+
+
 def _make_files(target: Path, files: tuple[File, ...]) -> None:
-    needed = sum(file.size_bytes for file in files) + _HEADROOM_BYTES
+    """Make every file at its full size, as one hole."""
+    pieces = (piece for file in files for piece in file.pieces if not _is_hole(piece))
+    needed = sum(piece.size_bytes for piece in pieces) + _HEADROOM_BYTES
     free = shutil.disk_usage(target).free
     if free < needed:
         raise DiskFull(
@@ -218,11 +265,38 @@ def _write_parts(target: Path, fetch: Fetch, data: bytes, staged: Staged) -> int
                         origins[blocks[blocks < len(origins)]] = part.number
                         _write(opened.fileno(), writes)
                 else:
-                    _write(opened.fileno(), base_writes(raw, layout, file.size_bytes, part.offset, origins != 0))
+                    # No two bases and no patch write to the same place, so a hole is what it was: zeros.
+                    writes = base_writes(raw, layout, file.size_bytes, part.offset, origins != 0)
+                    _write(opened.fileno(), _without_holes(writes))
         except OSError as error:
             raise write_error(f"writing {file.path} failed", error) from error
         done += part.piece.size_bytes
     return done
+
+
+def _is_hole(piece: Piece) -> bool:
+    """Whether a piece is nothing but zeros, by its size: only runs of one byte are compressed so well."""
+    return piece.stored_bytes * _RUN_RATIO < piece.size_bytes
+
+
+def _without_holes(writes: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+    """Leave out pages of the file that are nothing but zeros."""
+    for position, data in writes:
+        first = -position % _PAGE_BYTES
+        pages = np.frombuffer(data[first : first + (len(data) - first) // _PAGE_BYTES * _PAGE_BYTES], np.uint8)
+        is_empty = ~pages.reshape(-1, _PAGE_BYTES).any(axis=1)
+        if not is_empty.any():
+            yield position, data
+            continue
+        # From one page of zeros to the next: what lies between is written.
+        at = 0
+        for page in np.flatnonzero(is_empty).tolist():
+            start = first + page * _PAGE_BYTES
+            if at < start:
+                yield position + at, data[at:start]
+            at = start + _PAGE_BYTES
+        if at < len(data):
+            yield position + at, data[at:]
 
 
 def _write(descriptor: int, writes: Iterator[tuple[int, memoryview]]) -> None:
@@ -272,9 +346,3 @@ def _verify_database(target: Path, manifest: Manifest) -> None:
     found = {collection.id: collection.records for collection in contents.collections}
     if found != expected:
         raise CorruptSnapshot("the database holds other collections or records than the manifest")
-
-
-def _verify_indexes(target: Path, manifest: Manifest) -> None:
-    for segment_id, position in manifest.positions.items():
-        if position and (problems := index_problems(target / segment_id)):
-            raise CorruptSnapshot(f"the index of segment {segment_id} is torn: {'; '.join(problems)}")

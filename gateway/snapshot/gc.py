@@ -42,6 +42,8 @@ class GcResult(BaseModel):
     deleted_packs: int = Field(0, description="packs that no snapshot named; they were deleted")
     deleted_bytes: int = Field(0, description="size of the deleted packs")
     young_packs: int = Field(0, description="packs that no snapshot names and that are too young to be deleted")
+    deleted_directories: int = Field(0, description="index directories of deleted collections; they were deleted")
+    freed_bytes: int = Field(0, description="what those directories took on the disk")
     problem: str | None = Field(None, description="why no pack was deleted; null if nothing prevented it")
 
 

@@ -1,7 +1,7 @@
 """Make a snapshot of a Chroma directory that is uploaded as a tar archive.
 
 1. Unpack the archive into a scratch directory.
-2. Check the integrity of the database.
+2. Check the integrity of the database, and the structure of the indexes. Repair what is torn if nothing is lost by it.
 3. Let a Chroma of the installed version migrate the directory and read every collection, then stop it.
 4. Take a snapshot of the directory.
 
@@ -18,6 +18,7 @@ import httpx
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
+from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.process import http_client, scratch_chroma
 from gateway.chroma.watch import probe
 from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
@@ -26,6 +27,7 @@ from gateway.jobs import Progress
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.sound import repair_without_loss
 from gateway.snapshot.tar import untar
 
 _READ_TIMEOUT_S = 300.0
@@ -70,6 +72,8 @@ async def _migrate(path: Path, progress: Progress) -> None:
     await asyncio.to_thread(database.require_sound, path)
     if await asyncio.to_thread(database.is_empty, path):
         raise CorruptSnapshot(f"its {DATABASE} is empty")
+    # Before Chroma reads them: a torn index may end it.
+    await repair_without_loss(IndexHealth(path))
     progress.phase("migrating", None)
     # Start Chroma twice. A Chroma 1.5.9 process that has just migrated a directory of 0.4 still uses the old columns
     # and panics (`rust/sysdb/src/sqlite.rs`, ColumnNotFound "bool_value"). The next process does not.

@@ -14,19 +14,20 @@ from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.orphans import remove_orphaned_directories
 from gateway.errors import Conflict, GatewayError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
 from gateway.snapshot.changes import Changes
 from gateway.snapshot.create import Snapshotter
-from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_live, start_or_roll_back
 from gateway.snapshot.retention import Keep
+from gateway.snapshot.sound import fetch_sound
 from gateway.snapshot.verify import Level, verify
 
 log = structlog.get_logger()
@@ -192,9 +193,14 @@ class Operations:
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
-        """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`."""
+        """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`.
+
+        Then remove the index directories of collections that were deleted longer ago than `grace_s`.
+        """
         with self._claim("a garbage collection", removes=True):
-            return await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
+            result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
+            removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)
+            return result.model_copy(update=removed._asdict())
 
     # ------------------------------------------------------------------ looked at, in and out
 
@@ -215,7 +221,14 @@ class Operations:
         with self._looking(f"the archiving of snapshot {name}"):
             manifest = await self.repository.manifest(await self.repository.resolve(name))
             path = await rooms.enter_async_context(scratch_directory(self._directory.scratch, "archive"))
-            await fetch_verified(self.repository, path, manifest, counted(progress, "fetching"), keep_log=False)
+            await fetch_sound(
+                self.repository,
+                path,
+                manifest,
+                counted(progress, "fetching"),
+                self._directory.scratch,
+                keep_log=False,
+            )
             return path
 
     async def import_tar(

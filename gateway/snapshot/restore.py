@@ -1,6 +1,7 @@
 """Restore a snapshot, at boot or while the gateway serves.
 
-1. `stage`: fetch the snapshot into the data directory's `incoming` and verify it. The live data are not touched.
+1. `stage`: fetch the snapshot into the data directory's `incoming`, verify it, and repair what was torn when it was
+   taken. The live data are not touched.
 2. `_swap_in_and_try`: refuse requests, stop Chroma, swap `incoming` in, save the baseline.
 3. `start_or_roll_back`: start Chroma. If it reads every collection, settle. Otherwise roll back to the previous data.
 
@@ -18,9 +19,10 @@ from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError, SnapshotError
 from gateway.snapshot import baseline as baselines
-from gateway.snapshot.fetch import OnBytes, Staged, fetch_verified
+from gateway.snapshot.fetch import OnBytes, Staged
 from gateway.snapshot.model import Manifest, Snapshot
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.sound import fetch_sound
 
 log = structlog.get_logger()
 
@@ -47,15 +49,25 @@ class ChromaProcess(Protocol):
         ...
 
 
-async def stage(repository: Repository, directory: DataDirectory, manifest: Manifest, progress: OnBytes) -> Staged:
-    """Fetch a snapshot into the data directory's `incoming` and verify it. The live data are not touched.
+async def stage(
+    repository: Repository, directory: DataDirectory, manifest: Manifest, progress: OnBytes, *, may_lose: bool = False
+) -> Staged:
+    """Fetch a snapshot into the data directory's `incoming`, verify it, and repair its indexes. The live data stay.
 
-    Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull, StorageError; then `incoming` is
-    removed. Safe to retry.
+    `may_lose`: see `fetch_sound`. Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull,
+    StorageError; then `incoming` is removed. Safe to retry.
     """
     incoming = await asyncio.to_thread(directory.make_incoming)
     try:
-        return await fetch_verified(repository, incoming, manifest, progress)
+        return await fetch_sound(
+            repository,
+            incoming,
+            manifest,
+            progress,
+            directory.scratch,
+            served_in=directory.path,
+            may_lose=may_lose,
+        )
     except SnapshotError as error:
         await asyncio.to_thread(directory.drop_incoming)
         error.message = f"snapshot {manifest.snapshot.id} cannot be restored: {error.message}"
@@ -70,7 +82,8 @@ async def restore_at_boot(
 ) -> Snapshot:
     """Fill an empty data directory, before Chroma starts. Raises NotFound, and what `stage` raises."""
     manifest = await repository.manifest(snapshot_id)
-    staged = await stage(repository, directory, manifest, progress)
+    # Records that lost their vectors are named once Chroma runs: there are no other data to serve instead.
+    staged = await stage(repository, directory, manifest, progress, may_lose=True)
     await asyncio.to_thread(directory.swap_in, snapshot_id)
     # There are no previous data to roll back to. Whether Chroma can read these is told by readiness.
     await asyncio.to_thread(directory.settle)

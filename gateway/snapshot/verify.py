@@ -15,12 +15,14 @@ import httpx
 from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.process import http_client, scratch_chroma
-from gateway.errors import SnapshotError
+from gateway.chroma.structure import check_index
+from gateway.errors import DiskFull, SnapshotError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
-from gateway.snapshot.fetch import fetch_verified
+from gateway.snapshot.fetch import Staged, fetch_index, fetch_verified
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.sound import describe
 
 Level = Literal["data", "boot"]
 
@@ -38,16 +40,17 @@ async def verify(
 ) -> Verification:
     """Verify one snapshot, and store the result beside it.
 
-    The level `boot` needs free disk for the snapshot in `scratch`, and memory for a second Chroma, until it ends.
+    The level `data` needs free disk for the largest index in `scratch`. The level `boot` needs it for the snapshot, and
+    memory for a second Chroma, until it ends.
     Raises NotFound, StorageError, DiskFull. Safe to retry.
     """
     started, problems = time.monotonic(), list[str]()
     try:
         manifest = await repository.manifest(snapshot_id)
-        if level == "data":
-            problems = await _read_packs(repository, manifest, progress)
-        else:
+        if level == "boot":
             problems = await _boot(repository, scratch, manifest, progress)
+        elif not (problems := await _read_packs(repository, manifest, progress)):
+            problems = await _check_indexes(repository, scratch, manifest, progress)
     except SnapshotError as error:
         problems = [error.message]
     verification = Verification(
@@ -79,9 +82,38 @@ async def _read_packs(repository: Repository, manifest: Manifest, progress: Prog
     return sorted(problems)
 
 
+async def _check_indexes(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
+    """Fetch one index after the other and return what is wrong with its structure."""
+    problems, indexes = list[str](), [each for each, position in manifest.positions.items() if position]
+    progress.phase("checking indexes", len(indexes), "indexes")
+    for segment_id in indexes:
+        async with scratch_directory(scratch, "verify") as directory:
+            await fetch_index(repository, directory, manifest, segment_id)
+            check = await run_in_thread_uninterrupted(check_index, directory / segment_id)
+        if not check.is_sound:
+            problems.append(f"the index {segment_id} is torn: {describe(check)}")
+        progress.advance(1)
+    if not problems:
+        return []
+    try:  # Only the database knows to which collections they belong.
+        async with scratch_directory(scratch, "verify") as directory:
+            staged = await fetch_verified(repository, directory, manifest, lambda _done, _total: None)
+            return _problems_of_indexes(staged) or problems
+    except DiskFull:
+        return problems
+
+
+def _problems_of_indexes(staged: Staged) -> list[str]:
+    return [
+        f"the index of collection {segment.name} is not sound: {describe(check)}" for segment, check in staged.unsound
+    ]
+
+
 async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
     async with scratch_directory(scratch, "verify") as directory:
-        await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
+        staged = await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
+        if staged.unsound:  # Chroma may end when it reads them
+            return _problems_of_indexes(staged)
         progress.phase("checking", None)
         await run_in_thread_uninterrupted(database.require_sound, directory)
         progress.phase("starting Chroma", None)

@@ -99,6 +99,15 @@ def test_index_without_saved_signatures_has_no_position(path: Path, data_dir: Pa
     assert (found.positions, found.files.keys()) == ({}, {file.path for file in manifest().files})
 
 
+def test_an_index_that_is_not_known_to_be_sound_has_no_position(path: Path, data_dir: Path) -> None:
+    """The next snapshot reads and checks it, and stores what differs."""
+    sound = baseline_of(manifest(), signatures_of(data_dir, [SEGMENT]))
+    save(path, replace(sound, positions={}))
+    found = loaded(path, data_dir)
+    assert found is not None
+    assert (found.positions, found.files.keys()) == ({}, {file.path for file in manifest().files})
+
+
 def test_baseline_of_another_snapshot_is_not_loaded(path: Path, data_dir: Path) -> None:
     """Its fingerprints belong to other bytes."""
     assert loaded(path, data_dir, made=manifest(NEWER)) is None
