@@ -4,17 +4,22 @@ What is retried, and where:
 
 1. botocore retries a request that failed on its way or was answered with "later".
 2. `_read` and `download` continue after a body that broke off midway, which botocore never does.
-3. A conditional write goes through a client of its own, on which nothing is retried: botocore and aiohttp would both
+3. A call whose credentials have expired or are gone is repeated once, with credentials that are read anew: a file of
+   them may have been replaced.
+4. A conditional write goes through a client of its own, on which nothing is retried: botocore and aiohttp would both
    send it again after a lost answer, and then report our own write as that of another writer.
 """
 
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import aioboto3
@@ -42,7 +47,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from gateway.errors import InvalidRequest, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
+from gateway.errors import GatewayError, InvalidRequest, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
 from gateway.storage.gcs_preconditions import generation, has_gcs_preconditions, translate
 from gateway.storage.protocol import Addressing, ObjectInfo, Versioned, check_key, check_prefix
 
@@ -61,6 +66,7 @@ _PART_BYTES = 8 << 20
 _COPY_BYTES = 1 << 30
 _PIECE_BYTES = 256 << 10
 _ABORT_TIMEOUT_S = 5
+_RENEW_AFTER_S = 5
 
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError, aiohttp.ClientError)
 _TRANSPORT = (*_BROKEN_OFF, ConnectionError, ChecksumError, OSError)
@@ -81,6 +87,9 @@ _CHECK_REGION = "set AWS_REGION to the region of the bucket"
 _CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
 _ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
 
+# Answers that other credentials may change: those in use have expired, or were replaced.
+_STALE_CREDENTIALS = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired")
+
 # Answers that may differ at the next try.
 _DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout")
 _LATER = (408, 409, 425, 429)
@@ -97,6 +106,30 @@ _HINTS = {
     "AuthorizationHeaderMalformed": _CHECK_REGION,
 }
 _HINTS_BY_STATUS = {301: _CHECK_REGION, 307: _CHECK_REGION, 401: _CHECK_CREDENTIALS, 403: _ALLOW}
+
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def _renewing(call: Callable[_Parameters, Awaitable[_Result]]) -> Callable[_Parameters, Awaitable[_Result]]:
+    """Repeat a method's call once that was refused for its credentials. A refused call has changed nothing."""
+
+    @functools.wraps(call)
+    async def renewed(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        storage: Any = args[0]
+        began_s = time.monotonic()
+        try:
+            return await call(*args, **kwargs)
+        except StorageDenied as error:
+            refusal = error.__cause__
+            if not isinstance(refusal, ClientError) or _code(refusal) not in _STALE_CREDENTIALS:
+                raise
+            if not await storage._renew(began_s):
+                raise
+        return await call(*args, **kwargs)
+
+    return renewed
 
 
 def open_url(location: str, *, addressing: Addressing = "auto") -> "S3Storage":
@@ -145,7 +178,9 @@ class S3Storage:
         self._connecting = asyncio.Lock()
         self._connected: tuple[S3Client, S3Client] | None = None
         self._patient: Any = None
+        self._connected_at_s = 0.0
         self._exit = contextlib.AsyncExitStack()
+        self._exit_of_former = contextlib.AsyncExitStack()
 
     @property
     def url(self) -> str:
@@ -153,6 +188,7 @@ class S3Storage:
 
     # ------------------------------------------------------------------ writing
 
+    @_renewing
     async def put(self, key: str, data: bytes) -> None:
         async with self._call("put", key):
             client, _ = await self._clients()
@@ -166,6 +202,7 @@ class S3Storage:
     async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
         return await self._put_if(key, data, IfMatch=version)
 
+    @_renewing
     async def _put_if(self, key: str, data: bytes, **condition: Any) -> bool:
         async with self._call("put", key):
             _, client = await self._clients()
@@ -218,6 +255,7 @@ class S3Storage:
             return None
         return ObjectInfo(key, size_bytes, datetime.now(UTC), tag)
 
+    @_renewing
     async def _put_part(self, key: str, data: bytes, condition: dict[str, Any]) -> str | None:
         """Put an object of one part. Return its tag, or None if the condition failed."""
         async with self._call("put", key):
@@ -232,6 +270,7 @@ class S3Storage:
             )
             return _tag(answer["ETag"]) if answer else None
 
+    @_renewing
     async def _begin_multipart(self, key: str, where: dict[str, str]) -> "_Multipart":
         async with self._call("put", key):
             client, _ = await self._clients()
@@ -246,6 +285,7 @@ class S3Storage:
         except ObjectMissing:
             return if_tag is None
 
+    @_renewing
     async def _complete(self, key: str, multipart: "_Multipart", condition: dict[str, Any]) -> str | None:
         async with self._call("put", key):
             await self._clients()
@@ -312,6 +352,7 @@ class S3Storage:
                 ExpiresIn=expires_s,
             )
 
+    @_renewing
     async def delete(self, key: str) -> None:
         async with self._call("delete", key):
             client, _ = await self._clients()
@@ -348,6 +389,7 @@ class S3Storage:
         skip = start if whole else 0
         return data[skip : skip + length]
 
+    @_renewing
     async def _read(self, key: str, **condition: Any) -> tuple[bytes, dict[str, Any]]:
         async with self._call("get", key):
             client, _ = await self._clients()
@@ -367,6 +409,7 @@ class S3Storage:
                         answer["Body"].close()
             return data, answer
 
+    @_renewing
     async def head(self, key: str) -> ObjectInfo:
         async with self._call("head", key):
             client, _ = await self._clients()
@@ -476,6 +519,7 @@ class S3Storage:
                 return
             asked = first | {"ContinuationToken": page["NextContinuationToken"]}
 
+    @_renewing
     async def _page(self, prefix: str, asked: dict[str, Any]) -> dict[str, Any]:
         async with self._call("list", prefix):
             client, _ = await self._clients()
@@ -492,6 +536,22 @@ class S3Storage:
     async def close(self) -> None:
         self._connected = None
         await self._exit.aclose()
+        await self._exit_of_former.aclose()
+
+    async def _renew(self, used_since_s: float) -> bool:
+        """Read credentials anew for later calls, unless that was done since `used_since_s`.
+
+        Returns False if it was done too recently to do any good.
+        """
+        async with self._connecting:
+            if self._connected_at_s > used_since_s:
+                return True
+            if time.monotonic() - self._connected_at_s < _RENEW_AFTER_S:
+                return False
+            # Calls under way still use the former clients, and end before the next time.
+            await self._exit_of_former.aclose()
+            self._exit_of_former, self._connected = self._exit, None
+            return True
 
     async def _clients(self) -> "tuple[S3Client, S3Client]":
         """Return a client that retries, and one that sends everything once. Connects at the first call."""
@@ -499,6 +559,9 @@ class S3Storage:
             if self._connected is None:
                 try:
                     self._connected = await self._connect()
+                    self._connected_at_s = time.monotonic()
+                except json.JSONDecodeError:  # of a `credential_process`
+                    raise
                 except ValueError as error:  # botocore raises it for an endpoint that is no URL
                     raise StorageDenied(f"connect to {self.url}: {error}", _CHECK_ENDPOINT) from error
             return self._connected
@@ -564,6 +627,14 @@ class S3Storage:
             raise StorageUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
         except (BotoCoreError, ResponseParserError) as error:
             raise StorageDenied(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+        except (GatewayError, _PastTheEnd):
+            raise
+        except Exception as error:
+            # Where credentials come from, anything may be raised: RuntimeError for some that are stale after a refresh,
+            # JSONDecodeError for garbage of a `credential_process` (`botocore/credentials.py`).
+            raise StorageUnavailable(
+                f"{where}: {type(error).__name__}: {_reason(error)}", _CHECK_CREDENTIALS
+            ) from error
 
     def _refusal(self, where: str, error: ClientError) -> StorageError:
         """Return our error for an answer that is an error."""

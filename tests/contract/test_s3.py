@@ -1,18 +1,20 @@
 """What only an S3 store meets: many pages, wrong credentials, and a network that fails in every way."""
 
 import asyncio
+import shlex
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 from botocore.exceptions import NoCredentialsError
 
-from gateway.errors import GatewayError, ObjectMissing, StorageDenied, StorageUnavailable
-from gateway.storage import Storage
+from gateway.errors import GatewayError, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
+from gateway.storage import Storage, s3
 from gateway.storage.s3 import S3Storage
 from tests import servers
 from tests.contract.conftest import BUCKET
@@ -274,6 +276,41 @@ async def test_wrong_credentials_are_denied(
         assert "SignatureDoesNotMatch" in error.message, call
         assert "AWS_SECRET_ACCESS_KEY" in (error.hint or ""), call
         assert "not-the-secret" not in str(error), call
+
+
+async def test_credentials_that_were_replaced_are_read_anew(
+    rclone: servers.S3Server, make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The server knows the old ones no longer, or not yet: the call that finds out succeeds with those of the file."""
+    file = tmp_path / "credentials"
+    right = "[default]\naws_access_key_id = {AWS_ACCESS_KEY_ID}\naws_secret_access_key = {AWS_SECRET_ACCESS_KEY}\n"
+    file.write_text(right.format(**rclone.env | {"AWS_ACCESS_KEY_ID": "replaced"}))
+    for name, value in rclone.env.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setattr(s3, "_RENEW_AFTER_S", 0)
+    store = make()
+    assert "InvalidAccessKeyId" in (await failure_of(store.put(KEY, DATA))).message
+    file.write_text(right.format(**rclone.env))
+    await asyncio.gather(*(store.put(f"{KEY}{number}", DATA) for number in range(8)))
+    assert await store.get(f"{KEY}0") == DATA
+
+
+@pytest.mark.parametrize("output", ["not JSON", '{"Version": 1}'])
+async def test_whatever_a_source_of_credentials_raises_is_an_error_of_the_store(
+    make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str
+) -> None:
+    """Nothing that waits for the store may end by an exception that it does not know."""
+    config = tmp_path / "config"
+    config.write_text(f"[default]\ncredential_process = echo {shlex.quote(output)}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for call, error in (await failures(make())).items():
+        assert isinstance(error, StorageError), call
+        assert "AWS_ACCESS_KEY_ID" in (error.hint or ""), call
 
 
 @pytest.mark.parametrize("missing", [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("AWS_SECRET_ACCESS_KEY",)])
