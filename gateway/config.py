@@ -186,6 +186,13 @@ class Settings(BaseSettings):
         return registry.outlives_container(self.store) if self.snapshot_on_exit is None else self.snapshot_on_exit
 
     @property
+    def local_url(self) -> str:
+        """The gateway's URL on this machine, without a slash at the end."""
+        # A server that listens on every address is reached over loopback.
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # to connect to
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
     def repository_prefix(self) -> str:
         """The key prefix of this gateway's own repository in the store."""
         return f"users/{self.user_id}/vectorstore/"

@@ -103,6 +103,8 @@ def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp
     """
 
     async def app_with_bounds(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = _without_slash(scope)
         if scope["type"] == "http" and scope["path"].startswith("/admin/"):
             try:
                 admins(Request(scope))
@@ -119,6 +121,17 @@ def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp
             await app(scope, receive, send)
 
     return app_with_bounds
+
+
+def _without_slash(scope: Scope) -> Scope:
+    """`scope` of the same route without a slash at its end. A redirect would be taken for success by many clients.
+
+    The names of documents keep theirs.
+    """
+    path: str = scope["path"]
+    if path.endswith("/") and path != "/" and not path.startswith("/admin/users/"):
+        return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope.get("raw_path", b"").rstrip(b"/") or b"/"}
+    return scope
 
 
 def _answer(error: GatewayError) -> JSONResponse:

@@ -22,9 +22,6 @@ _NO_ANSWER_TIMEOUT = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
 _PIECE_BYTES = 1 << 20
 _MAX_SHOWN_CHARACTERS = 200
 
-# A server that listens on every address is reached over loopback.
-_LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # to connect to, not to listen on
-
 
 class AnsweredError(GatewayError):
     """An error that the gateway answered. `name` is the name that it gave, `exit_code` what it means to a shell."""
@@ -45,8 +42,7 @@ def base_url(settings: Settings, url: str | None = None) -> str:
     Raises ConfigError if `url` is not an HTTP URL.
     """
     if url is None:
-        host = _LOOPBACK_OF.get(settings.host, settings.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+        return settings.local_url
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:

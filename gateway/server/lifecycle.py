@@ -6,6 +6,7 @@ Stop:  no snapshot is begun any more → jobs end → final snapshot → lease g
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -14,14 +15,18 @@ from typing import Any
 
 import structlog
 
+from gateway.aio import poll_until
+from gateway.auth.admin_token import TOKEN_FILE
 from gateway.errors import GatewayError, NotFound, SnapshotError
 from gateway.server.container import Gateway
 from gateway.snapshot.schedule import Cron, Every, Jittered, Schedule
 from gateway.snapshot.scheduler import DeadMansSwitch, run_schedule
+from gateway.vectorstore import Phase
 
 log = structlog.get_logger()
 
 _JOBS_END_S = 2.0
+_LOOK_S = 0.2
 
 
 class Lifecycle:
@@ -50,6 +55,7 @@ class Lifecycle:
             self._run(vectorstore.operations.snapshotter.keep_bounded()),
             self._run(gateway.keyring.run()),
             self._run(self._note_last_snapshot()),
+            self._run(self._tell_when_ready()),
         ]
         opening = self._run(self._open())
         deciding = [opening, self._run(vectorstore.leader.run()), *map(self._run, self._schedules())]
@@ -73,6 +79,17 @@ class Lifecycle:
         """Start Chroma and keep it running."""
         await self._gateway.vectorstore.open()
         await self._gateway.vectorstore.chroma.keep_running()
+
+    async def _tell_when_ready(self) -> None:
+        """Log once, as the last line of a start, what people need who want to use it."""
+        settings = self._gateway.settings
+
+        async def is_ready() -> bool:
+            return self._gateway.vectorstore.readiness().phase is Phase.READY
+
+        await poll_until(is_ready, every_s=_LOOK_S, timeout_s=math.inf)
+        token_in = "GATEWAY_ADMIN_TOKEN" if settings.admin_token else str(TOKEN_FILE.absolute())
+        log.info("ready", url=settings.local_url, admin_token_in=token_in, docs=f"{settings.local_url}/docs")
 
     def fail(self, error: GatewayError) -> None:
         """End the process with `error`."""

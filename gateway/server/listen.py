@@ -40,8 +40,6 @@ def serve(settings: Settings) -> None:
     gateway = Gateway(settings, token or read_or_make(TOKEN_FILE))
     gateway.vectorstore.directory.make()
     gateway.vectorstore.directory.claim_as_gateway()
-    if token is None:
-        log.info("the admin token is in a file", path=str(TOKEN_FILE.absolute()))
     if settings.require_fencing:
         asyncio.run(_require_fencing(settings))
     listener = _listen(settings.host, settings.port)

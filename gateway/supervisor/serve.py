@@ -1,5 +1,6 @@
 """`chroma-gateway serve`: Chroma and the gateway under supervisord."""
 
+import importlib.metadata
 import os
 import socket
 import sys
@@ -49,13 +50,23 @@ def _find(config_file: Path | None) -> Path:
         if not config_file.is_file():
             raise ConfigError(f"there is no {config_file}", "name an existing supervisord.conf")
         return config_file
-    for directory in (Path.cwd(), Path(gateway.__file__).parents[1]):
-        if (directory / _CONFIG_NAME).is_file():
-            return directory / _CONFIG_NAME
+    beside = Path(gateway.__file__).parents[1]  # in a checkout
+    for path in (Path.cwd() / _CONFIG_NAME, beside / _CONFIG_NAME, *_installed()):
+        if path.is_file():
+            return path
     raise ConfigError(
-        f"there is no {_CONFIG_NAME} in {Path.cwd()}",
-        "run where it is, or name the one that comes with Chroma Gateway's sources",
+        f"there is no {_CONFIG_NAME} in {Path.cwd()}, and none was installed",
+        "install the package again, or name one with --config",
     )
+
+
+def _installed() -> list[Path]:
+    """Where a wheel put the file; empty for an editable install."""
+    try:
+        files = importlib.metadata.files("chroma-gateway") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in files if file.name == _CONFIG_NAME]
 
 
 def _put_own_commands_first() -> None:

@@ -29,3 +29,26 @@ async def test_what_a_stranger_sends_is_not_read(method: str, path: str) -> None
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         await bounded(application, holder, 1)(scope, receive, send)
     assert [message["status"] for message in said if message["type"] == "http.response.start"] == [401, 401]
+
+
+@pytest.mark.parametrize(
+    ("sent", "routed"),
+    [
+        ("/admin/snapshot/", "/admin/snapshot"),
+        ("/readyz//", "/readyz"),
+        ("/", "/"),
+        ("/admin/users/default/avatars/a/media/", "/admin/users/default/avatars/a/media/"),
+    ],
+)
+async def test_a_slash_at_the_end_changes_nothing(sent: str, routed: str) -> None:
+    """A redirect would: curl follows none and ends with 0, so a cron job would take no snapshot."""
+    seen: list[str] = []
+
+    async def application(scope: Any, *_: Any) -> None:
+        seen.extend((scope["path"], scope["raw_path"].decode()))
+
+    holder = KeyHolder(Keyring("an-admin-token"), Role.ADMIN)
+    headers = [(b"authorization", b"Bearer an-admin-token")]
+    scope = {"type": "http", "method": "POST", "path": sent, "raw_path": sent.encode(), "headers": headers}
+    await bounded(application, holder, 1)(scope, None, None)  # type: ignore[arg-type]
+    assert seen == [routed, routed]
