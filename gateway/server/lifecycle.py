@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -20,7 +20,7 @@ from gateway.auth.admin_token import TOKEN_FILE
 from gateway.errors import GatewayError, NotFound, SnapshotError
 from gateway.server.container import Gateway
 from gateway.snapshot.schedule import Cron, Every, Jittered, Schedule
-from gateway.snapshot.scheduler import DeadMansSwitch, run_schedule
+from gateway.snapshot.scheduler import DeadMansSwitch, local_zone, run_schedule, steady_clock
 from gateway.vectorstore import Phase
 
 log = structlog.get_logger()
@@ -119,13 +119,15 @@ class Lifecycle:
             log.warning("the store's snapshots cannot be listed", cause=str(error))
 
     def _schedules(self) -> list[Coroutine[Any, Any, None]]:
-        settings, schedules = self._gateway.settings, list[Schedule]()
+        settings, operations = self._gateway.settings, self._gateway.vectorstore.operations
+        schedules = list[tuple[Schedule, Callable[[], datetime]]]()
         if settings.snapshot_interval_s:
-            schedules.append(Every(datetime.now(UTC), settings.snapshot_interval_s))
+            now = steady_clock()
+            schedules.append((Every(now(), settings.snapshot_interval_s), now))
         if settings.snapshot_cron:
-            schedules.append(Cron(settings.snapshot_cron))
+            zone = local_zone()
+            schedules.append((Cron(settings.snapshot_cron), lambda: datetime.now(zone)))
         jitter = random.Random().random  # noqa: S311  # not a secret
-        operations = self._gateway.vectorstore.operations
         return [
             run_schedule(
                 Jittered(schedule, settings.snapshot_jitter_s, jitter),
@@ -133,9 +135,9 @@ class Lifecycle:
                 operations.snapshot,
                 self._gateway.vectorstore.tidy,
                 self._switch.ping,
-                now=_now_here,
+                now=now,
             )
-            for schedule in schedules
+            for schedule, now in schedules
         ]
 
     def _left_s(self) -> float:
@@ -154,11 +156,6 @@ class Lifecycle:
         except Exception:
             log.exception("a background task failed")
             self.fail(GatewayError("the gateway failed unexpectedly", "the lines before say why"))
-
-
-def _now_here() -> datetime:
-    """Now, in the time zone of this machine, which lines of cron are in."""
-    return datetime.now(UTC).astimezone()
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:

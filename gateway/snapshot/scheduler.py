@@ -8,12 +8,14 @@
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import httpx
 import structlog
+from dateutil import tz
 
 from gateway.aio import cancel
 from gateway.errors import GatewayError, LeaseLost
@@ -37,14 +39,18 @@ async def run_schedule(
 ) -> None:
     """Take snapshots as they are due, until cancelled. A failure is logged, and the next due time tries again."""
     while True:
-        due = schedule.after(now())
-        await _sleep_until(due, now)
+        await _sleep_until_due(schedule, now)
         await run_once(changes, snapshot, tidy, ping)
 
 
-async def _sleep_until(due: datetime, now: Callable[[], datetime]) -> None:
-    while (left_s := (due - now()).total_seconds()) > 0:  # noqa: ASYNC110  # a clock sets no event
+async def _sleep_until_due(schedule: Schedule, now: Callable[[], datetime]) -> None:
+    looked = now()
+    due = schedule.after(looked)
+    while (left_s := (due - looked).total_seconds()) > 0:
         await asyncio.sleep(min(left_s, _LONGEST_SLEEP_S))
+        before, looked = looked, now()
+        if looked < before:  # the clock was set back
+            due = schedule.after(looked)
 
 
 async def run_once(
@@ -107,3 +113,14 @@ class DeadMansSwitch:
                 log.warning("the dead man's switch answered with an error", status=answer.status_code)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             log.warning("the dead man's switch cannot be reached", cause=type(error).__name__)
+
+
+def steady_clock() -> Callable[[], datetime]:
+    """A clock that shows the time now and goes on steadily, also when the machine's clock is set."""
+    start, began_s = datetime.now(UTC), time.monotonic()
+    return lambda: start + timedelta(seconds=time.monotonic() - began_s)
+
+
+def local_zone() -> tzinfo:
+    """The time zone of this machine, with its daylight saving: `TZ`, else /etc/localtime, else UTC."""
+    return tz.gettz() or UTC

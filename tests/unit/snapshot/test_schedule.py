@@ -1,5 +1,6 @@
 """When a snapshot is due."""
 
+import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from zoneinfo import ZoneInfo
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.snapshot.schedule import Cron, Every, Jittered, check_cron
+from gateway.snapshot.scheduler import local_zone, steady_clock
 
 START = datetime(2026, 11, 20, 21, 4, 55, tzinfo=UTC)
 
@@ -42,6 +44,27 @@ def test_hour_that_is_skipped_or_repeated_is_due_once() -> None:
         for _ in range(3):
             moments.append(schedule.after(moments[-1]))
         assert [b.date() - a.date() for a, b in pairwise(moments)] == [timedelta(days=1)] * 3
+
+
+@pytest.mark.parametrize(("day", "due"), [("2026-03-28", 1), ("2026-10-24", 1)])
+def test_the_zone_of_the_machine_knows_daylight_saving(day: str, due: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the offset of the moment alone, a night of Berlin was due twice or at the wrong hour."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    moments = [datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=local_zone())]
+    for _ in range(3):
+        moments.append(Cron("30 2 * * *").after(moments[-1]))
+    assert [b.date() - a.date() for a, b in pairwise(moments)] == [timedelta(days=due)] * 3
+    assert (moments[3].hour, moments[3].minute) == (2, 30)
+
+
+def test_steady_clock_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine's clock that is set a day back moves no interval."""
+    monotonic_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic_s)
+    now = steady_clock()
+    start = now()
+    monotonic_s += 60
+    assert now() - start == timedelta(seconds=60)
 
 
 def test_jitter_only_delays() -> None:

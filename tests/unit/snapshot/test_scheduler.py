@@ -11,8 +11,9 @@ import pytest
 import structlog
 
 from gateway.errors import GatewayError, LeaseLost, StorageUnavailable
+from gateway.snapshot import scheduler
 from gateway.snapshot.changes import Changes
-from gateway.snapshot.schedule import Every
+from gateway.snapshot.schedule import Cron, Every
 from gateway.snapshot.scheduler import DeadMansSwitch, run_once, run_schedule
 
 
@@ -97,6 +98,27 @@ async def test_snapshots_are_taken_again_and_again() -> None:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert all(9 <= (b - a).total_seconds() <= 20 for a, b in pairwise(due))
+
+
+async def test_a_clock_that_is_set_back_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was due in an hour by the old time is due in an hour by the new one, not in a day and an hour."""
+    clock, taken = datetime(2026, 11, 20, 2, tzinfo=UTC), list[datetime]()
+
+    async def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock += timedelta(seconds=seconds)
+        if clock.hour == 2 and clock.minute == 30 and clock.day == 20:
+            clock -= timedelta(days=1)
+
+    async def snapshot(_label: str) -> None:
+        taken.append(clock)
+        raise asyncio.CancelledError
+
+    day = Day()
+    monkeypatch.setattr(scheduler.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await run_schedule(Cron("0 3 * * *"), day.changes, snapshot, day.tidy, day.ping, lambda: clock)
+    assert taken == [datetime(2026, 11, 19, 3, tzinfo=UTC)]
 
 
 # ---------------------------------------------------------------------- the switch
