@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     keys: Annotated[SecretStr | None, Optional] = None
     allow_anonymous: bool = False
     allow_reset: bool = False
+    ready_requires_all: bool = False
     limit_requests_per_s: float = Field(0, ge=0, le=1e6, allow_inf_nan=False)
     limit_in_flight: int = Field(0, ge=0)
     limit_records: int = Field(0, ge=0)

@@ -24,8 +24,9 @@ import structlog
 import tenacity
 
 from gateway.aio import within
-from gateway.chroma.directory import DataDirectory
+from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.chroma.managed import ManagedChroma, ProcessControl
+from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import (
     Conflict,
@@ -56,7 +57,7 @@ _AGAIN_S = 0.02
 # Bytes on their way to a store that does not answer are waited for no longer than this.
 _BREAK_OFF_S = 0.5
 _LEAST_FOR_THE_LEASE_S = 0.5
-_MOST_NAMED = 100
+_MOST_NAMED = 5
 
 
 class Phase(Enum):
@@ -117,6 +118,7 @@ class VectorStoreOptions:
     keep: Keep = field(default_factory=Keep)
     gc_grace_s: float = 24 * 3600
     allow_reset: bool = False
+    ready_requires_all: bool = False
     chroma_config: Path = Path("var/chroma.yaml")
 
 
@@ -136,8 +138,9 @@ class VectorStore:
         self.directory, self._options = directory, options
         self._data_dir_state = DataDirState(directory.path)
         store = PrefixedStorage(storage, prefix)
-        self.gate = Gate(options.gate_timeout_s)
-        self.watch = ChromaWatch(directory.path, chroma_port, self.gate.ticket, self.gate.chroma_gone)
+        self.quarantine = Quarantine(directory.path / PRIVATE / "quarantine")
+        self.gate = Gate(options.gate_timeout_s, self.quarantine)
+        self.watch = ChromaWatch(directory.path, chroma_port, self.gate.ticket, self.gate.chroma_gone, self.quarantine)
         self.leader = LeaderElection(
             store,
             self._data_dir_state,
@@ -151,6 +154,7 @@ class VectorStore:
             self.watch,
             control,
             options.chroma_config,
+            self.quarantine,
             allow_reset=options.allow_reset,
             copies=StoredCopies(repository, directory.scratch, baseline=directory.baseline).of,
         )
@@ -277,10 +281,8 @@ class VectorStore:
 
     def _readiness_of_data(self) -> Readiness:
         watch = self.watch
-        if watch.unreadable:
-            found = sorted(watch.unreadable.items())
-            reason = "; ".join(f"{name} cannot be read: {why}" for name, why in found)
-            return Readiness(Phase.UNREADABLE, reason, {"unreadable": dict(found[:_MOST_NAMED])})
+        if watch.unreadable and (watch.serves_nothing or self._options.ready_requires_all):
+            return Readiness(Phase.UNREADABLE, self._unreadable_names(), {"unreadable": self.unreadable()})
         if not watch.warmed:
             return Readiness(
                 Phase.READING,
@@ -291,10 +293,24 @@ class VectorStore:
             return Readiness(Phase.READ_ONLY, f"writes are refused: {self.leader.reason}")
         return Readiness(Phase.READY, Phase.READY.text)
 
+    def unreadable(self) -> dict[str, str]:
+        """Why, by name, for a handful of the collections that cannot be read."""
+        return dict(sorted(self.watch.unreadable.items())[:_MOST_NAMED])
+
+    def _unreadable_names(self) -> str:
+        count, named = len(self.watch.unreadable), self.unreadable()
+        more = f" and {count - len(named)} more" if count > len(named) else ""
+        return f"{count} collection(s) cannot be read: {', '.join(named)}{more}"
+
     @property
     def warnings(self) -> list[str]:
-        """What an operator should know although everything works."""
+        """What an operator should know although everything else works."""
         found = list(self.leader.warnings)
+        if self.watch.unreadable:
+            found.append(
+                f"{len(self.watch.unreadable)} collection(s) cannot be read, see `unreadable`; all others are served."
+                " Repair one with `chroma-gateway repair COLLECTION`, restore a snapshot, or delete it"
+            )
         found += [
             f"{len(repair.lost_ids)} record(s) of {repair.segment.name} lost their vector with a torn index,"
             f" among them {', '.join(repair.lost_ids[:5])}: upsert them again"
@@ -362,6 +378,7 @@ class VectorStore:
 
     async def close(self) -> None:
         """Close what is open. Chroma goes on."""
+        self.quarantine.stopped()
         await self.operations.snapshotter.close()
         await self.repository.close()
 

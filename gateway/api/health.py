@@ -17,8 +17,11 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    status: str = Field(description="`ready`: Chroma is up, restored, and every collection was read")
-    warnings: list[str] = Field(description="what an operator should know although everything works")
+    status: str = Field(description="`ready`: Chroma is up, restored, and every collection was read once")
+    warnings: list[str] = Field(description="what an operator should know although everything else works")
+    unreadable: dict[str, str] | None = Field(
+        None, description="a handful of the collections that cannot be read, and why; all others are served"
+    )
 
 
 class NotReady(BaseModel):
@@ -31,7 +34,9 @@ class NotReady(BaseModel):
     bytes_total: int | None = Field(None, description="of a restore: how much there is")
     collections_done: int | None = Field(None, description="while every collection is read once: how many were")
     collections_total: int | None = Field(None, description="while every collection is read once: how many there are")
-    unreadable: dict[str, str] | None = Field(None, description="what cannot be read, and why")
+    unreadable: dict[str, str] | None = Field(
+        None, description="a handful of the collections that cannot be read, and why"
+    )
 
 
 public = APIRouter(tags=["health"])
@@ -46,17 +51,22 @@ async def healthz() -> Alive:
 
 @public.get(
     "/readyz",
-    summary="Is all data being served?",
-    responses={503: {"model": NotReady, "description": "not yet, or not all of it"}},
+    summary="Is the data being served?",
+    response_model=Ready,
+    responses={503: {"model": NotReady, "description": "not yet, or none of it"}},
 )
 async def readyz(request: Request, health: HealthOf, scraper: ScraperOf) -> Response:
-    """503 with the reason as long as it is not, and how far a start has come."""
+    """503 with the reason as long as it is not, and how far a start has come.
+
+    Collections that cannot be read are a warning as long as any other is served.
+    """
     readiness, sees_names = health.readiness(), scraper.lets_pass(request)
     if readiness.phase is Phase.READY:
-        warnings = health.warnings
-        if warnings and not sees_names:
-            warnings = [f"{len(warnings)}, for those who ask with a key"]
-        return JSONResponse(Ready(status="ready", warnings=warnings).model_dump())
+        warnings, unreadable = health.warnings, health.unreadable()
+        if not sees_names:
+            warnings, unreadable = [f"{len(warnings)}, for those who ask with a key"] if warnings else [], {}
+        ready = Ready(status="ready", warnings=warnings, unreadable=unreadable or None)
+        return JSONResponse(ready.model_dump(exclude_none=True))
     reason, progress = readiness.reason, readiness.progress
     if not sees_names:
         # Names of collections and of the store are for those who have a key that sees everything.

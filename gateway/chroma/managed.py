@@ -1,24 +1,33 @@
 """The Chroma of one data directory: prepared and started, followed, stopped, and started again when it died.
 
-1. `start`: finish an interrupted swap → WAL mode → repair unsound indexes → configuration → process → every
-   collection is read once
+1. `start`: finish an interrupted swap → WAL mode → repair unsound indexes → check what Chroma died of →
+   configuration → process → every collection is read once
 2. `keep_running`: when the process ended by itself, the same again. How often that may happen is decided by the
    process manager (`gateway.supervisor.plugin`), which also ends everything when it was too often.
 3. `stop`: for a restore, which swaps the files. Until `start` ended nobody else starts it.
 """
 
 import asyncio
+import sqlite3
 import time
+from collections.abc import Callable, Collection
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import structlog
 
+from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
+from gateway.chroma.disk import DATABASE
 from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import require_free_port, write_config
-from gateway.chroma.repair import Repair, Way
+from gateway.chroma.quarantine import Quarantine, fingerprints
+from gateway.chroma.repair import Repair, Way, repair_segment
+from gateway.chroma.segments import Segment, read_segments
+from gateway.chroma.structure import check_segment
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import GatewayError, Unavailable
 
@@ -62,6 +71,7 @@ class ManagedChroma:
         watch: ChromaWatch,
         control: ProcessControl | None,
         config: Path,
+        quarantine: Quarantine | None = None,
         *,
         allow_reset: bool = False,
         copies: Copies = no_copies,
@@ -71,6 +81,7 @@ class ManagedChroma:
         `copies` gives older copies of an index, for the repair of an unsound one.
         """
         self._directory, self._watch, self._control = directory, watch, control
+        self._quarantine = quarantine or Quarantine()
         self._config, self._allow_reset = config, allow_reset
         self._health, self._copies = IndexHealth(directory.path), copies
         self.repairs: list[Repair] = []
@@ -105,6 +116,7 @@ class ManagedChroma:
     async def stop(self) -> None:
         """Return once the process has ended; it stays so until `start`. Raises Unavailable."""
         self._attended = True
+        self._quarantine.stopped()
         await self.require_control().stop(_STOP_TIMEOUT_S)
         await self._watch.until(lambda watch: not watch.up, _STOP_TIMEOUT_S)
 
@@ -127,8 +139,10 @@ class ManagedChroma:
         """Start the process if there is none. Returns before it answers. Raises as `start`, and DiskFull."""
         control = self.require_control()
         if not await control.is_running():
+            self._quarantine.chroma_gone()
             await asyncio.to_thread(self._prepare)
             await self._repair_unsound()
+            await self._settle_quarantine()
             await control.start(_START_TIMEOUT_S)
 
     async def keep_running(self) -> None:
@@ -189,3 +203,33 @@ class ManagedChroma:
             for repair in repairs
             if repair.lost_ids and repair.way is not Way.NONE and self._directory.on_trial
         }
+
+    async def _settle_quarantine(self) -> None:
+        """Check what Chroma may have died of, whatever is remembered of it, and quarantine what stays torn."""
+        quarantine, path = self._quarantine, self._directory.path
+        for segment in await asyncio.to_thread(self._torn, quarantine.suspects):
+            try:
+                self.repairs.append(await self._repair(segment))
+            except (GatewayError, OSError, sqlite3.Error) as error:
+                quarantine.put(segment.collection_id, f"its index is torn, and could not be repaired: {error}")
+        for repair in self.repairs:
+            if repair.after.is_sound:
+                quarantine.lift(repair.segment.collection_id)
+        files = await asyncio.to_thread(fingerprints, path, quarantine.ids)
+        quarantine.settle(files, on_trial=self._directory.on_trial is not None)
+
+    def _torn(self, collection_ids: Collection[str]) -> list[Segment]:
+        """The segments of these collections whose index is torn. Blocks. Raises GatewayError."""
+        path = self._directory.path
+        if not collection_ids or database.is_empty(path):
+            return []
+        with database.translated(path / DATABASE), closing(database.open_database(path / DATABASE)) as connection:
+            suspected = [each for each in read_segments(connection) if each.collection_id in collection_ids]
+            checks = [(each, check_segment(path, connection, each)) for each in suspected]
+        return [segment for segment, check in checks if not (check.is_sound or check.only_lacks_vectors)]
+
+    async def _repair(self, segment: Segment, progress: Callable[[int, int], None] | None = None) -> Repair:
+        """As `repair_segment`, with the copies in the store. Chroma must be stopped."""
+        async with self._copies(segment) as copies:
+            repair = partial(repair_segment, self._directory.path, segment.id, copies, progress=progress)
+            return await run_in_thread_uninterrupted(repair)

@@ -171,6 +171,8 @@ class RouteMatch(NamedTuple):
     database: str = ""
     collection: str = ""
     """A name, a UUID or a CRN, as `resource` says. Decoded."""
+    touches: str | None = None
+    """The UUID of the collection whose index Chroma loads for it, for reads and writes of records."""
 
 
 _UNKNOWN = RouteMatch(Action.UNKNOWN, Kind.WRITE)
@@ -214,20 +216,28 @@ def match_route(method: str, raw_path: bytes) -> RouteMatch:
 
 def _matched(route: Route, resource: Resource, raw: dict[str, bytes], raw_path: bytes) -> RouteMatch:
     kind, whole_body, id_ = route.kind, route.whole_body, None
+    touches = _touched(raw["collection"]) if kind is Kind.RECORD_READ or route.action in RECORD_WRITES else None
     if kind is Kind.RECORD_READ:
         if _READABLE_ID.fullmatch(raw["collection"]):
             id_ = raw["collection"].decode().lower()
         else:  # without its id the gate cannot tell whether this is the first read
             kind, whole_body = Kind.WRITE, False
-    unknown = RouteMatch(Action.UNKNOWN, kind, id_, whole_body, route.probe)
+    unknown = RouteMatch(Action.UNKNOWN, kind, id_, whole_body, route.probe, touches=touches)
     if b"#" in raw_path:
         return unknown  # Chroma takes what follows for a fragment and drops it (the `http` crate, `PathAndQuery`)
     try:
-        names = {name: unquote_to_bytes(value).decode() for name, value in raw.items()}
+        decoded = {name: unquote_to_bytes(value).decode() for name, value in raw.items()}
     except UnicodeDecodeError:
         return unknown
-    tenant, database, collection = (names.get(name, "") for name in ("tenant", "database", "collection"))
-    return RouteMatch(route.action, kind, id_, whole_body, route.probe, resource, tenant, database, collection)
+    tenant, database, collection = (decoded.get(name, "") for name in ("tenant", "database", "collection"))
+    names = (tenant, database, collection)
+    return RouteMatch(route.action, kind, id_, whole_body, route.probe, resource, *names, touches)
+
+
+def _touched(raw: bytes) -> str | None:
+    """The UUID in a path, in any form that Chroma parses (the `uuid` crate: with braces, or as a URN, too)."""
+    text = unquote_to_bytes(raw).decode("latin-1").lower().removeprefix("urn:uuid:")
+    return parse_collection_id(text[1:-1] if text.startswith("{") else text)
 
 
 def parse_collection_id(text: str) -> str | None:

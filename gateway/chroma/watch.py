@@ -1,4 +1,7 @@
-"""Whether Chroma is up, and whether every collection can be read.
+"""Whether Chroma is up, and which collections can be read.
+
+After each start of Chroma every collection is read once, four at a time. Suspects (`gateway.chroma.quarantine`) are
+read last and alone, so that it is known which one Chroma dies of. What is quarantined is not read.
 
 One connection is kept open and idle: when Chroma's process ends, however it ends, the kernel closes
 it and the event loop hears of it before a new Chroma can listen. Chroma itself never closes it (seen
@@ -10,6 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import httpx
@@ -18,6 +22,7 @@ import structlog
 from gateway.chroma.database import Collection, read_contents
 from gateway.chroma.log import keep_log
 from gateway.chroma.process import HOST, base_url, http_client
+from gateway.chroma.quarantine import Quarantine
 from gateway.errors import GatewayError, Unavailable
 
 log = structlog.get_logger()
@@ -27,6 +32,8 @@ _PROBE_TIMEOUT_S = 300.0
 _HEARTBEAT_TIMEOUT_S = 5.0
 _PROBES_AT_ONCE = 4
 _PROBE_AGAIN_S = 5.0
+_HEARS_OF_END_S = 1.0
+_DATABASE = "(database)"
 
 Ticket = Callable[[str, str], AbstractAsyncContextManager[None]]
 
@@ -34,16 +41,26 @@ Ticket = Callable[[str, str], AbstractAsyncContextManager[None]]
 class ChromaWatch:
     """Follows one Chroma. `run` is its task; everything else may be asked at any time."""
 
-    def __init__(self, data_dir: Path, port: int, ticket: Ticket, on_gone: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        port: int,
+        ticket: Ticket,
+        on_gone: Callable[[], None],
+        quarantine: Quarantine | None = None,
+    ) -> None:
         """`ticket(what, collection_id)` admits one first read; `on_gone` is called when Chroma's process ended."""
         self._data_dir, self.port, self._ticket, self._on_gone = data_dir, port, ticket, on_gone
+        self._quarantine = quarantine or Quarantine()
         self._changed = asyncio.Event()
         self.up = False
         self.starts = 0
         self.warmed = False
         self.to_warm = self.done_warming = 0
         self.unreadable: dict[str, str] = {}
-        """What could not be read, and why: by "tenant/database/collection"."""
+        """What could not be read, or not all of it, and why: by "tenant/database/collection"."""
+        self.refused: frozenset[str] = frozenset()
+        """Those of `unreadable` whose requests are refused."""
 
     async def run(self) -> None:
         """Follow Chroma until cancelled: connect, warm every collection, wait for its end, begin anew."""
@@ -57,11 +74,12 @@ class ChromaWatch:
                     warming = asyncio.create_task(self._keep_warm(client))
                     try:
                         await ended()
+                        self._quarantine.chroma_gone()
                     finally:
                         warming.cancel()
                         await asyncio.gather(warming, return_exceptions=True)
                         self.up = self.warmed = False
-                        self.unreadable = {}
+                        self.unreadable, self.refused = {}, frozenset()
                         self._on_gone()
                         self._notify()
                 log.warning("chroma is gone")
@@ -84,19 +102,23 @@ class ChromaWatch:
         return True
 
     def require_served(self) -> int:
-        """The number of Chroma's present run, if all its collections can be read.
+        """The number of Chroma's present run.
 
-        Raises Unavailable otherwise: while it starts, and while some collection cannot be read.
+        Collections that cannot be read do not matter. Raises Unavailable while Chroma starts, and where the list of
+        collections cannot be read.
         """
         if not self.up or not self.warmed:
             raise Unavailable("Chroma is starting", "wait until GET /readyz answers 200")
-        if self.unreadable:
-            name, why = next(iter(self.unreadable.items()))
+        if _DATABASE in self.unreadable:
             raise Unavailable(
-                f"{len(self.unreadable)} collection(s) cannot be read, among them {name}: {why}",
-                "restore the latest snapshot, or delete what cannot be read; see GET /readyz",
+                f"the list of collections cannot be read: {self.unreadable[_DATABASE]}", "see GET /readyz"
             )
         return self.starts
+
+    @property
+    def serves_nothing(self) -> bool:
+        """Whether there are collections, and none of them is served."""
+        return _DATABASE in self.unreadable or 0 < self.to_warm == len(self.refused)
 
     async def require_same_run(self, run: int) -> None:
         """Raise Unavailable unless Chroma's run number `run` still lives, as of this call's end."""
@@ -140,50 +162,109 @@ class ChromaWatch:
 
     async def _keep_warm(self, client: httpx.AsyncClient) -> None:
         """Read every collection once, and those that failed again and again."""
+        failed: set[str] | None = None
         while True:
             try:
                 contents = await asyncio.to_thread(read_contents, self._data_dir)
             except Exception as error:
-                self.unreadable = {"(database)": str(error)}
+                self.unreadable = {_DATABASE: str(error)}
                 log.error("the list of collections cannot be read", cause=str(error))
             else:
-                await self._warm(client, contents.collections)
-                self.warmed = True
+                await self._warm(client, contents.collections, failed)
+                self.warmed, failed = True, set(self.unreadable)
                 self._notify()
                 if not self.unreadable:
                     return
             await asyncio.sleep(_PROBE_AGAIN_S)
 
-    async def _warm(self, client: httpx.AsyncClient, collections: list[Collection]) -> None:
-        self.to_warm, self.done_warming = len(collections), 0
-        unreadable: dict[str, str] = {}
+    async def _warm(self, client: httpx.AsyncClient, collections: list[Collection], names: set[str] | None) -> None:
+        """Read those of `collections` that have one of these names, or all."""
+        quarantined, suspects = self._quarantine.quarantined, self._quarantine.suspects
+        found = {each.id: quarantined[each.id] for each in collections if each.id in quarantined}
+        refused = set(found)
+        wanted = [each for each in collections if each.id not in found and (names is None or _full_name(each) in names)]
+        self.to_warm, self.done_warming = len(collections), len(collections) - len(wanted)
         places = asyncio.Semaphore(_PROBES_AT_ONCE)
 
         async def warm(collection: Collection) -> None:
             async with places:
-                name = f"{collection.tenant}/{collection.database}/{collection.name}"
-                try:
-                    async with self._ticket(f"warming {name}", collection.id):
-                        problem = await probe(client, collection)
-                        if problem:
-                            raise _Unreadable(problem)
-                except Exception as error:
-                    unreadable[name] = str(error) or type(error).__name__
-                    log.error("a collection cannot be read", collection=name, cause=unreadable[name])
+                if problem := await self._read(client, collection):
+                    found[collection.id] = problem.why
+                    if problem.is_whole:
+                        refused.add(collection.id)
                 self.done_warming += 1
 
         async with asyncio.TaskGroup() as group:
-            for collection in collections:
-                group.create_task(warm(collection))
-        self.unreadable = unreadable
+            for collection in wanted:
+                if collection.id not in suspects:
+                    group.create_task(warm(collection))
+        for collection in wanted:
+            if collection.id in suspects:
+                await warm(collection)
+        self._quarantine.unreadable = {each: found[each] for each in refused - set(quarantined)}
+        self.unreadable = {_full_name(each): found[each.id] for each in collections if each.id in found}
+        self.refused = frozenset(_full_name(each) for each in collections if each.id in refused)
+
+    async def _read(self, client: httpx.AsyncClient, collection: Collection) -> "_Problem | None":
+        name = _full_name(collection)
+        try:
+            async with self._ticket(f"warming {name}", collection.id):
+                self._quarantine.begin_probe(collection.id)
+                why = await probe(client, collection)
+                problem = _Problem(why, not await _answers(client, collection)) if why else None
+                self._quarantine.end_probe(collection.id)
+                if problem:
+                    raise _Unreadable(problem)
+        except _Unreadable as error:
+            problem = error.problem
+        except httpx.TransportError as error:
+            # Chroma may just have ended. Then this is cancelled in a moment. Nothing else may begin before that, or it
+            # would be suspected too.
+            await asyncio.sleep(_HEARS_OF_END_S)
+            problem = _Problem(str(error) or type(error).__name__, True)
+        except Exception as error:
+            problem = _Problem(str(error) or type(error).__name__, True)
+        if problem:
+            log.error("a collection cannot be read", collection=name, cause=problem.why)
+        return problem
 
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
 
 
+class _Problem(NamedTuple):
+    """Why a collection cannot be read, and whether Chroma answers nothing at all of it."""
+
+    why: str
+    is_whole: bool
+
+
 class _Unreadable(Exception):
-    pass
+    """Ends the ticket of a read that failed, so that the collection does not count as warm."""
+
+    def __init__(self, problem: _Problem) -> None:
+        super().__init__(problem.why)
+        self.problem = problem
+
+
+def _full_name(collection: Collection) -> str:
+    return f"{collection.tenant}/{collection.database}/{collection.name}"
+
+
+def _url(collection: Collection) -> str:
+    return (
+        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
+        f"/collections/{collection.id}"
+    )
+
+
+async def _answers(client: httpx.AsyncClient, collection: Collection) -> bool:
+    """Whether Chroma answers at least what needs no vectors."""
+    base = _url(collection)
+    counted = await client.get(f"{base}/count")
+    read = await client.post(f"{base}/get", json={"limit": 1, "include": ["metadatas", "documents"]})
+    return counted.status_code == read.status_code == httpx.codes.OK
 
 
 async def probe(client: httpx.AsyncClient, collection: Collection) -> str | None:
@@ -192,10 +273,7 @@ async def probe(client: httpx.AsyncClient, collection: Collection) -> str | None
     A collection that is gone by now is no failure. A heartbeat is green while an index is torn, so
     this goes through both segments.
     """
-    base = (
-        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
-        f"/collections/{collection.id}"
-    )
+    base = _url(collection)
     counted = await client.get(f"{base}/count")
     if counted.status_code == httpx.codes.NOT_FOUND:
         return None

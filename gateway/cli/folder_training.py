@@ -84,6 +84,6 @@ async def train_folder(
 
 
 @contextlib.asynccontextmanager
-async def _admit(_what: str, _collection_id: str | None) -> AsyncIterator[None]:
+async def _admit(_what: str, _collection_id: str | None, _touches: str | None) -> AsyncIterator[None]:
     """Let every request through: the gateway's own gate holds it back, as every client's."""
     yield

@@ -33,6 +33,8 @@ def screen(found: dict[str, Any]) -> str:
         f"gateway {found['version']}, chromadb {found['chroma_version']}, up for {age(found['uptime_s'])}, "
         f"{size(found['memory']['gateway_bytes'])} of memory",
         "ready" if found["ready"] else f"NOT READY: {found['reason']}",
+        *(f"WARNING: {each}" for each in found.get("warnings", [])),
+        *(f"CANNOT BE READ: {name}: {why}" for name, why in found["chroma"].get("unreadable", {}).items()),
         _gate_and_chroma(found["gate"], found["chroma"]),
         _data_dir(found["data_dir"]),
         *_store(found["store"]),

@@ -12,10 +12,11 @@ import httpx
 from gateway.aio import uninterrupted
 from gateway.errors import BadUpstream, NotFound, Unavailable
 
-Admit = Callable[[str, str | None], AbstractAsyncContextManager[None]]
-"""`admit(action, collection_id)` holds the write gate open for one request to Chroma, or raises Unavailable.
+Admit = Callable[[str, str | None, str | None], AbstractAsyncContextManager[None]]
+"""`admit(action, collection_id, touches)` holds the write gate open for one request to Chroma, or raises Unavailable.
 
-`collection_id` is given for reads of records only. A request without it counts as a write."""
+`collection_id` is given for reads of records only. A request without it counts as a write. `touches` is the collection
+whose records are read or written."""
 
 _TIMEOUT_S = 300.0
 # Long enough for a restore to end: training then goes on.
@@ -79,7 +80,9 @@ class ChromaClient:
         offset = 0
         while True:
             body = {"limit": _PAGE_RECORDS, "offset": offset, "include": ["metadatas"]}
-            page = await self._ask("POST", f"{self._base}/{collection_id}/get", "read", collection_id, body)
+            page = await self._ask(
+                "POST", f"{self._base}/{collection_id}/get", "read", collection_id, body, collection_id
+            )
             for pair in zip(page["ids"], page["metadatas"], strict=True):
                 yield pair
             if len(page["ids"]) < _PAGE_RECORDS:
@@ -92,14 +95,14 @@ class ChromaClient:
             body = {
                 f"{part}s": [record[part] for record in batch] for part in ("id", "embedding", "document", "metadata")
             }
-            await self._ask("POST", f"{self._base}/{collection_id}/upsert", "upsert", None, body)
+            await self._ask("POST", f"{self._base}/{collection_id}/upsert", "upsert", None, body, collection_id)
 
     async def delete(self, collection_id: str, ids: Iterable[str]) -> None:
         """Delete records. Ids that do not exist are ignored."""
         remaining, size = sorted(ids), await self._batch_size()
         for start in range(0, len(remaining), size):
             body = {"ids": remaining[start : start + size]}
-            await self._ask("POST", f"{self._base}/{collection_id}/delete", "delete", None, body)
+            await self._ask("POST", f"{self._base}/{collection_id}/delete", "delete", None, body, collection_id)
 
     async def _batch_size(self) -> int:
         if not self.batch_size:
@@ -107,21 +110,34 @@ class ChromaClient:
             self.batch_size = max(1, min(int(limits["max_batch_size"]), 1000))
         return self.batch_size
 
-    async def _ask(self, method: str, path: str, action: str, collection_id: str | None, body: Any = None) -> Any:
-        """Send a request and return the answer's JSON. Every request of this class is safe to repeat."""
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        action: str,
+        collection_id: str | None,
+        body: Any = None,
+        touches: str | None = None,
+    ) -> Any:
+        """Send a request and return the answer's JSON. Every request of this class is safe to repeat.
+
+        `collection_id` and `touches`: see `Admit`.
+        """
         give_up_at = time.monotonic() + _RETRY_FOR_S
         while True:
             try:
                 # Chroma finishes a request even if its client has gone.
-                return await uninterrupted(self._send(method, path, action, collection_id, body))
+                return await uninterrupted(self._send(method, path, action, collection_id, touches, body))
             except Unavailable as error:
                 if time.monotonic() > give_up_at:
                     raise
                 await asyncio.sleep(error.retry_after_s or _RETRY_PAUSE_S)
 
-    async def _send(self, method: str, path: str, action: str, collection_id: str | None, body: Any) -> Any:
+    async def _send(
+        self, method: str, path: str, action: str, collection_id: str | None, touches: str | None, body: Any
+    ) -> Any:
         try:
-            async with self._admit(f"training: {action}", collection_id):
+            async with self._admit(f"training: {action}", collection_id, touches):
                 answer = await self._client.request(method, path, json=body)
         except httpx.TransportError as error:
             raise Unavailable(f"Chroma cannot be reached to {action}: {error or type(error).__name__}") from error

@@ -32,8 +32,12 @@ class Health:
 
     @property
     def warnings(self) -> list[str]:
-        """What an operator should know although everything works."""
+        """What an operator should know although everything else works."""
         return self._vectorstore.warnings
+
+    def unreadable(self) -> dict[str, str]:
+        """Why, by name, for a handful of the collections that cannot be read."""
+        return self._vectorstore.unreadable()
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks first. Reads the store once."""
@@ -50,6 +54,7 @@ class Health:
             "ready": readiness.phase is Phase.READY,
             "phase": readiness.phase.value,
             "reason": None if readiness.phase is Phase.READY else readiness.reason,
+            "warnings": self.warnings,
             "gate": {
                 "state": gate.state.value,
                 "refusal": gate.refusal,

@@ -6,7 +6,8 @@ A write that arrives while the gate is not open waits, at most `timeout_s`, and 
 pass in every state, except the first read of each collection since Chroma's start: Chroma backfills and purges the
 collection in it (`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it counts as a write until it
 succeeded. During a restore `refuse()` rejects every request at once. Where another gateway is the writer
-`refuse_writes()` rejects writes, and all reads go on.
+`refuse_writes()` rejects writes, and all reads go on. What needs a ticket and touches a collection that cannot be read
+is rejected too (`gateway.chroma.quarantine`).
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
 
+from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.routes import Kind, RouteMatch
 from gateway.errors import Conflict, GateTimeout, LeaseLost, QuiesceTimeout, Unavailable
 
@@ -32,18 +34,19 @@ class State(Enum):
 class Ticket:
     """One write in progress. It ends with Chroma's response, even if the client disconnected before."""
 
-    __slots__ = ("collection_id", "epoch", "since_s", "what")
+    __slots__ = ("collection_id", "epoch", "since_s", "touches", "what")
 
-    def __init__(self, what: str, collection_id: str | None, epoch: int) -> None:
-        self.what, self.collection_id, self.epoch = what, collection_id, epoch
+    def __init__(self, what: str, collection_id: str | None, touches: str | None, epoch: int) -> None:
+        self.what, self.collection_id, self.touches, self.epoch = what, collection_id, touches, epoch
         self.since_s = time.monotonic()
 
 
 class Gate:
     """One for each Chroma. Not thread-safe: use it from the event loop."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, quarantine: Quarantine | None = None) -> None:
         self._timeout_s = timeout_s
+        self.quarantine = quarantine or Quarantine()
         self.state = State.OPEN
         self.refusal: str | None = None
         self.refusals = 0
@@ -75,22 +78,34 @@ class Gate:
         if not self.requests:
             self._notify()
 
-    def try_acquire(self, what: str, collection_id: str | None = None) -> Ticket | None:
+    def try_acquire(self, what: str, collection_id: str | None = None, touches: str | None = None) -> Ticket | None:
         """As `acquire`, but return None instead of waiting or raising."""
         if self.state is not State.OPEN or self.refusal is not None or self._refuses(collection_id):
             return None
-        return self._issue(what, collection_id)
+        if touches is not None and self.quarantine.refuses(touches):
+            return None
+        return self._issue(what, collection_id, touches)
 
-    async def acquire(self, what: str, collection_id: str | None = None) -> Ticket:
+    async def acquire(self, what: str, collection_id: str | None = None, touches: str | None = None) -> Ticket:
         """A ticket for one write, or for a first read of `collection_id`. Waits while the gate is not open.
 
-        The caller must call `release`. Raises GateTimeout after `timeout_s`, Unavailable while requests are refused,
-        LeaseLost while writes are.
+        `touches` is the collection whose records are read or written. The caller must call `release`. Raises
+        GateTimeout after `timeout_s`, Unavailable while requests are refused and for a collection that cannot be read,
+        LeaseLost while writes are refused.
         """
-        if ticket := self.try_acquire(what, collection_id):
+        if ticket := self.try_acquire(what, collection_id, touches):
             return ticket
+        if touches is not None:
+            self.quarantine.require_readable(touches)
         await self._wait_until_open(write=collection_id is None)
-        return self._issue(what, collection_id)
+        if touches is not None:
+            self.quarantine.require_readable(touches)
+        return self._issue(what, collection_id, touches)
+
+    def sending(self, ticket: Ticket) -> None:
+        """Chroma is about to get the whole request of `ticket`."""
+        if ticket.touches is not None:
+            self.quarantine.begin(ticket.touches)
 
     def release(self, ticket: Ticket, *, done: bool = False) -> None:
         """Give a ticket back. `done` says that Chroma did the work (status 200). Safe to call again."""
@@ -104,6 +119,8 @@ class Gate:
 
     def release_at_response(self, ticket: Ticket, *, done: bool) -> None:
         """Release a ticket whose response has begun, and count the rest as a read. The caller must call `end_read`."""
+        if ticket.touches is not None:
+            self.quarantine.answered(ticket.touches)
         self.requests += 1
         self.release(ticket, done=done)
 
@@ -123,12 +140,17 @@ class Gate:
             self.release(ticket, done=done)
 
     @asynccontextmanager
-    async def admitted(self, what: str, collection_id: str | None = None) -> AsyncIterator[None]:
+    async def admitted(
+        self, what: str, collection_id: str | None = None, touches: str | None = None
+    ) -> AsyncIterator[None]:
         """A ticket for a write by the gateway itself, under the same rules as a client's. Raises as `acquire`."""
-        ticket, done = await self.acquire(what, collection_id), False
+        ticket, done = await self.acquire(what, collection_id, touches), False
+        self.sending(ticket)
         try:
             yield
             done = True
+            if touches is not None:
+                self.quarantine.answered(touches)
         finally:
             self.release(ticket, done=done)
 
@@ -209,9 +231,9 @@ class Gate:
         """Whether this is a write, and writes are refused."""
         return self.write_refusal is not None and collection_id is None
 
-    def _issue(self, what: str, collection_id: str | None) -> Ticket:
+    def _issue(self, what: str, collection_id: str | None, touches: str | None = None) -> Ticket:
         self.admitted_writes += collection_id is None
-        ticket = Ticket(what, collection_id, self._epoch)
+        ticket = Ticket(what, collection_id, touches, self._epoch)
         self._tickets.add(ticket)
         return ticket
 

@@ -166,7 +166,7 @@ class ProxiedRequest:
                 gate.begin_read()
                 self._holds_last_piece = True
             else:
-                self._ticket = gate.try_acquire(head.what, head.route.collection_id)
+                self._ticket = gate.try_acquire(head.what, head.route.collection_id, head.route.touches)
                 if self._ticket is None:
                     self._admission = asyncio.create_task(self._acquire())
                     return
@@ -176,8 +176,9 @@ class ProxiedRequest:
         self._admitted()
 
     async def _acquire(self) -> None:
+        route = self.head.route
         try:
-            self._ticket = await self._gate.acquire(self.head.what, self.head.route.collection_id)
+            self._ticket = await self._gate.acquire(self.head.what, route.collection_id, route.touches)
         except GatewayError as error:
             self.fail(error)
             return
@@ -194,7 +195,8 @@ class ProxiedRequest:
 
     def _acquire_for_last_piece(self) -> None:
         """The body is complete, and Chroma has all but the last piece. Send that one with a ticket."""
-        ticket = self._gate.try_acquire(self.head.what, self.head.route.collection_id)
+        route = self.head.route
+        ticket = self._gate.try_acquire(self.head.what, route.collection_id, route.touches)
         if ticket is None:
             self._pool.release(self)  # writes that wait for the gate must not take the slots of reads
             self._admission = asyncio.create_task(self._wait_to_send_last_piece())
@@ -202,8 +204,9 @@ class ProxiedRequest:
             self._send_last_piece(ticket)
 
     async def _wait_to_send_last_piece(self) -> None:
+        route = self.head.route
         try:
-            ticket = await self._gate.acquire(self.head.what, self.head.route.collection_id)
+            ticket = await self._gate.acquire(self.head.what, route.collection_id, route.touches)
         except GatewayError as error:
             if self._upstream is not None:
                 self._upstream.abort()
@@ -219,6 +222,7 @@ class ProxiedRequest:
             return
         self._holds_last_piece, self._ticket = False, ticket
         self._gate.end_read()
+        self._gate.sending(ticket)
         self._upstream.send(self._last_piece)
         self._last_piece = b""
 
@@ -270,6 +274,8 @@ class ProxiedRequest:
         )
         if self._holds_last_piece:
             self._last_piece = self._held.pop()
+        if self._ticket is not None:
+            self._gate.sending(self._ticket)
         upstream.start(self, b"".join((lines, *self._held)) if self._held else lines)
         self._sent_at_s = upstream.last_activity_s
         self._repeatable = head.idempotent and self.received and not self._holds_last_piece

@@ -116,6 +116,7 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
         ),
         gc_grace_s=settings.gc_grace_s,
         allow_reset=settings.allow_reset,
+        ready_requires_all=settings.ready_requires_all,
     )
     directory = DataDirectory(settings.data_dir)
     return VectorStore(directory, settings.chroma_port, storage, settings.repository_prefix, control, options)

@@ -118,7 +118,7 @@ def trainer(chroma: BareChroma) -> Trainer:
 
 
 class _admit:  # noqa: N801
-    def __init__(self, _what: str, _collection_id: str | None) -> None:
+    def __init__(self, _what: str, _collection_id: str | None, _touches: str | None) -> None:
         pass
 
     async def __aenter__(self) -> None:

@@ -1,6 +1,7 @@
 """`/readyz` says why not to whoever may know, and that not to everybody."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +24,10 @@ def keys(tmp_path: Path) -> Keys:
     return keys
 
 
+def settings_of(path: Path, **more: Any) -> Settings:
+    return Settings(data_dir=path / "data", store=f"file://{path}/store", **more)
+
+
 async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
         return await client.get("/readyz", headers=headers)
@@ -32,7 +37,7 @@ async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
 async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: str | None, told: bool) -> None:
     """Everybody hears that a collection cannot be read; which one, only who sees everything."""
     keys.tokens["wrong"] = "nonsense"
-    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
+    settings = settings_of(tmp_path, keys_file=keys.path, ready_requires_all=True)
     gateway_process = Gateway(settings, "an-admin-token")
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
     answer = await ask(gateway_process.admin(), keys.bearer(who) if who else {})
@@ -43,9 +48,25 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
     assert ("unreadable" in body and body["unreadable"] == {NAME: "torn"}) is told
 
 
+@pytest.mark.parametrize(("who", "told"), [(None, False), ("part", False), ("reader", True)])
+async def test_one_unreadable_collection_takes_no_other_out_of_service(
+    tmp_path: Path, keys: Keys, who: str | None, told: bool
+) -> None:
+    """It is a warning, which names a handful to those with a key. Where nothing is left to serve, it is not ready."""
+    gateway_process = Gateway(settings_of(tmp_path, keys_file=keys.path), "an-admin-token")
+    app, watch = gateway_process.admin(), gateway_process.vectorstore.watch
+    watch.unreadable = {f"{NAME}{number}": "torn" for number in range(9)}
+    watch.up, watch.warmed, watch.to_warm, watch.refused = True, True, 10, frozenset(watch.unreadable)
+    answer = await ask(app, keys.bearer(who) if who else {})
+    assert (answer.status_code, len(answer.json()["warnings"])) == (200, 1)
+    assert [answer.text.count(f"{NAME}{number}") for number in range(9)] == ([1] * 5 + [0] * 4 if told else [0] * 9)
+    watch.to_warm = 9
+    assert (await ask(app, {})).status_code == 503
+
+
 async def test_an_open_gateway_tells_everybody(tmp_path: Path) -> None:
     """As the data is theirs to read anyway; and while every collection is read, how far it is."""
-    gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
+    gateway_process = Gateway(settings_of(tmp_path, ready_requires_all=True), "an-admin-token")
     app = gateway_process.admin()
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
     assert NAME in (await ask(app, {})).json()["message"]

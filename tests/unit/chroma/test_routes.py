@@ -369,3 +369,21 @@ def test_a_literal_segment_takes_precedence_over_a_placeholder() -> None:
 def test_a_collections_id_is_a_uuid_with_or_without_hyphens(text: str, id_: str | None) -> None:
     """Chroma accepts more; a key with a scope must use one of these."""
     assert parse_collection_id(text) == id_
+
+
+@pytest.mark.parametrize("form", ["{id}", "{upper}", "{hex}", "%7B{id}%7D", "urn:uuid:{id}"])
+@pytest.mark.parametrize(("method", "what"), [("GET", "count"), ("POST", "get"), ("POST", "add"), ("POST", "delete")])
+def test_what_loads_an_index_is_known_in_every_form_of_its_uuid(form: str, method: str, what: str) -> None:
+    """A quarantine must not be passed by another spelling (docs/chroma-internals.md, "What loads an index")."""
+    id_ = "8907d4e7-72d0-4bec-b589-b3d1f7885fcb"
+    written = form.format(id=id_, upper=id_.upper(), hex=id_.replace("-", ""))
+    path = f"/api/v2/tenants/t/databases/d/collections/{written}/{what}"
+    assert match_route(method, path.encode()).touches == id_
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/c"), ("GET", "/c"), ("PUT", "/8907d4e7-72d0-4bec-b589-b3d1f7885fcb")]
+)
+def test_what_loads_no_index_passes_a_quarantine(method: str, path: str) -> None:
+    """A collection that cannot be read can still be deleted, renamed and looked up."""
+    assert match_route(method, f"/api/v2/tenants/t/databases/d/collections{path}".encode()).touches is None

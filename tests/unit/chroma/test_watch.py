@@ -1,12 +1,15 @@
 """The watch outlives whatever a dying Chroma does to it."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 
+from gateway.chroma.database import Collection
+from gateway.chroma.quarantine import DIED_TWICE, Quarantine
 from gateway.chroma.watch import ChromaWatch
 from tests.bare_chroma import bare_chroma
 
@@ -42,3 +45,63 @@ async def test_it_sees_chroma_come_go_and_come_again(tmp_path: Path, monkeypatch
         assert not watching.done()
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_suspects_are_read_last_and_alone(tmp_path: Path) -> None:
+    """Chroma ends whenever one collection is read: at the second time it is known which one, and left alone."""
+    quarantine, read = Quarantine(), list[str]()
+    with bare_chroma(tmp_path) as chroma:
+        made = [chroma.client().create_collection(f"notes{each}", embedding_function=None) for each in range(6)]
+        for collection in made:
+            collection.add(ids=["a"], embeddings=[[1.0, 0.0]])
+    doomed = str(made[0].id)
+
+    async def run() -> dict[str, str]:
+        """Start Chroma, read everything, and return what could not be read; it is empty if Chroma ended."""
+        with bare_chroma(tmp_path) as chroma:
+
+            @asynccontextmanager
+            async def deadly(_what: str, collection_id: str) -> AsyncIterator[None]:
+                read.append(collection_id)
+                if collection_id == doomed:
+                    chroma.process.kill()
+                yield
+
+            read.clear()
+            watch = ChromaWatch(tmp_path, chroma.port, deadly, lambda: None, quarantine)
+            watching = asyncio.create_task(watch.run())
+            assert await watch.until(lambda watch: watch.warmed or (watch.starts > 0 and not watch.up), 20)
+            unreadable = watch.unreadable
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            return unreadable
+
+    assert await run() == {}
+    suspects = quarantine.suspects
+    assert doomed in suspects
+    assert await run() == {}
+    assert (suspects & set(read), read[-1]) == ({doomed}, doomed)
+    assert len(read) == 6 - len(suspects) + 1
+    assert await run() == {"default_tenant/default_database/notes0": DIED_TWICE}
+    assert (len(read), doomed in read) == (5, False)
+    assert not quarantine.suspects
+
+
+@pytest.mark.parametrize(("fails", "refused"), [("embeddings", False), ("count", True)])
+async def test_what_chroma_can_answer_in_part_is_passed_on(tmp_path: Path, fails: str, refused: bool) -> None:
+    """One record without a vector fails some requests of its collection. It does not take away the others."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if fails in f"{request.url.path} {request.content.decode()}":
+            return httpx.Response(500, json={"error": "InternalError", "message": "vector missing"})
+        return httpx.Response(200, json={"ids": []})
+
+    quarantine = Quarantine()
+    watch = ChromaWatch(tmp_path, 1, admitted, lambda: None, quarantine)
+    notes = Collection("tenant", "database", "notes", "00000000-0000-0000-0000-00000000000a", 1, 2)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://chroma") as client:
+        await watch._warm(client, [notes, notes._replace(name="other", id="b")], {"tenant/database/notes"})
+    assert watch.unreadable.keys() == {"tenant/database/notes"}
+    assert watch.refused == (frozenset(watch.unreadable) if refused else frozenset())
+    assert quarantine.refuses(notes.id) is refused
+    assert not watch.serves_nothing

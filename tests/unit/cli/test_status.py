@@ -69,7 +69,8 @@ def test_what_is_wrong_is_in_capitals() -> None:
     wrong = {
         "ready": False,
         "reason": "Chroma is starting",
-        "chroma": {"up": False, "starts": 4},
+        "warnings": ["the disk is nearly full"],
+        "chroma": {"up": False, "starts": 4, "unreadable": {"t/d/c0": "torn"}},
         "store": store,
         "snapshots": {"interval_s": 0, "cron": None, "final": False},
         "last_error": {"at": "2026-11-20T21:04:55Z", "message": "the disk is full"},
@@ -77,6 +78,8 @@ def test_what_is_wrong_is_in_capitals() -> None:
     }
     shown = screen(ANSWER | wrong)
     assert "NOT READY: Chroma is starting" in shown
+    assert "WARNING: the disk is nearly full" in shown
+    assert "CANNOT BE READ: t/d/c0: torn" in shown
     assert "Chroma DOWN, started 4 time(s)" in shown
     assert "store s3://bucket: NOT REACHABLE: no answer within 5 s" in shown
     assert "LAST ERROR at 2026-11-20T21:04:55Z: the disk is full" in shown

@@ -737,3 +737,34 @@ async def test_admitted_writes_are_counted(gate: Gate) -> None:
     gate.refuse_writes("another gateway")
     assert gate.try_acquire("a write") is None
     assert gate.admitted_writes == 2
+
+
+async def test_a_collection_that_cannot_be_read_is_refused_for_itself(gate: Gate) -> None:
+    """Its first reads and its writes are; those of other collections pass, also while the gate was closed."""
+    gate.quarantine.unreadable = {A: "torn"}
+    for collection_id in (A, None):
+        assert gate.try_acquire("a request", collection_id, A) is None
+        with pytest.raises(Unavailable, match="torn"):
+            await gate.acquire("a request", collection_id, A)
+    gate.release(await gate.acquire("a write", None, B))
+    async with gate.hold(SHORT_S):
+        waiting = await begin(gate.acquire("a write", None, B))
+        gate.quarantine.unreadable = {B: "torn since"}
+    with pytest.raises(Unavailable, match="torn since"):
+        await waiting
+    assert gate.writes == 0
+
+
+async def test_what_chroma_has_not_answered_is_known(gate: Gate) -> None:
+    """From the moment it is sent until the response begins; a request that was never sent is no suspect."""
+    for answered, suspects in ((True, set()), (False, {A})):
+        ticket = await gate.acquire("a write", None, A)
+        unsent = await gate.acquire("a write", None, B)
+        gate.sending(ticket)
+        if answered:
+            gate.release_at_response(ticket, done=False)
+            gate.end_read()
+        gate.release(ticket)
+        gate.release(unsent)
+        gate.quarantine.chroma_gone()
+        assert gate.quarantine.suspects == suspects
