@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from gateway.aio import TaskPool
 from gateway.errors import GatewayError, LeaseLost, StorageError
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_lease_state, this_process
@@ -53,6 +54,8 @@ class Writes(Protocol):
     def refuse_writes(self, reason: str) -> None: ...
 
     def accept_writes(self) -> None: ...
+
+    def extend_writes(self, until_s: float) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,31 @@ class LeaderElection:
 
     async def run(self) -> None:
         """After `begin`: become the writer, stay it, and make room when asked; until cancelled."""
+        async with TaskPool(2) as tasks:
+            await tasks.start(self._notice_pauses)
+            await tasks.start(self._lead)
+
+    async def _notice_pauses(self) -> None:
+        """Let writes be accepted for a while again and again; after a pause only once the lease was looked at.
+
+        A process that is stopped (SIGSTOP, a machine that sleeps) may be succeeded meanwhile.
+        """
+        term_s, seen_s = self._options.answer_timeout_s / 2, time.monotonic()
+        while True:
+            paused_s = time.monotonic() - seen_s
+            if paused_s > term_s and self.role is LeaderRole.WRITER:
+                log.warning("this process was paused, so the lease is looked at", paused_s=round(paused_s, 1))
+                try:
+                    await self._held().current()
+                except LeaseLost as error:
+                    self._become_reader(error.message)
+                except GatewayError as error:
+                    log.warning("the lease cannot be looked at", cause=str(error))
+            seen_s = time.monotonic()
+            self._writes.extend_writes(seen_s + term_s)
+            await asyncio.sleep(term_s / 8)
+
+    async def _lead(self) -> None:
         tries = 0
         while self.role is LeaderRole.STARTING:
             try:

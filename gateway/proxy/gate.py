@@ -6,11 +6,13 @@ A write that arrives while the gate is not open waits, at most `timeout_s`, and 
 pass in every state, except the first read of each collection since Chroma's start: Chroma backfills and purges the
 collection in it (`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it counts as a write until it
 succeeded. During a restore `refuse()` rejects every request at once. Where another gateway is the writer
-`refuse_writes()` rejects writes, and all reads go on. What needs a ticket and touches a collection that cannot be read
-is rejected too (`gateway.chroma.quarantine`).
+`refuse_writes()` rejects writes, and all reads go on. After a pause of the process writes wait until it is known again
+that they may be accepted (`extend_writes`). What needs a ticket and touches a collection that cannot be read is
+rejected too (`gateway.chroma.quarantine`).
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -52,6 +54,7 @@ class Gate:
         self.refusals = 0
         """How many times `refuse` was called. After each of them Chroma may have other data."""
         self.write_refusal: str | None = None
+        self._writes_until_s = math.inf
         self.admitted_writes = 0
         """How many writes were let through since the start, without first reads."""
         self.waiting = 0
@@ -80,7 +83,9 @@ class Gate:
 
     def try_acquire(self, what: str, collection_id: str | None = None, touches: str | None = None) -> Ticket | None:
         """As `acquire`, but return None instead of waiting or raising."""
-        if self.state is not State.OPEN or self.refusal is not None or self._refuses(collection_id):
+        if self.state is not State.OPEN or self.refusal is not None:
+            return None
+        if collection_id is None and (self.write_refusal is not None or time.monotonic() > self._writes_until_s):
             return None
         if touches is not None and self.quarantine.refuses(touches):
             return None
@@ -203,6 +208,12 @@ class Gate:
         """End `refuse_writes`. Safe to call at any time."""
         self.write_refusal = None
 
+    def extend_writes(self, until_s: float) -> None:
+        """Admit writes until `until_s` of the monotonic clock. Later ones wait for the next call."""
+        lapsed, self._writes_until_s = time.monotonic() > self._writes_until_s, until_s
+        if lapsed:
+            self._notify()
+
     def chroma_gone(self) -> None:
         """Chroma's process ended, so no collection is warm.
 
@@ -227,10 +238,6 @@ class Gate:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
 
-    def _refuses(self, collection_id: str | None) -> bool:
-        """Whether this is a write, and writes are refused."""
-        return self.write_refusal is not None and collection_id is None
-
     def _issue(self, what: str, collection_id: str | None, touches: str | None = None) -> Ticket:
         self.admitted_writes += collection_id is None
         ticket = Ticket(what, collection_id, touches, self._epoch)
@@ -242,7 +249,8 @@ class Gate:
             return (self.refusal is not None and not own) or (write and self.write_refusal is not None)
 
         def decided() -> bool:
-            return self.state is State.OPEN or refused()
+            held = self.state is not State.OPEN or (write and time.monotonic() > self._writes_until_s)
+            return not held or refused()
 
         self.waiting += 1
         try:

@@ -1,6 +1,7 @@
 """Which of the gateways on one store accepts writes, and when."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -29,12 +30,14 @@ class Gateway:
         has_data: bool = False,
         patience_s: float = 0,
         answer_timeout_s: float = 60,
+        poll_s: float = POLL_S,
     ) -> None:
         (path / ".gateway").mkdir(parents=True, exist_ok=True)
         self.path, self.refusal, self.saved = path, "", list[str]()
+        self.extended: list[tuple[float, str]] = []
         self.heard: asyncio.Event = asyncio.Event()
         self.save_error: Exception | None = None
-        options = LeaseOptions(takeover_timeout_s=patience_s, poll_s=POLL_S, answer_timeout_s=answer_timeout_s)
+        options = LeaseOptions(takeover_timeout_s=patience_s, poll_s=poll_s, answer_timeout_s=answer_timeout_s)
         self.leader = LeaderElection(store, DataDirState(path), self, self.save, options, where=path.name)
         self.leader.begin(has_data=has_data)
         self._task: asyncio.Task[None] | None = None
@@ -46,6 +49,9 @@ class Gateway:
     def accept_writes(self) -> None:
         self.refusal = ""
         self.heard.set()
+
+    def extend_writes(self, until_s: float) -> None:
+        self.extended.append((until_s, self.refusal))
 
     async def save(self, label: str) -> None:
         assert self.refusal, "a last snapshot while writes go on"
@@ -104,6 +110,23 @@ async def test_writes_go_to_one(made: Callable[..., Gateway]) -> None:
     with pytest.raises(LeaseLost):
         await old.leader.require()
     await new.leader.require()
+
+
+async def test_after_a_pause_the_lease_is_looked_at_before_a_write(made: Callable[..., Gateway]) -> None:
+    """A process that was stopped, and succeeded meanwhile, lets no write pass from its first step on."""
+    store = MemoryStore()
+    old = made(store, "old", patience_s=30, answer_timeout_s=0.5, poll_s=60)  # the regular look comes later
+    await old.start().until_role(LeaderRole.WRITER)
+    await old.until(lambda: len(old.extended) > 1)
+    until_s, _ = old.extended[-1]
+    taken = await read_lease_state(store)
+    assert taken is not None
+    await store.put(LEASE, taken.succeeded_by("new", "new", "new").to_bytes())
+    time.sleep(until_s - time.monotonic() + 0.2)
+    count = len(old.extended)
+    await old.until(lambda: len(old.extended) > count)
+    assert old.extended[count][1], "writes were let through before the lease was looked at"
+    assert old.leader.role is LeaderRole.READER
 
 
 async def test_a_save_that_fails_for_now_is_tried_again(made: Callable[..., Gateway]) -> None:

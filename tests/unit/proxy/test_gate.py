@@ -1,6 +1,7 @@
 """The gate: `gateway.proxy.gate`."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -768,3 +769,26 @@ async def test_what_chroma_has_not_answered_is_known(gate: Gate) -> None:
         gate.release(unsent)
         gate.quarantine.chroma_gone()
         assert gate.quarantine.suspects == suspects
+
+
+async def test_writes_wait_until_they_are_extended(gate: Gate) -> None:
+    """Reads pass, first reads too. A write that waited is admitted by the next extension."""
+    gate.extend_writes(time.monotonic() - 1)
+    assert gate.try_acquire("a write") is None
+    ticket = gate.try_acquire("a first read", A)
+    assert ticket is not None
+    gate.release(ticket)
+    writing = await begin(gate.acquire("a write"))
+    assert not writing.done()
+    gate.extend_writes(time.monotonic() + LONG_S)
+    gate.release(await writing)
+    assert gate.try_acquire("a write") is not None
+
+
+async def test_a_refusal_ends_the_wait_for_an_extension(gate: Gate) -> None:
+    """What waited after a pause is refused where another gateway became the writer."""
+    gate.extend_writes(time.monotonic() - 1)
+    writing = await begin(gate.acquire("a write"))
+    gate.refuse_writes("another gateway is the writer")
+    with pytest.raises(LeaseLost):
+        await writing

@@ -15,6 +15,8 @@ class Writes:
 
     def accept_writes(self) -> None: ...
 
+    def extend_writes(self, until_s: float) -> None: ...
+
 
 async def save_nothing(_label: str) -> None:
     """The last snapshot of a gateway that has nothing to save."""
