@@ -153,7 +153,7 @@ class LeaderElection:
         await self._try_to_take()
 
     async def run(self) -> None:
-        """After `begin`: become the writer, stay it, and make room when asked; until cancelled."""
+        """After `begin`: become the writer, stay it, and hand over when asked; until cancelled."""
         async with TaskPool(2) as tasks:
             await tasks.start(self._notice_pauses)
             await tasks.start(self._lead)
@@ -205,7 +205,7 @@ class LeaderElection:
         if self.role is LeaderRole.WRITER:
             lease_state = await self._held().current()
             if lease_state.wanted_by:
-                await self._make_room(lease_state)
+                await self._leave_to_another(lease_state)
         elif self.role is LeaderRole.LEAVING:
             await self._hand_over()
         elif self._released_at is not None and time.monotonic() - self._released_at > _UNCLAIMED_S:
@@ -322,11 +322,11 @@ class LeaderElection:
             answer_timeout_s=self._options.answer_timeout_s,
         )
 
-    async def _make_room(self, lease_state: LeaseState) -> None:
+    async def _leave_to_another(self, lease_state: LeaseState) -> None:
         """Another gateway wants the lease: no more writes, one last snapshot, and it is theirs."""
         self.role = LeaderRole.LEAVING
         self._refuse("another gateway takes over: writes go on there")
-        log.info("another gateway wants the lease, making room", wanted_by=lease_state.wanted_by)
+        log.info("another gateway wants the lease: handing over", wanted_by=lease_state.wanted_by)
         moving = asyncio.create_task(self._keep_moving())
         try:
             async with asyncio.timeout(self._options.takeover_timeout_s):

@@ -23,8 +23,8 @@ class Changes:
         """The snapshot of the last cut was published."""
         self._saved = self._at_cut
 
-    def exchanged(self) -> None:
-        """The data were replaced by other data."""
+    def nothing_is_saved(self) -> None:
+        """No snapshot is known to hold the data any more: they were replaced, or the newest snapshot is broken."""
         self._saved = None
 
     @property

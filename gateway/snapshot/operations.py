@@ -68,7 +68,7 @@ class Operations:
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
         self._removing = False
-        self._look: str | None = None
+        self._inspection: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
@@ -84,8 +84,8 @@ class Operations:
 
     @contextlib.contextmanager
     def _claim(self, what: str, *, removes: bool = False) -> Iterator[None]:
-        """`removes` says that it takes away what a look at a snapshot needs."""
-        if (other := self.current or (self._look if removes else None)) is not None:
+        """`removes` says that it takes away what the inspection of a snapshot needs."""
+        if (other := self.current or (self._inspection if removes else None)) is not None:
             raise Conflict(
                 f"{other} is under way",
                 "wait for it, or for POST /admin/resume; see GET /admin/status",
@@ -99,17 +99,17 @@ class Operations:
             self._idle.set()
 
     @contextlib.contextmanager
-    def _looking(self, what: str) -> Iterator[None]:
-        """Looks at snapshots take long and change nothing: one at a time, and beside them snapshots go on."""
-        if self._look is not None:
-            raise Conflict(f"{self._look} is under way", "wait for it; see GET /admin/jobs")
+    def _inspect(self, what: str) -> Iterator[None]:
+        """Inspections of snapshots take long and change nothing. There is one at a time, and snapshots go on beside it."""
+        if self._inspection is not None:
+            raise Conflict(f"{self._inspection} is under way", "wait for it; see GET /admin/jobs")
         if self._removing:
             raise Conflict(f"{self.current} is under way", "wait for it; see GET /admin/status")
-        self._look = what
+        self._inspection = what
         try:
             yield
         finally:
-            self._look = None
+            self._inspection = None
 
     async def until_idle(self) -> None:
         """Wait for the operation under way, if there is one."""
@@ -164,7 +164,7 @@ class Operations:
                     snapshot_id,
                     fetched,
                 )
-                self.changes.exchanged()
+                self.changes.nothing_is_saved()
                 await self._leader.adopted()
                 return restored
             finally:
@@ -189,7 +189,7 @@ class Operations:
         """Remove a snapshot; see `Repository.delete`."""
         with self._claim(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
-            self.changes.exchanged()
+            self.changes.nothing_is_saved()
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
@@ -202,25 +202,25 @@ class Operations:
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)
             return result.model_copy(update=removed._asdict())
 
-    # ------------------------------------------------------------------ looked at, in and out
+    # ------------------------------------------------------------------ inspected, in and out
 
     async def verify(self, name: str, level: Level, progress: Progress) -> Verification:
         """Look at all of a snapshot; see `verify`."""
-        with self._looking(f"the verification of snapshot {name}"):
+        with self._inspect(f"the verification of snapshot {name}"):
             snapshot_id = await self.repository.resolve(name)
             found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
             if not found.ok:
-                self.changes.exchanged()  # the newest snapshot may be the broken one
+                self.changes.nothing_is_saved()  # the newest snapshot may be the broken one
             return found
 
-    async def unpack_to_scratch(self, name: str, rooms: contextlib.AsyncExitStack, progress: Progress) -> Path:
-        """Restore a snapshot into a room of its own, which `rooms` gives back; for a Chroma without a gateway.
+    async def unpack_to_scratch(self, name: str, stack: contextlib.AsyncExitStack, progress: Progress) -> Path:
+        """Restore a snapshot into a scratch directory, which `stack` removes; for a Chroma without a gateway.
 
         Needs free disk for all of it in the data directory. Raises what a restore raises.
         """
-        with self._looking(f"the archiving of snapshot {name}"):
+        with self._inspect(f"the archiving of snapshot {name}"):
             manifest = await self.repository.manifest(await self.repository.resolve(name))
-            path = await rooms.enter_async_context(scratch_directory(self._directory.scratch, "archive"))
+            path = await stack.enter_async_context(scratch_directory(self._directory.scratch, "archive"))
             await fetch_sound(
                 self.repository,
                 path,
@@ -246,7 +246,7 @@ class Operations:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
             finally:
                 # The newest snapshot may be of other data than those that are served.
-                self.changes.exchanged()
+                self.changes.nothing_is_saved()
 
     # ------------------------------------------------------------------ for snapshots made by others
 

@@ -342,7 +342,7 @@ def test_a_recorded_start_survives_a_crash(tmp_path: Path) -> None:
         shutil.rmtree(path)
 
 
-# ---------------------------------------------------------------------- rooms and notes
+# ---------------------------------------------------------------------- scratch directories and notes
 
 
 def test_private_directories_are_empty_and_on_the_same_file_system(tmp_path: Path) -> None:

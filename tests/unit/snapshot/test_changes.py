@@ -30,5 +30,5 @@ def test_replaced_data_count_as_changed() -> None:
     changes = Changes(lambda: 7)
     changes.cut()
     changes.saved()
-    changes.exchanged()
+    changes.nothing_is_saved()
     assert (changes.any, changes.writes) == (True, None)
