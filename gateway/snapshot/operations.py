@@ -100,7 +100,7 @@ class Operations:
 
     @contextlib.contextmanager
     def _inspect(self, what: str) -> Iterator[None]:
-        """Inspections of snapshots take long and change nothing. There is one at a time, and snapshots go on beside it."""
+        """Inspections take long and change nothing. There is one at a time, and snapshots go on beside it."""
         if self._inspection is not None:
             raise Conflict(f"{self._inspection} is under way", "wait for it; see GET /admin/jobs")
         if self._removing:
