@@ -61,7 +61,7 @@ class DataDirectory:
         self._locks: list[int] = []
 
     def make(self) -> None:
-        """Create the directory if it is missing. Raises ConfigError if it is not writable."""
+        """Create the directory if it is missing. Raises ConfigError if it is not writable, or has links for files."""
         try:
             self._private.mkdir(mode=0o700, parents=True, exist_ok=True)
             problem = "" if os.access(self._private, os.W_OK | os.X_OK) else "it is not writable"
@@ -72,6 +72,13 @@ class DataDirectory:
                 f"the data directory {self.path} cannot be used: {problem}",
                 "set GATEWAY_DATA_DIR to a writable directory",
             )
+        for name in os.listdir(self.path):
+            # SQLite keeps its WAL beside the file that a link leads to, and a swap renames the link.
+            if is_chromas(name) and (self.path / name).is_symlink():
+                raise ConfigError(
+                    f"{self.path / name} is a symbolic link, so its changes cannot be followed",
+                    "put the file itself there; GATEWAY_DATA_DIR as a whole may be a link",
+                )
 
     def is_empty(self) -> bool:
         """Whether Chroma never stored anything in it."""

@@ -419,3 +419,15 @@ def test_chromas_claim_outlives_an_exec_and_the_gateways_does_not(tmp_path: Path
         process.wait()
         CLAIMS[role](directory)
         directory.release()
+
+
+@pytest.mark.parametrize("name", ["chroma.sqlite3", A])
+def test_a_link_in_place_of_the_data_is_refused(tmp_path: Path, name: str) -> None:
+    """What SQLite writes lies beside the file that the link leads to: snapshots would lack it. The whole may be one."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "data").symlink_to(elsewhere)
+    DataDirectory(tmp_path / "data").make()
+    (tmp_path / "data" / name).symlink_to(tmp_path / "moved")
+    with pytest.raises(ConfigError, match="is a symbolic link"):
+        DataDirectory(tmp_path / "data").make()
