@@ -98,8 +98,8 @@ class Progress:
         return max(0, self.total - self.done) / rate
 
 
-def counted(progress: Progress, phase: str) -> Callable[[int, int], None]:
-    """Return a callback that takes bytes done and bytes in all, and notes them in `progress`.
+def counted(progress: Progress, phase: str, unit: str = "bytes") -> Callable[[int, int], None]:
+    """Return a callback that takes how much is done and how much there is, in `unit`, and notes them in `progress`.
 
     `phase` begins with its first call.
     """
@@ -108,7 +108,7 @@ def counted(progress: Progress, phase: str) -> Callable[[int, int], None]:
     def note(done: int, total: int) -> None:
         nonlocal begun
         if not begun:
-            progress.phase(phase, total)
+            progress.phase(phase, total, unit)
             begun = True
         progress.at(done)
 

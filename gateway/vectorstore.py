@@ -23,10 +23,11 @@ from typing import Any, TypeVar
 import structlog
 import tenacity
 
-from gateway.aio import within
+from gateway.aio import shielded, within
 from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.chroma.managed import ManagedChroma, ProcessControl
 from gateway.chroma.quarantine import Quarantine
+from gateway.chroma.repair import Repair
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import (
     Conflict,
@@ -36,6 +37,7 @@ from gateway.errors import (
     StorageDenied,
     StorageUnavailable,
 )
+from gateway.jobs import Progress, counted
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaseOptions
 from gateway.proxy.gate import Gate
@@ -120,6 +122,15 @@ class VectorStoreOptions:
     allow_reset: bool = False
     ready_requires_all: bool = False
     chroma_config: Path = Path("var/chroma.yaml")
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What `VectorStore.repair` did. `unreadable`: why Chroma still does not read the collection, None if it does."""
+
+    repair: Repair
+    outage_s: float
+    unreadable: str | None
 
 
 class VectorStore:
@@ -322,6 +333,29 @@ class VectorStore:
             f"the index {segment_id} is torn on disk and is repaired at Chroma's next start: {problem}"
             for segment_id, problem in torn.items()
         ]
+
+    async def repair(self, collection: str, tenant: str, database: str, progress: Progress) -> RepairReport:
+        """Check and repair the index of one collection with one restart of Chroma, which also ends its quarantine.
+
+        `collection` is an id, or a name in `tenant` and `database`. Writes wait meanwhile, and reads get 503. It is not
+        cancelled once it has begun. Raises NotFound, Conflict while another operation runs, Unavailable,
+        QuiesceTimeout, DiskFull and GatewayError; then the index is no worse than before. Safe to retry.
+        """
+        self.chroma.require_control()
+        with self.operations.exclusively(f"the repair of {collection}"):
+            segment = await asyncio.to_thread(self.chroma.find, collection, tenant, database)
+            progress.phase("repairing", None, "vectors")
+            loop, indexed = asyncio.get_running_loop(), counted(progress, "indexing", "vectors")
+
+            def note(done: int, total: int) -> None:
+                loop.call_soon_threadsafe(indexed, done, total)
+
+            repair, outage_s = await shielded(
+                self.chroma.repair(segment, lambda: self.gate.hold(self._options.drain_timeout_s), note)
+            )
+            self.operations.changes.nothing_is_saved()
+            full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
+            return RepairReport(repair, outage_s, self.watch.unreadable.get(full_name))
 
     def final_snapshot(self) -> Estimate:
         """Whether a final snapshot taken now would fit into the time there is after SIGTERM."""

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
+from gateway.api import collections as collections_api
 from gateway.api import documents as documents_api
 from gateway.api import health as health_api
 from gateway.api import jobs as jobs_api
@@ -48,7 +49,8 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
     provide(app, settings, scraper, *provided)
     app.include_router(health_api.public)
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
-    for router in (health_api.admin, snapshot_api.router, jobs_api.router, documents_api.router):
+    admin = (health_api.admin, snapshot_api.router, collections_api.router, jobs_api.router, documents_api.router)
+    for router in admin:
         app.include_router(router, dependencies=[Depends(KeyHolder(keyring, Role.ADMIN))])
 
     @app.exception_handler(GatewayError)

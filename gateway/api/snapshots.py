@@ -98,7 +98,7 @@ async def _operator(store: StoreOf, jobs: JobsOf) -> _Operator:
 
 
 Operator = Annotated[_Operator, Depends(_operator)]
-_ACCEPTED: dict[int | str, dict[str, Any]] = {
+ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {"model": JobStatus, "description": "for `wait=false`: the job has begun"}
 }
 
@@ -107,7 +107,7 @@ router = APIRouter(prefix="/admin", tags=["snapshots"])
 
 
 @router.post(
-    "/snapshot", status_code=201, summary="Take a snapshot", response_model=Snapshot | JobStatus, responses=_ACCEPTED
+    "/snapshot", status_code=201, summary="Take a snapshot", response_model=Snapshot | JobStatus, responses=ACCEPTED
 )
 async def take_snapshot(
     operator: Operator,
@@ -134,7 +134,7 @@ def _created(snapshot: Result, response: Response) -> Result:
     status_code=201,
     summary="Make a snapshot from an archive",
     response_model=Snapshot | JobStatus,
-    responses=_ACCEPTED,
+    responses=ACCEPTED,
     max_body_size=_NO_LIMIT,
     openapi_extra={"requestBody": {"required": True, "content": {"application/x-tar": {"schema": {"type": "string"}}}}},
 )
@@ -238,7 +238,7 @@ class _ArchiveResponse(StreamingResponse):
     "/snapshot/{snapshot_id}/verify",
     summary="Verify a snapshot",
     response_model=Verification | JobStatus,
-    responses=_ACCEPTED,
+    responses=ACCEPTED,
 )
 async def verify_snapshot(
     operator: Operator,
@@ -262,7 +262,7 @@ async def verify_snapshot(
 
 
 @router.delete(
-    "/snapshot/{snapshot_id}", status_code=204, summary="Delete a snapshot", response_model=None, responses=_ACCEPTED
+    "/snapshot/{snapshot_id}", status_code=204, summary="Delete a snapshot", response_model=None, responses=ACCEPTED
 )
 async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wait = True) -> Response:
     """Data that other snapshots share with it stay."""
@@ -283,7 +283,7 @@ async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wai
     "/snapshot/{snapshot_id}/restore",
     summary="Restore a snapshot",
     response_model=Snapshot | JobStatus,
-    responses=_ACCEPTED,
+    responses=ACCEPTED,
 )
 async def restore_snapshot(
     operator: Operator, response: Response, snapshot_id: SnapshotId, wait: Wait = True
@@ -303,7 +303,7 @@ async def restore_snapshot(
     "/gc",
     summary="Apply the retention rules and collect garbage",
     response_model=GcResult | JobStatus,
-    responses=_ACCEPTED,
+    responses=ACCEPTED,
 )
 async def collect_garbage(operator: Operator, response: Response, wait: Wait = True) -> Result:
     """Deletes snapshots that no `GATEWAY_KEEP_…` setting keeps, then unused packs older than the grace period."""

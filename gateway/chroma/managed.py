@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Collection
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -26,10 +26,11 @@ from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import require_free_port, write_config
 from gateway.chroma.quarantine import Quarantine, fingerprints
 from gateway.chroma.repair import Repair, Way, repair_segment
+from gateway.chroma.routes import parse_collection_id
 from gateway.chroma.segments import Segment, read_segments
 from gateway.chroma.structure import check_segment
 from gateway.chroma.watch import ChromaWatch
-from gateway.errors import GatewayError, Unavailable
+from gateway.errors import GatewayError, NotFound, Unavailable
 
 log = structlog.get_logger()
 
@@ -132,6 +133,46 @@ class ManagedChroma:
             return self._watch.unreadable | self._lost_on_trial
         finally:
             self._attended = False
+
+    async def repair(
+        self,
+        segment: Segment,
+        hold: Callable[[], AbstractAsyncContextManager[object]],
+        progress: Callable[[int, int], None],
+    ) -> tuple[Repair, float]:
+        """Repair one index with one restart of Chroma; return what was done, and for how many seconds Chroma was away.
+
+        `hold` keeps writes back for the time of a block. `progress` is told from a thread how many vectors are indexed,
+        of how many. It ends a quarantine. When this ends, also by an error, Chroma has read every collection. Must not
+        be cancelled. Raises NotFound, QuiesceTimeout, DiskFull, GatewayError, and what `start` raises.
+        """
+        try:
+            async with hold():
+                began = time.monotonic()
+                await self.stop()
+                try:
+                    repair = await self._repair(segment, progress)
+                    self._quarantine.lift(segment.collection_id)
+                finally:
+                    # What waits for the gate is to meet a Chroma that answers.
+                    await self.launch()
+                    await self._watch.until(lambda watch: watch.up, _START_TIMEOUT_S)
+                outage_s = time.monotonic() - began
+        finally:
+            await self.start()
+        if repair.way is not Way.NONE:
+            self.repairs.append(repair)
+        return repair, outage_s
+
+    def find(self, collection: str, tenant: str, database_name: str) -> Segment:
+        """The vector segment of a collection, by its id or its name. Blocks. Raises NotFound, GatewayError."""
+        path, wanted = self._directory.path / DATABASE, parse_collection_id(collection) or collection
+        with database.translated(path), closing(database.open_database(path)) as connection:
+            for segment in read_segments(connection):
+                named = (segment.collection, segment.tenant, segment.database)
+                if wanted == segment.collection_id or named == (collection, tenant, database_name):
+                    return segment
+        raise NotFound(f"there is no collection {collection} in database {database_name} of tenant {tenant}")
 
     # ------------------------------------------------------------------ life
 

@@ -25,6 +25,7 @@ _GROUPS = {
     "ingest": ("ingest",),
     "keys": ("key",),
     "doctor": ("doctor",),
+    "repair": ("repair",),
 }
 
 

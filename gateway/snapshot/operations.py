@@ -98,6 +98,8 @@ class Operations:
             self.current, self._removing = None, False
             self._idle.set()
 
+    exclusively = _claim  # for operations of other modules
+
     @contextlib.contextmanager
     def _inspect(self, what: str) -> Iterator[None]:
         """Inspections take long and change nothing. There is one at a time, and snapshots go on beside it."""

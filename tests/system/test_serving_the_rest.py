@@ -1,6 +1,11 @@
 """A collection that cannot be read is refused by name; all others are served, snapshotted and restored."""
 
+import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,7 @@ DIMENSION, RECORDS = 16, 120
 HNSW: Any = {"hnsw": {"sync_threshold": 50, "batch_size": 25}}
 VECTORS = np.random.default_rng(1).standard_normal((RECORDS, DIMENSION)).astype(np.float32)
 IDS = [f"r{number}" for number in range(RECORDS)]
-BAD = ("bad", "worse")
+BAD = ("bad", "worse", "worst")
 
 
 def make(built: Gateway, name: str) -> Collection:
@@ -39,9 +44,6 @@ def is_whole(found: Collection) -> bool:
 
 
 def index_of(built: Gateway, collection_id: object) -> Path:
-    import sqlite3
-    from contextlib import closing
-
     with closing(sqlite3.connect(built.data_dir / "chroma.sqlite3")) as database:
         query = "select id from segments where collection = ? and scope = 'VECTOR'"
         (segment_id,) = database.execute(query, (str(collection_id),)).fetchone()
@@ -91,7 +93,7 @@ def test_what_chroma_dies_of_is_quarantined_and_the_rest_is_served(built: Gatewa
     assert answer.status_code == 200
     assert answer.json()["unreadable"].keys() == {f"default_tenant/default_database/{name}" for name in BAD}
     (warning,) = [each for each in answer.json()["warnings"] if "cannot be read" in each]
-    assert warning.startswith("2 collection(s)")
+    assert warning.startswith("3 collection(s)")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,57 @@ def test_the_next_start_leaves_it_alone(built: Gateway) -> None:
 
 def test_it_can_be_deleted(built: Gateway) -> None:
     """Chroma needs no index for that. It is named no more, and its name is free."""
-    built.client().delete_collection("worse")
-    built.until(lambda: len(built.readyz().json()["unreadable"]) == 1, "the deleted collection is forgotten")
-    assert is_whole(make(built, "worse"))
+    built.client().delete_collection("worst")
+    built.until(lambda: len(built.readyz().json()["unreadable"]) == 2, "the deleted collection is forgotten")
+    assert is_whole(make(built, "worst"))
+
+
+def test_a_repair_that_fails_leaves_everything_served(built: Gateway) -> None:
+    """The error says why, and the collection stays in quarantine."""
+    answer = built.admin("POST", "/collections/bad/repair")
+    assert (answer.status_code, "repair" in answer.json()["message"]) == (500, True)
+    built.wait_until_ready()
+    assert is_whole(collection(built, "good"))
+    assert ask(built, collection(built, "bad"), "get", limit=1).status_code == 503
+
+
+def test_an_operator_repairs_it_with_one_restart(built: Gateway) -> None:
+    """The answer says of what the index is made. Writes wait meanwhile, and none is lost."""
+    (built.data_dir / ".gateway" / "repair").unlink()
+    before, good, ending, written = starts(built), collection(built, "good"), threading.Event(), list[str]()
+
+    def write() -> None:
+        while not ending.is_set():
+            good.upsert(ids=[f"w{len(written)}"], embeddings=VECTORS[:1], documents=["while it is repaired"])
+            written.append(f"w{len(written)}")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    job = built.admin("POST", f"/collections/{collection(built, 'bad').id}/repair?wait=false")
+    assert job.status_code == 202
+    built.until(lambda: built.admin("GET", f"/jobs/{job.json()['id']}").json()["state"] != "running", "it ended")
+    ending.set()
+    writing.join()
+    ended = built.admin("GET", f"/jobs/{job.json()['id']}").json()
+    assert ended["state"] == "succeeded", ended
+    result = ended["result"]
+    assert (result["collection"], result["is_sound"], result["is_readable"], result["lost"]) == ("bad", True, True, 0)
+    assert result["way"] in ("copy", "log")
+    assert result["from_index"] + result["from_log"] >= RECORDS
+    assert starts(built) == before + 1
+    assert is_whole(collection(built, "bad"))
+    assert good.get(ids=written)["ids"] == written
+    assert len(written) > 1
+    good.delete(ids=written)
+
+
+def test_the_command_leaves_what_is_sound(built: Gateway) -> None:
+    """The other index was repaired by itself when Chroma started again, so nothing is left to do."""
+    assert is_whole(collection(built, "worse"))
+    assert built.readyz().json() == {"status": "ready", "warnings": []}
+    command = [sys.executable, "-m", "gateway", "repair", "worse"]
+    shown = subprocess.check_output(command, cwd=built.directory, env=built.env, text=True, timeout=120)
+    assert "worse: way none" in shown
+    assert is_whole(collection(built, "worse"))
+    nothing = built.admin("POST", "/collections/nothing/repair")
+    assert nothing.status_code == 404

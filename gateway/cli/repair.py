@@ -1,0 +1,58 @@
+"""`repair`: make the index of one collection of the running gateway sound."""
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from gateway.cli.client import connect
+from gateway.cli.options import AsJson, Token, Url
+from gateway.cli.output import ProgressBars, print_json
+from gateway.errors import GatewayError
+
+_MAX_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("repair")(repair)
+
+
+def repair(
+    collection: Annotated[str, typer.Argument(help="A collection's name or UUID.")],
+    tenant: Annotated[str, typer.Option(help="Of a name.")] = "default_tenant",
+    database: Annotated[str, typer.Option(help="Of a name.")] = "default_database",
+    url: Url = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Repair the index of a collection with one restart of Chroma. The exit code is 1 if it cannot be read after it."""
+    with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
+        path = f"/admin/collections/{quote(collection, safe='')}/repair"
+        params = {"tenant": tenant, "database": database}
+        found = gateway.run_job("POST", path, on_status=bars.show_job, params=params)
+    if as_json:
+        print_json(found)
+    else:
+        for problem in found["problems"]:
+            typer.echo(f"was wrong: {problem}")
+        typer.echo(f"{found['collection']}: way {found['way']}, {_sources(found)}")
+        typer.echo(f"took {found['duration_s']:.1f} s; Chroma was stopped for {found['outage_s']:.1f} s")
+        if found["lost"]:
+            typer.echo(f"{found['lost']} record(s) lost their vector; upsert them again:")
+            for lost in found["lost_ids"][:_MAX_SHOWN]:
+                typer.echo(f"  {lost}")
+            if found["lost"] > _MAX_SHOWN:
+                typer.echo(f"  … and {found['lost'] - _MAX_SHOWN} more: --json lists them")
+    if not found["is_readable"]:
+        raise GatewayError(
+            f"{found['collection']} still cannot be read: {found['unreadable_because']}",
+            "restore a snapshot, or delete the collection; all others are served",
+        )
+
+
+def _sources(found: dict[str, int]) -> str:
+    return (
+        f"{found['from_index']} record(s) from an index, {found['from_torn_files']} from torn files,"
+        f" {found['from_log']} row(s) from the log, {found['lost']} lost"
+    )
