@@ -1,7 +1,9 @@
 """What holds for all tests."""
 
+import functools
 from collections.abc import Iterator
 
+import httpx
 import hypothesis
 import pytest
 import structlog
@@ -9,6 +11,9 @@ import structlog
 # How long an example takes says more about this machine than about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
+
+# Each httpx client reads the certificates of all authorities, which takes 60 ms of CPU time. No test needs them twice.
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -90,6 +90,13 @@ class Gateway:
                     os.kill(pid, signal.SIGKILL)
             self._process.wait()
 
+    def kill_gateway(self) -> None:
+        """kill -9 the gateway alone, and wait until supervisord has started the next one."""
+        killed = self.pid("gateway")
+        assert killed
+        os.kill(killed, signal.SIGKILL)
+        self.until(lambda: self.pid("gateway") not in (None, killed), "the gateway is started again")
+
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None

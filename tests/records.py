@@ -1,5 +1,6 @@
 """Real text for tests, and a way to say everything about what a Chroma holds."""
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -8,6 +9,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 
 _MODULES = ("argparse", "asyncio", "collections", "datetime", "email", "heapq", "json", "logging", "pathlib", "random")
 _DIMENSION = 48
@@ -48,9 +50,14 @@ def embed(text: str) -> list[float]:
     """A vector that depends on the words of `text` and on nothing else: float32, (48,)."""
     vector = np.zeros(_DIMENSION, dtype=np.float32)
     for word in text.lower().split():
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
-        vector += np.random.default_rng(seed).standard_normal(_DIMENSION, dtype=np.float32)
+        vector += _vector_of(word)
     return (vector / max(float(np.linalg.norm(vector)), 1e-9)).tolist()
+
+
+@functools.cache
+def _vector_of(word: str) -> npt.NDArray[np.float32]:
+    seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
+    return np.random.default_rng(seed).standard_normal(_DIMENSION, dtype=np.float32)
 
 
 def everything(url: str, places: list[tuple[str, str]], questions: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tests import servers
 BUCKET = "contract"
 
 # Of the S3 servers, rclone is the one that accepts conditions and ignores them.
-CONDITIONAL = ["file", "prefixed", "observed", "ministack", "moto"]
+CONDITIONAL = ["file", "prefixed", "observed", "ministack", pytest.param("moto", marks=pytest.mark.soak)]
 EVERY = [*CONDITIONAL, "rclone"]
 
 

@@ -395,10 +395,15 @@ async def test_the_store_does_not_check_digests(store: S3Storage, proxy: FaultPr
 # ------------------------------------------------------------------ the bucket
 
 
-async def test_a_list_of_many_pages_is_whole(ministack: servers.S3Server, make: Callable[..., S3Storage]) -> None:
+@pytest.mark.parametrize(("objects", "page"), [(25, 10), pytest.param(1050, 1000, marks=pytest.mark.soak)])
+async def test_a_list_of_many_pages_is_whole(make: Callable[..., S3Storage], objects: int, page: int) -> None:
     """More objects than fit on one page come all, once each, in order."""
     store = make()
-    names = [f"data/{n:05}" for n in range(1050)]
+    for client in await store._clients():
+        client.meta.events.register(
+            "provide-client-params.s3.ListObjectsV2", lambda params, **_: params | {"MaxKeys": page}
+        )
+    names = [f"data/{n:05}" for n in range(objects)]
     await store.put("elsewhere", b"")
     waiting = iter(names)
 

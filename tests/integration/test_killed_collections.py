@@ -7,6 +7,8 @@ import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+import pytest
+
 from gateway.snapshot.gc import collect_garbage
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Keep
@@ -14,7 +16,6 @@ from gateway.storage import FileStorage
 from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import manifest, sha
 
-KILLS = 50
 SEED = 20261121
 
 
@@ -57,13 +58,14 @@ async def _check(root: Path) -> list[str]:
     return ids
 
 
-def test_every_listed_snapshot_is_complete_after_any_kill(tmp_path: Path) -> None:
-    """Fifty times: no listed snapshot lacks a byte, and no published snapshot that is to be kept is missing."""
+@pytest.mark.parametrize("kills", [15, pytest.param(50, marks=pytest.mark.soak)])
+def test_every_listed_snapshot_is_complete_after_any_kill(tmp_path: Path, kills: int) -> None:
+    """Every time: no listed snapshot lacks a byte, and no published snapshot that is to be kept is missing."""
     (tmp_path / "data/.gateway").mkdir(parents=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.integration.test_killed_collections"])
     chance, newest = random.Random(SEED), ""
-    for turn in range(KILLS):
+    for turn in range(kills):
         begun = context.Event()
         process = context.Process(target=live, args=(tmp_path, turn, begun), daemon=True)
         process.start()
@@ -75,4 +77,4 @@ def test_every_listed_snapshot_is_complete_after_any_kill(tmp_path: Path) -> Non
         ids = asyncio.run(_check(tmp_path))
         assert not newest or ids[0] >= newest, "a newer snapshot is missing"
         newest = ids[0] if ids else newest
-    assert int(newest[17:], 16) > KILLS, "too few snapshots were taken"
+    assert int(newest[17:], 16) > kills, "too few snapshots were taken"

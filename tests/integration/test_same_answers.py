@@ -21,8 +21,6 @@ import pytest
 from tests.bare_chroma import BareChroma, bare_chroma
 from tests.front import Front, Wire, front
 
-REQUESTS = 2000
-WRITES = 800
 BASE = "/api/v2/tenants/default_tenant/databases/default_database"
 
 # The gateway adds the first of these headers; the second is a time.
@@ -62,7 +60,7 @@ class Sent(NamedTuple):
         return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + (self.body or b"")
 
 
-def reads(collection_id: str) -> Iterator[Sent]:
+def reads(collection_id: str, count: int) -> Iterator[Sent]:
     """Valid, unusual and invalid requests that change nothing. The same in every run."""
     dice = random.Random(4)
     paths = [
@@ -96,7 +94,7 @@ def reads(collection_id: str) -> Iterator[Sent]:
     for path in paths:
         if not any(verb in path for verb in READS):
             yield Sent("GET", path, (), None)
-    for number in range(REQUESTS):
+    for number in range(count):
         path = dice.choice(paths)
         of_records = path.rsplit("/", 1)[-1] in READS[:3]
         method = dice.choice(["GET", "HEAD", "OPTIONS", "TRACE"])
@@ -136,12 +134,12 @@ def read_body(dice: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
-def writes(collection_id: str) -> Iterator[Sent]:
+def writes(collection_id: str, count: int) -> Iterator[Sent]:
     """Valid, unusual and invalid writes to collections, databases and tenants. The same in every run."""
     dice = random.Random(44)
     here = f"{BASE}/collections/{collection_id}"
     json_type = ("Content-Type: application/json",)
-    for number in range(WRITES):
+    for number in range(count):
         kind = dice.randrange(8)
         if kind <= 3:
             ids = [str(dice.randint(0, 60)) for _ in range(dice.randint(1, 4))]
@@ -263,23 +261,27 @@ def start(stack: ExitStack, prepared: Path, to: Path) -> tuple[BareChroma, Front
     return chroma, stack.enter_context(front(chroma.port))
 
 
-def test_reads_and_invalid_requests_get_the_same_response(prepared: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1000, pytest.param(2000, marks=pytest.mark.soak)])
+def test_reads_and_invalid_requests_get_the_same_response(
+    prepared: tuple[Path, str], tmp_path: Path, count: int
+) -> None:
     """Status, headers and body are Chroma's, byte for byte, for requests that change nothing."""
     with ExitStack() as stack:
         chroma, gateway = start(stack, prepared[0], tmp_path / "one")
-        seen = compare(Sender(chroma.port), Sender(gateway.port), reads(prepared[1]), _MOMENT)
-    assert sum(seen.values()) >= REQUESTS
+        seen = compare(Sender(chroma.port), Sender(gateway.port), reads(prepared[1], count), _MOMENT)
+    assert sum(seen.values()) >= count
     assert {status.split()[1] for status in seen} >= {b"200", b"400", b"404", b"405"}, "the requests are too uniform"
-    assert seen[b"HTTP/1.1 200 OK"] > REQUESTS / 10
+    assert seen[b"HTTP/1.1 200 OK"] > count / 10
 
 
-def test_writes_get_the_same_response(prepared: tuple[Path, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [300, pytest.param(800, marks=pytest.mark.soak)])
+def test_writes_get_the_same_response(prepared: tuple[Path, str], tmp_path: Path, count: int) -> None:
     """The same writes to two Chromas, one of them behind the gateway. The data afterwards are the same, too."""
     with ExitStack() as stack:
         chroma, _ = start(stack, prepared[0], tmp_path / "one")
         _, gateway = start(stack, prepared[0], tmp_path / "other")
-        seen = compare(Sender(chroma.port), Sender(gateway.port), writes(prepared[1]), _UUID)
-    assert sum(seen.values()) >= WRITES
+        seen = compare(Sender(chroma.port), Sender(gateway.port), writes(prepared[1], count), _UUID)
+    assert sum(seen.values()) >= count
     assert {status.split()[1] for status in seen} >= {b"200", b"201", b"400", b"404", b"409"}, (
         "the requests are too uniform"
     )

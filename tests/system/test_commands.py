@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import httpx
 import pytest
 
 from tests.bare_chroma import bare_chroma
+from tests.commands import run_command, run_process
 from tests.gateway_process import ADMIN_TOKEN, Gateway, free_port, gateway_process
 
 DATA = Path(__file__).parents[1] / "data"
@@ -30,20 +29,9 @@ def served() -> Iterator[Gateway]:
         yield built
 
 
-def run(kept: Gateway, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        cwd=kept.directory,
-        env={**kept.env, **env},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def succeed(kept: Gateway, *arguments: str, **env: str) -> str:
-    done = run(kept, *arguments, **env)
+    """What the command prints on stdout."""
+    done = run_command(kept, *arguments, **env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -55,7 +43,9 @@ def scratch_of(kept: Gateway) -> list[Path]:
 
 def test_every_command_works_against_a_running_gateway(served: Gateway) -> None:
     """snapshot, list, show, verify, export, import, restore and delete do what they say."""
-    taken = json.loads(succeed(served, "snapshot", "--label", "by hand", "--json"))
+    shown = run_process(served, "snapshot", "--label", "by hand", "--json")
+    assert shown.returncode == 0, shown.stderr
+    taken = json.loads(shown.stdout)
     assert taken["label"] == "by hand"
     listed = succeed(served, "list")
     assert taken["id"] in listed
@@ -87,7 +77,7 @@ def test_jobs_quiesce_and_status_work_against_a_running_gateway(served: Gateway)
     assert (job["kind"], job["state"], job["result"]["label"]) == ("snapshot", "succeeded", "as a job")
     assert "succeeded" in succeed(served, "jobs", "show", job["id"])
     assert json.loads(succeed(served, "jobs", "cancel", job["id"], "--json"))["state"] == "succeeded"
-    assert run(served, "jobs", "show", "none").returncode == 1
+    assert run_command(served, "jobs", "show", "none").returncode == 1
     assert "writes are held back until" in succeed(served, "quiesce", "--ttl-s", "60")
     status = ("status", "--json", "--url", served.url, "--token", ADMIN_TOKEN)
     assert json.loads(succeed(served, *status, PORT=str(free_port())))["gate"]["state"] == "closed"
@@ -99,37 +89,37 @@ def test_some_commands_work_on_a_store_without_a_gateway(served: Gateway, tmp_pa
     """list, show, verify, export and restore need nothing but the store."""
     store = ("--store", f"file://{served.store_dir}")
     dead = {"PORT": str(free_port())}
-    snapshots = json.loads(run(served, "list", *store, "--json", **dead).stdout)["snapshots"]
+    snapshots = json.loads(run_command(served, "list", *store, "--json", **dead).stdout)["snapshots"]
     assert snapshots
-    assert json.loads(run(served, "show", *store, "--json", **dead).stdout)["id"] == snapshots[0]["id"]
-    verified = run(served, "verify", "--level", "boot", *store, "--json", "--scratch", str(tmp_path), **dead)
+    assert json.loads(run_command(served, "show", *store, "--json", **dead).stdout)["id"] == snapshots[0]["id"]
+    verified = run_command(served, "verify", "--level", "boot", *store, "--json", "--scratch", str(tmp_path), **dead)
     assert json.loads(verified.stdout)["ok"], verified.stderr
-    assert run(served, "export", "alone.tar", *store, "--scratch", str(tmp_path), **dead).returncode == 0
+    assert run_command(served, "export", "alone.tar", *store, "--scratch", str(tmp_path), **dead).returncode == 0
     assert tarfile.is_tarfile(served.directory / "alone.tar")
     assert list(tmp_path.iterdir()) == []
     target = tmp_path / "restored"
-    done = run(served, "restore", "latest", *store, "--data-dir", str(target), "--json", **dead)
+    done = run_command(served, "restore", "latest", *store, "--data-dir", str(target), "--json", **dead)
     assert done.returncode == 0, done.stderr
     with bare_chroma(target) as chroma:
         assert chroma.client().get_collection("notes", embedding_function=None).count() == 300
-    again = run(served, "restore", "latest", *store, "--data-dir", str(target), **dead)
+    again = run_command(served, "restore", "latest", *store, "--data-dir", str(target), **dead)
     assert again.returncode == 2
     assert "holds data already" in again.stderr
 
 
 def test_exit_codes_say_what_failed(served: Gateway, tmp_path: Path) -> None:
     """1 where no gateway answers, 2 for usage, 3 for the store, 4 for nothing to restore."""
-    nobody = run(served, "list", PORT=str(free_port()))
+    nobody = run_process(served, "list", PORT=str(free_port()))
     assert nobody.returncode == 1
     assert nobody.stderr.startswith("error: no gateway answers")
     assert "\ntry: " in nobody.stderr
-    assert run(served, "list", GATEWAY_ADMIN_TOKEN="another-token").returncode == 2
-    assert run(served, "restore", "20200101T000000Z-000000").returncode == 4
-    assert run(served, "show", "20200101T000000Z-000000").returncode == 4
-    assert run(served, "verify", "--level", "none").returncode == 2
+    assert run_command(served, "list", GATEWAY_ADMIN_TOKEN="another-token").returncode == 2
+    assert run_command(served, "restore", "20200101T000000Z-000000").returncode == 4
+    assert run_command(served, "show", "20200101T000000Z-000000").returncode == 4
+    assert run_command(served, "verify", "--level", "none").returncode == 2
     empty = ("--store", f"file://{tmp_path}/empty", "--data-dir", str(tmp_path / "data"))
-    assert run(served, "restore", "latest", *empty).returncode == 4
-    unreachable = run(
+    assert run_command(served, "restore", "latest", *empty).returncode == 4
+    unreachable = run_command(
         served,
         *("list", "--store", "s3://bucket"),
         AWS_ENDPOINT_URL_S3=f"http://127.0.0.1:{free_port()}",

@@ -442,7 +442,7 @@ def test_a_training_does_not_claim_what_a_restore_took_away() -> None:
             put(gateway, f"{n:02}.txt", f"document number {n}")
         train(gateway)
         for n in range(10, 50):
-            put(gateway, f"{n:02}.txt", f"document number {n} " * 8000)
+            put(gateway, f"{n:02}.txt", f"document number {n} " * 1000)
         started = gateway.admin("POST", f"{AVATAR}/vectorstore/train")
         path = f"/jobs/{started.json()['id']}"
         gateway.until(lambda: gateway.admin("GET", path).json()["phase"] in ("train", "remove"), "it trains")
@@ -461,46 +461,41 @@ def test_a_killed_gateway_leaves_nothing_half(kind: str) -> None:
         put(gateway, "a.txt", b"old")
 
         def pieces() -> Iterator[bytes]:
-            for n in range(200):
-                if n == 100:
-                    os.kill(gateway.pid("gateway") or 0, 9)
+            for n in range(60):
+                if n == 40:
+                    gateway.kill_gateway()
                 yield b"n" * 500_000
 
         with contextlib.suppress(httpx.TransportError):
             gateway.admin("PUT", f"{DATA}/a.txt", content=pieces())
-        again(gateway)
+        gateway.wait_until_ready()
         assert gateway.admin("GET", f"{DATA}/a.txt").content == b"old"
-        for n in range(60):
+        for n in range(30):
             put(gateway, f"{n:02}.txt", f"document number {n} " * 300)
         started = gateway.admin("POST", f"{AVATAR}/vectorstore/train").json()
         while gateway.admin("GET", f"/jobs/{started['id']}").json()["done"] < 10:
             time.sleep(0.01)
-        os.kill(gateway.pid("gateway") or 0, 9)
-        again(gateway)
+        gateway.kill_gateway()
+        gateway.wait_until_ready()
         result = train(gateway)
         assert result["unchanged"] >= 9
-        assert len(records(gateway)) == 61
+        assert len(records(gateway)) == 31
         gateway.admin("DELETE", AVATAR, json={"avatar_id": "ada"})
-        os.kill(gateway.pid("gateway") or 0, 9)
-        again(gateway)
+        gateway.kill_gateway()
+        gateway.wait_until_ready()
         job(gateway, "DELETE", AVATAR, json={"avatar_id": "ada"})
         assert gateway.admin("GET", "/users/default/avatars").json() == {"avatars": []}
         assert "avatar-ada" not in [each.name for each in gateway.client().list_collections()]
-
-
-def again(gateway: Gateway) -> None:
-    """Wait until the gateway that supervisord starts anew answers."""
-    time.sleep(0.2)
-    gateway.wait_until_ready()
 
 
 LONG_UPLOAD_MIB = int(os.environ.get("LONG_UPLOAD_MIB", "384"))
 
 
 @pytest.mark.timeout(600)
-def test_a_long_upload_takes_no_memory(gateway: Gateway) -> None:
+@pytest.mark.parametrize("size_mib", [160, pytest.param(LONG_UPLOAD_MIB, marks=pytest.mark.soak)])
+def test_a_long_upload_takes_no_memory(gateway: Gateway, size_mib: int) -> None:
     """However much goes up and comes down again, the gateway stays under 200 MB. `LONG_UPLOAD_MIB=2048` for 2 GB."""
-    size, piece = LONG_UPLOAD_MIB << 20, os.urandom(1 << 20)
+    size, piece = size_mib << 20, os.urandom(1 << 20)
     peak = 0
 
     def memory() -> int:
@@ -528,13 +523,14 @@ def test_a_long_upload_takes_no_memory(gateway: Gateway) -> None:
     assert peak < 200 << 20
 
 
-def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway) -> None:
+@pytest.mark.parametrize("documents", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway, documents: int) -> None:
     """Training 1,000 documents that did not change takes less than 2 s."""
     with ThreadPoolExecutor(8) as clients:
-        list(clients.map(lambda n: put(gateway, f"{n:04}.txt", f"document {n} " * 50, used=True), range(1000)))
+        list(clients.map(lambda n: put(gateway, f"{n:04}.txt", f"document {n} " * 50, used=True), range(documents)))
     train(gateway)
     since = time.monotonic()
-    assert train(gateway)["unchanged"] == 1000
+    assert train(gateway)["unchanged"] == documents
     assert time.monotonic() - since < 2
 
 

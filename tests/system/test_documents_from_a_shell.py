@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +11,7 @@ import httpx
 import pytest
 
 from tests import servers
+from tests.commands import run_command, run_process
 from tests.gateway_process import Gateway, gateway_process
 from tests.keys import Keys
 from tests.system.test_documents import EMBEDDING
@@ -34,17 +33,15 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield stack.enter_context(gateway_process(**env)).start()
 
 
-def say(home: Gateway, *arguments: str) -> tuple[int, str, str]:
+def say(home: Gateway, *arguments: str, **env: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of a command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        env=home.env,
-        cwd=home.directory,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_command(home, *arguments, **env)
+    return done.returncode, done.stdout, done.stderr
+
+
+def say_in_a_shell(home: Gateway, *arguments: str) -> tuple[int, str, str]:
+    """The same, of a process of its own."""
+    done = run_process(home, *arguments)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done.returncode, done.stdout, done.stderr
 
@@ -71,7 +68,7 @@ def test_every_documents_command_does_what_it_says(home: Gateway, tmp_path: Path
     assert said(home, "avatars") == {"avatars": []}
     stored = said(home, "put", str(file), document)
     assert (stored["name"], stored["size_bytes"], stored["used"]) == ("a/notes ü #1%.txt", 2_000_000, True)
-    assert "upload" in say(home, "documents", "put", str(file), document)[2]
+    assert "upload" in say_in_a_shell(home, "documents", "put", str(file), document)[2]
     said(home, "put", str(file), "ada/vectorstore_data/unused.txt", "--no-used")
     assert said(home, "avatars") == {"avatars": ["ada"]}
     listed = {each["name"]: each for each in said(home, "list", "ada/vectorstore_data", "--digests")}
@@ -132,21 +129,12 @@ def test_ingest_trains_a_collection_where_keys_are_required(home: Gateway, tmp_p
             status, out, err = say(home, "ingest", str(tmp_path), "--collection", name, *avatar)
             assert (status, json.loads(out or "{}").get("written")) == (0, written), err[-3000:]
     writer = home.env["A_WRITERS_KEY"]
-    status, out, err = _with_token(home, writer, "ingest", str(tmp_path), "--collection", "of-a-writer")
+    ingest = ("ingest", str(tmp_path), "--collection")
+    status, out, err = say(home, *ingest, "of-a-writer", GATEWAY_ADMIN_TOKEN=writer)
     assert (status, json.loads(out or "{}").get("written")) == (0, 1), err[-3000:]
-    status, _, err = _with_token(home, "a-token-of-nobody", "ingest", str(tmp_path), "--collection", "birds")
+    status, _, err = say(home, *ingest, "birds", GATEWAY_ADMIN_TOKEN="a-token-of-nobody")
     assert (status != 0, "401" in err) == (True, True), err[-3000:]
     said(home, "delete-avatar", "ada", "--yes")
-
-
-def _with_token(home: Gateway, token: str, *arguments: str) -> tuple[int, str, str]:
-    kept = dict(home.env)
-    home.env["GATEWAY_ADMIN_TOKEN"] = token
-    try:
-        return say(home, *arguments)
-    finally:
-        home.env.clear()
-        home.env.update(kept)
 
 
 def test_ingest_goes_on_past_files_that_fail(home: Gateway, tmp_path: Path) -> None:
@@ -163,7 +151,7 @@ def test_ingest_goes_on_past_files_that_fail(home: Gateway, tmp_path: Path) -> N
     os.mkfifo(folder / "pipe.txt")
     (folder / "photo.png").write_bytes(b"\x89PNG")
     for arguments in (("--avatar", "ada"), ("--collection", "course")):
-        status, out, err = say(home, "ingest", str(folder), *arguments)
+        status, out, err = say_in_a_shell(home, "ingest", str(folder), *arguments)
         assert status == 1, err[-3000:]
         result = json.loads(out)
         assert result["added"] == ["good.txt"]

@@ -1,8 +1,10 @@
 """A gateway that others can reach: limits, browsers, the audit, what is closed by default, and what is measured."""
 
 import json
+import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 from chromadb.errors import RateLimitError
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.commands import run_command, run_process
 from tests.documentation import DOCS, blocks
 from tests.gateway_process import ADMIN_TOKEN, ROOT, Gateway, gateway_process
 from tests.keys import Keys
@@ -53,6 +56,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         GATEWAY_TRUSTED_PROXIES="127.0.0.1",
     ) as built:
         yield Served(built.start(), keys, audit)
+        assert built.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def open_gateway() -> Iterator[Gateway]:
+    """A gateway that asks for no key, in an environment with a proxy that does not answer."""
+    proxy = "http://127.0.0.1:9"
+    with gateway_process(GATEWAY_CORS_ORIGINS=PAGE, HTTP_PROXY=proxy, http_proxy=proxy) as built:
+        yield built.start()
         assert built.stop() == 0
 
 
@@ -169,24 +181,22 @@ def test_pages_of_others_may_not(served: Served, origin: str) -> None:
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_pages_of_others_change_nothing_where_no_key_is_needed(site: str) -> None:
+def test_pages_of_others_change_nothing_where_no_key_is_needed(open_gateway: Gateway, site: str) -> None:
     """A browser sends what any page wants, without a question before, if it has no Content-Type; Chroma takes that."""
     told = {"Origin": "https://evil.example.com", "Sec-Fetch-Site": site, "Sec-Fetch-Mode": "no-cors"}
-    with gateway_process(GATEWAY_CORS_ORIGINS=PAGE) as built:
-        built.start()
+    collections = f"{open_gateway.url}{BASE}/collections"
 
-        def make(name: str, headers: dict[str, str]) -> int:
-            content = json.dumps({"name": name}).encode()
-            return httpx.post(f"{built.url}{BASE}/collections", content=content, headers=headers).status_code
+    def make(name: str, headers: dict[str, str]) -> int:
+        content = json.dumps({"name": f"{name}-{site}"}).encode()
+        return httpx.post(collections, content=content, headers=headers).status_code
 
-        assert make("theirs", told) == 403
-        assert httpx.get(f"{built.url}{BASE}/collections").json() == []
-        # A link that is clicked, a page of ours, a page that came from here, and whoever is no browser.
-        assert httpx.get(f"{built.url}/api/v2/version", headers=told).status_code == 200
-        assert make("ours", told | {"Origin": PAGE}) == 200
-        assert make("from-here", told | {"Origin": "http://behind-a-proxy", "Sec-Fetch-Site": "same-origin"}) == 200
-        assert make("mine", {}) == 200
-        assert built.stop() == 0
+    assert make("theirs", told) == 403
+    assert f"theirs-{site}" not in [each["name"] for each in httpx.get(collections).json()]
+    # A link that is clicked, a page of ours, a page that came from here, and a client that is no browser.
+    assert httpx.get(f"{open_gateway.url}/api/v2/version", headers=told).status_code == 200
+    assert make("ours", told | {"Origin": PAGE}) == 200
+    assert make("from-here", told | {"Origin": "http://behind-a-proxy", "Sec-Fetch-Site": "same-origin"}) == 200
+    assert make("mine", {}) == 200
 
 
 # ---------------------------------------------------------------------- the audit
@@ -255,23 +265,13 @@ def test_what_was_asked_is_counted(served: Served) -> None:
 def test_one_screen(served: Served) -> None:
     """`chroma-gateway status` says what an operator asks first, and ends with an error where nobody answers."""
 
-    def status(**env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "gateway", "status"],
-            env=served.gateway_process.env | env,
-            cwd=served.gateway_process.directory,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     served.ask("writer", "POST", f"{BASE}/collections", json={"name": "on-the-screen", "get_or_create": True})
-    shown = status()
+    shown = run_process(served.gateway_process, "status")
     assert shown.returncode == 0, shown.stderr
     for words in ("ready", "gate open", "Chroma up", "free", "store file://", "collection(s)"):
         assert words in shown.stdout
     assert len(shown.stdout.splitlines()) < 40
-    nobody = status(PORT="1")
+    nobody = run_command(served.gateway_process, "status", PORT="1")
     assert nobody.returncode == 1
     assert "no gateway answers" in nobody.stderr
 
@@ -337,14 +337,11 @@ def test_the_documented_commands_make_keys_that_work(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- open, closed, reset
 
 
-def test_reset_is_refused_unless_it_is_allowed() -> None:
+def test_reset_is_refused_unless_it_is_allowed(open_gateway: Gateway) -> None:
     """In Chroma's words; allowed, it is an admin's, and Chroma does it."""
-    with gateway_process() as built:
-        built.start()
-        refused = httpx.post(f"{built.url}/api/v2/reset")
-        assert (refused.status_code, refused.json()["error"]) == (403, "ChromaError")
-        assert refused.json()["message"] == "Reset is disabled by config"
-        assert built.stop() == 0
+    refused = httpx.post(f"{open_gateway.url}/api/v2/reset")
+    assert (refused.status_code, refused.json()["error"]) == (403, "ChromaError")
+    assert refused.json()["message"] == "Reset is disabled by config"
     with gateway_process(GATEWAY_ALLOW_RESET="true") as built:
         built.start()
         built.client().create_collection("doomed", embedding_function=None)
@@ -386,69 +383,53 @@ def test_who_allows_anybody_gets_anybody() -> None:
         assert built.stop() == 0
 
 
-def test_readyz_says_how_far_it_is() -> None:
+def test_readyz_says_how_far_it_is(open_gateway: Gateway) -> None:
     """While Chroma is down: the phase, in words for machines too."""
-    with gateway_process() as built:
-        built.start()
-        pid = built.pid("chroma")
-        assert pid
-        seen: list[dict[str, Any]] = []
-        stop = threading.Event()
+    pid = open_gateway.pid("chroma")
+    assert pid
+    seen: list[dict[str, Any]] = []
+    stop = threading.Event()
 
-        def look() -> None:
-            # One connection: Chroma is back within 0.2 s.
-            with httpx.Client(base_url=built.url) as client:
-                while not stop.is_set():
-                    answer = client.get("/readyz")
-                    if answer.status_code == 503:
-                        seen.append(answer.json())
+    def look() -> None:
+        # One connection: Chroma is back within 0.2 s.
+        with httpx.Client(base_url=open_gateway.url) as client:
+            while not stop.is_set():
+                answer = client.get("/readyz")
+                if answer.status_code == 503:
+                    seen.append(answer.json())
 
-        thread = threading.Thread(target=look)
-        thread.start()
-        subprocess.run(["kill", "-9", str(pid)], check=True)
-        built.until(lambda: bool(seen), "it is not ready", 20)
-        built.wait_until_ready()
-        stop.set()
-        thread.join()
-        assert all(each["error"] == "Unavailable" and each["message"] for each in seen)
-        assert {each["phase"] for each in seen} <= {"preparing", "starting", "reading"}
-        assert built.stop() == 0
+    thread = threading.Thread(target=look)
+    thread.start()
+    os.kill(pid, signal.SIGKILL)
+    open_gateway.until(lambda: bool(seen), "it is not ready", 20)
+    open_gateway.wait_until_ready()
+    stop.set()
+    thread.join()
+    assert all(each["error"] == "Unavailable" and each["message"] for each in seen)
+    assert {each["phase"] for each in seen} <= {"preparing", "starting", "reading"}
 
 
-def test_the_age_of_the_last_snapshot_outlives_the_gateway() -> None:
+def test_the_age_of_the_last_snapshot_outlives_the_gateway(open_gateway: Gateway) -> None:
     """A gateway that starts anew knows it from the store, so that an alert on it does not cry wolf."""
-    with gateway_process() as built:
-        built.start()
-        age = re.compile(r"^chroma_gateway_last_snapshot_age_seconds (.*)$", re.MULTILINE)
+    age = re.compile(r"^chroma_gateway_last_snapshot_age_seconds (.*)$", re.MULTILINE)
 
-        def told() -> float:
-            (found,) = age.findall(httpx.get(f"{built.url}/metrics").text)
-            return float(found)
+    def told() -> float:
+        (found,) = age.findall(httpx.get(f"{open_gateway.url}/metrics").text)
+        return float(found)
 
-        assert told() == float("inf")
-        built.snapshot()
-        assert 0 <= told() < 60
-        text = httpx.get(f"{built.url}/metrics").text
-        assert 'chroma_gateway_snapshots_total{outcome="ok"} 1.0' in text
-        assert re.search(r'chroma_gateway_store_bytes_total\{direction="up"\} [1-9]', text)
-        assert built.stop() == 0
-        built.start()
-        built.until(lambda: 0 <= told() < 60, "it is known again", 20)
-        assert built.stop() == 0
+    assert told() == float("inf")
+    open_gateway.snapshot()
+    assert 0 <= told() < 60
+    text = httpx.get(f"{open_gateway.url}/metrics").text
+    assert 'chroma_gateway_snapshots_total{outcome="ok"} 1.0' in text
+    assert re.search(r'chroma_gateway_store_bytes_total\{direction="up"\} [1-9]', text)
+    assert open_gateway.stop() == 0
+    open_gateway.start()
+    open_gateway.until(lambda: 0 <= told() < 60, "it is known again", 20)
 
 
-def test_a_proxy_of_the_environments_gets_nothing_of_this_machines() -> None:
+def test_a_proxy_of_the_environments_gets_nothing_of_this_machines(open_gateway: Gateway) -> None:
     """The gateway reaches its Chroma, and commands the gateway, without it: they carry data and the admin token."""
-    with gateway_process(HTTP_PROXY="http://127.0.0.1:9", http_proxy="http://127.0.0.1:9") as built:
-        built.start()
-        for command in (["list"], ["documents", "avatars"], ["status"]):
-            shown = subprocess.run(
-                [sys.executable, "-m", "gateway", *command],
-                env=built.env,
-                cwd=built.directory,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert shown.returncode == 0, shown.stderr
-        assert built.stop() == 0
+    for command in (["list"], ["documents", "avatars"], ["status"]):
+        shown = run_command(open_gateway, *command)
+        assert shown.returncode == 0, shown.stderr

@@ -31,14 +31,24 @@ def served() -> Iterator[Gateway]:
         yield built.start()
 
 
-@pytest.mark.parametrize("headers", [ADMIN, {}, {"Authorization": "Bearer wrong"}], ids=["admin", "nobody", "wrong"])
-def test_every_answer_is_as_promised(served: Gateway, headers: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("headers", "examples"),
+    [
+        pytest.param(ADMIN, 8, id="admin"),
+        pytest.param({}, 4, id="nobody"),
+        *(
+            pytest.param(headers, 20, id=f"{name}-20", marks=pytest.mark.soak)
+            for name, headers in {"admin": ADMIN, "nobody": {}, "wrong": {"Authorization": "Bearer wrong"}}.items()
+        ),
+    ],
+)
+def test_every_answer_is_as_promised(served: Gateway, headers: dict[str, str], examples: int) -> None:
     """Status, type and shape; never a failure of the gateway's own. Without a key nothing of /admin/* happens."""
     schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=20, database=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=examples, database=None, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
         def ask(case: schemathesis.Case) -> None:
             answer = case.call(headers={**(case.headers or {}), **headers}, timeout=60)

@@ -16,7 +16,7 @@ import chromadb
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import faults, ministack
+from tests.servers import S3Server, faults, ministack
 from tests.store_faults import Rule
 
 
@@ -53,6 +53,12 @@ def switch() -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with ministack() as started:
+        yield started
 
 
 def test_a_schedule_skips_what_is_not_needed_and_tells_of_success() -> None:
@@ -139,13 +145,15 @@ def test_a_final_snapshot_is_not_taken_of_nothing() -> None:
         assert len(snapshots(built)) == 1
 
 
-@pytest.mark.parametrize("budget_s", [3, 6])
-def test_a_stop_keeps_its_budget_when_the_store_is_slow(budget_s: int) -> None:
+@pytest.mark.parametrize("budget_s", [3, pytest.param(6, marks=pytest.mark.soak)])
+def test_a_stop_keeps_its_budget_when_the_store_is_slow(server: S3Server, budget_s: int) -> None:
     """The final snapshot does not fit: the gateway ends in time all the same, and says what was not saved."""
-    with ministack() as server, faults(server.port) as proxy:
-        server.make_bucket("slow")
+    with faults(server.port) as proxy:
+        server.make_bucket(f"slow-{budget_s}")
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with gateway_process(GATEWAY_STORE="s3://slow", GATEWAY_EXIT_BUDGET_S=str(budget_s), **env) as built:
+        with gateway_process(
+            GATEWAY_STORE=f"s3://slow-{budget_s}", GATEWAY_EXIT_BUDGET_S=str(budget_s), **env
+        ) as built:
             built.start()
             write(built, "saved")
             built.snapshot()
@@ -161,13 +169,13 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(budget_s: int) -> None:
             assert set(notes(built).get()["ids"]) == {"saved", "not saved"}
 
 
-def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck() -> None:
+def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(server: S3Server) -> None:
     """Its bytes are on their way to a store that does not answer: the gateway ends in time, and says what was lost."""
-    with ministack() as server, faults(server.port) as proxy:
-        server.make_bucket("slow")
+    with faults(server.port) as proxy:
+        server.make_bucket("stuck")
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        settings = {"GATEWAY_EXIT_BUDGET_S": "6", "GATEWAY_SNAPSHOT_INTERVAL_S": "1"}
-        with gateway_process(GATEWAY_STORE="s3://slow", **settings, **env) as built:
+        settings = {"GATEWAY_EXIT_BUDGET_S": "3", "GATEWAY_SNAPSHOT_INTERVAL_S": "1"}
+        with gateway_process(GATEWAY_STORE="s3://stuck", **settings, **env) as built:
             built.start()
             proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=30)]
             write(built, "not saved")
@@ -177,13 +185,13 @@ def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck() -> None:
             )
             began = time.monotonic()
             assert built.stop() != 0
-            assert time.monotonic() - began < 10, "platforms give 10 s"
+            assert time.monotonic() - began < 3 + 4, "Chroma's own stop comes on top"
             assert "what was written since the latest snapshot is not in the store" in built.output()
 
 
-def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot() -> None:
+def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot(server: S3Server) -> None:
     """A write whose last bytes come after the cut is not acknowledged any more: nothing would save it."""
-    with ministack() as server, faults(server.port) as proxy:
+    with faults(server.port) as proxy:
         server.make_bucket("late")
         env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
         with gateway_process(GATEWAY_STORE="s3://late", **env) as built:

@@ -186,50 +186,49 @@ def test_a_bad_request_to_the_gateway_itself_is_refused_in_the_error_shape(
 # ---------------------------------------------------------------------- while a snapshot is restored
 
 
-def test_a_restore_under_load_shows_one_state_or_the_other() -> None:
+def test_a_restore_under_load_shows_one_state_or_the_other(shared: Gateway) -> None:
     """Readers see all of the old state or all of the new one; in the gap 503 with Retry-After, and nothing else."""
-    with gateway_process() as built:
-        state = fill_state(built.start(), "old")
-        wanted = built.snapshot("old")
-        set_state(state, "new")
-        stop, seen, odd = threading.Event(), set(), []
-        get = f"{built.url}/api/v2/tenants/default_tenant/databases/default_database/collections/{state.id}/get"
+    state = fill_state(shared, "old")
+    wanted = shared.snapshot("old")
+    set_state(state, "new")
+    stop, seen, odd = threading.Event(), set(), []
+    get = f"{shared.url}/api/v2/tenants/default_tenant/databases/default_database/collections/{state.id}/get"
 
-        def read() -> None:
-            with httpx.Client(timeout=60) as http:
-                while not stop.is_set():
-                    answer = http.post(get, json={"include": ["documents"]})
-                    if answer.status_code == 200:
-                        seen.add(tuple(sorted(set(answer.json()["documents"]))))
-                    elif answer.status_code == 503 and "retry-after" in answer.headers:
-                        seen.add(503)
-                    else:
-                        odd.append((answer.status_code, answer.text))
+    def read() -> None:
+        with httpx.Client(timeout=60) as http:
+            while not stop.is_set():
+                answer = http.post(get, json={"include": ["documents"]})
+                if answer.status_code == 200:
+                    seen.add(tuple(sorted(set(answer.json()["documents"]))))
+                elif answer.status_code == 503 and "retry-after" in answer.headers:
+                    seen.add(503)
+                else:
+                    odd.append((answer.status_code, answer.text))
 
-        def write() -> None:
-            upsert = get.removesuffix("/get") + "/upsert"
-            with httpx.Client(timeout=60) as http:
-                while not stop.is_set():
-                    answer = http.post(upsert, json={"ids": ["x"], "embeddings": [[0.0, 0.0]], "documents": ["new"]})
-                    if answer.status_code not in (200, 201, 503):
-                        odd.append((answer.status_code, answer.text))
+    def write() -> None:
+        upsert = get.removesuffix("/get") + "/upsert"
+        with httpx.Client(timeout=60) as http:
+            while not stop.is_set():
+                answer = http.post(upsert, json={"ids": ["x"], "embeddings": [[0.0, 0.0]], "documents": ["new"]})
+                if answer.status_code not in (200, 201, 503):
+                    odd.append((answer.status_code, answer.text))
 
-        threads = [threading.Thread(target=read) for _ in range(3)] + [threading.Thread(target=write)]
-        for thread in threads:
-            thread.start()
-        answer = built.admin("POST", f"/snapshot/{wanted['id']}/restore")
-        assert answer.status_code == 200, answer.text
-        assert built.readyz().status_code == 200
-        stop.set()
-        for thread in threads:
-            thread.join()
-        assert not odd
-        assert 503 in seen
-        # The writer adds one "new" record to whichever state it meets; the 200 others change together.
-        assert ("new",) in seen
-        assert seen <= {("new",), ("old",), ("new", "old"), 503}
-        documents = built.client().get_collection("state", embedding_function=None).get()["documents"]
-        assert documents.count("old") == 200
+    threads = [threading.Thread(target=read) for _ in range(3)] + [threading.Thread(target=write)]
+    for thread in threads:
+        thread.start()
+    answer = shared.admin("POST", f"/snapshot/{wanted['id']}/restore")
+    assert answer.status_code == 200, answer.text
+    assert shared.readyz().status_code == 200
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not odd
+    assert 503 in seen
+    # The writer adds one "new" record to whichever state it meets; the 200 others change together.
+    assert ("new",) in seen
+    assert seen <= {("new",), ("old",), ("new", "old"), 503}
+    documents = shared.client().get_collection("state", embedding_function=None).get()["documents"]
+    assert documents.count("old") == 200
 
 
 def fill_state(built: Gateway, text: str) -> chromadb.Collection:
@@ -279,43 +278,42 @@ def test_sigterm_ends_it_in_time_with_every_acknowledged_write_on_disk() -> None
         assert set(told) <= there
 
 
-def test_a_killed_chroma_comes_back_by_itself() -> None:
+def test_a_killed_chroma_comes_back_by_itself(shared: Gateway) -> None:
     """kill -9: clients get errors in Chroma's shape meanwhile, then everything is served again."""
-    with gateway_process() as built:
-        notes = fill(built.start().client(), "notes")
-        killed = built.pid("chroma")
-        assert killed
-        os.kill(killed, signal.SIGKILL)
-        answers = []
+    notes = fill(shared.client(), "survives-chroma")
+    killed = shared.pid("chroma")
+    assert killed
+    os.kill(killed, signal.SIGKILL)
+    answers = []
 
-        def served() -> bool:
-            answer = httpx.get(f"{built.url}/api/v2/heartbeat", timeout=10)
-            answers.append(answer)
-            return answer.status_code == 200 and built.pid("chroma") not in (None, killed)
+    def served() -> bool:
+        answer = httpx.get(f"{shared.url}/api/v2/heartbeat", timeout=10)
+        answers.append(answer)
+        return answer.status_code == 200 and shared.pid("chroma") not in (None, killed)
 
-        built.until(served, "Chroma is back")
-        refused = [answer for answer in answers if answer.status_code != 200]
-        assert refused
-        for answer in refused:
-            assert answer.status_code in (502, 503)
-            assert set(answer.json()) >= {"error", "message"}
-        built.wait_until_ready()
-        assert notes.count() == 20
-        assert notes.query(query_embeddings=[[7.0, 1.0, 2.0]], n_results=1)["ids"] == [["7"]]
+    shared.until(served, "Chroma is back")
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert refused
+    for answer in refused:
+        assert answer.status_code in (502, 503)
+        assert set(answer.json()) >= {"error", "message"}
+    shared.wait_until_ready()
+    assert notes.count() == 20
+    assert notes.query(query_embeddings=[[7.0, 1.0, 2.0]], n_results=1)["ids"] == [["7"]]
 
 
-def test_a_killed_gateway_comes_back_and_chroma_goes_on() -> None:
+def test_a_killed_gateway_comes_back_and_chroma_goes_on(shared: Gateway) -> None:
     """kill -9 of the gateway costs its clients a moment, and Chroma not even a restart."""
-    with gateway_process() as built:
-        notes = fill(built.start().client(), "notes")
-        chroma, killed = built.pid("chroma"), built.pid("gateway")
-        assert killed
-        os.kill(killed, signal.SIGKILL)
-        built.until(lambda: built.pid("gateway") not in (None, killed), "the gateway is back")
-        built.wait_until_ready()
-        assert notes.count() == 20
-        assert built.pid("chroma") == chroma
-        assert built.snapshot()["collections"][0]["records"] == 20
+    notes = fill(shared.client(), "survives-the-gateway")
+    chroma, killed = shared.pid("chroma"), shared.pid("gateway")
+    assert killed
+    os.kill(killed, signal.SIGKILL)
+    shared.until(lambda: shared.pid("gateway") not in (None, killed), "the gateway is back")
+    shared.wait_until_ready()
+    assert notes.count() == 20
+    assert shared.pid("chroma") == chroma
+    held = {each["name"]: each["records"] for each in shared.snapshot()["collections"]}
+    assert held["survives-the-gateway"] == 20
 
 
 def test_the_gateway_answers_health_before_chroma_does() -> None:

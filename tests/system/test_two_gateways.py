@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import ministack, rclone
+from tests.servers import S3Server, ministack, rclone
 
 RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
@@ -71,16 +71,20 @@ def lease(built: Gateway) -> dict[str, Any]:
     return answer
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with ministack() as started:
+        started.make_bucket("shared")
+        yield started
+
+
 @pytest.fixture(params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The settings of gateways that share a store."""
-    with ExitStack() as stack:
-        if request.param == "file":
-            yield {"GATEWAY_STORE": f"file://{tmp_path}/store"}
-        else:
-            server = stack.enter_context(ministack())
-            server.make_bucket("shared")
-            yield {"GATEWAY_STORE": "s3://shared/both", **server.env}
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The settings of gateways that share an empty store."""
+    if request.param == "file":
+        return {"GATEWAY_STORE": f"file://{tmp_path}/store"}
+    server: S3Server = request.getfixturevalue("server")
+    return {"GATEWAY_STORE": f"s3://shared/{tmp_path.name}", **server.env}
 
 
 def begin(built: Gateway) -> None:
@@ -111,7 +115,7 @@ def test_new_gateway_takes_over_with_every_acknowledged_write(shared: dict[str, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("replacing_s", [8, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("replacing_s", [0, pytest.param(60, marks=pytest.mark.soak)])
 def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
     shared: dict[str, str], replacing_s: float
 ) -> None:
@@ -151,7 +155,7 @@ def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
         assert {each["state"] for each in snapshots} == {"complete"}
         held = [each["collections"][0]["records"] if each["collections"] else 0 for each in reversed(snapshots)]
         assert held == sorted(held), "a snapshot has less than the one before it: the history forked"
-        assert len(acknowledged) > 100
+        assert len(acknowledged) > (100 if replacing_s else 30)
 
 
 def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:

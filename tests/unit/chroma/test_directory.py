@@ -249,11 +249,14 @@ def test_a_crash_at_any_step_of_settling_keeps_the_new_data(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("act", [swap_in, DataDirectory.roll_back], ids=["swap_in", "roll_back"])
-def test_a_second_crash_during_recovery_is_recovered_from(tmp_path: Path, act: Callable[[DataDirectory], None]) -> None:
-    """At every step of the swap, and then at every step of finishing it."""
+@pytest.mark.parametrize("stride", [7, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_second_crash_during_recovery_is_recovered_from(
+    tmp_path: Path, act: Callable[[DataDirectory], None], stride: int
+) -> None:
+    """At every step of the swap, and then at the steps of finishing it, of which `stride` counts one."""
     path, prepare = tmp_path / "data", (made if act is swap_in else on_trial)
     for first in range(0, steps_of(path, prepare, act) + 1):
-        second, finished = 0, False
+        second, finished = first % stride, False
         while not finished:
             directory = prepare(path)
             with power(first):
@@ -264,7 +267,7 @@ def test_a_second_crash_during_recovery_is_recovered_from(tmp_path: Path, act: C
             finished = supply.steps < second
             require_settled_or_on_trial(path, f"steps {first} and {second}")
             shutil.rmtree(path)
-            second += 2
+            second += stride
 
 
 def test_a_swap_that_fails_at_any_step_can_be_rolled_back(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from gateway.chroma.disk import DATABASE
 from gateway.chroma.pages import DatabaseCut, PageTracker
 from gateway.errors import QuiesceTimeout
 
+PAGES_SEEDS = int(os.environ.get("PAGES_SEEDS", "4"))
+
 # Fields of the header that `backup` writes anew: the modes, and the counters of changes.
 _HEADER_OF_ITS_OWN = ((18, 20), (24, 28), (40, 44), (92, 100))
 
@@ -92,7 +94,7 @@ def write(connection: sqlite3.Connection, chance: random.Random) -> None:
     connection.execute(chance.choice(("commit", "commit", "rollback")))
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("PAGES_SEEDS", "4"))))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, PAGES_SEEDS))])
 def test_every_changed_page_is_listed(
     data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection, seed: int
 ) -> None:

@@ -420,7 +420,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 TestAnyHistory = AnyHistory.TestCase
-TestAnyHistory.settings = settings(max_examples=25, stateful_step_count=15, suppress_health_check=list(HealthCheck))
+TestAnyHistory.settings = settings(max_examples=15, stateful_step_count=15, suppress_health_check=list(HealthCheck))
 
 
 def test_every_field_of_the_answer_is_described() -> None:
