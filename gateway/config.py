@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", validation_alias="HOST")
     port: Port = Field(8000, validation_alias="PORT")
     chroma_port: Port = 8001
+    chroma_config: Path | None = None
     data_dir: Path = Path("var/chroma")
     store: str = registry.DEFAULT_URL
     user_id: str = "default"
@@ -96,7 +97,7 @@ class Settings(BaseSettings):
     # supervisord sets it for the programs it runs; absent when the gateway runs by itself.
     supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")
 
-    @field_validator("data_dir", "keys_file", "audit_file")
+    @field_validator("data_dir", "keys_file", "audit_file", "chroma_config")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None

@@ -14,7 +14,7 @@ reached is asked again for `restore_retry_s` and is then an error: an unreachabl
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -25,7 +25,9 @@ import tenacity
 
 from gateway.aio import shielded, within
 from gateway.chroma.directory import PRIVATE, DataDirectory
+from gateway.chroma.disk_probe import write_problems
 from gateway.chroma.managed import ManagedChroma, ProcessControl
+from gateway.chroma.process import CHROMAS_MAX_PAYLOAD_BYTES
 from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.repair import Repair
 from gateway.chroma.watch import ChromaWatch
@@ -60,6 +62,7 @@ _AGAIN_S = 0.02
 _BREAK_OFF_S = 0.5
 _LEAST_FOR_THE_LEASE_S = 0.5
 _MOST_NAMED = 5
+_PROBE_DISK_EVERY_S = 5.0
 
 
 class Phase(Enum):
@@ -121,6 +124,8 @@ class VectorStoreOptions:
     gc_grace_s: float = 24 * 3600
     allow_reset: bool = False
     ready_requires_all: bool = False
+    max_body_bytes: int = CHROMAS_MAX_PAYLOAD_BYTES
+    chroma_settings: Mapping[str, Any] = field(default_factory=dict)
     chroma_config: Path = Path("var/chroma.yaml")
 
 
@@ -166,7 +171,11 @@ class VectorStore:
             control,
             options.chroma_config,
             self.quarantine,
-            allow_reset=options.allow_reset,
+            settings={
+                "allow_reset": options.allow_reset,
+                "max_payload_bytes": options.max_body_bytes,
+                "operators": options.chroma_settings,
+            },
             copies=StoredCopies(repository, directory.scratch, baseline=directory.baseline).of,
         )
         self.operations = Operations(
@@ -178,6 +187,7 @@ class VectorStore:
             drain_timeout_s=options.drain_timeout_s,
         )
         self._record = Record()
+        self._disk_problems: list[str] = []
         self._start = Readiness(Phase.PREPARING, Phase.PREPARING.text)
 
     @property
@@ -316,7 +326,7 @@ class VectorStore:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything else works."""
-        found = list(self.leader.warnings)
+        found = list(self.leader.warnings) + self._disk_problems
         if self.watch.unreadable:
             found.append(
                 f"{len(self.watch.unreadable)} collection(s) cannot be read, see `unreadable`; all others are served."
@@ -356,6 +366,15 @@ class VectorStore:
             self.operations.changes.nothing_is_saved()
             full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
             return RepairReport(repair, outage_s, self.watch.unreadable.get(full_name))
+
+    async def probe_disk(self) -> None:
+        """Look every few seconds whether the data directory can be written, until cancelled; see `warnings`."""
+        while True:
+            found = await asyncio.to_thread(write_problems, self.directory.path)
+            for problem in set(found) - set(self._disk_problems):
+                log.warning("Chroma's files cannot be written, or soon cannot", problem=problem)
+            self._disk_problems = found
+            await asyncio.sleep(_PROBE_DISK_EVERY_S)
 
     def final_snapshot(self) -> Estimate:
         """Whether a final snapshot taken now would fit into the time there is after SIGTERM."""

@@ -33,6 +33,8 @@ Modules:
 - `disk_usage`  sizes for metrics and status
 - `native`      the program that becomes `chroma run`
 - `process`     Chroma's configuration file, and a Chroma for the time of a verification
+- `disk_probe`  why Chroma cannot write its files, seen before Chroma meets it
+- `quarantine`  which collections Chroma may die of, and which it must not touch
 - `managed`     starting Chroma, stopping it, and starting it again after it died
 - `watch`       whether Chroma runs, and whether every collection can be read
 """

@@ -10,11 +10,11 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -23,7 +23,7 @@ from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.chroma.index_health import Copies, IndexHealth, no_copies
-from gateway.chroma.process import require_free_port, write_config
+from gateway.chroma.process import merged_config, require_free_port, write_config
 from gateway.chroma.quarantine import Quarantine, fingerprints
 from gateway.chroma.repair import Repair, Way, repair_segment
 from gateway.chroma.routes import parse_collection_id
@@ -74,16 +74,18 @@ class ManagedChroma:
         config: Path,
         quarantine: Quarantine | None = None,
         *,
-        allow_reset: bool = False,
+        settings: Mapping[str, Any] | None = None,
         copies: Copies = no_copies,
     ) -> None:
         """`config` is the file that the process manager's command names; it is written before each start.
+
+        `settings` are the keywords of `merged_config`.
 
         `copies` gives older copies of an index, for the repair of an unsound one.
         """
         self._directory, self._watch, self._control = directory, watch, control
         self._quarantine = quarantine or Quarantine()
-        self._config, self._allow_reset = config, allow_reset
+        self._config, self._settings = config, settings or {}
         self._health, self._copies = IndexHealth(directory.path), copies
         self.repairs: list[Repair] = []
         """Indexes that were unsound at Chroma's last start, and what was done."""
@@ -234,7 +236,7 @@ class ManagedChroma:
             log.warning(
                 "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode
             )
-        write_config(self._config, self._directory.path, self._watch.port, allow_reset=self._allow_reset)
+        write_config(self._config, merged_config(self._directory.path, self._watch.port, **self._settings))
 
     async def _repair_unsound(self) -> None:
         self.repairs = repairs = await self._health.repair_unsound(self._copies)

@@ -9,13 +9,14 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
 from gateway.aio import poll_until
+from gateway.chroma.disk import DATABASE
 from gateway.chroma.native import environment_for_chroma
 from gateway.errors import ConfigError, SnapshotError
 from gateway.files import write_durably
@@ -26,6 +27,16 @@ _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 10.0
 _HEARTBEAT_TIMEOUT_S = 5.0
 _POLL_S = 0.05
+CHROMAS_MAX_PAYLOAD_BYTES = 40 << 20
+"""Of Chroma itself (`rust/frontend/src/config.rs`, `default_max_payload_size_bytes`)."""
+_MAX_PAYLOAD = "max_payload_size_bytes"
+# Which setting of the gateway an operator may want instead.
+_WAYS = {
+    "persist_path": "GATEWAY_DATA_DIR",
+    "port": "GATEWAY_CHROMA_PORT",
+    "allow_reset": "GATEWAY_ALLOW_RESET",
+    _MAX_PAYLOAD: "GATEWAY_MAX_BODY_BYTES",
+}
 _SAID_BYTES = 1000
 # Chroma speaks plain HTTP. httpx would read every certificate authority anew for each client: 20 ms of the loop.
 _NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -66,20 +77,70 @@ def require_free_port(port: int) -> None:
         ) from error
 
 
-def write_config(path: Path, data_dir: Path, port: int, *, allow_reset: bool = False) -> None:
-    """Write what `chroma run` is configured by, whole or not at all; `path` is read by `gateway.chroma.native`.
+def read_config(path: Path) -> dict[str, Any]:
+    """An operator's configuration of Chroma: a YAML file as `chroma run FILE` takes it. Blocks. Raises ConfigError."""
+    import yaml  # noqa: PLC0415  # few have such a file
+
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"GATEWAY_CHROMA_CONFIG: {path} cannot be read: {error}", "it must be YAML") from error
+    if not isinstance(found or {}, dict):
+        raise ConfigError(f"GATEWAY_CHROMA_CONFIG: {path} is not a mapping of settings", "see docs/configuration.md")
+    return found or {}
+
+
+def merged_config(
+    data_dir: Path,
+    port: int,
+    *,
+    allow_reset: bool = False,
+    max_payload_bytes: int = CHROMAS_MAX_PAYLOAD_BYTES,
+    operators: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `chroma run` is configured by: what the gateway needs, on top of what an operator wants.
 
     All else keeps Chroma's defaults, which for a configuration file are those of its options
-    (`rust/frontend/src/config.rs`). Raises DiskFull, GatewayError.
+    (`rust/frontend/src/config.rs`). Unknown settings are passed on. Raises ConfigError for a setting of the operator's
+    that contradicts the gateway's.
     """
-    config = {
+    given = dict(operators or {})
+    ours: dict[str, Any] = {
         "persist_path": str(data_dir),
         "listen_address": HOST,
         "port": port,
         "allow_reset": allow_reset,
-        "stdout_tracing": True,  # as without a file (`rust/cli/src/commands/run.rs`)
+        "sqlite_filename": DATABASE,
     }
-    write_durably(path, json.dumps(config).encode())  # JSON is YAML too
+    if max_payload_bytes > CHROMAS_MAX_PAYLOAD_BYTES and not _is_at_least(given.get(_MAX_PAYLOAD), max_payload_bytes):
+        ours[_MAX_PAYLOAD] = max_payload_bytes
+    for name, value in ours.items():
+        if name in given and given[name] != value:
+            raise _contradiction(name, given[name], value, _WAYS.get(name))
+    for part, name in (("sqlitedb", "url"), ("segment_manager", "persist_path")):
+        if isinstance(given.get(part), dict) and name in given[part]:
+            raise _contradiction(f"{part}.{name}", given[part][name], "a place in the data directory", None)
+    # stdout_tracing as without a file (`rust/cli/src/commands/run.rs`).
+    return {"stdout_tracing": True, **given, **ours}
+
+
+def _is_at_least(value: object, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _contradiction(name: str, given: object, ours: object, way: str | None) -> ConfigError:
+    return ConfigError(
+        f"GATEWAY_CHROMA_CONFIG sets {name} to {given!r}, and the gateway sets it to {ours!r}",
+        f"leave it out of the file{f', and set {way}' if way else ''}",
+    )
+
+
+def write_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Write what `chroma run` is configured by, whole or not at all; `path` is read by `gateway.chroma.native`.
+
+    Raises DiskFull, GatewayError.
+    """
+    write_durably(path, json.dumps(config, default=str).encode())  # JSON is YAML too
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +154,7 @@ async def scratch_chroma(data_dir: Path) -> AsyncIterator[str]:
     port = _free_port()
     with tempfile.TemporaryDirectory() as private, tempfile.TemporaryFile() as said:
         config = Path(private) / "chroma.yaml"
-        write_config(config, data_dir, port)
+        write_config(config, merged_config(data_dir, port))
         run = [sys.executable, "-P", "-m", "gateway.chroma.native", str(config)]
         command = [sys.executable, "-c", _UNTIL_PARENT_DIES, str(os.getpid()), *run]
         process = await asyncio.create_subprocess_exec(

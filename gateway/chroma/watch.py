@@ -10,6 +10,7 @@ open after 240 idle seconds).
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -20,6 +21,7 @@ import httpx
 import structlog
 
 from gateway.chroma.database import Collection, read_contents
+from gateway.chroma.disk_probe import named
 from gateway.chroma.log import keep_log
 from gateway.chroma.process import HOST, base_url, http_client
 from gateway.chroma.quarantine import Quarantine
@@ -33,6 +35,8 @@ _HEARTBEAT_TIMEOUT_S = 5.0
 _PROBES_AT_ONCE = 4
 _PROBE_AGAIN_S = 5.0
 _HEARS_OF_END_S = 1.0
+# How Rust's standard library writes an error of the system.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _DATABASE = "(database)"
 
 Ticket = Callable[[str, str], AbstractAsyncContextManager[None]]
@@ -293,4 +297,6 @@ async def probe(client: httpx.AsyncClient, collection: Collection) -> str | None
 
 
 def _why(response: httpx.Response) -> str:
-    return f"{response.status_code} {response.text[:500]}"
+    said = f"{response.status_code} {response.text[:500]}"
+    number = _OS_ERROR.search(said)
+    return named(int(number[1]), said) if number else said

@@ -11,7 +11,7 @@ from gateway.auth.keys import parse_keys
 from gateway.auth.quota import QuotaLimits
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.names import CollectionNames
-from gateway.chroma.process import HOST, base_url
+from gateway.chroma.process import HOST, base_url, read_config
 from gateway.config import Settings
 from gateway.documents.embedding import Embedding
 from gateway.documents.store import DocumentStore
@@ -117,6 +117,8 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
         gc_grace_s=settings.gc_grace_s,
         allow_reset=settings.allow_reset,
         ready_requires_all=settings.ready_requires_all,
+        max_body_bytes=settings.max_body_bytes,
+        chroma_settings=read_config(settings.chroma_config) if settings.chroma_config else {},
     )
     directory = DataDirectory(settings.data_dir)
     return VectorStore(directory, settings.chroma_port, storage, settings.repository_prefix, control, options)

@@ -51,6 +51,7 @@ class Lifecycle:
         await vectorstore.begin()
         lasting = [
             self._run(vectorstore.watch.run()),
+            self._run(vectorstore.probe_disk()),
             self._run(gateway.data_path.watch_the_clock()),
             self._run(vectorstore.operations.snapshotter.keep_bounded()),
             self._run(gateway.keyring.run()),

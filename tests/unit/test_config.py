@@ -53,6 +53,7 @@ def test_the_page_shows_the_defaults() -> None:
         "GATEWAY_ALLOW_ANONYMOUS",
         "GATEWAY_ALLOW_RESET",
         "GATEWAY_AUDIT_FILE",
+        "GATEWAY_CHROMA_CONFIG",
         "GATEWAY_CORS_ORIGINS",
         "GATEWAY_KEYS",
         "GATEWAY_KEYS_FILE",
