@@ -244,12 +244,12 @@ class VectorStore:
         wanted, repository = self._options.restore, self.repository
         await repository.check_format()
         if wanted == "latest":
-            ids = await repository.ids()
-            if not ids:
+            latest = await repository.latest_id()
+            if latest is None:
                 log.info("the store holds no snapshot, starting empty", store=repository.url)
                 self._nothing_to_save()
                 return
-            snapshot_id = ids[0]
+            snapshot_id = latest
         else:
             snapshot_id = await self._demanded(repository.resolve(wanted))
 

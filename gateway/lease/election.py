@@ -114,6 +114,13 @@ class LeaderElection:
         await self.require()
         await self._held().abort_announced()
 
+    async def note_deletion(self, snapshot_id: str) -> None:
+        """See `Lease.note_deletion`."""
+        await self.require()
+        lease = self._held()
+        if lease.known is None or lease.known.expected == snapshot_id:
+            await lease.note_deletion(snapshot_id)
+
     async def mark_pending_delete(self, packs: list[str]) -> None:
         """See `Lease.mark_pending_delete`."""
         await self._held().mark_pending_delete(packs)

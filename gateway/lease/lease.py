@@ -191,6 +191,10 @@ class Lease:
         """Abort the announced snapshot, if there is one. A confirmation that is still under way will be refused."""
         await self._change(lambda current: _require_held(current).aborting_announced())
 
+    async def note_deletion(self, snapshot_id: str) -> None:
+        """Tell others that `snapshot_id` is about to be deleted. Raises LeaseLost; then it must stay."""
+        await self._change(lambda current: _require_held(current).noting_deletion(snapshot_id))
+
     async def mark_pending_delete(self, packs: Iterable[str]) -> None:
         """Tell any successor that `packs` are about to be deleted. Raises LeaseLost; then they must stay."""
         names = tuple(packs)

@@ -84,6 +84,8 @@ class LeaseState(BaseModel):
     """The snapshot that was published most recently."""
     publisher: str | None = None
     """The home of the gateway that published it."""
+    published_deleted: bool = False
+    """Whether it was deleted since, or is about to be."""
 
     # ------------------------------------------------------------------ as bytes
 
@@ -117,6 +119,11 @@ class LeaseState(BaseModel):
                 f"{url}{LEASE} cannot be read: it is truncated, damaged or not a lease",
                 "stop every gateway on this store, then delete the object; aborted snapshots may be listed afterwards",
             ) from error
+
+    @property
+    def expected(self) -> str | None:
+        """The snapshot that must be in the store: the one that was published last, unless it was deleted."""
+        return None if self.published_deleted else self.published
 
     def is_committed(self, snapshot_id: str) -> bool:
         """Return whether a manifest that is in the store belongs to a published snapshot."""
@@ -165,10 +172,14 @@ class LeaseState(BaseModel):
     def confirming(self, snapshot_id: str) -> Self:
         """Step 3 of a publication: the snapshot is committed. Raises LeaseLost if it was aborted."""
         if self.announced == snapshot_id:
-            return self._next(announced=None, published=snapshot_id, publisher=self.home)
+            return self._next(announced=None, published=snapshot_id, publisher=self.home, published_deleted=False)
         if not self.is_committed(snapshot_id):
             raise LeaseLost(f"snapshot {snapshot_id} was aborted before it was published", "take another snapshot")
         return self
+
+    def noting_deletion(self, snapshot_id: str) -> Self:
+        """`snapshot_id` is about to be deleted, so nobody is to miss it."""
+        return self._next(published_deleted=True) if snapshot_id == self.expected else self
 
     def aborting_announced(self) -> Self:
         """The announced snapshot becomes aborted. A confirmation of it that is still under way will be refused."""

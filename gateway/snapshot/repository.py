@@ -105,9 +105,36 @@ class Repository:
                 elif name == _VERIFIED:
                     verified[snapshot_id] = info
         # The lease is read after the list, never before: see `gateway.lease.state`.
-        lease_state = await read_lease_state(self._store) if found else None
+        lease_state = await read_lease_state(self._store)
+        expected = lease_state.expected if lease_state else None
+        # A list may lag.
+        if expected and expected not in found and await self._is_stored(expected):
+            found.append(expected)
         committed = [each for each in found if lease_state is None or lease_state.is_committed(each)]
         return sorted(committed, reverse=True), verified
+
+    async def _is_stored(self, snapshot_id: str) -> bool:
+        try:
+            await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}", 0, 1)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def latest_id(self) -> str | None:
+        """Return the id of the newest snapshot, None if the store never held one.
+
+        Raises StorageUnavailable if the snapshot that the lease says was published last is not there: what is there
+        instead is not the latest.
+        """
+        ids = await self.ids()
+        lease_state = await read_lease_state(self._store)
+        expected = lease_state.expected if lease_state else None
+        if expected and expected not in ids and expected > max(ids, default=""):
+            raise StorageUnavailable(
+                f"snapshot {expected}, which was published last, is missing in {self.url}",
+                "complete the copy of the store; or name another snapshot, or 'none', in GATEWAY_RESTORE",
+            )
+        return ids[0] if ids else None
 
     async def newest_id(self) -> str | None:
         """Return the newest id that was ever used, also by an aborted snapshot. A new id must sort after it."""
@@ -142,10 +169,9 @@ class Repository:
     async def resolve(self, name: str) -> str:
         """Return the id of the snapshot `name`, which is an id or `latest`. Raises NotFound."""
         if name == "latest":
-            ids = await self.ids()
-            if not ids:
+            if (latest := await self.latest_id()) is None:
                 raise NotFound("there is no snapshot yet", "take one: POST /admin/snapshot")
-            return ids[0]
+            return latest
         if not is_snapshot_id(name):
             raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
         lease_state = await read_lease_state(self._store)
@@ -227,6 +253,8 @@ class Repository:
 
     async def delete_manifest(self, snapshot_id: str) -> None:
         """Delete a snapshot's manifest and its verification. A garbage collection finds its packs."""
+        if self._leader:
+            await self._leader.note_deletion(snapshot_id)
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
         await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}")
         self._read.pop(snapshot_id, None)

@@ -1,7 +1,8 @@
 """A repository lists what is there, deletes no more than it may, and knows an unreachable store from an empty one."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, Stor
 from gateway.lease.state import LeaseState
 from gateway.snapshot.model import FORMAT, Manifest
 from gateway.snapshot.repository import Repository
+from gateway.storage.protocol import ObjectInfo
+from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
@@ -41,6 +44,53 @@ async def test_snapshots_are_listed_newest_first() -> None:
     assert [snapshot.id for snapshot in await repository.snapshots()] == [NEWER, ID, OLDER]
     assert await repository.resolve("latest") == NEWER
     assert await repository.resolve(OLDER) == OLDER
+
+
+class Lagging(MemoryStore):
+    """A store whose lists lack the newest snapshot."""
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix):
+            if NEWER not in info.key:
+                yield info
+
+
+async def published_by_a_gateway(store: MemoryStore, path: Path) -> Repository:
+    """OLDER and NEWER, the way a gateway publishes."""
+    repository = Repository(store, candidate(path, store))
+    await repository.make()
+    for snapshot_id in (OLDER, NEWER):
+        await repository.put_pack(sha(b"database"), b"database")
+        await repository.publish(manifest(snapshot_id, (b"database",)))
+    return repository
+
+
+async def test_what_a_list_lacks_is_found_by_its_name(tmp_path: Path) -> None:
+    """The lease names what was published last. Without it a start would go back to an older state, or to none."""
+    store = Lagging()
+    await published_by_a_gateway(store, tmp_path)
+    assert await Repository(store).resolve("latest") == NEWER
+    assert await Repository(store).ids() == [NEWER, OLDER]
+
+
+async def test_a_published_snapshot_that_is_missing_is_no_older_state(tmp_path: Path) -> None:
+    """A copy in part, or a wrong `rm`: an error that may pass. Others are listed, and can be named."""
+    store = MemoryStore()
+    await published_by_a_gateway(store, tmp_path)
+    del store.objects[key(NEWER)]
+    with pytest.raises(StorageUnavailable, match=NEWER):
+        await Repository(store).latest_id()
+    assert await Repository(store).ids() == [OLDER]
+    assert await Repository(store).resolve(OLDER) == OLDER
+
+
+async def test_a_snapshot_that_was_deleted_on_purpose_is_not_missed(tmp_path: Path) -> None:
+    """The one before it is the latest then; and after the last one the store is empty."""
+    repository = await published_by_a_gateway(MemoryStore(), tmp_path)
+    await repository.delete(NEWER)
+    assert await repository.latest_id() == OLDER
+    await repository.delete(OLDER)
+    assert await repository.latest_id() is None
 
 
 async def test_other_objects_are_not_listed() -> None:
