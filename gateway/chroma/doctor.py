@@ -19,11 +19,12 @@ from pathlib import Path
 from gateway.chroma.database import is_log_kept, open_database
 from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, INDEX_FILES, has_super_journal, is_chromas
+from gateway.chroma.lost_records import drop_records
 from gateway.chroma.migrations import installed_migrations
 from gateway.chroma.orphans import allocated_bytes, orphaned_directories
 from gateway.chroma.repair import Repair, Way, back_up_database, repair_segment
 from gateway.chroma.segments import Segment, index_log, log_rows, read_segments
-from gateway.chroma.structure import IndexCheck, check_segment
+from gateway.chroma.structure import IndexCheck, check_segment, check_segments
 from gateway.chroma.users import users_of
 from gateway.errors import ConfigError, DiskFull, GatewayError
 
@@ -33,6 +34,7 @@ _LARGE_LOG_ROWS = 10_000
 _LITTLE_SPACE_BYTES = 256 << 20
 # Chroma holds four files of each index open, and the map beside them now and then (`chromadb/api/rust.py`).
 _FILES_OF_AN_INDEX = 5
+_LOST_RECORDS = "lost-records.jsonl"
 _FULL_TEXT = "embedding_fulltext_search"
 
 
@@ -376,7 +378,9 @@ def _index(data_dir: Path, connection: sqlite3.Connection, segment: Segment) -> 
             each.code,
             segment.name,
             each.message,
-            "upsert them again: their documents are there" if check.only_lacks_vectors else "its index can be rebuilt",
+            "upsert them again: their documents are there; or delete them (`--drop-lost`)"
+            if check.only_lacks_vectors
+            else "its index can be rebuilt",
             can_repair=not check.only_lacks_vectors,
         )
         for each in check.problems
@@ -421,11 +425,19 @@ def _open_files(collections: Iterable[CollectionFinding]) -> Iterator[Finding]:
 # ---------------------------------------------------------------------- repairing
 
 
-def treat(data_dir: Path, found: Diagnosis, backup: Path, progress: Callable[[str], None] | None = None) -> Treatment:
+def treat(
+    data_dir: Path,
+    found: Diagnosis,
+    backup: Path,
+    progress: Callable[[str], None] | None = None,
+    *,
+    drop_lost: bool = False,
+) -> Treatment:
     """Repair what `found` says can be, after a copy of it to `backup`, a directory that does not exist yet.
 
-    One failure does not keep the rest from being repaired. May be repeated. Raises ConfigError if the directory is
-    used, DiskFull if the copy would not fit; then nothing was changed.
+    `drop_lost` deletes records that have no vector any more, after they were written to a file in `backup`. One failure
+    does not keep the rest from being repaired. May be repeated. Raises ConfigError if the directory is used, DiskFull
+    if the copy would not fit; then nothing was changed.
     """
     require_unused(data_dir)
     codes = {each.code for each in found.findings if each.can_repair}
@@ -435,7 +447,7 @@ def treat(data_dir: Path, found: Diagnosis, backup: Path, progress: Callable[[st
         if any(finding.where == each.name and finding.can_repair for finding in found.findings)
     ]
     treatment = Treatment(str(backup), [], [])
-    if not codes:
+    if not codes and not (drop_lost and has_lost_records(found)):
         return treatment
     _require_space(data_dir, unsound, backup)
     backup.mkdir(mode=0o700, parents=True)
@@ -452,9 +464,31 @@ def treat(data_dir: Path, found: Diagnosis, backup: Path, progress: Callable[[st
             continue
         treatment.repairs.append(repair)
         treatment.actions.append(f"{each.name}: {describe(repair)}")
+    if drop_lost:
+        _drop_lost(data_dir, backup, treatment)
     if "orphaned-directory" in codes:
         _move_orphans(data_dir, backup, treatment)
     return treatment
+
+
+def has_lost_records(found: Diagnosis) -> bool:
+    """Whether some record has no vector, in index or log."""
+    return any(each.code == "records-without-vectors" for each in found.findings)
+
+
+def _drop_lost(data_dir: Path, backup: Path, treatment: Treatment) -> None:
+    with _opened(data_dir, to_change=True) as connection:
+        for segment, check in check_segments(data_dir, connection):
+            if not check.only_lacks_vectors:
+                continue
+            try:
+                count = drop_records(connection, segment, check.missing_ids, backup / _LOST_RECORDS)
+            except (GatewayError, OSError, sqlite3.Error) as error:
+                treatment.failures.append(f"{segment.name}: records without a vector: {error}")
+            else:
+                treatment.actions.append(
+                    f"{segment.name}: deleted {count} records without a vector; {_LOST_RECORDS} has them"
+                )
 
 
 def describe(repair: Repair) -> str:

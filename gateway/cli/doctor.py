@@ -30,13 +30,21 @@ def doctor(
     backup: Annotated[
         Path | None, typer.Option(help="Where the copy goes; default: beside PATH, with the time in its name.")
     ] = None,
+    drop_lost: Annotated[
+        bool,
+        typer.Option(
+            "--drop-lost",
+            help="With --repair: delete records that have no vector any more; the copy gets their documents.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Examine a Chroma data directory, of chromadb 0.4 to 1.5; needs no gateway and no store.
 
     Exit status: 0 nothing worse than notes, 1 warnings, 5 errors, 2 the directory cannot be examined.
     """
-    from gateway.chroma.doctor import diagnose, treat  # noqa: PLC0415  # loads much that other commands do not need
+    # These load much that other commands do not need.
+    from gateway.chroma.doctor import diagnose, has_lost_records, treat  # noqa: PLC0415
 
     told = Console(stderr=True)
     with told.status("examining") as status:
@@ -46,9 +54,12 @@ def doctor(
 
         found = diagnose(path, progress)
         treatment = None
-        if repair and any(each.can_repair for each in found.findings):
+        can_repair = any(each.can_repair for each in found.findings)
+        if repair and (can_repair or (drop_lost and has_lost_records(found))):
             before, target = found, backup or _beside(path)
-            treatment = treat(path, before, target, lambda what: status.update(f"repairing {escape(what)}"))
+            treatment = treat(
+                path, before, target, lambda what: status.update(f"repairing {escape(what)}"), drop_lost=drop_lost
+            )
             found = diagnose(path, progress)
     if as_json:
         print_json(_document(found, treatment))

@@ -268,3 +268,29 @@ def test_a_write_ahead_log_that_a_kill_left_is_read_and_left_alone(data: Path, m
     assert (status, codes(found, "warning")) == (1, {"large-wal"})
     status, found = examined(data, "--repair", "--backup", data.with_name("backup"))
     assert (status, found["wal_bytes"]) == (0, 0)
+
+
+def test_records_without_a_vector_are_deleted_on_demand(data: Path, tmp_path: Path) -> None:
+    """Bare Chroma fails for the whole collection with them. Without them it serves the rest, and they are in a file."""
+    index = index_of(data, "first")
+    whole = records(data)["first"]
+    os.truncate(index / LEVEL0, (index / LEVEL0).stat().st_size // 20)
+    code, found = examined(data, "--repair")
+    lost = set(found["repair"]["collections"][0]["lost_ids"])
+    assert code == 5
+    assert codes(found) == {"records-without-vectors"}
+    assert 0 < len(lost) < len(whole)
+    with pytest.raises(Exception, match="Error finding id"):
+        records(data)
+    code, found = examined(data, "--repair", "--drop-lost", "--backup", tmp_path / "backup")
+    assert code == 0, found
+    assert records(data)["first"] == {each: record for each, record in whole.items() if each not in lost}
+    lines = [json.loads(line) for line in (tmp_path / "backup/lost-records.jsonl").read_text().splitlines()]
+    assert {each["id"]: each["document"] for each in lines} == {each: each for each in lost}
+    with bare_chroma(data) as chroma:
+        collection = chroma.client().get_collection("first", embedding_function=None)
+        one = sorted(lost)[0]
+        assert collection.get(where_document={"$contains": one})["ids"] == []
+        collection.add(ids=[one], embeddings=np.ones((1, 16)), documents=[one])
+        assert collection.get(where_document={"$contains": one})["ids"] == [one]
+        assert collection.count() == len(whole) - len(lost) + 1

@@ -1,4 +1,7 @@
-"""Whatever is written, snapshotted, restored, restarted or deleted, in any order: a snapshot stays what it was.
+"""Whatever is written, torn, snapshotted, restored, restarted or deleted, in any order: a snapshot stays what it was.
+
+Files of indexes are damaged while Chroma runs and while it does not. No record is lost while the log is kept; where it
+was given up for an index on the disk, exactly the lost records are named. No torn index is ever in a snapshot.
 
 A seeded random walk over a real Chroma and real `Operations`, beside a plain dictionary with the expected records. The
 sizes and thresholds of the engine are made small, so that a few hundred records reach every way of storing them.
@@ -26,12 +29,17 @@ from chromadb.api import ClientAPI
 
 from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
-from gateway.errors import NotFound, StorageUnavailable
+from gateway.chroma.disk import HEADER, ID_MAP, LEVEL0, LINK_LISTS
+from gateway.chroma.index_health import IndexHealth
+from gateway.chroma.log import keep_log
+from gateway.errors import NotFound, SnapshotError, StorageUnavailable
 from gateway.snapshot import capture, create, packing, plan
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.fetch import fetch_verified
+from gateway.snapshot.index_copies import StoredCopies
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.retention import Keep
 from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
 
@@ -75,6 +83,7 @@ class Chroma:
     def begin(self) -> None:
         prepare(self._path)
         running: BareChroma = self._stack.enter_context(bare_chroma(self._path))
+        keep_log(self._path)
         self.client, self._run = running.client(), self._run + 1
 
     def end(self) -> None:
@@ -113,6 +122,8 @@ class Leader:
 
     async def adopted(self) -> None: ...
 
+    async def abort_announced(self) -> None: ...
+
 
 class Walk:
     """One walk. `seed` alone decides its steps."""
@@ -138,10 +149,12 @@ class Walk:
             (plan, "_REPLAYED_ROWS_PER_S", choice((1, 2000, 1e12))),
             (create, "_SAVE_EVERY_S", choice((0, 60))),
             (create, "_MAX_WAL_BYTES", choice((1, 64 << 20))),
-            (create, "_MAX_LOG_ROWS", choice((30, 25_000))),
+            (create, "_MAX_LOG_ROWS", max_log_rows := choice((30, 25_000))),
         ):
             self.steps.append(f"{name}={value}")
             patch.setattr(module, name, value)
+
+        self.may_lose = max_log_rows == 30
 
     def _operations(self) -> Operations:
         chroma: Any = self.chroma
@@ -242,8 +255,55 @@ class Walk:
             self.chroma.client.get_collection(name, embedding_function=None).count()
 
     async def snapshot(self) -> None:
-        taken = await self.operations.snapshot()
-        self.snapshots[taken.id] = self.at_cut
+        try:
+            taken = await self.operations.snapshot()
+        except SnapshotError as error:
+            if not self.may_lose or "neither the store nor Chroma's log has all of it" not in error.message:
+                raise
+        else:
+            self.snapshots[taken.id] = self.at_cut
+
+    async def tear(self) -> None:
+        """Damage a file of an index under a running Chroma, which answers from memory."""
+        indexes = [path.parent for path in self.directory.path.glob(f"*/{HEADER}")]
+        if not indexes:
+            return
+        index, name = self.random.choice(sorted(indexes)), self.random.choice((HEADER, LEVEL0, LINK_LISTS, ID_MAP))
+        damage = self.random.choice(DAMAGES)
+        self.steps.append(f"{damage.__name__} {name}")
+        with contextlib.suppress(FileNotFoundError):
+            damage(index / name)
+
+    async def tear_and_restart(self) -> None:
+        """Chroma is killed, and an index damaged."""
+        self.chroma.end()
+        await self.tear()
+        await self._start_chroma()
+
+    async def restart_chroma(self) -> None:
+        self.chroma.end()
+        await self._start_chroma()
+
+    async def _start_chroma(self) -> None:
+        """Repair as the gateway does before a start. Records that were lost are written again: that is enough."""
+        copies = StoredCopies(self.repository, self.directory.scratch, baseline=self.directory.baseline)
+        repairs = await IndexHealth(self.directory.path).repair_unsound(copies.of)
+        self.chroma.begin()
+        for repair in repairs:
+            self.steps.append(f"{repair.way.value} lost {len(repair.lost_ids)}")
+            lost = sorted({*repair.lost_ids, *repair.doubtful_ids})
+            if not lost:
+                continue
+            assert self.may_lose, repair
+            expected = self.model[repair.segment.collection].records
+            collection = self.chroma.client.get_collection(repair.segment.collection, embedding_function=None)
+            collection.upsert(ids=lost, embeddings=[expected[each][0] for each in lost])
+
+    async def collect(self) -> None:
+        """Apply a retention rule, and delete everything that nothing names."""
+        collected = await self.operations.collect_garbage(Keep(last=self.random.randint(1, 4)), 0)
+        for each in collected.dropped_snapshots:
+            del self.snapshots[each]
 
     async def snapshot_under_writes(self) -> None:
         """Writes and reads go on, as the gate allows."""
@@ -293,10 +353,6 @@ class Walk:
         self.repository = Repository(self.store)
         self.operations = self._operations()
 
-    async def restart_chroma(self) -> None:
-        self.chroma.end()
-        self.chroma.begin()
-
     async def restore(self) -> None:
         """Restore while running, and continue from there."""
         if not self.snapshots:
@@ -316,7 +372,8 @@ class Walk:
         target = Path(tempfile.mkdtemp(dir=self.path))
         manifest = await self.repository.manifest(snapshot_id)
         keep_log = self.random.random() < 0.5
-        await fetch_verified(self.repository, target, manifest, lambda done, total: None, keep_log=keep_log)
+        staged = await fetch_verified(self.repository, target, manifest, lambda done, total: None, keep_log=keep_log)
+        assert staged.unsound == []
         with bare_chroma(target) as chroma:
             self.compare(chroma.client(), self.snapshots[snapshot_id])
         shutil.rmtree(target)
@@ -357,6 +414,9 @@ class Walk:
             (4, self.bound_logs),
             (3, self.restart_gateway),
             (1, self.restart_chroma),
+            (2, self.tear),
+            (2, self.tear_and_restart),
+            (1, self.collect),
             (2, self.restore),
             (3, self.open_one),
         ]
@@ -367,6 +427,7 @@ class Walk:
                 self.steps.append(step.__name__)
                 await step()
             self.steps.append("compare all")
+            await self.restart_chroma()
             self.compare(self.chroma.client, self.model)
             for snapshot_id in sorted(self.snapshots):
                 await self.open(snapshot_id)
@@ -376,6 +437,30 @@ class Walk:
         finally:
             await self.snapshotter.close()
             self.chroma.end()
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _zeroed(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def _random(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(1).bytes(path.stat().st_size))
+
+
+def _with_a_hole(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+    os.truncate(path, path.stat().st_size * 1000)
+
+
+DAMAGES: tuple[Callable[[Path], None], ...] = (_missing, _cut, _zeroed, _random, _with_a_hole)
 
 
 def seeds(for_s: float) -> Iterator[int]:

@@ -1,10 +1,7 @@
 """Index files that a crash or a disk has torn are repaired before Chroma reads them, without a person."""
 
 import os
-import random
 import shutil
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +36,6 @@ def stored(collection: Collection) -> dict[str, list[float]]:
         each: [float(np.float32(value)) for value in row]
         for each, row in zip(found["ids"], found["embeddings"], strict=True)
     }  # type: ignore[arg-type]
-
-
-def starts(built: Gateway) -> int:
-    """How often Chroma came up since this gateway started."""
-    return int(built.admin("GET", "/status").json()["chroma"]["starts"])
 
 
 def index_of(built: Gateway) -> Path:
@@ -86,50 +78,3 @@ def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
         built.start()
         assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
         assert built.readyz().json()["warnings"] == []
-
-
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.soak)])
-def test_kills_of_chroma_under_writes_leave_every_record_and_index_whole(kills: int) -> None:
-    """kill -9 of Chroma at random moments: it comes back, with every acknowledged record as it was written."""
-    chooser = random.Random(kills)
-    with gateway_process() as built:
-        built.start()
-        collection = built.client().create_collection("notes", embedding_function=None, configuration=HNSW)
-        expected = fill(collection, 60)
-        uncertain: set[str] = set()
-        for kill in range(kills):
-            ending = threading.Event()
-
-            def write(kill: int = kill, ending: threading.Event = ending) -> None:
-                turn = 0
-                while not ending.is_set():
-                    turn += 1
-                    seeds = {f"r{chooser.randrange(400)}": kill * 10_000 + turn * 100 + each for each in range(20)}
-                    try:
-                        collection.upsert(
-                            ids=list(seeds), embeddings=list(map(vector, seeds.values())), documents=list(seeds)
-                        )
-                    except Exception:  # applied or not: the next one decides
-                        uncertain.update(seeds)
-                        return
-                    expected.update({each: vector(seed) for each, seed in seeds.items()})
-                    uncertain.difference_update(seeds)
-
-            writing = threading.Thread(target=write)
-            writing.start()
-            ending.wait(chooser.random() * 0.5)
-            before = starts(built)
-            os.kill(built.pid("chroma") or 0, signal.SIGKILL)
-            ending.set()
-            writing.join()
-            built.until(lambda: starts(built) > before, "Chroma is back")  # noqa: B023
-            built.wait_until_ready()
-            found = stored(collection)
-            assert {each for each in expected if each not in uncertain and found.get(each) != expected[each]} == set()
-            if kill % 4 == 3:  # supervisord gives up on a program that dies more often than five times a minute
-                assert built.stop() == 0
-                built.start()
-        known = [each for each in expected if each not in uncertain][:50]
-        nearest = [collection.query(query_embeddings=[expected[each]], n_results=1)["ids"][0][0] for each in known]
-        assert sum(map(str.__eq__, nearest, known)) >= len(known) - 1
