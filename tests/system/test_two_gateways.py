@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -174,18 +175,26 @@ def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> No
 
 
 def test_holder_that_hangs_is_fenced(shared: dict[str, str]) -> None:
-    """Stopped, succeeded by force, and continued: it notices, accepts no write and publishes nothing."""
+    """Stopped, succeeded by force, and continued: it notices, accepts no write and publishes nothing.
+
+    Not even the write that arrived while it was stopped, and that it sees before anything else.
+    """
     with gateway_process(**shared) as old, gateway_process(GATEWAY_TAKEOVER_TIMEOUT_S="3", **shared) as new:
         begin(old)
-        old.client().get_collection("notes", embedding_function=None).add(ids=["kept"], embeddings=[[0.0, 1.0]])
+        notes = old.client().get_collection("notes", embedding_function=None)
+        notes.add(ids=["kept"], embeddings=[[0.0, 1.0]])
         old.snapshot()
         pid = old.pid("gateway")
         assert pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            new.start()
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        add, body = f"{old.url}{RECORDS}/{notes.id}/add", {"ids": ["late"], "embeddings": [[0.0, 1.0]]}
+        with ThreadPoolExecutor(1) as sending:
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                late = sending.submit(httpx.post, add, json=body, timeout=120)
+                new.start()
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert late.result().status_code == 503, late.result().text
         before = [each["id"] for each in new.admin("GET", "/snapshot").json()["snapshots"]]
         assert old.admin("POST", "/snapshot").status_code == 503
         old.until(lambda: lease(old)["role"] == "reader", "the old gateway noticed")
