@@ -1,0 +1,62 @@
+"""A disk on which Chroma can write nothing is named in `/readyz` while Chroma still answers from memory."""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway_process import Gateway, gateway_process
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def small_disk() -> Iterator[Path]:
+    """A file system of 24 MB."""
+    with tempfile.TemporaryDirectory(prefix="gw-disk-") as path:
+        try:
+            mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", path)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("mounting a file system is not allowed here")
+        try:
+            yield Path(path)
+        finally:
+            subprocess.run(["umount", "--recursive", "--lazy", path], check=False)
+
+
+def warns_of(built: Gateway, name: str) -> bool:
+    answer = built.readyz()
+    return answer.status_code == 200 and any(each.startswith(f"{name}: ") for each in answer.json()["warnings"])
+
+
+def test_a_full_a_read_only_and_a_forbidden_disk_are_named() -> None:
+    """By the error's name, within seconds, as long as it lasts. Reads are served meanwhile."""
+    with small_disk() as disk, gateway_process(GATEWAY_DATA_DIR=str(disk)) as built:
+        built.start()
+        hnsw = {"hnsw": {"sync_threshold": 2, "batch_size": 2}}
+        notes = built.client().create_collection("notes", embedding_function=None, configuration=hnsw)  # type: ignore[arg-type]
+        notes.add(ids=["a", "b", "c"], embeddings=[[1, 0], [0, 1], [1, 1]])
+
+        filler = disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        built.until(lambda: warns_of(built, "ENOSPC"), "the full disk is named", 20)
+        assert notes.count() == 3
+        filler.unlink()
+        built.until(lambda: not warns_of(built, "ENOSPC"), "the disk is good again", 20)
+
+        (header,) = disk.glob("*/header.bin")
+        mount("--bind", str(header), str(header))
+        mount("-o", "remount,bind,ro", str(header))
+        assert not os.access(header, os.W_OK)
+        built.until(lambda: warns_of(built, "EACCES"), "the index file is named", 20)
+        subprocess.run(["umount", str(header)], check=True)
+        built.until(lambda: not warns_of(built, "EACCES"), "the index is good again", 20)
+        assert notes.count() == 3
