@@ -161,7 +161,9 @@ def _hnsw(
     """
     found = (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF)
     index = _parsed(schema, "keys", "#embedding", "float_list", "vector_index", "config")
-    nested = _parsed(config, "hnsw") or _parsed(config, "hnsw_configuration")
+    # As 1.0 to 1.3 write it (`rust/types/src/collection_configuration.rs`, `InternalCollectionConfiguration`), and
+    # as earlier versions did.
+    nested = _parsed(config, "vector_index", "hnsw") or _parsed(config, "hnsw") or _parsed(config, "hnsw_configuration")
     for told in ({**index, **index.get("hnsw", {})}, nested):
         found = (
             found
