@@ -99,13 +99,20 @@ def as_html(text: str) -> bytes:
     return f"<!doctype html><html><head><meta charset=utf-8></head><body><p>{escaped}</p></body></html>".encode()
 
 
-@pytest.fixture(scope="module", params=[60, pytest.param(200, marks=pytest.mark.soak)])
-def course(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[("s3", 60), pytest.param(("file", 200), marks=pytest.mark.soak)], ids=str)
+def variant(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """The kind of store, and how many documents there are."""
+    kind, documents = request.param
+    return kind, documents
+
+
+@pytest.fixture(scope="module")
+def course(variant: tuple[str, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with documents of four kinds; every sixth is a PDF, a Word document or a page."""
     directory = tmp_path_factory.mktemp("course")
     chosen, asked = texts(), sorted(set(ASKED.values()))
-    names = sorted(set(chosen) - set(asked))[: request.param - len(asked)] + asked
-    assert len(names) >= 0.9 * request.param
+    names = sorted(set(chosen) - set(asked))[: variant[1] - len(asked)] + asked
+    assert len(names) >= 0.9 * variant[1]
     for n, name in enumerate(names):
         text = f"The module {name}\n\n{chosen[name]}"
         suffix, data = {
@@ -125,9 +132,9 @@ def ingest(gateway: Gateway, *arguments: str) -> dict[str, Any]:
     return said
 
 
-@pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def trained(request: pytest.FixtureRequest, course: Path) -> Iterator[Gateway]:
-    with running(request.param) as gateway:
+@pytest.fixture(scope="module")
+def trained(variant: tuple[str, int], course: Path) -> Iterator[Gateway]:
+    with running(variant[0]) as gateway:
         said = ingest(gateway, str(course), "--avatar", "ada")
         assert said["failed"] == {}
         assert len(said["uploaded"]) == len(said["added"]) == len(list(course.iterdir()))
