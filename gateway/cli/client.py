@@ -10,6 +10,7 @@ import httpx
 from pydantic import ValidationError
 
 from gateway.auth.admin_token import TOKEN_FILE
+from gateway.chroma.process import NO_TLS
 from gateway.config import Settings, load_settings
 from gateway.errors import ConfigError, GatewayError, NothingToRestore, StorageError, Unavailable
 from gateway.jobs import JobStatus, Progress
@@ -118,6 +119,7 @@ class AdminClient:
             headers=authorization(token),
             timeout=httpx.Timeout(_ANSWER_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
             trust_env=use_proxies,
+            verify=NO_TLS if url.startswith("http://") and not use_proxies else True,
         )
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from gateway.aio import uninterrupted
+from gateway.chroma.process import NO_TLS
 from gateway.errors import BadUpstream, NotFound, Unavailable
 
 Admit = Callable[[str, str | None, str | None], AbstractAsyncContextManager[None]]
@@ -40,7 +41,9 @@ class ChromaClient:
         self._base = f"/api/v2/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}/collections"
         # HTTP_PROXY must not apply to a Chroma on this machine.
         is_remote = not url.startswith("http://127.0.0.1:")
-        self._client = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=is_remote)
+        self._client = httpx.AsyncClient(
+            base_url=url, timeout=_TIMEOUT_S, headers=headers, trust_env=is_remote, verify=is_remote or NO_TLS
+        )
         self.batch_size = 0
 
     async def __aenter__(self) -> "ChromaClient":
