@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import StorageUnavailable
 from gateway.storage.gcs_preconditions import has_gcs_preconditions
 from gateway.storage.s3 import S3Storage
 
@@ -49,9 +50,9 @@ async def test_the_condition_is_signed_and_sent(
     _, once = await store._clients()
     once.meta.events.register("before-send.s3.PutObject", stop)
     try:
-        with pytest.raises(Sent):
+        with pytest.raises(StorageUnavailable, match="Sent"):
             await store.put_if_absent("key", b"data")
-        with pytest.raises(Sent):
+        with pytest.raises(StorageUnavailable, match="Sent"):
             await store.put_if_match("key", b"data", "17")
     finally:
         await store.close()
