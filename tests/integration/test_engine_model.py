@@ -264,7 +264,7 @@ class Walk:
             self.snapshots[taken.id] = self.at_cut
 
     async def tear(self) -> None:
-        """Damage a file of an index under a running Chroma, which answers from memory."""
+        """Damage a file of an index."""
         indexes = [path.parent for path in self.directory.path.glob(f"*/{HEADER}")]
         if not indexes:
             return
@@ -414,7 +414,6 @@ class Walk:
             (4, self.bound_logs),
             (3, self.restart_gateway),
             (1, self.restart_chroma),
-            (2, self.tear),
             (2, self.tear_and_restart),
             (1, self.collect),
             (2, self.restore),
