@@ -30,6 +30,7 @@ class Gateway:
         self.directory = directory
         self.port, self.chroma_port = free_port(), free_port()
         self.log = directory / "log"
+        self.command = [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")]
         self.env = {
             "PATH": os.environ["PATH"],
             "HOME": str(directory),
@@ -55,7 +56,7 @@ class Gateway:
         """Start it; unless told otherwise, wait until it is ready."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")],
+                self.command,
                 cwd=self.directory,
                 env=self.env,
                 stdin=subprocess.DEVNULL,

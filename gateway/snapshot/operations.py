@@ -83,8 +83,11 @@ class Operations:
             yield drain_ms
 
     @contextlib.contextmanager
-    def _claim(self, what: str, *, removes: bool = False) -> Iterator[None]:
-        """`removes` says that it takes away what the inspection of a snapshot needs."""
+    def exclusively(self, what: str, *, removes: bool = False) -> Iterator[None]:
+        """One operation at a time. Raises Conflict while another is under way.
+
+        `removes` says that it takes away what the inspection of a snapshot needs.
+        """
         if (other := self.current or (self._inspection if removes else None)) is not None:
             raise Conflict(
                 f"{other} is under way",
@@ -97,8 +100,6 @@ class Operations:
         finally:
             self.current, self._removing = None, False
             self._idle.set()
-
-    exclusively = _claim  # for operations of other modules
 
     @contextlib.contextmanager
     def _inspect(self, what: str) -> Iterator[None]:
@@ -119,12 +120,12 @@ class Operations:
 
     def require_idle(self) -> None:
         """Raise Conflict while an operation is under way."""
-        with self._claim("a question"):
+        with self.exclusively("a question"):
             pass
 
     async def snapshot(self, label: str | None = None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot; see `Snapshotter.take`."""
-        with self._claim("a snapshot"):
+        with self.exclusively("a snapshot"):
             try:
                 snapshot = await self.snapshotter.take(label, progress)
             except GatewayError as error:
@@ -138,7 +139,7 @@ class Operations:
 
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
-        with self._claim(f"the restore of snapshot {name}"):
+        with self.exclusively(f"the restore of snapshot {name}"):
             if name != "latest":  # which one that is shows afterwards
                 # No other gateway is to leave for a snapshot that is not there.
                 await self.repository.manifest(await self.repository.resolve(name))
@@ -183,13 +184,13 @@ class Operations:
 
         Requests are refused until then. Logs the outcome; the data served is sound in either case.
         """
-        with self._claim("the start"), contextlib.suppress(GatewayError):
+        with self.exclusively("the start"), contextlib.suppress(GatewayError):
             async with self._gate.refuse("an interrupted restore is being finished", _REFUSAL_GRACE_S):
                 await start_or_roll_back(self._directory, self._chroma)
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
-        with self._claim(f"the deletion of snapshot {name}", removes=True):
+        with self.exclusively(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
             self.changes.nothing_is_saved()
             await self.repository.delete(snapshot_id)
@@ -199,7 +200,7 @@ class Operations:
 
         Then remove the index directories of collections that were deleted longer ago than `grace_s`.
         """
-        with self._claim("a garbage collection", removes=True):
+        with self.exclusively("a garbage collection", removes=True):
             result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)
             return result.model_copy(update=removed._asdict())
@@ -242,7 +243,7 @@ class Operations:
         received: asyncio.Event,
     ) -> Snapshot:
         """Make a snapshot of an archive; see `import_tar`."""
-        with self._claim("an upload"):
+        with self.exclusively("an upload"):
             scratch = self._directory.scratch
             try:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
@@ -260,7 +261,7 @@ class Operations:
         """
         stack = contextlib.AsyncExitStack()
         async with contextlib.AsyncExitStack() as entering:
-            entering.enter_context(self._claim("a quiesce"))
+            entering.enter_context(self.exclusively("a quiesce"))
             self._chroma.require_served()
             drain_ms = await entering.enter_async_context(self._hold())
             await entering.enter_async_context(_in_thread(lambda: write_lock(self._directory.path)))

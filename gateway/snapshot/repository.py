@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -46,6 +47,17 @@ _READS_AT_ONCE = 8
 _MAX_REPOSITORY_BYTES = 64 << 10
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_VERIFIED_BYTES = 1 << 20
+
+
+class _Listing(NamedTuple):
+    """The ids of all committed snapshots, newest first, and the objects with their verifications, by id.
+
+    `missing`: the snapshot that the lease says was published last, if it is not in the store.
+    """
+
+    ids: list[str]
+    verified: dict[str, ObjectInfo]
+    missing: str | None
 
 
 class Repository:
@@ -92,10 +104,9 @@ class Repository:
 
     async def ids(self) -> list[str]:
         """Return the ids of all committed snapshots, newest first."""
-        return (await self._listed())[0]
+        return (await self._listed()).ids
 
-    async def _listed(self) -> tuple[list[str], dict[str, ObjectInfo]]:
-        """Return the ids of all committed snapshots, newest first, and the objects with their verifications, by id."""
+    async def _listed(self) -> "_Listing":
         found, verified = [], {}
         async for info in self._store.list(_SNAPSHOTS):
             snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
@@ -106,12 +117,11 @@ class Repository:
                     verified[snapshot_id] = info
         # The lease is read after the list, never before: see `gateway.lease.state`.
         lease_state = await read_lease_state(self._store)
-        expected = lease_state.expected if lease_state else None
-        # A list may lag.
-        if expected and expected not in found and await self._is_stored(expected):
-            found.append(expected)
+        missing = lease_state.expected if lease_state else None
+        if missing and (missing in found or await self._is_stored(missing)):
+            found, missing = list({*found, missing}), None  # a list may lag
         committed = [each for each in found if lease_state is None or lease_state.is_committed(each)]
-        return sorted(committed, reverse=True), verified
+        return _Listing(sorted(committed, reverse=True), verified, missing)
 
     async def _is_stored(self, snapshot_id: str) -> bool:
         try:
@@ -126,12 +136,10 @@ class Repository:
         Raises StorageUnavailable if the snapshot that the lease says was published last is not there: what is there
         instead is not the latest.
         """
-        ids = await self.ids()
-        lease_state = await read_lease_state(self._store)
-        expected = lease_state.expected if lease_state else None
-        if expected and expected not in ids and expected > max(ids, default=""):
+        ids, _, missing = await self._listed()
+        if missing and missing > max(ids, default=""):
             raise StorageUnavailable(
-                f"snapshot {expected}, which was published last, is missing in {self.url}",
+                f"snapshot {missing}, which was published last, is missing in {self.url}",
                 "complete the copy of the store; or name another snapshot, or 'none', in GATEWAY_RESTORE",
             )
         return ids[0] if ids else None
@@ -160,7 +168,7 @@ class Repository:
                 snapshot = snapshot.model_copy(update={"verified": verification})
             shown[snapshot_id] = snapshot
 
-        ids, verified = await self._listed()
+        ids, verified, _ = await self._listed()
         async with TaskPool(_READS_AT_ONCE) as pool:
             for snapshot_id in ids:
                 await pool.start(show, snapshot_id)
