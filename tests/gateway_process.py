@@ -156,8 +156,12 @@ class Gateway:
                 raise AssertionError(f"{what} did not come true:\n{self.output()[-8000:]}")
             time.sleep(0.05)
 
+    def until_logged(self, words: str) -> None:
+        """Wait for a line of the log, which takes a moment longer than an answer: it goes through supervisord."""
+        self.until(lambda: words in self.output(), f"`{words}` is in the log", 10)
+
     def output(self) -> str:
-        """All it has said so far."""
+        """All it has said so far. What belongs to an answer may still be on its way."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
 

@@ -289,7 +289,7 @@ def test_records_without_a_vector_are_deleted_on_demand(data: Path, tmp_path: Pa
     assert {each["id"]: each["document"] for each in lines} == {each: each for each in lost}
     with bare_chroma(data) as chroma:
         collection = chroma.client().get_collection("first", embedding_function=None)
-        one = sorted(lost)[0]
+        one = max(lost, key=len)  # no other id contains it
         assert collection.get(where_document={"$contains": one})["ids"] == []
         collection.add(ids=[one], embeddings=np.ones((1, 16)), documents=[one])
         assert collection.get(where_document={"$contains": one})["ids"] == [one]

@@ -382,7 +382,7 @@ def test_an_index_that_was_stored_torn_is_repaired(local: Kept, change: Callable
         answer = local.gateway_process.admin("POST", f"/snapshot/{local.newest}/restore")
     assert answer.status_code == 200
     assert local.gateway_process.readyz().status_code == 200
-    assert "an index was repaired" in local.gateway_process.output()
+    local.gateway_process.until_logged("an index was repaired")
     assert seen(local.gateway_process) == local.at[local.newest]
     write(local.gateway_process, "after the repair")
     assert local.gateway_process.admin("POST", f"/snapshot/{local.older}/restore").status_code == 200

@@ -282,6 +282,7 @@ def test_every_line_of_the_log_is_an_object(served: Served) -> None:
     headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01", "X-Request-Id": "asked-1"}
     answer = httpx.get(f"{served.gateway_process.url}/admin/status", headers=ADMIN | headers, timeout=30)
     assert answer.headers["x-request-id"] == "asked-1"
+    served.gateway_process.until_logged('"asked-1"')
     lines = served.gateway_process.output().splitlines()
     events = [json.loads(line) for line in lines if line.startswith("{")]
     assert all(event["severity"] and event["message"] and event["timestamp"] for event in events)

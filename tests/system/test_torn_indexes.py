@@ -57,7 +57,7 @@ def test_torn_files_are_repaired_at_the_next_start(names: tuple[str, ...]) -> No
             path = index_of(built) / name
             os.truncate(path, path.stat().st_size // 2)
             built.start()
-            assert "an index was repaired" in built.output()
+            built.until_logged("an index was repaired")
             assert stored(built.client().get_collection("notes", embedding_function=None)) == expected, name
 
 

@@ -171,7 +171,7 @@ def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> No
         assert time.monotonic() - began < 25
         assert ids(new) == {"kept"}
         assert lease(new)["role"] == "writer"
-        assert "by force" in new.output()
+        new.until_logged("by force")
 
 
 def test_holder_that_hangs_is_fenced(shared: dict[str, str]) -> None:
@@ -243,7 +243,7 @@ def test_store_without_conditional_writes_is_reported(tmp_path: Path) -> None:
         with gateway_process(**settings) as built:
             built.start()
             assert "no fencing" in built.readyz().json()["warnings"][0]
-            assert "are not fenced" in built.output()
+            built.until_logged("are not fenced")
             begin_again = built.client().create_collection("notes", embedding_function=None)
             begin_again.add(ids=["a"], embeddings=[[0.0, 1.0]])
             built.snapshot()
