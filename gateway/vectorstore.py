@@ -274,8 +274,8 @@ class VectorStore:
     def _nothing_to_save(self) -> None:
         # The newest snapshot is what is there, and nothing was written to it yet.
         if not self.gate.admitted_writes:
-            self.operations.changes.cut()
-            self.operations.changes.saved()
+            self.operations.unsaved_writes.cut()
+            self.operations.unsaved_writes.saved()
 
     def _note_waiting(self, state: tenacity.RetryCallState) -> None:
         cause = str(state.outcome.exception()) if state.outcome else ""
@@ -363,7 +363,7 @@ class VectorStore:
             repair, outage_s = await shielded(
                 self.chroma.repair(segment, lambda: self.gate.hold(self._options.drain_timeout_s), note)
             )
-            self.operations.changes.nothing_is_saved()
+            self.operations.unsaved_writes.nothing_is_saved()
             full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
             return RepairReport(repair, outage_s, self.watch.unreadable.get(full_name))
 
@@ -382,7 +382,7 @@ class VectorStore:
 
     def changed_bytes(self) -> int | None:
         """What a snapshot taken now would upload, in bytes; None if that is not known."""
-        return self.operations.snapshotter.changed_bytes() if self.operations.changes.any else 0
+        return self.operations.snapshotter.changed_bytes() if self.operations.unsaved_writes.any else 0
 
     def note_snapshot(self, snapshot: Snapshot) -> None:
         """Remember how long it took, for estimates."""
@@ -403,7 +403,7 @@ class VectorStore:
         # Most requests have ended. One that is still arriving would be acknowledged after the cut.
         self.gate.refuse_writes("this gateway is stopping")
         await self.operations.resume()
-        budget_s, writes, failure = left_s(), self.operations.changes.writes, None
+        budget_s, writes, failure = left_s(), self.operations.unsaved_writes.writes, None
         wanted = self._options.snapshot_on_exit and self.watch.starts and self.leader.may_write
         try:
             await within(budget_s, self._save("final") if wanted else self._drain(budget_s), break_off_s=_BREAK_OFF_S)
@@ -452,12 +452,12 @@ class VectorStore:
                 return
 
     async def _save_now(self, label: str) -> None:
-        if not self.operations.changes.any or (
+        if not self.operations.unsaved_writes.any or (
             not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)
         ):
             log.info("nothing changed since the latest snapshot, so it is the last one")
             return
-        writes = self.operations.changes.writes
+        writes = self.operations.unsaved_writes.writes
         snapshot = await self.operations.snapshot(label)
         log.info("everything that was acknowledged is in the last snapshot", snapshot=snapshot.id, writes=writes)
 

@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz`, `/metrics` and `/admin/status`."""
+"""`/healthz`, `/readyz`, `/metrics` and `/admin/status`. Phases and their texts are in `gateway.vectorstore`."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Whether Chroma is up, and which collections can be read.
+"""Whether Chroma is up, and which collections can be read. `gateway.chroma.managed` starts it again when it died.
 
 After each start of Chroma every collection is read once, four at a time. Suspects (`gateway.chroma.quarantine`) are
 read last and alone, so that it is known which one Chroma dies of. What is quarantined is not read.

@@ -9,7 +9,8 @@ import typer
 
 from gateway.cli.client import connect, counted_pieces, read_pieces
 from gateway.cli.options import AsJson, Scratch, StoreUrl, Token, Url, UserId
-from gateway.cli.output import ProgressBars, whole_file
+from gateway.cli.output import whole_file
+from gateway.cli.progress_bars import ProgressBars
 from gateway.cli.snapshots import open_store, print_snapshot
 from gateway.errors import ConfigError
 

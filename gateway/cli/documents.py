@@ -10,7 +10,8 @@ import typer
 
 from gateway.cli.client import AdminClient, connect, counted_pieces, read_pieces
 from gateway.cli.options import Token, Url
-from gateway.cli.output import ProgressBars, print_json, whole_file
+from gateway.cli.output import print_json, whole_file
+from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
 from gateway.documents.layout import resolve
 from gateway.errors import ConfigError, NotFound

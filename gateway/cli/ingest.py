@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from gateway.cli.client import authorization, base_url, find_token
 from gateway.cli.documents import DocumentClient, Request, json_object
 from gateway.cli.options import Token, Url
-from gateway.cli.output import ProgressBars, print_json, validation_problems
+from gateway.cli.output import print_json, validation_problems
+from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
 from gateway.documents.layout import VECTORSTORE_DATA, check_name
 from gateway.errors import ConfigError, GatewayError, InvalidRequest

@@ -7,7 +7,8 @@ import typer
 
 from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Token, Url
-from gateway.cli.output import ProgressBars, print_json
+from gateway.cli.output import print_json
+from gateway.cli.progress_bars import ProgressBars
 from gateway.errors import GatewayError
 
 _MAX_SHOWN = 20

@@ -7,7 +7,8 @@ import typer
 
 from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Scratch, SnapshotName, StoreUrl, Token, Url, UserId
-from gateway.cli.output import ProgressBars, print_json, size, table
+from gateway.cli.output import print_json, size, table
+from gateway.cli.progress_bars import ProgressBars
 from gateway.errors import ConfigError, CorruptSnapshot
 
 if TYPE_CHECKING:

@@ -2,13 +2,13 @@
 
     OPEN ──hold()──► CLOSING ──last ticket released──► CLOSED ──end of hold()──► OPEN
 
-A write that arrives while the gate is not open waits, at most `timeout_s`, and then gets 503 with `Retry-After`. Reads
-pass in every state, except the first read of each collection since Chroma's start: Chroma backfills and purges the
-collection in it (`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it counts as a write until it
-succeeded. During a restore `refuse()` rejects every request at once. Where another gateway is the writer
-`refuse_writes()` rejects writes, and all reads go on. After a pause of the process writes wait until it is known again
-that they may be accepted (`extend_writes`). What needs a ticket and touches a collection that cannot be read is
-rejected too (`gateway.chroma.quarantine`).
+A write that arrives while the gate is not open waits, at most GATEWAY_GATE_TIMEOUT_S, and then gets 503 with
+`Retry-After`. Reads pass in every state, except the first read of each collection since Chroma's start: Chroma
+backfills and purges the collection in it (`rust/frontend/src/executor/local.rs`, `try_backfill_collection`), so it
+counts as a write until it succeeded. During a restore `refuse()` rejects every request at once. Where another gateway
+is the writer `refuse_writes()` rejects writes, and all reads go on. After a pause of the process writes wait until it
+is known again that they may be accepted (`extend_writes`). What needs a ticket and touches a collection that cannot
+be read is rejected too (`gateway.chroma.quarantine`).
 """
 
 import asyncio

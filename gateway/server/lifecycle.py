@@ -38,6 +38,8 @@ class Lifecycle:
         ping_url = gateway.settings.snapshot_ping_url
         self._switch = DeadMansSwitch(ping_url.get_secret_value() if ping_url else None)
         self.failure: GatewayError | None = None
+        self.opened = asyncio.Event()
+        """Set when Chroma was told to start."""
         self._stop_by: float | None = None
 
     def stopping(self) -> None:
@@ -79,6 +81,7 @@ class Lifecycle:
     async def _open(self) -> None:
         """Start Chroma and keep it running."""
         await self._gateway.vectorstore.open()
+        self.opened.set()
         await self._gateway.vectorstore.chroma.keep_running()
 
     async def _tell_when_ready(self) -> None:
@@ -132,7 +135,7 @@ class Lifecycle:
         return [
             run_schedule(
                 Jittered(schedule, settings.snapshot_jitter_s, jitter),
-                operations.changes,
+                operations.unsaved_writes,
                 operations.snapshot,
                 self._gateway.vectorstore.tidy,
                 self._switch.ping,

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 
 # Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then Chroma's own stop.
 _GRACE_S = 4
+_ADMIN_WAITS_S = 1.0
 
 
 def serve(settings: Settings) -> None:
@@ -76,11 +78,17 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until told to stop. Raises GatewayError."""
         with self.capture_signals():
-            # While Chroma starts. Requests to it wait.
-            self._admin = asyncio.create_task(asyncio.to_thread(_admin_application, self._gateway))
+            self._admin = asyncio.create_task(self._build_admin())
             self._admin.add_done_callback(self._stop_without_admin)
             async with self.lifecycle.running():
                 await super().serve(sockets)
+
+    async def _build_admin(self) -> "ASGIApp":
+        """The admin application, built while Chroma starts. Requests to it wait."""
+        # Its imports would slow down what leads to Chroma's start, unless that takes long.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.lifecycle.opened.wait(), _ADMIN_WAITS_S)
+        return await asyncio.to_thread(_admin_application, self._gateway)
 
     async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         assert self._admin is not None

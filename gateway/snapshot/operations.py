@@ -19,7 +19,6 @@ from gateway.errors import Conflict, GatewayError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
-from gateway.snapshot.changes import Changes
 from gateway.snapshot.create import Snapshotter
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
@@ -28,6 +27,7 @@ from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_live, start_or_roll_back
 from gateway.snapshot.retention import Keep
 from gateway.snapshot.sound import fetch_sound
+from gateway.snapshot.unsaved_writes import UnsavedWrites
 from gateway.snapshot.verify import Level, verify
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ class Operations:
         self.repository = repository
         self._directory, self._chroma, self._gate, self._leader = directory, chroma, gate, leader
         self._drain_timeout_s = drain_timeout_s
-        self.changes = Changes(lambda: gate.admitted_writes)
+        self.unsaved_writes = UnsavedWrites(lambda: gate.admitted_writes)
         self.snapshotter = Snapshotter(repository, directory, chroma, self._hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
@@ -79,7 +79,7 @@ class Operations:
     @contextlib.asynccontextmanager
     async def _hold(self) -> AsyncIterator[float]:
         async with self._gate.hold(self._drain_timeout_s) as drain_ms:
-            self.changes.cut()
+            self.unsaved_writes.cut()
             yield drain_ms
 
     @contextlib.contextmanager
@@ -132,7 +132,7 @@ class Operations:
                 self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
                 self.on_outcome(None)
                 raise
-            self.changes.saved()
+            self.unsaved_writes.saved()
             self.last_error = None
             self.on_outcome(snapshot)
             return snapshot
@@ -167,7 +167,7 @@ class Operations:
                     snapshot_id,
                     fetched,
                 )
-                self.changes.nothing_is_saved()
+                self.unsaved_writes.nothing_is_saved()
                 await self._leader.adopted()
                 return restored
             finally:
@@ -192,7 +192,7 @@ class Operations:
         """Remove a snapshot; see `Repository.delete`."""
         with self.exclusively(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
-            self.changes.nothing_is_saved()
+            self.unsaved_writes.nothing_is_saved()
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
@@ -213,7 +213,7 @@ class Operations:
             snapshot_id = await self.repository.resolve(name)
             found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
             if not found.ok:
-                self.changes.nothing_is_saved()  # the newest snapshot may be the broken one
+                self.unsaved_writes.nothing_is_saved()  # the newest snapshot may be the broken one
             return found
 
     async def unpack_to_scratch(self, name: str, stack: contextlib.AsyncExitStack, progress: Progress) -> Path:
@@ -249,7 +249,7 @@ class Operations:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
             finally:
                 # The newest snapshot may be of other data than those that are served.
-                self.changes.nothing_is_saved()
+                self.unsaved_writes.nothing_is_saved()
 
     # ------------------------------------------------------------------ for snapshots made by others
 

@@ -1,4 +1,4 @@
-"""Plans: how to store a file, which indexes to read, what to fetch in which order, what to delete. Pure."""
+"""Plans: what to store of a changed file, which indexes to read, what to fetch in which order. Pure."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from enum import Enum

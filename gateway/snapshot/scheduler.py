@@ -19,8 +19,8 @@ from dateutil import tz
 
 from gateway.aio import cancel
 from gateway.errors import GatewayError, LeaseLost
-from gateway.snapshot.changes import Changes
 from gateway.snapshot.schedule import Schedule
+from gateway.snapshot.unsaved_writes import UnsavedWrites
 
 log = structlog.get_logger()
 
@@ -31,7 +31,7 @@ _PING_TIMEOUT_S = 10.0
 
 async def run_schedule(
     schedule: Schedule,
-    changes: Changes,
+    unsaved_writes: UnsavedWrites,
     snapshot: Callable[[str], Awaitable[Any]],
     tidy: Callable[[], Awaitable[Any]],
     ping: Callable[[], None],
@@ -40,7 +40,7 @@ async def run_schedule(
     """Take snapshots as they are due, until cancelled. A failure is logged, and the next due time tries again."""
     while True:
         await _sleep_until_due(schedule, now)
-        await run_once(changes, snapshot, tidy, ping)
+        await run_once(unsaved_writes, snapshot, tidy, ping)
 
 
 async def _sleep_until_due(schedule: Schedule, now: Callable[[], datetime]) -> None:
@@ -54,13 +54,13 @@ async def _sleep_until_due(schedule: Schedule, now: Callable[[], datetime]) -> N
 
 
 async def run_once(
-    changes: Changes,
+    unsaved_writes: UnsavedWrites,
     snapshot: Callable[[str], Awaitable[Any]],
     tidy: Callable[[], Awaitable[Any]],
     ping: Callable[[], None],
 ) -> None:
     """Take one snapshot if anything changed. Does not raise. `ping` is called only if a snapshot was taken."""
-    if not changes.any:
+    if not unsaved_writes.any:
         log.debug("scheduled snapshot skipped, nothing changed since the last one")
         return
     try:

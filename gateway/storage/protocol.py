@@ -1,5 +1,7 @@
 """The contract of an object store, in prose. `tests/contract` asks it of every implementation.
 
+An implementation is one file of this package, and a line in `gateway.storage.registry`.
+
 **Keys.** A key has parts with "/" between them, such as `snapshots/a/manifest.json`. It is relative to the root of
 the store (`GATEWAY_STORE`), never absolute, and has no part that is empty, "." or "..". It has at most 1024
 bytes of UTF-8. Methods raise InvalidRequest for anything else (`check_key`).

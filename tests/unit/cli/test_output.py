@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.cli.output import ProgressBars, age, print_error, size, table, whole_file
+from gateway.cli.output import age, print_error, size, table, whole_file
 from gateway.errors import ConfigError
-from gateway.jobs import JobStatus
 
 
 @pytest.mark.parametrize(
@@ -74,23 +73,3 @@ def test_a_file_that_cannot_be_written_is_a_usage_error(tmp_path: Path) -> None:
         whole_file(tmp_path / "nowhere/file"),
     ):
         pass
-
-
-def test_each_phase_has_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of work in this process and of a job; stdout stays free for the result."""
-    job = {"id": "1", "kind": "train", "subject": "ada", "state": "running", "started_at": "2026-11-20T21:04:55Z"}
-    with ProgressBars() as bars:
-        bars.progress.phase("upload", 2048)
-        bars.progress.advance(2048)
-        bars.show_job(JobStatus.model_validate(job))
-        bars.show_job(JobStatus.model_validate(job | {"phase": "embed", "done": 1, "total": 3, "unit": "documents"}))
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert ("upload" in err, "2.0 KiB of 2.0 KiB" in err, "embed" in err, "1 of 3" in err) == (True,) * 4
-
-
-def test_bars_are_not_shown_to_scripts(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where stderr is no terminal."""
-    with ProgressBars.on_terminal(as_json=False) as bars:
-        bars.progress.phase("upload", 2048)
-    assert capsys.readouterr() == ("", "")

@@ -120,10 +120,10 @@ async def test_failed_verification_marks_the_data_as_unsaved(
 
     monkeypatch.setattr(operations, "verify", verify)
     one = made(tmp_path, MemoryStore())
-    one.changes.cut()
-    one.changes.saved()
+    one.unsaved_writes.cut()
+    one.unsaved_writes.saved()
     await one.verify(ID, "data", Progress())
-    assert one.changes.any is not ok
+    assert one.unsaved_writes.any is not ok
 
 
 async def test_logs_are_bounded_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

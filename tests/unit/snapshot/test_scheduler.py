@@ -12,9 +12,9 @@ import structlog
 
 from gateway.errors import GatewayError, LeaseLost, StorageUnavailable
 from gateway.snapshot import scheduler
-from gateway.snapshot.changes import Changes
 from gateway.snapshot.schedule import Cron, Every
 from gateway.snapshot.scheduler import DeadMansSwitch, run_once, run_schedule
+from gateway.snapshot.unsaved_writes import UnsavedWrites
 
 
 class Day:
@@ -22,16 +22,16 @@ class Day:
 
     def __init__(self, changed: bool = True, fails: dict[str, Exception] | None = None) -> None:
         self.count, self.happened = 0, list[str]()
-        self.changes = Changes(lambda: self.count)
+        self.unsaved_writes = UnsavedWrites(lambda: self.count)
         if not changed:
-            self.changes.cut()
-            self.changes.saved()
+            self.unsaved_writes.cut()
+            self.unsaved_writes.saved()
         self.fails = fails or {}
 
     async def snapshot(self, label: str) -> None:
         self._do(label)
-        self.changes.cut()
-        self.changes.saved()
+        self.unsaved_writes.cut()
+        self.unsaved_writes.saved()
 
     async def tidy(self) -> None:
         self._do("tidy")
@@ -45,7 +45,7 @@ class Day:
             raise self.fails[what]
 
     async def run(self) -> list[str]:
-        await run_once(self.changes, self.snapshot, self.tidy, self.ping)
+        await run_once(self.unsaved_writes, self.snapshot, self.tidy, self.ping)
         return self.happened
 
 
@@ -93,7 +93,7 @@ async def test_snapshots_are_taken_again_and_again() -> None:
             third.set()
         await day.snapshot(label)
 
-    running = asyncio.create_task(run_schedule(Every(clock, 9), day.changes, snapshot, day.tidy, day.ping, now))
+    running = asyncio.create_task(run_schedule(Every(clock, 9), day.unsaved_writes, snapshot, day.tidy, day.ping, now))
     await asyncio.wait_for(third.wait(), 20)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
@@ -117,7 +117,7 @@ async def test_a_clock_that_is_set_back_delays_nothing(monkeypatch: pytest.Monke
     day = Day()
     monkeypatch.setattr(scheduler.asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        await run_schedule(Cron("0 3 * * *"), day.changes, snapshot, day.tidy, day.ping, lambda: clock)
+        await run_schedule(Cron("0 3 * * *"), day.unsaved_writes, snapshot, day.tidy, day.ping, lambda: clock)
     assert taken == [datetime(2026, 11, 19, 3, tzinfo=UTC)]
 
 

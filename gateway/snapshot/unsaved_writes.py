@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 
-class Changes:
+class UnsavedWrites:
     """Compares a count of writes, which only grows, with what it was at the last cut.
 
     Data that were there when this gateway started count as changed.
