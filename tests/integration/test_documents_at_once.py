@@ -225,7 +225,14 @@ async def test_tokens_that_cannot_be_counted_cost_nothing(
     assert texts(chroma) == {"a.txt": "text of ada"}
 
 
-@pytest.mark.parametrize("why", ["the reader dies", "the reader is slow", "a text is refused", "it is broken"])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "the reader dies",
+        "a text is refused",
+        *(pytest.param(why, marks=pytest.mark.soak) for why in ("the reader is slow", "it is broken")),
+    ],
+)
 async def test_only_a_fault_of_the_document_takes_its_chunks_away(
     chroma: BareChroma, trainer: Trainer, documents: DocumentStore, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:

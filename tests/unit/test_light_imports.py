@@ -1,0 +1,26 @@
+"""Tests of gateway.light_imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("program", ["gateway.server.__main__", "gateway.cli.serve"])
+def test_a_start_does_not_import_what_draws(program: str) -> None:
+    """And whoever wants to draw later still can."""
+    code = f"""
+import runpy, sys
+sys.argv = ["program", "--config", "/nowhere"]
+try:
+    runpy.run_module("{program}", run_name="__main__")
+except SystemExit:
+    pass
+assert "structlog" in sys.modules
+assert not [name for name in sys.modules if name.partition(".")[0] == "rich"]
+import rich.console
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PORT": "no"}, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
