@@ -167,10 +167,10 @@ class IndexHealth:
             log.warning("the memory of sound indexes cannot be saved", cause=error.message)
 
 
-def is_whole_in_log(state: ReadTransaction, segment: Segment) -> bool:
-    """Whether Chroma could build this index from its log alone."""
+def missing_in_log(state: ReadTransaction, segment: Segment) -> list[str]:
+    """The records whose vector is not in Chroma's log: without any, Chroma could build the index from it alone."""
     missing, _ = compare_records((), live_records(state.connection, segment), log_rows(state.connection, segment))
-    return not missing
+    return missing
 
 
 def _log(repair: Repair) -> None:

@@ -10,7 +10,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from gateway.chroma.disk import DATABASE
 from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import merged_config, require_free_port, write_config
 from gateway.chroma.quarantine import Quarantine, fingerprints
+from gateway.chroma.relog import write_to_log
 from gateway.chroma.repair import Repair, Way, repair_segment
 from gateway.chroma.routes import parse_collection_id
 from gateway.chroma.segments import Segment, read_segments
@@ -102,6 +103,12 @@ class ManagedChroma:
     async def require_same_run(self, run: int) -> None:
         """See `ChromaWatch.require_same_run`."""
         await self._watch.require_same_run(run)
+
+    async def write_to_log(
+        self, segment: Segment, ids: Sequence[str], hold: Callable[[], AbstractAsyncContextManager[object]]
+    ) -> None:
+        """See `gateway.chroma.relog`."""
+        await write_to_log(self._watch.port, segment, ids, hold)
 
     def require_control(self) -> ProcessControl:
         """Raise Unavailable where Chroma cannot be stopped and started."""

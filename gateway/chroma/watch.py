@@ -256,11 +256,13 @@ def _full_name(collection: Collection) -> str:
     return f"{collection.tenant}/{collection.database}/{collection.name}"
 
 
+def collection_url(tenant: str, database: str, collection_id: str) -> str:
+    """The path of a collection in Chroma's API."""
+    return f"/api/v2/tenants/{quote(tenant, safe='')}/databases/{quote(database, safe='')}/collections/{collection_id}"
+
+
 def _url(collection: Collection) -> str:
-    return (
-        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
-        f"/collections/{collection.id}"
-    )
+    return collection_url(collection.tenant, collection.database, collection.id)
 
 
 async def _answers(client: httpx.AsyncClient, collection: Collection) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.database import Contents
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, Signature, signature_of, signatures_of
-from gateway.chroma.index_health import IndexHealth, is_whole_in_log
+from gateway.chroma.index_health import IndexHealth, missing_in_log
 from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
@@ -62,6 +62,18 @@ class ServedChroma(Protocol):
     async def require_same_run(self, run: int) -> None:
         """Raise Unavailable if Chroma's process ended since: its files may be torn."""
         ...
+
+    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> None:
+        """Write the vectors of these records to Chroma's log again, from its memory. Raises GatewayError."""
+        ...
+
+
+class _InMemoryAlone(Exception):
+    """The vectors of these records are in Chroma's memory, and neither in a sound index nor in the log."""
+
+    def __init__(self, segment: Segment, ids: list[str], problem: str) -> None:
+        super().__init__(problem)
+        self.segment, self.ids = segment, ids
 
 
 class _IndexRead(NamedTuple):
@@ -159,15 +171,22 @@ class Snapshotter:
         """Make a cut and pack what the store does not have of it.
 
         If a required index changes while it is read, make another cut. Writes go on meanwhile, except in the last
-        attempt, and except where the database is not in WAL mode.
+        attempt, and except where the database is not in WAL mode. Another cut is also made after vectors of a torn
+        index were written to the log.
         """
         indexes: dict[str, _IndexRead] = {}
-        for attempt in range(1, _CAPTURE_ATTEMPTS + 1):
+        attempt, in_log = 1, set[str]()
+        while attempt <= _CAPTURE_ATTEMPTS:
             holds_writes = attempt == _CAPTURE_ATTEMPTS
-            captured = await self._capture_once(run, baseline, indexes, writer, progress, holds_writes=holds_writes)
+            try:
+                captured = await self._capture_once(run, baseline, indexes, writer, progress, holds_writes=holds_writes)
+            except _InMemoryAlone as torn:
+                await self._save_in_log(torn, in_log)
+                continue
             if captured is not None:
                 return captured
             log.info("an index changed while it was read, making another cut", attempt=attempt)
+            attempt += 1
         raise GatewayError(
             "an index could not be read although nothing wrote to it: files of it are missing, or something other than"
             " Chroma changes them",
@@ -263,24 +282,27 @@ class Snapshotter:
     ) -> None:
         """An index is torn: make the snapshot rely on an older one in the store and the log, or on the log alone.
 
-        Raises SnapshotError if neither has every record.
+        Raises _InMemoryAlone if neither has every vector.
         """
         problem = "; ".join(map(str, check.problems))
         log.warning("an index is torn, so it is not stored", segment=segment_id, problem=problem)
         self._torn[segment_id] = problem
         if segment_id not in plan.required:
             return
-        if (
-            segment
-            and cut.database.keeps_log
-            and await run_in_thread_uninterrupted(is_whole_in_log, cut.database, segment)
-        ):
-            plan.positions[segment_id] = 0
-            return
-        raise SnapshotError(
-            f"the index {segment_id} is torn, and neither the store nor Chroma's log has all of it: {problem}",
-            "restart the gateway: it repairs the index before Chroma starts",
-        )
+        if segment is None or not cut.database.keeps_log:
+            raise _only_on_disk(segment_id, problem)
+        if missing := await run_in_thread_uninterrupted(missing_in_log, cut.database, segment):
+            raise _InMemoryAlone(segment, missing, problem)
+        plan.positions[segment_id] = 0
+
+    async def _save_in_log(self, torn: _InMemoryAlone, done: set[str]) -> None:
+        """Write what only Chroma's memory has to its log. `done`: the segments where that was tried before."""
+        segment, count = torn.segment, len(torn.ids)
+        if segment.id in done:
+            raise _only_on_disk(segment.id, str(torn))
+        done.add(segment.id)
+        log.warning("vectors that only Chroma's memory has are written to its log", segment=segment.id, vectors=count)
+        await self._chroma.write_to_log(segment, torn.ids, self._hold)
 
     # ------------------------------------------------------------------ the baseline
 
@@ -400,6 +422,13 @@ class Snapshotter:
         with contextlib.suppress(GatewayError):
             await self.save()
         await asyncio.to_thread(self._tracker.forget)
+
+
+def _only_on_disk(segment_id: str, problem: str) -> SnapshotError:
+    return SnapshotError(
+        f"the index {segment_id} is torn, and neither the store nor Chroma's log has all of it: {problem}",
+        "restart the gateway: it repairs the index before Chroma starts",
+    )
 
 
 def _segments(cut: Cut) -> dict[str, Segment]:

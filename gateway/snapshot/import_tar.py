@@ -10,7 +10,7 @@ The data that are served are not touched.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -20,11 +20,12 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.process import http_client, scratch_chroma
+from gateway.chroma.segments import Segment
 from gateway.chroma.watch import probe
 from gateway.errors import CorruptSnapshot, InvalidRequest, SnapshotError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress
-from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.create import Hold, Snapshotter
 from gateway.snapshot.model import Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.sound import repair_without_loss
@@ -103,6 +104,11 @@ class _NoChroma:
 
     async def require_same_run(self, run: int) -> None:
         pass
+
+    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> None:
+        raise CorruptSnapshot(
+            f"the index of collection {segment.name} is torn, and {len(ids)} record(s) have no vector"
+        )
 
 
 @contextlib.asynccontextmanager

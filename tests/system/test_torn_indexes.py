@@ -78,3 +78,24 @@ def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
         built.start()
         assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
         assert built.readyz().json()["warnings"] == []
+
+
+def test_what_only_chromas_memory_has_is_saved() -> None:
+    """A torn index whose vectors neither the store nor the log has: the snapshot is taken, and nothing is lost."""
+    with gateway_process() as built:
+        built.start()
+        collection = built.client().create_collection("notes", embedding_function=None, configuration=HNSW)
+        expected = fill(collection, 170)
+        trimmed = built.snapshot()
+        fill(collection, 30)
+        assert built.admin("DELETE", f"/snapshot/{built.snapshot()['id']}").status_code == 204
+        assert built.admin("DELETE", f"/snapshot/{trimmed['id']}").status_code == 204
+        path = index_of(built) / LEVEL0
+        os.truncate(path, path.stat().st_size // 2)
+        built.snapshot()
+        built.until_logged("vectors that only Chroma's memory has are written to its log")
+        built.kill()
+        shutil.rmtree(built.data_dir)
+        built.start()
+        assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
+        assert built.readyz().json()["warnings"] == []

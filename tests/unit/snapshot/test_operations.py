@@ -36,6 +36,8 @@ class ServedChroma:
 
     async def require_same_run(self, run: int) -> None: ...
 
+    async def write_to_log(self, *args: object) -> None: ...
+
 
 class Gate:
     """Lets everything through."""
