@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import HEADER, ID_MAP, LEVEL0, LINK_LISTS
 from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.log import keep_log
-from gateway.errors import NotFound, SnapshotError, StorageUnavailable
+from gateway.chroma.relog import write_to_log
+from gateway.chroma.segments import Segment
+from gateway.errors import NotFound, StorageUnavailable
 from gateway.snapshot import capture, create, packing, plan
-from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.create import Hold, Snapshotter
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.index_copies import StoredCopies
 from gateway.snapshot.operations import Operations
@@ -58,6 +60,7 @@ class Collection:
 
 
 Model = dict[str, Collection]
+Damage = Callable[[Path], None]
 
 
 class LossyStore(FileStorage):
@@ -77,14 +80,14 @@ class Chroma:
     """One Chroma on one directory, stopped and started as the gateway does."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._stack, self._run = path, contextlib.ExitStack(), 0
+        self._path, self._stack, self._run, self._port = path, contextlib.ExitStack(), 0, 0
         self.client: ClientAPI = None  # type: ignore[assignment]
 
     def begin(self) -> None:
         prepare(self._path)
         running: BareChroma = self._stack.enter_context(bare_chroma(self._path))
         keep_log(self._path)
-        self.client, self._run = running.client(), self._run + 1
+        self.client, self._port, self._run = running.client(), running.port, self._run + 1
 
     def end(self) -> None:
         """Like kill -9."""
@@ -97,6 +100,9 @@ class Chroma:
 
     async def require_same_run(self, run: int) -> None:
         assert run == self._run
+
+    async def write_to_log(self, segment: Segment, ids: list[str], hold: Hold) -> None:
+        await write_to_log(self._port, segment, ids, hold)
 
     def require_control(self) -> None:
         pass
@@ -255,21 +261,20 @@ class Walk:
             self.chroma.client.get_collection(name, embedding_function=None).count()
 
     async def snapshot(self) -> None:
-        try:
-            taken = await self.operations.snapshot()
-        except SnapshotError as error:
-            if not self.may_lose or "neither the store nor Chroma's log has all of it" not in error.message:
-                raise
-        else:
-            self.snapshots[taken.id] = self.at_cut
+        taken = await self.operations.snapshot()
+        self.snapshots[taken.id] = self.at_cut
 
-    async def tear(self) -> None:
+    async def tear_while_running(self) -> None:
+        """An index is damaged while Chroma has it in memory. Without a file, Chroma itself fails at its next sync."""
+        await self.tear(DAMAGES[1:])
+
+    async def tear(self, damages: Sequence[Damage] = ()) -> None:
         """Damage a file of an index."""
         indexes = [path.parent for path in self.directory.path.glob(f"*/{HEADER}")]
         if not indexes:
             return
         index, name = self.random.choice(sorted(indexes)), self.random.choice((HEADER, LEVEL0, LINK_LISTS, ID_MAP))
-        damage = self.random.choice(DAMAGES)
+        damage = self.random.choice(damages or DAMAGES)
         self.steps.append(f"{damage.__name__} {name}")
         with contextlib.suppress(FileNotFoundError):
             damage(index / name)
@@ -415,6 +420,7 @@ class Walk:
             (3, self.restart_gateway),
             (1, self.restart_chroma),
             (2, self.tear_and_restart),
+            (2, self.tear_while_running),
             (1, self.collect),
             (2, self.restore),
             (3, self.open_one),
@@ -459,7 +465,7 @@ def _with_a_hole(path: Path) -> None:
     os.truncate(path, path.stat().st_size * 1000)
 
 
-DAMAGES: tuple[Callable[[Path], None], ...] = (_missing, _cut, _zeroed, _random, _with_a_hole)
+DAMAGES: tuple[Damage, ...] = (_missing, _cut, _zeroed, _random, _with_a_hole)
 
 
 def seeds(for_s: float) -> Iterator[int]:

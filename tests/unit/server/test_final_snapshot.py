@@ -35,8 +35,8 @@ async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest
         tries.append(label)
         if len(tries) < 3:
             raise Conflict("a garbage collection is under way")
-        vectorstore.operations.changes.cut()
-        vectorstore.operations.changes.saved()
+        vectorstore.operations.unsaved_writes.cut()
+        vectorstore.operations.unsaved_writes.saved()
         return type("Taken", (), {"id": "an id"})
 
     monkeypatch.setattr(vectorstore.operations, "snapshot", snapshot)
@@ -50,8 +50,8 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
     """It is the newest snapshot, of other data: a new container would find those, not what was acknowledged here."""
     vectorstore = made(tmp_path)
     vectorstore.directory.make()
-    vectorstore.operations.changes.cut()
-    vectorstore.operations.changes.saved()
+    vectorstore.operations.unsaved_writes.cut()
+    vectorstore.operations.unsaved_writes.saved()
 
     async def published(*_: object) -> Any:
         async with vectorstore.repository._leader.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
@@ -63,9 +63,9 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(operations, "import_tar", published)
     await vectorstore.leader.require()
-    assert not vectorstore.operations.changes.any
+    assert not vectorstore.operations.unsaved_writes.any
     await vectorstore.operations.import_tar(nothing(), None, 1, Progress(), asyncio.Event())
-    assert vectorstore.operations.changes.any
+    assert vectorstore.operations.unsaved_writes.any
 
 
 async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
