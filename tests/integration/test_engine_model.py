@@ -265,15 +265,22 @@ class Walk:
         self.snapshots[taken.id] = self.at_cut
 
     async def tear_while_running(self) -> None:
-        """An index is damaged while Chroma has it in memory. Without a file, Chroma itself fails at its next sync."""
-        await self.tear(DAMAGES[1:])
+        """An index is damaged while Chroma has it in memory.
 
-    async def tear(self, damages: Sequence[Damage] = ()) -> None:
+        Not its id map, which Chroma reads anew, and no file goes: Chroma itself would fail at its next write.
+        """
+        for name in sorted(self.model):  # as the gateway does after each start
+            self.chroma.client.get_collection(name, embedding_function=None).get(limit=1, include=["embeddings"])
+        await self.tear((HEADER, LEVEL0, LINK_LISTS), DAMAGES[1:])
+
+    async def tear(
+        self, names: Sequence[str] = (HEADER, LEVEL0, LINK_LISTS, ID_MAP), damages: Sequence[Damage] = ()
+    ) -> None:
         """Damage a file of an index."""
         indexes = [path.parent for path in self.directory.path.glob(f"*/{HEADER}")]
         if not indexes:
             return
-        index, name = self.random.choice(sorted(indexes)), self.random.choice((HEADER, LEVEL0, LINK_LISTS, ID_MAP))
+        index, name = self.random.choice(sorted(indexes)), self.random.choice(names)
         damage = self.random.choice(damages or DAMAGES)
         self.steps.append(f"{damage.__name__} {name}")
         with contextlib.suppress(FileNotFoundError):
