@@ -46,7 +46,7 @@ def _openers(data_dir: Path) -> Iterator[str]:
             for descriptor in (process / "fd").iterdir():
                 with contextlib.suppress(OSError):
                     if str(descriptor.readlink()).startswith(inside):
-                        yield f"process {process.name} ({(process / 'comm').read_text().strip()})"
+                        yield _named(process)
                         break
 
 
@@ -64,4 +64,11 @@ def _database_lockers(data_dir: Path) -> Iterator[str]:
         # 1: POSIX  ADVISORY  READ 1234 fd:01:5678 128 128
         fields = line.split()
         if len(fields) >= 6 and fields[5] in files and fields[4] != str(os.getpid()):
-            yield "a process outside" if fields[4] in ("0", "-1") else f"process {fields[4]}"
+            yield "a process outside" if fields[4] in ("0", "-1") else _named(_PROC / fields[4])
+
+
+def _named(process: Path) -> str:
+    try:
+        return f"process {process.name} ({(process / 'comm').read_text().strip()})"
+    except OSError:  # it ended
+        return f"process {process.name}"
