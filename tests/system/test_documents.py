@@ -536,7 +536,7 @@ def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway, documents: i
 
 def test_the_documented_commands_work(gateway: Gateway, tmp_path: Path) -> None:
     """Those of docs/training-documents.md, as they are written there."""
-    ((_, block),) = blocks(DOCS / "training-documents.md", "bash")
+    block = "".join(each for _, each in blocks(DOCS / "training-documents.md", "bash"))
     done = subprocess.run(
         ["bash", "-euc", block.replace("http://127.0.0.1:8000", gateway.url)],
         cwd=tmp_path,
