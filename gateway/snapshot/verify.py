@@ -8,7 +8,6 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import httpx
 
@@ -16,6 +15,7 @@ from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.process import http_client, scratch_chroma
 from gateway.chroma.structure import check_index
+from gateway.chroma.watch import collection_url
 from gateway.errors import DiskFull, SnapshotError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
@@ -150,10 +150,7 @@ class _Mismatch(Exception):
 
 async def _read(client: httpx.AsyncClient, collection: SnapshotCollection) -> None:
     """Count a collection, read some of its records and query their vectors. Raises _Mismatch."""
-    base = (
-        f"/api/v2/tenants/{quote(collection.tenant, safe='')}/databases/{quote(collection.database, safe='')}"
-        f"/collections/{collection.id}"
-    )
+    base = collection_url(collection.tenant, collection.database, collection.id)
     count = _require_ok("count", await client.get(f"{base}/count"))
     if count != collection.records:
         raise _Mismatch(f"it has {count} records, and had {collection.records} when the snapshot was taken")
