@@ -1,8 +1,13 @@
 """Every command of `chroma-gateway`.
 
-`main` reads the arguments, shows errors and returns the exit code. `client` is the HTTP client of the admin API,
-`offline` reads a store where no gateway runs, and `output` prints. The options that many commands have are in
-`options`. Every other module is one group of commands and has a function `register`, which adds them.
+- `main`             the table of all commands; reads the arguments, shows errors and returns the exit code
+- `options`          options and arguments that several commands have
+- `client`           the HTTP client of the admin API
+- `offline`          reads a store where no gateway runs
+- `output`           prints; `progress_bars` draws
+- `folder_training`  training in the process of `ingest`
+
+Every other module has one command, or a few that belong together.
 
 Results go to stdout; progress and errors go to stderr. `serve` and the program `gateway` are servers: their stderr is
 a log, and their errors are log events.

@@ -15,12 +15,6 @@ from gateway.cli.snapshots import open_store, print_snapshot
 from gateway.errors import ConfigError
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command("export")(export_archive)
-    app.command("import")(import_archive)
-
-
 def export_archive(
     path: Annotated[Path, typer.Argument(help="The tar to write; '-' is standard output.")],
     snapshot: Annotated[str, typer.Option(help="A snapshot's id, or 'latest'.")] = "latest",

@@ -68,11 +68,6 @@ def doctor(
     raise typer.Exit(1 if treatment and treatment.failures and not _code(found) else _code(found))
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(doctor)
-
-
 def _code(found: "Diagnosis") -> int:
     return _EXIT_CODES[found.worst]
 

@@ -27,11 +27,6 @@ Request = Annotated[str, typer.Option(help="The body of the training request, as
 documents = typer.Typer(help="The training documents of avatars.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.add_typer(documents, name="documents", no_args_is_help=True)
-
-
 class DocumentClient:
     """The documents of the user that GATEWAY_USER_ID names. Paths are AVATAR, AVATAR/FOLDER or AVATAR/FOLDER/NAME.
 

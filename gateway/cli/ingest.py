@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 _UPLOADS_AT_ONCE = 4
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command()(ingest)
-
-
 def ingest(
     directory: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Files with text, at any depth.")],
     avatar: Annotated[str | None, typer.Option(help="Upload the files for this avatar, and train it.")] = None,

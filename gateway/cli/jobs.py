@@ -14,11 +14,6 @@ JobId = Annotated[str, typer.Argument(help="A job's id, as `jobs list` shows it.
 jobs = typer.Typer(help="The jobs of the running gateway: snapshots, restores and other long operations.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.add_typer(jobs, name="jobs", no_args_is_help=True)
-
-
 @jobs.command("list")
 def list_jobs(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """List the jobs since the gateway's start, newest first. Of the ended ones it remembers the last hundred."""

@@ -12,11 +12,6 @@ from gateway.auth.tokens import digest_of, id_of, new_token
 keys = typer.Typer(help="Keys for the users of the gateway.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.add_typer(keys, name="key", no_args_is_help=True)
-
-
 @keys.callback()
 def _keys() -> None:
     """Keep `new` a command of its own: a group of one command would become that command."""

@@ -13,19 +13,28 @@ from gateway.errors import GatewayError
 from gateway.observability import logs
 
 _PROGRAM = "chroma-gateway"
-# Each module of this package that has commands, with their names. A command is run without importing the others.
-_GROUPS = {
-    "serve": ("serve",),
-    "status": ("status",),
-    "snapshots": ("snapshot", "list", "show", "verify", "restore", "delete", "gc"),
-    "archives": ("export", "import"),
-    "quiesce": ("quiesce", "resume"),
-    "jobs": ("jobs",),
-    "documents": ("documents",),
-    "ingest": ("ingest",),
-    "keys": ("key",),
-    "doctor": ("doctor",),
-    "repair": ("repair",),
+# Every command, and where this package has it: a function or a group of its own. No other place names a command, so a
+# new one needs a line here. A command is run without importing the modules of the others.
+_COMMANDS = {
+    "serve": "serve.serve",
+    "status": "status.status",
+    "snapshot": "snapshots.take_snapshot",
+    "list": "snapshots.list_snapshots",
+    "show": "snapshots.show_snapshot",
+    "verify": "snapshots.verify_snapshot",
+    "restore": "snapshots.restore_snapshot",
+    "delete": "snapshots.delete_snapshot",
+    "gc": "snapshots.collect_garbage",
+    "export": "archives.export_archive",
+    "import": "archives.import_archive",
+    "quiesce": "quiesce.quiesce",
+    "resume": "quiesce.resume",
+    "jobs": "jobs.jobs",
+    "documents": "documents.documents",
+    "ingest": "ingest.ingest",
+    "key": "keys.keys",
+    "doctor": "doctor.doctor",
+    "repair": "repair.repair",
 }
 
 
@@ -47,8 +56,8 @@ def _main(
     logs.configure(as_json=False, level="warning", program=_PROGRAM)
 
 
-def application(groups: Iterable[str] = _GROUPS) -> typer.Typer:
-    """The app with the commands of `groups`, each a module of this package."""
+def application(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """The app with the commands `names`. Imports their modules and no others."""
     app = typer.Typer(
         help="Chroma behind a gateway that takes snapshots and restores them.",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,8 +66,13 @@ def application(groups: Iterable[str] = _GROUPS) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_main)
-    for group in groups:
-        importlib.import_module(f"gateway.cli.{group}").register(app)
+    for name in names:
+        module, _, attribute = _COMMANDS[name].partition(".")
+        found = getattr(importlib.import_module(f"gateway.cli.{module}"), attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, no_args_is_help=True)
+        else:
+            app.command(name)(found)
     return app
 
 
@@ -67,9 +81,7 @@ def run(arguments: list[str]) -> int:
     # Read here too, because a usage error is found before the command's own options are known.
     as_json = "--json" in arguments
     try:
-        app = application(
-            [group for group, names in _GROUPS.items() if arguments[:1] and arguments[0] in names] or _GROUPS
-        )
+        app = application([name for name in arguments[:1] if name in _COMMANDS] or _COMMANDS)
         return app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0
     except GatewayError as error:
         from gateway.cli.client import AnsweredError  # noqa: PLC0415

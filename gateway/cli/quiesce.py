@@ -9,12 +9,6 @@ from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command()(quiesce)
-    app.command()(resume)
-
-
 def quiesce(
     ttl_s: Annotated[float, typer.Option(help="Writes resume by themselves after so many seconds.")] = 60,
     url: Url = None,

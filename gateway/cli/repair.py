@@ -14,11 +14,6 @@ from gateway.errors import GatewayError
 _MAX_SHOWN = 20
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command("repair")(repair)
-
-
 def repair(
     collection: Annotated[str, typer.Argument(help="A collection's name or UUID.")],
     tenant: Annotated[str, typer.Option(help="Of a name.")] = "default_tenant",

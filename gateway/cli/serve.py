@@ -9,11 +9,6 @@ from gateway.server.program import program
 from gateway.supervisor.serve import serve as become_supervisord
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command()(serve)
-
-
 def serve(
     config: Annotated[Path | None, typer.Option(help="supervisord.conf to use instead of the project's own.")] = None,
 ) -> None:

@@ -16,17 +16,6 @@ if TYPE_CHECKING:
     from gateway.snapshot.verify import Level
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to `app`."""
-    app.command("snapshot")(take_snapshot)
-    app.command("list")(list_snapshots)
-    app.command("show")(show_snapshot)
-    app.command("verify")(verify_snapshot)
-    app.command("restore")(restore_snapshot)
-    app.command("delete")(delete_snapshot)
-    app.command("gc")(collect_garbage)
-
-
 def open_store(store: str, user_id: str | None) -> "OfflineRepository":
     """The snapshots of `store`, without a gateway. Raises ConfigError if an option is not valid."""
     from gateway.cli.offline import OfflineRepository  # noqa: PLC0415  # the store's libraries take half a second

@@ -12,11 +12,6 @@ from gateway.cli.output import age, print_json, size, table
 _MAX_COLLECTIONS = 15
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to `app`."""
-    app.command()(status)
-
-
 def status(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """Show the health, sizes, snapshots and collections of the running gateway."""
     with connect(url, token) as gateway:
