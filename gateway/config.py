@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     snapshot_jitter_s: Seconds = Field(0, ge=0)
     snapshot_ping_url: Annotated[SecretStr | None, Optional] = None
     snapshot_on_exit: bool | None = None
+    # Must be less than `stopwaitsecs` of supervisord.conf, by the time that giving the lease back may take.
     exit_budget_s: Seconds = Field(8, gt=0)
     keep_last: int = Field(0, ge=0)
     keep_hourly: int = Field(0, ge=0)
@@ -77,6 +78,7 @@ class Settings(BaseSettings):
     store_never_delete: bool = False
     require_fencing: bool = False
     takeover_timeout_s: Seconds = Field(30, ge=0)
+    # Of two waits: for the gate, and for a turn at Chroma (`queue_timeout_s` of the data path).
     gate_timeout_s: Seconds = Field(30, gt=0)
     drain_timeout_s: Seconds = Field(30, gt=0)
     read_timeout_s: Seconds = Field(300, gt=0)

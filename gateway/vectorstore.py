@@ -17,6 +17,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,6 @@ from gateway.aio import shielded, within
 from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.chroma.disk_probe import write_problems
 from gateway.chroma.managed import ManagedChroma, ProcessControl
-from gateway.chroma.process import CHROMAS_MAX_PAYLOAD_BYTES
 from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.repair import Repair
 from gateway.chroma.watch import ChromaWatch
@@ -50,7 +50,7 @@ from gateway.snapshot.model import Snapshot
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
-from gateway.snapshot.retention import Keep
+from gateway.snapshot.retention import Keep, OwnLabel
 from gateway.storage import PrefixedStorage, Storage
 
 log = structlog.get_logger()
@@ -110,23 +110,27 @@ class Readiness:
 
 @dataclass(frozen=True)
 class VectorStoreOptions:
-    """What an operator can set for one vector store; see docs/configuration.md."""
+    """What an operator can set for one vector store; see docs/configuration.md. `gateway.config` has the defaults.
 
-    restore: str = "latest"
-    restore_retry_s: float = 60
-    takeover_timeout_s: float = 30
-    drain_timeout_s: float = 30
-    gate_timeout_s: float = 30
-    exit_budget_s: float = 8
-    snapshot_on_exit: bool = False
-    may_delete: bool = True
-    keep: Keep = field(default_factory=Keep)
-    gc_grace_s: float = 24 * 3600
-    allow_reset: bool = False
-    ready_requires_all: bool = False
-    max_body_bytes: int = CHROMAS_MAX_PAYLOAD_BYTES
-    chroma_settings: Mapping[str, Any] = field(default_factory=dict)
-    chroma_config: Path = Path("var/chroma.yaml")
+    `written_config` is the file that the gateway writes for Chroma; the command of the program `chroma` in
+    supervisord.conf names it. `chroma_settings` is what the operator's own file, GATEWAY_CHROMA_CONFIG, has for it.
+    """
+
+    restore: str
+    restore_retry_s: float
+    takeover_timeout_s: float
+    drain_timeout_s: float
+    gate_timeout_s: float
+    exit_budget_s: float
+    snapshot_on_exit: bool
+    may_delete: bool
+    keep: Keep
+    gc_grace_s: float
+    allow_reset: bool
+    ready_requires_all: bool
+    max_body_bytes: int
+    chroma_settings: Mapping[str, Any]
+    written_config: Path
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,7 @@ class VectorStore:
             store,
             self._data_dir_state,
             self.gate,
-            self._save,
+            partial(self._save, OwnLabel.HANDOVER),
             LeaseOptions(takeover_timeout_s=options.takeover_timeout_s, may_delete=options.may_delete),
         )
         repository = Repository(store, self.leader)
@@ -169,7 +173,7 @@ class VectorStore:
             directory,
             self.watch,
             control,
-            options.chroma_config,
+            options.written_config,
             self.quarantine,
             settings={
                 "allow_reset": options.allow_reset,
@@ -405,8 +409,9 @@ class VectorStore:
         await self.operations.resume()
         budget_s, writes, failure = left_s(), self.operations.unsaved_writes.writes, None
         wanted = self._options.snapshot_on_exit and self.watch.starts and self.leader.may_write
+        work = self._save(OwnLabel.FINAL) if wanted else self._drain(budget_s)
         try:
-            await within(budget_s, self._save("final") if wanted else self._drain(budget_s), break_off_s=_BREAK_OFF_S)
+            await within(budget_s, work, break_off_s=_BREAK_OFF_S)
         except TimeoutError:
             what = "the final snapshot did not fit into" if wanted else "what was under way did not end within"
             failure = GatewayError(f"{what} the {budget_s:.1f} s that were left")
@@ -435,7 +440,7 @@ class VectorStore:
         await self.operations.snapshotter.close()
         await self.repository.close()
 
-    async def _save(self, label: str) -> None:
+    async def _save(self, label: OwnLabel) -> None:
         """Take a last snapshot for the gateway that comes next, unless the newest one has everything.
 
         Waits for other operations, as long as there are any: the caller bounds it.
@@ -451,7 +456,7 @@ class VectorStore:
             else:
                 return
 
-    async def _save_now(self, label: str) -> None:
+    async def _save_now(self, label: OwnLabel) -> None:
         if not self.operations.unsaved_writes.any or (
             not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)
         ):

@@ -39,6 +39,7 @@ _STOP_TIMEOUT_S = 15.0
 _START_TIMEOUT_S = 30.0
 _READ_TIMEOUT_S = 600.0
 _POLL_S = 0.1
+# As `gateway.supervisor.plugin` counts deaths. The pauses must be so short that it still sees a crash loop.
 _LONGEST_PAUSE_S = 3.0
 _REMEMBERED_S = 60.0
 _MOST_TRIES = 5

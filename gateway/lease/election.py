@@ -76,12 +76,12 @@ class LeaderElection:
         store: Storage,
         data_dir_state: DataDirState,
         writes: Writes,
-        save: Callable[[str], Awaitable[None]],
+        save: Callable[[], Awaitable[None]],
         options: LeaseOptions | None = None,
         *,
         where: str = "",
     ) -> None:
-        """`save(label)` takes a last snapshot; `where` names this process to people."""
+        """`save` takes a last snapshot; `where` names this process to people."""
         self._store, self._data_dir_state, self._writes, self._save = store, data_dir_state, writes, save
         self._options, self._where = options or LeaseOptions(), where or this_process()
         self._taking = asyncio.Lock()
@@ -355,7 +355,7 @@ class LeaderElection:
     async def _save_what_there_is(self) -> None:
         while True:
             try:
-                await self._save("handover")
+                await self._save()
             except LeaseLost:
                 raise
             except GatewayError as error:

@@ -9,6 +9,9 @@ counts as a write until it succeeded. During a restore `refuse()` rejects every 
 is the writer `refuse_writes()` rejects writes, and all reads go on. After a pause of the process writes wait until it
 is known again that they may be accepted (`extend_writes`). What needs a ticket and touches a collection that cannot
 be read is rejected too (`gateway.chroma.quarantine`).
+
+GATEWAY_GATE_TIMEOUT_S limits a second wait, which is not the gate's: any request may wait as long for its turn at
+Chroma (`queue_timeout_s` of `gateway.proxy.limits`).
 """
 
 import asyncio

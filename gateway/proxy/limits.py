@@ -7,7 +7,10 @@ _KEEP_ALIVE_S = 75.0
 
 @dataclass(frozen=True)
 class ProxyLimits:
-    """The settings `GATEWAY_CLIENT_TIMEOUT_S` and so on; `gateway.config` says what each means."""
+    """The settings `GATEWAY_CLIENT_TIMEOUT_S` and so on; docs/configuration.md says what each means.
+
+    `queue_timeout_s` is GATEWAY_GATE_TIMEOUT_S, which is the gate's timeout too.
+    """
 
     client_timeout_s: float
     queue_timeout_s: float

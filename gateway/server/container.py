@@ -1,8 +1,7 @@
 """Builds every object of the gateway's process from its settings."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import structlog
 
 from gateway.auth.addresses import networks
 from gateway.auth.audit import Audit
@@ -33,7 +32,8 @@ from gateway.vectorstore import VectorStore, VectorStoreOptions
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-log = structlog.get_logger()
+WRITTEN_CONFIG = Path("var/chroma.yaml")
+"""Chroma's configuration, which the gateway writes and supervisord.conf names."""
 
 
 class Gateway:
@@ -119,6 +119,7 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
         ready_requires_all=settings.ready_requires_all,
         max_body_bytes=settings.max_body_bytes,
         chroma_settings=read_config(settings.chroma_config) if settings.chroma_config else {},
+        written_config=WRITTEN_CONFIG,
     )
     directory = DataDirectory(settings.data_dir)
     return VectorStore(directory, settings.chroma_port, storage, settings.repository_prefix, control, options)

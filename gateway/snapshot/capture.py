@@ -33,7 +33,7 @@ from gateway.snapshot.blocks import (
     page_digests,
 )
 from gateway.snapshot.packing import PIECE_BYTES, TIGHT, PackedPiece, PackWriter
-from gateway.snapshot.plan import FileAction, FilePlan, IndexPlan, is_reading_cheaper, plan_file, plan_indexes
+from gateway.snapshot.plan import FileAction, IndexPlan, is_reading_cheaper, plan_file, plan_indexes
 
 _READ_BYTES = 4 << 20
 _DEFAULT_BLOCK_BYTES = 4096
@@ -138,12 +138,19 @@ async def _store_file(
 ) -> StoredFile:
     """Pack what differs from `stored`, which is the file as the store has it."""
     if stored is not None and stored.layout != layout:
-        stored = None
+        stored = None  # its blocks cannot be compared
     # Uninterrupted: the caller may close what a thread still reads from.
     scan = await run_in_thread_uninterrupted(source.scan, stored)
-    plan, count = _plan_file(scan, layout, stored), len(scan.fingerprints)
+    _, lengths = layout.spans(scan.changed, scan.size_bytes)
+    plan = plan_file(
+        scan.size_bytes,
+        stored.patch_bytes if stored else None,
+        int(lengths.sum()),
+        resized=stored is None or scan.size_bytes != stored.size_bytes,
+    )
+    count = len(scan.fingerprints)
     held: tuple[tuple[PackedPiece, ...], ...] = ()
-    if stored is None or plan.action is FileAction.REBASE:
+    if plan.action is FileAction.REBASE or stored is None:  # the second for the type checker: the plan has it
         base = tuple(await packs.add(source.read_all()))
         origins = np.zeros(count, np.uint8)
     elif plan.action is FileAction.PATCH:
@@ -160,14 +167,6 @@ async def _store_file(
     return StoredFile(
         path, scan.size_bytes, scan.sha256, source.page_bytes, layout, base, held, scan.fingerprints, origins
     )
-
-
-def _plan_file(scan: "_Scan", layout: Layout, stored: StoredFile | None) -> FilePlan:
-    if stored is None:
-        return FilePlan(FileAction.REBASE)
-    _, lengths = layout.spans(scan.changed, scan.size_bytes)
-    resized = scan.size_bytes != stored.size_bytes
-    return plan_file(scan.size_bytes, stored.patch_bytes, int(lengths.sum()), resized=resized)
 
 
 # ---------------------------------------------------------------------- reading

@@ -35,7 +35,8 @@ _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 # A manifest is not trusted. These bounds are far above what this gateway writes and far below what would do harm.
 _MAX_PIECE_BYTES = 64 << 20
-_MAX_PATCHES = 64
+# `gateway.snapshot.plan` has the number that is written. Raising that one up to this one needs no new format.
+_MOST_PATCHES_READ = 64
 _MAX_PACK_BYTES = 64 << 20
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -70,7 +71,7 @@ class File(_Record):
     page_bytes: Annotated[int, Field(ge=512, le=65536)] | None = None
     layout: Annotated[tuple[BlockBytes, ...], Field(min_length=1, max_length=8)]
     base: tuple[Piece, ...]
-    patches: Annotated[tuple[tuple[Piece, ...], ...], Field(max_length=_MAX_PATCHES)] = ()
+    patches: Annotated[tuple[tuple[Piece, ...], ...], Field(max_length=_MOST_PATCHES_READ)] = ()
 
     @property
     def pieces(self) -> Iterator[Piece]:

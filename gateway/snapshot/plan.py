@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from gateway.snapshot.model import File, Manifest, Pack, Piece
 
-# Each patch adds bytes that a restore fetches beside those it keeps, and lines in the manifest.
+# How many patches of a file a new snapshot has. Each adds bytes that a restore fetches beside those it keeps, and lines
+# in the manifest. `gateway.snapshot.model` has the larger number that is read.
 MAX_PATCHES = 8
 # The patches of a file together may have this part of the file's bytes. Past that, the file is stored anew.
 _MAX_PATCHED = 0.5
@@ -35,12 +36,15 @@ class FilePlan(NamedTuple):
     replaced: int = 0
 
 
-def plan_file(size_bytes: int, patches: Sequence[int], changed_bytes: int, *, resized: bool) -> FilePlan:
+def plan_file(size_bytes: int, patches: Sequence[int] | None, changed_bytes: int, *, resized: bool) -> FilePlan:
     """Plan how to store a file of `size_bytes`, of which `changed_bytes` differ from what the store has.
 
-    `patches`: size in bytes of each patch in the store, oldest first. A patch is merged while it is at most twice as
-    large as what was merged before it. So a byte is stored again as often as the logarithm of the number of changes.
+    `patches`: size in bytes of each patch in the store, oldest first; None if the store does not have the file, or has
+    it in another layout. A patch is merged while it is at most twice as large as what was merged before it. So a byte
+    is stored again as often as the logarithm of the number of changes.
     """
+    if patches is None:
+        return FilePlan(FileAction.REBASE)  # there are no blocks that a patch could refer to
     if not changed_bytes and not resized:
         return FilePlan(FileAction.KEEP)
     if changed_bytes + sum(patches) > size_bytes * _MAX_PATCHED:

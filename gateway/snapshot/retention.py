@@ -13,9 +13,19 @@ for each of them. A snapshot that no rule keeps is dropped, with these exception
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import NamedTuple
 
-OWN_LABELS = frozenset({"scheduled", "final", "handover"})
+
+class OwnLabel(StrEnum):
+    """The labels that the gateway gives by itself."""
+
+    SCHEDULED = "scheduled"
+    FINAL = "final"
+    HANDOVER = "handover"
+
+
+OWN_LABELS = frozenset(OwnLabel)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dateutil import tz
 
 from gateway.aio import cancel
 from gateway.errors import GatewayError, LeaseLost
+from gateway.snapshot.retention import OwnLabel
 from gateway.snapshot.schedule import Schedule
 from gateway.snapshot.unsaved_writes import UnsavedWrites
 
@@ -64,7 +65,7 @@ async def run_once(
         log.debug("scheduled snapshot skipped, nothing changed since the last one")
         return
     try:
-        await snapshot("scheduled")
+        await snapshot(OwnLabel.SCHEDULED)
     except LeaseLost as error:
         log.debug("scheduled snapshot skipped, this gateway does not hold the lease", cause=error.message)
         return

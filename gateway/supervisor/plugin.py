@@ -38,6 +38,7 @@ PERMANENT = {
     4: "nothing to restore",
     5: "a corrupt or incompatible snapshot",
 }
+# `gateway.chroma.managed` pauses before it starts Chroma again, and counts with the same numbers.
 MAX_DEATHS = 5
 DEATHS_WINDOW_S = 60
 

@@ -1,5 +1,6 @@
 """Dockerfiles, deployment examples and workflows are valid, pinned, and use existing settings and scripts."""
 
+import configparser
 import json
 import os
 import re
@@ -12,7 +13,9 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
+from gateway import vectorstore
 from gateway.config import Settings, variable_of
+from gateway.server.container import WRITTEN_CONFIG
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
@@ -31,6 +34,12 @@ KNOWN = {variable_of(field) for field in Settings.model_fields}
 OTHERS = {"GATEWAY_PORT"}
 
 
+def supervised(program: str) -> configparser.SectionProxy:
+    parser = configparser.RawConfigParser()
+    parser.read(ROOT / "supervisord.conf")
+    return parser[f"program:{program}"]
+
+
 def steps(workflow: Path) -> list[dict[str, Any]]:
     jobs = yaml.safe_load(workflow.read_text())["jobs"]
     return [step for job in jobs.values() for step in job["steps"]]
@@ -40,6 +49,17 @@ def steps(workflow: Path) -> list[dict[str, Any]]:
 def test_no_setting_is_unknown(path: Path) -> None:
     """The gateway reads every GATEWAY_ variable in these files. An unknown one would stop its start."""
     assert set(re.findall(r"\bGATEWAY_[A-Z0-9_]+\b", path.read_text())) - KNOWN <= OTHERS
+
+
+def test_the_final_snapshot_fits_into_what_supervisord_waits() -> None:
+    """The gateway may use all of its budget and then give the lease back before supervisord kills it."""
+    needed_s = Settings.model_fields["exit_budget_s"].default + vectorstore._LEAST_FOR_THE_LEASE_S
+    assert needed_s <= supervised("gateway").getint("stopwaitsecs")
+
+
+def test_supervisord_starts_chroma_with_the_file_that_the_gateway_writes() -> None:
+    """Two names of one file."""
+    assert supervised("chroma")["command"].split()[-1] == str(WRITTEN_CONFIG)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))

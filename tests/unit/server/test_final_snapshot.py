@@ -15,6 +15,7 @@ from gateway.jobs import Progress
 from gateway.server import lifecycle
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.snapshot import operations
+from gateway.snapshot.retention import OwnLabel
 from gateway.vectorstore import VectorStore
 from tests.unit.snapshot.manifests import manifest
 
@@ -40,9 +41,9 @@ async def test_it_waits_for_other_operations(tmp_path: Path, monkeypatch: pytest
         return type("Taken", (), {"id": "an id"})
 
     monkeypatch.setattr(vectorstore.operations, "snapshot", snapshot)
-    await asyncio.wait_for(vectorstore._save("handover"), 10)
+    await asyncio.wait_for(vectorstore.leader._save(), 10)
     assert tries == ["handover"] * 3
-    await asyncio.wait_for(vectorstore._save("handover"), 10)
+    await asyncio.wait_for(vectorstore._save(OwnLabel.HANDOVER), 10)
     assert len(tries) == 3, "nothing changed since"
 
 

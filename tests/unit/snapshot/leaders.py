@@ -18,7 +18,7 @@ class Writes:
     def extend_writes(self, until_s: float) -> None: ...
 
 
-async def save_nothing(_label: str) -> None:
+async def save_nothing() -> None:
     """The last snapshot of a gateway that has nothing to save."""
 
 

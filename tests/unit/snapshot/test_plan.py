@@ -1,5 +1,6 @@
 """Plans are made without I/O."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,12 @@ def test_unchanged_file_is_kept_and_much_changed_file_is_stored_anew() -> None:
     assert plan_file(1000, [400], 0, resized=True) == (FileAction.KEEP, 0)
     assert plan_file(100, [400], 0, resized=True) == (FileAction.REBASE, 0)
     assert plan_file(0, [], 0, resized=True) == (FileAction.KEEP, 0)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1000])
+def test_a_file_that_cannot_be_compared_is_stored_anew(size_bytes: int) -> None:
+    """The store does not have it, or has it in another layout. An empty file is stored too."""
+    assert plan_file(size_bytes, None, size_bytes, resized=False) == (FileAction.REBASE, 0)
 
 
 def test_small_patches_are_merged_and_large_ones_are_kept() -> None:

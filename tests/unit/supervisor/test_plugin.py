@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from gateway.chroma import managed
 from gateway.errors import (
     ConfigError,
     CorruptSnapshot,
@@ -102,6 +103,13 @@ def test_window_slides(watch: Watch, clock: Clock) -> None:
     die(watch, 3)
     clock.now += DEATHS_WINDOW_S
     assert die(watch, 3) == [None, None, 1]
+
+
+def test_a_crash_loop_of_chroma_is_seen_despite_the_pauses() -> None:
+    """The gateway pauses before each start. Half of the window at least is left for the starts themselves."""
+    pauses_s = sum(min(restarts, managed._LONGEST_PAUSE_S) for restarts in range(MAX_DEATHS))
+    assert pauses_s <= DEATHS_WINDOW_S / 2
+    assert (managed._MOST_TRIES, managed._REMEMBERED_S) == (MAX_DEATHS, DEATHS_WINDOW_S)
 
 
 def test_programs_are_counted_apart(watch: Watch) -> None:
