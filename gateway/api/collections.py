@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from gateway.api.jobs import accepted
-from gateway.api.snapshots import ACCEPTED, Operator, Wait
+from gateway.api.deps import Operator
+from gateway.api.jobs import ACCEPTED, Wait, accepted
 from gateway.jobs import JobStatus, Progress, Result
 from gateway.vectorstore import RepairReport
 

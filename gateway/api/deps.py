@@ -1,9 +1,10 @@
 """What the admin routes depend on: the objects they use, and the keys they ask for.
 
-A route names what it needs (`operations: OperationsOf`). `provide` says, once for an application, which object that is.
+A route names what it needs (`store: StoreOf`). `provide` says, once for an application, which object that is.
 """
 
-from typing import Annotated
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.openapi.models import HTTPBearer
@@ -15,7 +16,7 @@ from gateway.auth.scope import Role
 from gateway.auth.tokens import token_in
 from gateway.config import Settings
 from gateway.errors import Forbidden, Unauthorized
-from gateway.jobs import Jobs
+from gateway.jobs import Job, Jobs, Progress, Result
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.vectorstore import VectorStore
@@ -99,3 +100,32 @@ SettingsOf = Annotated[Settings, Depends(Needs(Settings))]
 CollectorOf = Annotated[MetricsCollector, Depends(Needs(MetricsCollector))]
 ScraperOf = Annotated[KeyHolder, Depends(Needs(KeyHolder))]
 """The keys that `/metrics` and the names in `/readyz` ask for."""
+
+
+class _Operator:
+    """Starts the operations of a vector store as jobs."""
+
+    def __init__(self, store: VectorStore, jobs: Jobs) -> None:
+        self.store, self.operations, self._jobs = store, store.operations, jobs
+
+    async def begin(
+        self,
+        kind: str,
+        subject: str,
+        work: Callable[[Progress], Coroutine[Any, Any, Result]],
+        *,
+        read_only: bool = False,
+    ) -> Job:
+        """Start a job. Raises Conflict if another one runs, unless this one is `read_only`."""
+        if not read_only:
+            self.operations.require_idle()
+        job = self._jobs.start(kind, subject, work)
+        await job.begun()
+        return job
+
+
+async def _operator(store: StoreOf, jobs: JobsOf) -> _Operator:
+    return _Operator(store, jobs)
+
+
+Operator = Annotated[_Operator, Depends(_operator)]

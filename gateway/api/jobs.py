@@ -1,9 +1,9 @@
-"""The routes `/admin/jobs*`: list, show, watch and cancel jobs."""
+"""The routes `/admin/jobs*`: list, show, watch and cancel jobs. Also what every route has that starts a job."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -11,6 +11,13 @@ from gateway.api.deps import JobsOf
 from gateway.jobs import Job, JobStatus
 
 JobId = Annotated[str, Path(description="a job's id", examples=["7"])]
+Wait = Annotated[
+    bool, Query(description="answer when the job has ended; `false`: answer at once, with 202 and the job")
+]
+ACCEPTED: dict[int | str, dict[str, Any]] = {
+    202: {"model": JobStatus, "description": "for `wait=false`: the job has begun"}
+}
+"""The `responses` of a route that starts a job and has a parameter of the type `Wait`."""
 
 
 class JobList(BaseModel):

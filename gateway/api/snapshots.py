@@ -5,31 +5,27 @@ Long operations run as jobs, also if the response waits for the job. A client th
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from gateway.aio import background
-from gateway.api.deps import JobsOf, SettingsOf, StoreOf
-from gateway.api.jobs import accepted
+from gateway.api.deps import Operator, SettingsOf
+from gateway.api.jobs import ACCEPTED, Wait, accepted
 from gateway.errors import InvalidRequest
-from gateway.jobs import Job, Jobs, JobStatus, Progress, Result
+from gateway.jobs import JobStatus, Progress, Result
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.model import Snapshot, Verification
 from gateway.snapshot.tar import in_pieces, tar, tar_size
 from gateway.snapshot.verify import Level
-from gateway.vectorstore import VectorStore
 
 SnapshotId = Annotated[str, Path(description="a snapshot's id, or `latest`", examples=["20261120T210455Z-3f9a1c"])]
-Wait = Annotated[
-    bool, Query(description="answer when the job has ended; `false`: answer at once, with 202 and the job")
-]
 
 UPLOAD_PATH = "/admin/snapshot/upload"
 # FastAPI's own limit is fixed at import. The upload checks GATEWAY_MAX_UPLOAD_BYTES itself.
@@ -69,38 +65,6 @@ class Quiesced(BaseModel):
 class Resumed(BaseModel):
     state: str = Field(description="the state of the gate: `open`")
     was_quiesced: bool = Field(description="whether a quiesce was active")
-
-
-class _Operator:
-    """Starts the operations of these routes as jobs."""
-
-    def __init__(self, store: VectorStore, jobs: Jobs) -> None:
-        self.store, self.operations, self._jobs = store, store.operations, jobs
-
-    async def begin(
-        self,
-        kind: str,
-        subject: str,
-        work: Callable[[Progress], Coroutine[Any, Any, Result]],
-        *,
-        read_only: bool = False,
-    ) -> Job:
-        """Start a job. Raises Conflict if another one runs, unless this one is `read_only`."""
-        if not read_only:
-            self.operations.require_idle()
-        job = self._jobs.start(kind, subject, work)
-        await job.begun()
-        return job
-
-
-async def _operator(store: StoreOf, jobs: JobsOf) -> _Operator:
-    return _Operator(store, jobs)
-
-
-Operator = Annotated[_Operator, Depends(_operator)]
-ACCEPTED: dict[int | str, dict[str, Any]] = {
-    202: {"model": JobStatus, "description": "for `wait=false`: the job has begun"}
-}
 
 
 router = APIRouter(prefix="/admin", tags=["snapshots"])

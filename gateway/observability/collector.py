@@ -50,9 +50,6 @@ class MetricsCollector:
     async def render(self) -> bytes:
         """All metrics as Prometheus text."""
         await self.disk_usage()
-        leader = self._vectorstore.leader
-        self._metrics.lease(held=leader.may_write, epoch=leader.epoch or 0)
-        self._metrics.refresh()
         return generate_latest(self._metrics.registry)
 
     async def disk_usage(self) -> DiskUsage | None:
@@ -107,6 +104,7 @@ class MetricsCollector:
 
     def _states(self) -> Iterator[Metric]:
         gate, pool, watch = self._vectorstore.gate, self._data_path.pool, self._vectorstore.watch
+        leader = self._vectorstore.leader
         state = GaugeMetricFamily(
             f"{PREFIX}_gate_state", "1 for the present state of the gate, 0 for the others.", labels=["state"]
         )
@@ -122,6 +120,8 @@ class MetricsCollector:
             ("connections", "Connected clients.", len(self._data_path.clients)),
             ("chroma_up", "Whether Chroma runs.", watch.up),
             ("unreadable_collections", "Collections that Chroma cannot read.", len(watch.unreadable)),
+            ("lease_held", "Whether this gateway holds the lease of its store prefix.", leader.may_write),
+            ("lease_epoch", "The lease's epoch, 0 if there is none.", leader.epoch or 0),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))
         yield CounterMetricFamily(

@@ -49,11 +49,11 @@ class Metrics:
             "Time of the last good snapshot, 0 if none is known.",
             registry=registry,
         )
-        self._age = Gauge(
+        Gauge(
             name("last_snapshot_age_seconds"),
             "Age of the last good snapshot, +Inf if none is known.",
             registry=registry,
-        )
+        ).set_function(self._age_s)
         self._moved = Counter(
             name("store_bytes"),
             "Bytes sent to the store (up) and received from it (down).",
@@ -70,10 +70,6 @@ class Metrics:
         self._jobs = Counter(
             name("jobs"), "Jobs that ended, by kind and outcome.", ["kind", "outcome"], registry=registry
         )
-        self._lease_held = Gauge(
-            name("lease_held"), "Whether this gateway holds the lease of its store prefix.", registry=registry
-        )
-        self._lease_epoch = Gauge(name("lease_epoch"), "The lease's epoch, 0 if there is none.", registry=registry)
         self.last_good_s: float | None = None
         for outcome in SNAPSHOT_OUTCOMES:
             self._snapshots.labels(outcome)
@@ -98,10 +94,9 @@ class Metrics:
         self.last_good_s = at_s
         self._last_good.set(at_s or 0)
 
-    def refresh(self) -> None:
-        """Update the values that change with time. Call it before a scrape."""
+    def _age_s(self) -> float:
         known = self.last_good_s
-        self._age.set(math.inf if known is None else max(0.0, time.time() - known))
+        return math.inf if known is None else max(0.0, time.time() - known)
 
     # ------------------------------------------------------------------ store
 
@@ -117,13 +112,8 @@ class Metrics:
         """Count one failed request to the store. `error` is the name of the gateway's exception class."""
         self._errors.labels(operation, error if error in STORE_ERRORS else "other").inc()
 
-    # ------------------------------------------------------------------ jobs, lease
+    # ------------------------------------------------------------------ jobs
 
     def job_ended(self, kind: str, outcome: str) -> None:
         """Count a job that ended. `kind` and `outcome` are constants of the program, never a user's text."""
         self._jobs.labels(kind, outcome).inc()
-
-    def lease(self, *, held: bool, epoch: int) -> None:
-        """Set whether the lease is held, and its epoch."""
-        self._lease_held.set(int(held))
-        self._lease_epoch.set(epoch)

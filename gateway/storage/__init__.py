@@ -4,11 +4,11 @@ Vocabulary: an *object* is a sequence of bytes under a *key*. A *prefix* is what
 *version* is a token of the bytes that an object has: a conditional write gives it back. A *tag* is what a
 listing tells of an object, and changes with its bytes too.
 
-    protocol    the contract, in prose; `tests/contract` asks it of every implementation
-    file        FileStorage: a directory, with fsync and atomic rename
-    s3          S3Storage: a bucket, at AWS or anything that speaks S3
-    wrappers    PrefixedStorage, InstrumentedStorage, NoDeleteStorage: stores round a store
-    registry    from the URL in GATEWAY_STORE to a store: `open_storage`
+- `protocol`  the contract, in prose; `tests/contract` asks it of every implementation
+- `file`      FileStorage: a directory, with fsync and atomic rename
+- `s3`        S3Storage: a bucket, at AWS or anything that speaks S3, with `gcs_preconditions` for Google's
+- `wrappers`  PrefixedStorage, InstrumentedStorage, NoDeleteStorage: stores round a store
+- `registry`  from the URL in GATEWAY_STORE to a store: `open_storage`
 
 1. `open_storage(GATEWAY_STORE)` makes a store. Nothing is touched yet.
 2. `PrefixedStorage(store, "users/{user_id}/vectorstore/")` is the part of it that one gateway owns.

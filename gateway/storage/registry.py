@@ -1,18 +1,32 @@
 """The kinds of stores there are, by the scheme of their URL, and the way from a URL to an open store.
 
-To add a kind: write a module with its class and a function `open_url`, and add a line to `_SCHEMES`.
-`tests/contract` then asks of it what `gateway.storage.protocol` promises.
+To add a kind:
+
+1. Write a module with a class that keeps the contract in `gateway.storage.protocol`, and a function `open_url`, which
+   is an `OpenUrl`. Add a line to `_SCHEMES`, and the class to the stores in tests/contract/conftest.py.
+2. Add its SDK to pyproject.toml, run `scripts/lock`, and name its loggers in `gateway.observability.logs`.
+3. Name its URLs in the help of `--store` (`gateway.cli.options`) and in docs/configuration.md.
 """
 
 import re
-from collections.abc import Callable
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gateway.errors import ConfigError, InvalidRequest
 from gateway.storage.protocol import Addressing, Storage
 
 DEFAULT_URL = "file://./var/store"
+
+
+class OpenUrl(Protocol):
+    """The function `open_url` of a kind's module."""
+
+    def __call__(self, location: str, *, addressing: Addressing) -> Storage:
+        """Return the store at `location`, which is what stands after "://". Connects to nothing yet.
+
+        `addressing` is for S3; other kinds take it and ignore it. Raises InvalidRequest if there can be no such store.
+        """
+        ...
 
 
 class _Scheme(NamedTuple):
@@ -70,7 +84,7 @@ def open_storage(url: str, *, addressing: Addressing = "auto") -> Storage:
         shown = repr(url) if "@" not in url else "a URL with '@'"
         raise ConfigError(f"GATEWAY_STORE: {shown} is not the URL of a store", f"use {URL_FORMS}")
     scheme, location = parsed
-    open_url: Callable[..., Storage] = import_module(scheme.module).open_url
+    open_url: OpenUrl = import_module(scheme.module).open_url
     try:
         return open_url(location, addressing=addressing)
     except InvalidRequest as error:
