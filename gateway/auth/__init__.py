@@ -6,6 +6,7 @@ expiry and limits. The *keyring* holds all keys. A *principal* is the sender of 
 anonymous client.
 
 1. `tokens`   finds the one token in a request's headers; makes tokens and hashes    pure but for randomness
+   `admin_token`  the token for `/admin/*`, made once where none is set
 2. `keyring`  token → key, in constant time; reloads the keys file when it changes
    `keys`     what a keys file may say                                               pure
    `scope`    roles, and patterns of names                                           pure

@@ -28,6 +28,8 @@ Modules:
 - `orphans`     directories of deleted collections
 - `doctor`      what is wrong with a data directory, and what can be repaired
 - `repair`      making one index sound: from a copy, the log, or its own vectors (`salvage`, `rebuild`)
+- `lost_records`  records that have no vector any more: deleting them, so that Chroma serves the others
+- `relog`       writing vectors that only a running Chroma has in memory to its log again
 - `users`       which processes use a data directory
 - `names`       the name of a collection by its UUID, cached
 - `disk_usage`  sizes for metrics and status

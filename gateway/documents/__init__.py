@@ -16,10 +16,19 @@ folder are one JSON object. A document's *text* is split into *chunks*, each a r
     │   └── media/original/{video,text,audio,images}/
     └── image/
 
-A request:  path → folder and name (`layout`) → object (`files`) and flag (`flags`)        (`api`)
-Training:   1. list the documents flagged true, and the records that the collection has    (`train`)
-            2. plan: what is new, changed, unchanged, gone                                  (`plan`)
-            3. each new or changed document: fetch → text → chunks, in a process of its own that may
-               be killed (`text`, `split`, `worker`, `worker_pool`) → embeddings → upsert → delete what is left over
-            4. delete what is gone
+A request (`gateway.api.documents`):
+
+1. `layout`  path → folder and name → key of the store, or a refusal
+   `digest`  the digests that the client declares for an upload
+2. `store`   reads, writes, lists and deletes the object; `flags` has the format of its flag
+
+Training:
+
+1. `train`       lists the documents flagged true, and the records that the collection has (`collection`)
+2. `plan`        what is new, changed, unchanged, gone
+3. `worker_pool` sends each new or changed document to a process of its own, which may be killed (`worker`):
+   `readers`     bytes → text
+   `split`       text → chunks
+   `embedding`   chunks → embeddings
+4. `collection`  upserts the chunks, then deletes what is left over and what is gone
 """

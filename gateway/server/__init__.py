@@ -1,0 +1,12 @@
+"""The process of one gateway: its objects, its start and its stop.
+
+Vocabulary: the *container* holds every object of the process. The *lifecycle* is the order in which they start and
+stop. A *program* is a process that serves: its errors are log lines and exit codes.
+
+1. `program`    reads the settings and sets up the log
+2. `container`  builds every object from the settings, and starts none
+3. `listen`     claims the data directory and opens the port; serves the data path and the admin application there
+4. `lifecycle`  restores, starts Chroma and the schedules; at a stop takes the final snapshot and gives the lease back
+
+`python -m gateway.server` is the program `gateway` of supervisord.conf.
+"""

@@ -49,6 +49,10 @@ DISK_FORMAT = re.compile(
 )
 SQLITE_LIBRARIES = {"sqlite3", "_sqlite3", "aiosqlite", "apsw", "sqlalchemy"}
 
+# The other packages list their modules in their docstrings. Of these, `cli.main` and `readers.kinds` have tables.
+WITHOUT_A_LIST = {"gateway", "gateway.cli", "gateway.documents.readers"}
+WHOLE_NAME = re.compile(r"`(gateway(?:\.\w+)+)`")
+
 SAYS_NOTHING = re.compile(r"(utils?|helpers?|managers?|common|misc)")
 
 
@@ -58,6 +62,7 @@ def module_name(path: Path) -> str:
 
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+WITH_A_LIST = sorted(name for name, path in FILES.items() if path.name == "__init__.py" and name not in WITHOUT_A_LIST)
 TREES = {name: ast.parse(path.read_text(), path) for name, path in FILES.items()}
 
 
@@ -146,6 +151,33 @@ def test_every_module_is_in_a_package() -> None:
 def test_every_module_is_named_for_one_idea() -> None:
     """Nothing is called utils, helpers, manager or common."""
     assert [name for name in FILES if any(map(SAYS_NOTHING.fullmatch, re.split(r"[._]", name)))] == []
+
+
+def named_in(text: str) -> set[str]:
+    return set(re.findall(r"`([a-z0-9_]+)`", text))
+
+
+@pytest.mark.parametrize("package", WITH_A_LIST)
+def test_the_docstring_of_a_package_names_its_modules(package: str) -> None:
+    """Each module stands in the list of its package, and each name in the list is a module."""
+    text = ast.get_docstring(TREES[package]) or ""
+    modules = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == package} - {"__main__"}
+    assert modules - named_in(text) == set()
+    # An entry begins with a mark or number, or stands below one that does.
+    entries = set(re.findall(r"^(?:- |\d\. | {3})`([a-z0-9_]+)` ", text, re.MULTILINE))
+    assert entries | named_in(text.partition("\nModules:\n")[2]) <= modules
+
+
+def test_every_module_that_is_named_exists() -> None:
+    """Docstrings and comments name modules of the package in full."""
+
+    def exists(name: str) -> bool:
+        module, _, attribute = name.rpartition(".")
+        body = TREES[module].body if module in TREES else []
+        return name in FILES or attribute in {getattr(node, "name", None) for node in body}
+
+    named = {(module, name) for module, path in FILES.items() for name in WHOLE_NAME.findall(path.read_text())}
+    assert sorted((module, name) for module, name in named if not exists(name)) == []
 
 
 def test_errors_is_a_leaf() -> None:
