@@ -52,6 +52,20 @@ _MOVES = {
 _TRIAL = "trial"
 
 
+def refuse_links(data_dir: Path) -> None:
+    """Raise ConfigError if a file or an index directory of Chroma's is a symbolic link. `data_dir` itself may be one.
+
+    SQLite keeps its WAL beside the file that a link leads to. A walk leaves out a directory that is a link, and a swap
+    renames the link.
+    """
+    for name in os.listdir(data_dir):
+        if is_chromas(name) and (data_dir / name).is_symlink():
+            raise ConfigError(
+                f"{data_dir / name} is a symbolic link, so its changes cannot be followed",
+                "put the file itself there; the data directory as a whole may be a link",
+            )
+
+
 class DataDirectory:
     """`GATEWAY_DATA_DIR`. Methods block. They rename and delete, and never copy."""
 
@@ -72,13 +86,7 @@ class DataDirectory:
                 f"the data directory {self.path} cannot be used: {problem}",
                 "set GATEWAY_DATA_DIR to a writable directory",
             )
-        for name in os.listdir(self.path):
-            # SQLite keeps its WAL beside the file that a link leads to, and a swap renames the link.
-            if is_chromas(name) and (self.path / name).is_symlink():
-                raise ConfigError(
-                    f"{self.path / name} is a symbolic link, so its changes cannot be followed",
-                    "put the file itself there; GATEWAY_DATA_DIR as a whole may be a link",
-                )
+        refuse_links(self.path)
 
     def is_empty(self) -> bool:
         """Whether Chroma never stored anything in it."""

@@ -56,12 +56,18 @@ def import_archive(
 
 
 def _as_tar(path: Path) -> tuple[Iterator[bytes], int]:
-    """The bytes of a tar and their number. Raises ConfigError if `path` is neither a directory nor a tar."""
+    """The bytes of a tar and their number.
+
+    Raises ConfigError if `path` is neither a tar nor a directory, or if a file in the directory is a link.
+    """
     if not path.exists():
         raise ConfigError(f"there is no {path}", "name a Chroma directory, or a tar of one")
     if path.is_dir():
-        from gateway.snapshot.tar import tar, tar_size  # noqa: PLC0415  # loads much that other commands do not need
+        # These load much that other commands do not need.
+        from gateway.chroma.directory import refuse_links  # noqa: PLC0415
+        from gateway.snapshot.tar import tar, tar_size  # noqa: PLC0415
 
+        refuse_links(path)
         return tar(path), tar_size(path)
     if not tarfile.is_tarfile(path):
         raise ConfigError(f"{path} is neither a directory nor a tar", "name a Chroma directory, or a tar of one")

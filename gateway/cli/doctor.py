@@ -44,6 +44,7 @@ def doctor(
     Exit status: 0 nothing worse than notes, 1 warnings, 5 errors, 2 the directory cannot be examined.
     """
     # These load much that other commands do not need.
+    from gateway.chroma.directory import refuse_links  # noqa: PLC0415
     from gateway.chroma.doctor import diagnose, has_lost_records, treat  # noqa: PLC0415
 
     told = Console(stderr=True)
@@ -56,6 +57,7 @@ def doctor(
         treatment = None
         can_repair = any(each.can_repair for each in found.findings)
         if repair and (can_repair or (drop_lost and has_lost_records(found))):
+            refuse_links(path)  # The copy would lack what SQLite keeps beside the file that a link leads to.
             before, target = found, backup or _beside(path)
             treatment = treat(
                 path, before, target, lambda what: status.update(f"repairing {escape(what)}"), drop_lost=drop_lost

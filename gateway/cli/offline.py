@@ -1,24 +1,28 @@
 """Snapshots of a store where no gateway runs: what the option `--store` is for."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from pydantic import ValidationError
 
-from gateway.chroma.directory import DataDirectory
+from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.cli.output import validation_problems
 from gateway.config import Settings, load_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
+from gateway.lease.data_dir_state import DataDirState
+from gateway.lease.lease import read_lease_state
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
 from gateway.snapshot.sound import fetch_sound
 from gateway.snapshot.tar import tar
 from gateway.snapshot.verify import Level, verify
-from gateway.storage import PrefixedStorage, open_storage
+from gateway.storage import PrefixedStorage, Storage, open_storage
 
 _T = TypeVar("_T")
 
@@ -65,23 +69,22 @@ class OfflineRepository:
         return self._run(work)
 
     def restore(self, name: str, data_dir: Path, progress: Progress) -> dict[str, Any]:
-        """Restore a snapshot into `data_dir`, an empty directory or none yet. Raises ConfigError if it holds data."""
-        directory = DataDirectory(data_dir.expanduser().absolute())
-        directory.make()
-        directory.claim_as_gateway()
-        directory.claim_as_chroma()
+        """Restore a snapshot into `data_dir`, an empty directory or none yet. Raises ConfigError if it holds data.
+
+        A gateway that starts there continues from it. After an error nothing is left there that was not there before.
+        """
+        storage, directory = self._storage(), DataDirectory(data_dir.expanduser().absolute())
+        _require_empty(directory)
 
         async def work(repository: Repository) -> dict[str, Any]:
             snapshot_id = await _existing(repository, name)
-            restored = await restore_at_boot(repository, directory, snapshot_id, counted(progress, "fetching"))
+            lease_state = await read_lease_state(storage)
+            with _claimed(directory):
+                DataDirState(directory.path).see_restored(snapshot_id, lease_state)
+                restored = await restore_at_boot(repository, directory, snapshot_id, counted(progress, "fetching"))
             return restored.model_dump(mode="json")
 
-        try:
-            if not directory.is_empty():
-                raise ConfigError(f"{directory.path} holds data already", "name an empty directory")
-            return self._run(work)
-        finally:
-            directory.release()
+        return self._run(work, storage)
 
     def export(self, name: str, file: IO[bytes], scratch: Path, progress: Progress) -> None:
         """Write a snapshot to `file` as a plain tar. It is restored into a directory below `scratch` for a while."""
@@ -97,12 +100,14 @@ class OfflineRepository:
 
         self._run(work)
 
-    def _run(self, work: Callable[[Repository], Awaitable[_T]]) -> _T:
-        settings = self._settings
+    def _storage(self) -> Storage:
+        """The user's part of the store. Nothing is touched yet."""
+        store = open_storage(self._settings.store, addressing=self._settings.s3_addressing)
+        return PrefixedStorage(store, self._settings.repository_prefix)
 
+    def _run(self, work: Callable[[Repository], Awaitable[_T]], storage: Storage | None = None) -> _T:
         async def run() -> _T:
-            store = open_storage(settings.store, addressing=settings.s3_addressing)
-            repository = Repository(PrefixedStorage(store, settings.repository_prefix))
+            repository = Repository(storage or self._storage())
             try:
                 await repository.check_format()
                 return await work(repository)
@@ -110,6 +115,36 @@ class OfflineRepository:
                 await repository.close()
 
         return asyncio.run(run())
+
+
+@contextmanager
+def _claimed(directory: DataDirectory) -> Iterator[None]:
+    """Make `directory`, and keep every gateway and every Chroma from using it in the block.
+
+    What this makes is removed again if the block raises. Raises ConfigError if the directory holds data or is in use.
+    """
+    path, private = directory.path, directory.path / PRIVATE
+    made = [each for each in (private, path) if not each.exists()]
+    try:
+        directory.make()
+        directory.claim_as_gateway()
+        directory.claim_as_chroma()
+        _require_empty(directory)
+        yield
+    except BaseException:
+        if private in made:
+            shutil.rmtree(private, ignore_errors=True)
+        if path in made:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+    finally:
+        directory.release()
+
+
+def _require_empty(directory: DataDirectory) -> None:
+    if not directory.is_empty():
+        raise ConfigError(f"{directory.path} holds data already", "name an empty directory")
 
 
 async def _existing(repository: Repository, name: str) -> str:

@@ -5,7 +5,8 @@ Vocabulary:
 - *lease*: the object `lease.json` in the store. It says which gateway may write.
 - *holder*: the process that has the lease. Each process has a random name.
 - *epoch*: the fencing number. It grows by one with every holder.
-- *home*: the random id of a data directory. A holder on our own home is an earlier process of this gateway.
+- *home*: the random name of a data directory in its place. A holder on our own home is an earlier process of this
+  gateway. A copy of a directory has another home.
 - *announced*: a snapshot whose manifest is about to be written. *Committed*: a snapshot that was published under the
   lease. *Aborted*: a snapshot that was announced and can never be committed.
 - *pending delete*: packs whose deletion may be under way. No new snapshot may name them.

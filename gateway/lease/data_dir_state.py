@@ -1,63 +1,146 @@
 """What a data directory remembers about the repository that it belongs to.
 
     <data dir>/.gateway/home.json
-        home    the directory's own random name, for life: a lease held under it was held here
-        seen    the newest snapshot of the repository that these data stem from or came after; "*" if any will do
+        home        the name of this directory in this place: a lease that is held under it was held here
+        place       the boot of the machine, the device and the inode of the directory
+        stems_from  names of directories that had these data before: this one before it moved or the machine was
+                    rebooted, the original of a copy, the one whose snapshot a command restored here
+        seen        snapshots that these data hold or came after, the newest last
+        anew        true if these data are to be the repository's next ones, whatever it holds
+
+A copy of a directory has a copy of this file, and so has an older image of it. Therefore the name is bound to the
+place, and a snapshot is in `seen` before it is published: a copy gets a name of its own, and an older image lacks what
+was published since.
 
 `home.json` is written before data come in, so that no crash leaves data without it.
 """
 
 import contextlib
 import json
+import os
 import uuid
 from pathlib import Path
+from typing import Any
 
 from gateway.chroma.directory import PRIVATE
-from gateway.files import write_durably
+from gateway.errors import DiskFull
+from gateway.files import sync_file, write_durably, write_error
 from gateway.lease.state import LeaseState
 
 _NAME = "home.json"
-_ANY = "*"
+# Each move and each reboot adds a name. Only the latest ones can still hold a lease.
+_MAX_STEMS_FROM = 32
+# The one that was published last is always among the newest two. Older ones matter where the store was set back. With
+# these bounds the file fits into one block of the disk.
+_MAX_SEEN = 64
+_BOOT_ID, _MACHINE_ID = Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id")
 
 
 class DataDirState:
     """The memory of the data directory at `path`. Methods block; they raise DiskFull where there is no room."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path / PRIVATE / _NAME
+        self._data_dir, self._path = path, path / PRIVATE / _NAME
 
     def name(self) -> str:
-        """The directory's own name; given to it by the first call."""
-        if not (name := self._read().get("home")):
+        """The directory's own name in its place; given to it by the first call there."""
+        memory, place = self._read(), self._place()
+        name = memory.get("home")
+        if not name or memory.get("place") != place:
+            stems_from = [*memory.get("stems_from", []), *([name] if name else [])][-_MAX_STEMS_FROM:]
             name = uuid.uuid4().hex
-            write_durably(self._path, json.dumps({"home": name, "seen": None}).encode())
-        return name
+            self._write({"seen": []} | memory | {"home": name, "place": place, "stems_from": stems_from})
+        return str(name)
+
+    def knows(self, home: str) -> bool:
+        """Whether `home` is this directory, or one that had these data before."""
+        return home in (self.name(), *self._read().get("stems_from", []))
 
     def see(self, lease_state: LeaseState | None) -> None:
         """The data here are, or are about to be, those of the repository as `lease_state` shows it."""
-        self._remember(lease_state.published if lease_state else None)
+        self._remember(_shown(lease_state))
+
+    def see_restored(self, snapshot_id: str, lease_state: LeaseState | None) -> None:
+        """A snapshot is about to be restored here on purpose, from the repository that `lease_state` shows."""
+        holder = [lease_state.home] if lease_state else []
+        self._remember([*_shown(lease_state), snapshot_id], stems_from=holder)
 
     def begin_anew(self) -> None:
         """The data here are to be the repository's next ones, whatever it holds."""
-        self._remember(_ANY)
+        self.name()
+        self._write({**self._read(), "seen": [], "anew": True})
 
     def begins_anew(self) -> bool:
         """Whether `begin_anew` was called, and nothing seen since."""
         self.name()
-        return self._read().get("seen") == _ANY
+        memory = self._read()
+        return bool(memory.get("anew")) or memory.get("seen") == "*"
 
     def is_behind(self, lease_state: LeaseState | None) -> str | None:
-        """The snapshot that another gateway published since and these data know nothing of; None if there is none."""
-        if lease_state is None or lease_state.published is None or lease_state.publisher == self.name():
+        """The snapshot that was published last, if these data know nothing of it; otherwise None."""
+        if lease_state is None or lease_state.published is None:
             return None
-        return lease_state.published if lease_state.published != self._read().get("seen") else None
+        self.name()
+        seen = self._read().get("seen")
+        if isinstance(seen, list):
+            return lease_state.published if lease_state.published not in seen else None
+        # Format of gateways that do not write down what they publish themselves: the one snapshot that was seen.
+        if lease_state.publisher is not None and self.knows(lease_state.publisher):
+            return None
+        return lease_state.published if lease_state.published != seen else None
 
-    def _remember(self, seen: str | None) -> None:
-        write_durably(self._path, json.dumps({"home": self.name(), "seen": seen}).encode())
+    def _remember(self, snapshot_ids: list[str], *, stems_from: list[str] | None = None) -> None:
+        name = self.name()
+        memory = self._read()
+        names = [*memory.get("stems_from", []), *(each for each in stems_from or [] if each != name)]
+        before = memory["seen"] if isinstance(memory.get("seen"), list) else []
+        seen = [*(each for each in before if each not in snapshot_ids), *snapshot_ids]
+        changes = {"stems_from": names[-_MAX_STEMS_FROM:], "seen": seen[-_MAX_SEEN:], "anew": False}
+        self._write({**memory, **changes})
 
-    def _read(self) -> dict[str, str]:
+    def _place(self) -> str:
+        """Where the directory is. No two directories that exist at the same time are in the same place."""
+        try:
+            status = self._data_dir.stat()
+        except OSError as error:
+            raise write_error(f"{self._path} cannot be written", error) from error
+        return f"{_boot()} {status.st_dev} {status.st_ino}"
+
+    def _read(self) -> dict[str, Any]:
         """What is there; nothing where there is none, or where it is damaged: then the data are a stranger's."""
         with contextlib.suppress(FileNotFoundError, ValueError):
             document = json.loads(self._path.read_text())
             return document if isinstance(document, dict) else {}
         return {}
+
+    def _write(self, memory: dict[str, Any]) -> None:
+        data = json.dumps(memory).encode()
+        try:
+            write_durably(self._path, data)
+        except DiskFull as error:
+            # What a gateway publishes from a full disk must be noted too. Bytes that are there already need no room. A
+            # crash meanwhile damages the file, and damaged is behind.
+            try:
+                with self._path.open("r+b") as file:
+                    file.write(data.ljust(os.fstat(file.fileno()).st_size))
+                    sync_file(file)
+            except OSError:
+                raise error from None
+
+
+def _shown(lease_state: LeaseState | None) -> list[str]:
+    """What `lease_state` names as published last, and as about to be published."""
+    shown = (lease_state.published, lease_state.announced) if lease_state else ()
+    return [each for each in shown if each]
+
+
+def _boot() -> str:
+    """The boot of this machine; where the system does not tell, the machine.
+
+    Copies of a virtual machine share the machine's id, and the numbers of devices and inodes, but no boot.
+    """
+    for path in (_BOOT_ID, _MACHINE_ID):
+        with contextlib.suppress(OSError):
+            if text := path.read_text().strip():
+                return text
+    return f"{uuid.getnode():x}"

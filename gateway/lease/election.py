@@ -2,12 +2,16 @@
 
     starting ──take──► writer ──asked──► leaving ──last snapshot, release──► reader
        │  └─ the store cannot be asked: writes go on, nothing can be published
-       └─ another gateway wrote since these data: behind ──restore──► writer
+       └─ something was published since these data: behind ──restore──► writer
 
 A gateway on an empty data directory takes the lease before it restores, so that what it restores is the last
 state of the gateway before it. That one is asked through the lease itself: it refuses writes, takes a last
 snapshot and releases the lease; its reads go on. If nobody takes a released lease, because the new gateway died
 on its way, the old one becomes the writer again: its data are still the newest.
+
+A gateway that has data asks for a held lease only if these data stem from the holder's: its data directory moved, or
+was copied (`gateway.lease.data_dir_state`). The holder publishes what it has on its way out. If these data lack that,
+they are behind: the gateway does not take the lease, and the holder becomes the writer again.
 
 Only the holder of the lease accepts writes, with one exception. While the store cannot be reached nobody can tell who
 holds it, and a gateway that has its data goes on: a store that is down must not stop the service. What it accepts
@@ -88,11 +92,15 @@ class LeaderElection:
         self._had_data = False
         self._lease: Lease | None = None
         self._problem: StorageError | None = None
+        self._unwatched: GatewayError | None = None
+        self._must_note = False
         self._released_at: float | None = None
         self.role = LeaderRole.STARTING
         self.conditions: Conditions | None = None
         self.reason: str | None = None
         """Why writes are refused, None while they are not."""
+        self.lost: str | None = None
+        """How this gateway lost the lease without handing it over, None if it did not."""
 
     # ------------------------------------------------------------------ for the repository
 
@@ -105,8 +113,12 @@ class LeaderElection:
 
     @asynccontextmanager
     async def publishing(self, snapshot_id: str) -> AsyncIterator[None]:
-        """Around the writing of a manifest; see `Lease.publishing`."""
-        async with self._held().publishing(snapshot_id):
+        """Around the writing of a manifest; see `Lease.publishing`.
+
+        The snapshot is noted in the data directory first, so that an older image of the directory is recognised.
+        """
+        async with self._held().publishing(snapshot_id) as announced:
+            await self._note(announced)
             yield
 
     async def abort_announced(self) -> None:
@@ -152,6 +164,10 @@ class LeaderElection:
         self._had_data = has_data
         self._refuse("this gateway does not hold the lease of its store yet")
 
+    def note_data(self) -> None:
+        """The data directory gets data although the lease could not be taken. They may be behind when it can be."""
+        self._had_data = True
+
     async def acquire(self) -> None:
         """Become the writer, after asking the present one to leave. Returns at once if that was decided already.
 
@@ -178,7 +194,7 @@ class LeaderElection:
                 try:
                     await self._held().current()
                 except LeaseLost as error:
-                    self._become_reader(error.message)
+                    self._lose(error.message)
                 except GatewayError as error:
                     log.warning("the lease cannot be looked at", cause=str(error))
             seen_s = time.monotonic()
@@ -202,15 +218,19 @@ class LeaderElection:
             await asyncio.sleep(self._options.poll_s)
             try:
                 await self._turn()
+                self._unwatched = None
             except LeaseLost as error:
-                self._released_at = None
-                self._become_reader(error.message)
+                self._unwatched, self._released_at = None, None
+                self._lose(error.message)
             except GatewayError as error:
+                self._unwatched = error
                 log.warning("the lease cannot be looked at", cause=str(error))
 
     async def _turn(self) -> None:
         if self.role is LeaderRole.WRITER:
             lease_state = await self._held().current()
+            if self._must_note:  # The disk was full, and may have been freed.
+                await self._note(lease_state)
             if lease_state.wanted_by:
                 await self._leave_to_another(lease_state)
         elif self.role is LeaderRole.LEAVING:
@@ -256,9 +276,18 @@ class LeaderElection:
                 f"no fencing: the store's conditional writes are {self.conditions.value},"
                 " so never let two gateways use it at once"
             )
-        if self._problem:
-            found.append(f"not fenced yet, the lease cannot be taken: {self._problem.message}")
+        if problem := self.store_problem:
+            found.append(problem)
         return found
+
+    @property
+    def store_problem(self) -> str | None:
+        """Why the store does not tell who holds the lease; None if it does."""
+        if self._problem:
+            return f"not fenced yet, the lease cannot be taken: {self._problem.message}"
+        if self._unwatched:
+            return f"the store does not tell whether another gateway took the lease: {self._unwatched.message}"
+        return None
 
     def status(self) -> dict[str, Any]:
         """For `/admin/status`."""
@@ -279,35 +308,53 @@ class LeaderElection:
             if self.role is not LeaderRole.STARTING:
                 return
             lease_state = await read_lease_state(self._store)
-            if self._had_data and (why := await asyncio.to_thread(self._why_behind, lease_state)):
-                self.role = LeaderRole.BEHIND
-                self._refuse(why)
-                log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+            if why := await self._why_behind(lease_state):
+                self._become_behind(why)
                 return
             lease = await self._make_lease()
             if lease_state and lease_state.state != "released" and lease_state.home != lease.home:
                 self._refuse(f"this gateway waits for another one ({lease_state.where}) to hand its lease over")
-            taken = await lease.take()
-            self._problem = None
-            if self._had_data and (why := await asyncio.to_thread(self._why_behind, taken.before)):
-                # It published on its way out.
-                await lease.release()
-                self.role = LeaderRole.BEHIND
-                self._refuse(why)
-                log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+            try:
+                await lease.take(self._why_behind)
+            except LeaseLost as error:
+                self._problem = None
+                self._become_behind(error.message)
                 return
+            self._problem = None
             self._lease = lease
             await asyncio.to_thread(self._data_dir_state.see, lease.known)
             self._become_writer()
 
-    def _why_behind(self, lease_state: LeaseState | None) -> str | None:
-        if lease_state is None or self._data_dir_state.begins_anew():
+    async def _why_behind(self, lease_state: LeaseState | None) -> str | None:
+        """Why these data are not to be written to; None if they may be."""
+        if lease_state is None or not self._had_data:
             return None
-        if lease_state.home != self._data_dir_state.name() and lease_state.state != "released":
+        return await asyncio.to_thread(self._compared, lease_state)
+
+    def _compared(self, lease_state: LeaseState) -> str | None:
+        memory = self._data_dir_state
+        if memory.begins_anew():
+            return None
+        if lease_state.state != "released" and not memory.knows(lease_state.home):
             return f"another gateway ({lease_state.where}) writes to this store, and these data may lack what it wrote"
-        if snapshot := self._data_dir_state.is_behind(lease_state):
-            return f"another gateway published snapshot {snapshot} since, and these data lack what it wrote"
+        if snapshot := memory.is_behind(lease_state):
+            known = lease_state.publisher is not None and memory.knows(lease_state.publisher)
+            by = "from a newer state of these data" if known else "by another gateway"
+            return f"snapshot {snapshot} was published {by} since, and these data lack what it wrote"
         return None
+
+    async def _note(self, lease_state: LeaseState) -> None:
+        """Note in the data directory what `lease_state`, which is ours, names. Raises nothing: see `_turn`."""
+        try:
+            await asyncio.to_thread(self._data_dir_state.see, lease_state)
+            self._must_note = False
+        except GatewayError as error:
+            if not self._must_note:
+                log.error(
+                    "a snapshot cannot be noted in the data directory, which a restart would take for an older one",
+                    cause=str(error),
+                )
+            self._must_note = True
 
     async def _make_lease(self) -> Lease:
         if self.conditions is None:
@@ -393,6 +440,17 @@ class LeaderElection:
         self.role, self._released_at = LeaderRole.WRITER, None
         self._accept()
         log.info("this gateway is the writer", epoch=self.epoch)
+
+    def _become_behind(self, why: str) -> None:
+        self.role = LeaderRole.BEHIND
+        self._refuse(why)
+        log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+
+    def _lose(self, reason: str) -> None:
+        """Another gateway took the lease, which was not handed over unless this gateway is a reader already."""
+        if self.role is not LeaderRole.READER:
+            self.lost = reason
+        self._become_reader(reason)
 
     def _become_reader(self, reason: str) -> None:
         if self.role is not LeaderRole.READER:

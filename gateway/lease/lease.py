@@ -24,7 +24,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -112,11 +112,13 @@ class Lease:
 
     # ------------------------------------------------------------------ taking it
 
-    async def take(self) -> Takeover:
+    async def take(self, unless: Callable[[LeaseState], Awaitable[str | None]] | None = None) -> Takeover:
         """Become the holder. Ask the present holder to leave first, if there is one.
 
         Does not wait if the lease is released, or if its holder was on our own data directory: only one gateway can
-        be on a data directory, so that holder has ended. Safe to retry.
+        be on a data directory, so that holder has ended. `unless` is asked about each state that is met, and returns
+        why this gateway must not succeed it, or None. Safe to retry. Raises LeaseLost with what `unless` returned. Then
+        the holder keeps the lease, or takes it back if it has released it.
         """
         timeout: _HolderTimeout | None = None
         before, forced, failed_writes = None, False, 0
@@ -128,6 +130,8 @@ class Lease:
                 current, version = found
                 if current.holder == self.holder:
                     return _taken(current, before, forced=forced)
+                if unless and (why := await unless(current)):
+                    raise LeaseLost(why)
                 if timeout is None or timeout.epoch != current.epoch:
                     timeout = _HolderTimeout(
                         current.epoch, self._clock(), self._answer_timeout_s, self._takeover_timeout_s
@@ -177,14 +181,14 @@ class Lease:
         await self._change(LeaseState.released)
 
     @asynccontextmanager
-    async def publishing(self, snapshot_id: str) -> AsyncIterator[None]:
+    async def publishing(self, snapshot_id: str) -> AsyncIterator[LeaseState]:
         """Enclose the writing of a manifest. The snapshot is committed when this ends without an error.
 
+        Yields our state of the lease in which the snapshot is announced.
         Raises LeaseLost if another gateway took over, before the manifest was written or after. Then the snapshot
         is never committed. After StorageUnavailable at the end it may be committed or not.
         """
-        await self._change(lambda current: _require_held(current).announcing(snapshot_id))
-        yield
+        yield await self._change(lambda current: _require_held(current).announcing(snapshot_id))
         await self._change(lambda current: current.confirming(snapshot_id))
 
     async def abort_announced(self) -> None:
@@ -207,8 +211,8 @@ class Lease:
 
     # ------------------------------------------------------------------ inside
 
-    async def _change(self, change: Callable[[LeaseState], LeaseState]) -> None:
-        """Replace the present state, which must be ours, with `change` of it."""
+    async def _change(self, change: Callable[[LeaseState], LeaseState]) -> LeaseState:
+        """Replace the present state, which must be ours, with `change` of it. Return that."""
         async with self._changing:
             pause_s = _FIRST_PAUSE_S
             for attempts_left in reversed(range(_CHANGE_ATTEMPTS)):
@@ -216,7 +220,7 @@ class Lease:
                     found = await self._read_ours()
                     wanted = change(found.lease_state)
                     if wanted is found.lease_state or await self._put(wanted, found.version):
-                        return
+                        return wanted
                 except StorageUnavailable:
                     if not attempts_left:
                         raise
@@ -308,7 +312,7 @@ class _HolderTimeout:
 def _taken(current: LeaseState, before: LeaseState | None, *, forced: bool) -> Takeover:
     if forced and before:
         log.warning(
-            "took the lease over by force: writes that were accepted since the last snapshot are missing here",
+            "took the lease over by force: what that gateway accepted since its last snapshot is not in the store",
             holder=before.where,
             epoch=current.epoch,
             last_snapshot=before.published,

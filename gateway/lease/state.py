@@ -68,7 +68,7 @@ class LeaseState(BaseModel):
     holder: str
     """The random name of the process that has the lease."""
     home: str
-    """The random id of the holder's data directory."""
+    """The random name of the holder's data directory in its place; see `gateway.lease.data_dir_state`."""
     where: str = ""
     """The holder's host and process id, for people."""
     state: Literal["held", "leaving", "released"] = "held"

@@ -129,6 +129,18 @@ def test_repair_brings_back_what_bare_chroma_cannot_read(data: Path) -> None:
     assert records(data) == want
 
 
+def test_a_database_behind_a_link_is_not_repaired(data: Path) -> None:
+    """The copy that precedes a repair would lack what SQLite keeps beside the file that the link leads to."""
+    (index_of(data, "first") / HEADER).write_bytes(bytes(100))
+    (data / DATABASE).rename(data.with_name(DATABASE))
+    (data / DATABASE).symlink_to(data.with_name(DATABASE))
+    before = contents(data)
+    assert examined(data)[0] == 5
+    result = doctor("--repair", "--backup", data.with_name("backup"), data)
+    assert isinstance(result.exception, ConfigError)
+    assert (contents(data), data.with_name("backup").exists()) == (before, False)
+
+
 @pytest.mark.parametrize("version", ["0.4.24", "0.5.23"])
 @pytest.mark.parametrize("damage", ["none", "header", "id map", "vectors"])
 def test_directories_of_old_chromas_are_repaired_too(tmp_path: Path, version: str, damage: str) -> None:

@@ -119,6 +119,7 @@ def test_exit_codes_say_what_failed(served: Gateway, tmp_path: Path) -> None:
     assert run_command(served, "verify", "--level", "none").returncode == 2
     empty = ("--store", f"file://{tmp_path}/empty", "--data-dir", str(tmp_path / "data"))
     assert run_command(served, "restore", "latest", *empty).returncode == 4
+    assert not (tmp_path / "data").exists()
     unreachable = run_command(
         served,
         *("list", "--store", "s3://bucket"),

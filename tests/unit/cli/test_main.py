@@ -133,6 +133,16 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], arguments:
         assert len(err.splitlines()) <= 2
 
 
+@pytest.mark.parametrize("name", ["chroma.sqlite3", "0b5dd2bc-7e84-4ec5-8e34-5f6b2f6d0a5e"])
+def test_a_directory_with_links_is_not_imported(capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str) -> None:
+    """The archive would lack what SQLite keeps beside the file that the link leads to, or all of an index."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).symlink_to(tmp_path / "moved")
+    exit_code, err = refused(capsys, "import", str(tmp_path / "data"), *URL)
+    assert exit_code == 2
+    assert "is a symbolic link" in err
+
+
 def test_a_usage_error_names_the_help_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     """As it can be typed."""
     assert refused(capsys, "jobs", "show")[1].endswith("try: chroma-gateway jobs show --help\n")

@@ -1,6 +1,7 @@
 """Which of the gateways on one store accepts writes, and when."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import LeaseLost, StorageUnavailable
+from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavailable
+from gateway.lease import data_dir_state
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
 from gateway.lease.lease import Lease, read_lease_state
 from gateway.lease.state import LEASE
-from tests.unit.snapshot.manifests import ID
+from tests.unit.snapshot.manifests import ID, NEWER
 from tests.unit.snapshot.stores import MemoryStore
 
 POLL_S = 0.02
@@ -260,6 +262,131 @@ async def test_data_whose_last_writer_published_nothing_are_not_behind(made: Cal
     other = await made(store, "other").start().until_role(LeaderRole.WRITER)
     await other.leader.end()
     await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_disk_that_is_set_back_is_behind(made: Callable[..., Gateway], ended: bool) -> None:
+    """Of what was published from it after the image was made, however the process of that time ended."""
+    store = MemoryStore()
+    old = await made(store, "old").start().until_role(LeaderRole.WRITER)
+    image = (old.path / ".gateway/home.json").read_bytes()
+    async with old.leader.publishing(ID):
+        pass
+    if ended:
+        await old.leader.end()
+    await old.kill()
+    await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
+    (old.path / ".gateway/home.json").write_bytes(image)
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    assert ID in again.refusal
+    assert "newer state of these data" in again.refusal
+    await again.leader.adopt()
+    await again.leader.adopted()
+    assert again.leader.role is LeaderRole.WRITER
+
+
+async def test_a_copy_of_the_disk_does_not_take_the_lease_from_the_original(
+    made: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks. The original publishes what it has, which the copy lacks, and goes on as the writer."""
+    monkeypatch.setattr("gateway.lease.election._UNCLAIMED_S", 0.1)
+    store = MemoryStore()
+    original = await made(store, "original", patience_s=30).start().until_role(LeaderRole.WRITER)
+    shutil.copytree(original.path, original.path.parent / "copy")
+    copy = await made(store, "copy", has_data=True, patience_s=30).start().until_role(LeaderRole.BEHIND)
+    assert original.saved == ["handover"]
+    assert ID in copy.refusal
+    await original.until_role(LeaderRole.WRITER)
+    assert (original.refusal, original.leader.lost) == ("", None)
+    async with original.leader.publishing(NEWER):
+        pass
+    with pytest.raises(LeaseLost):
+        await copy.leader.require()
+
+
+async def test_a_disk_that_moved_succeeds_the_dead_holder(
+    made: Callable[..., Gateway], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine died with the lease. On another machine the data are not behind; the holder's silence is awaited."""
+    store = MemoryStore()
+    old = await made(store, "old").start().until_role(LeaderRole.WRITER)
+    async with old.leader.publishing(ID):
+        pass
+    await old.kill()
+    (tmp_path / "boot").write_text("of another machine")
+    monkeypatch.setattr(data_dir_state, "_BOOT_ID", tmp_path / "boot")
+    moved = made(store, "old", has_data=True, patience_s=60, answer_timeout_s=0.5).start()
+    await moved.until(lambda: "waits for another one" in moved.refusal)
+    await moved.until_role(LeaderRole.WRITER)
+    assert moved.refusal == ""
+
+
+async def test_what_cannot_be_noted_is_noted_later(
+    made: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails keeps no snapshot from being published, and does not make the data look older for good."""
+    store = MemoryStore()
+    old = await made(store, "old").start().until_role(LeaderRole.WRITER)
+    write = data_dir_state.write_durably
+
+    def failing(*_: object) -> None:
+        raise GatewayError("the disk fails")
+
+    monkeypatch.setattr(data_dir_state, "write_durably", failing)
+    async with old.leader.publishing(ID):
+        pass
+    lease_state = await read_lease_state(store)
+    memory = DataDirState(old.path)
+    assert memory.is_behind(lease_state) == ID
+    monkeypatch.setattr(data_dir_state, "write_durably", write)
+    await old.until(lambda: memory.is_behind(lease_state) is None)
+
+
+async def test_a_store_that_does_not_tell_is_a_warning(made: Callable[..., Gateway]) -> None:
+    """Of the writer too, as long as it lasts: another gateway may have taken over."""
+    store = MemoryStore()
+    writer = await made(store, "writer").start().until_role(LeaderRole.WRITER)
+    store.unreachable = True
+    await writer.until(lambda: bool(writer.leader.warnings))
+    assert "the store is down" in writer.leader.warnings[0]
+    assert writer.refusal == ""
+    store.unreachable = False
+    await writer.until(lambda: not writer.leader.warnings)
+
+
+async def test_only_a_lease_that_was_not_handed_over_is_lost(made: Callable[..., Gateway]) -> None:
+    """A handover is what happens at every deployment. A loss is for a person to look at."""
+    store = MemoryStore()
+    old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
+    new = await made(store, "new", patience_s=30).start().until_role(LeaderRole.WRITER)
+    assert (old.leader.role, old.leader.lost) == (LeaderRole.READER, None)
+    taken = await read_lease_state(store)
+    assert taken is not None
+    await store.put(LEASE, taken.succeeded_by("another", "another", "another").to_bytes())
+    await new.until_role(LeaderRole.READER)
+    assert new.leader.lost
+
+
+async def test_data_restored_without_the_lease_are_compared_once_it_can_be_taken(
+    made: Callable[..., Gateway],
+) -> None:
+    """The credentials could only read at the start. Another gateway published meanwhile."""
+    store = MemoryStore()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    async with other.leader.publishing(ID):
+        pass
+    store.put_error = StorageDenied("read only")
+    denied = made(store, "denied")
+    with pytest.raises(StorageDenied):
+        await denied.leader.acquire()
+    DataDirState(denied.path).see_restored(ID, None)
+    denied.leader.note_data()
+    store.put_error = None
+    async with other.leader.publishing(NEWER):
+        pass
+    await other.leader.end()
+    await denied.start().until_role(LeaderRole.BEHIND)
+    assert NEWER in denied.refusal
 
 
 async def test_a_start_anew_is_not_behind(made: Callable[..., Gateway], tmp_path: Path) -> None:
