@@ -14,6 +14,7 @@ reached is asked again for `restore_retry_s` and is then an error: an unreachabl
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,7 +27,7 @@ import tenacity
 
 from gateway.aio import shielded, within
 from gateway.chroma.directory import PRIVATE, DataDirectory
-from gateway.chroma.disk_probe import write_problems
+from gateway.chroma.disk_probe import Presence, write_problems
 from gateway.chroma.managed import ManagedChroma, ProcessControl
 from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.repair import Repair
@@ -41,7 +42,7 @@ from gateway.errors import (
 )
 from gateway.jobs import Progress, counted
 from gateway.lease.data_dir_state import DataDirState
-from gateway.lease.election import LeaderElection, LeaseOptions
+from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
 from gateway.proxy.gate import Gate
 from gateway.snapshot.budget import Estimate, Record
 from gateway.snapshot.gc import GcResult
@@ -63,6 +64,8 @@ _BREAK_OFF_S = 0.5
 _LEAST_FOR_THE_LEASE_S = 0.5
 _MOST_NAMED = 5
 _PROBE_DISK_EVERY_S = 5.0
+# What makes writes be lost is seen within a second.
+_LOOK_AT_DATA_DIR_EVERY_S = 0.5
 
 
 class Phase(Enum):
@@ -76,6 +79,7 @@ class Phase(Enum):
     READING = "reading"
     UNREADABLE = "unreadable"
     REFUSING = "refusing"
+    DATA_DIR_GONE = "data-dir-gone"
     READ_ONLY = "read-only"
     READY = "ready"
 
@@ -94,6 +98,7 @@ _TEXTS = {
     Phase.READING: "every collection is being read once",
     Phase.UNREADABLE: "some collections cannot be read; ask with a key to see which",
     Phase.REFUSING: "requests are refused for a moment, as during a restore",
+    Phase.DATA_DIR_GONE: "the data directory is gone, so writes are refused",
     Phase.READ_ONLY: "writes are refused: another gateway has the lease, or has had it",
     Phase.READY: "everything is served",
 }
@@ -191,6 +196,7 @@ class VectorStore:
             drain_timeout_s=options.drain_timeout_s,
         )
         self._record = Record()
+        self._presence = Presence(directory.path)
         self._disk_problems: list[str] = []
         self._start = Readiness(Phase.PREPARING, Phase.PREPARING.text)
 
@@ -262,6 +268,9 @@ class VectorStore:
             self._start = Readiness(Phase.RESTORING, reason, {"bytes_done": done, "bytes_total": total})
 
         log.info("restoring", snapshot=snapshot_id, store=repository.url)
+        if self.leader.epoch is None:  # With the lease it is noted already what these data are.
+            await asyncio.to_thread(self._data_dir_state.see_restored, snapshot_id, None)
+            self.leader.note_data()
         await self._demanded(restore_at_boot(repository, self.directory, snapshot_id, progress))
         if wanted == "latest":
             self._nothing_to_save()
@@ -298,6 +307,8 @@ class VectorStore:
         if self.gate.refusal is not None:
             done, total = self.operations.restored_bytes or (None, None)
             return Readiness(Phase.REFUSING, self.gate.refusal, {"bytes_done": done, "bytes_total": total})
+        if self.gate.lost is not None:
+            return Readiness(Phase.DATA_DIR_GONE, self.gate.lost)
         if not watch.up:
             if self._start.phase is Phase.WAITING_FOR_LEASE and self.leader.reason:
                 return Readiness(Phase.WAITING_FOR_LEASE, self.leader.reason)
@@ -330,7 +341,21 @@ class VectorStore:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything else works."""
-        found = list(self.leader.warnings) + self._disk_problems
+        return [*self.leader.warnings, *self._disk_problems, *self._index_problems()]
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """What is wrong at this moment and needs a person, by the event that GATEWAY_ALERT_URL is told."""
+        found = {
+            "data-dir-gone": self.gate.lost,
+            "lease-lost": self.leader.lost or (self.leader.reason if self.leader.role is LeaderRole.BEHIND else None),
+            "store-refused": self.leader.store_problem,
+            "index-torn": "; ".join(self._index_problems()),
+        }
+        return {event: problem for event, problem in found.items() if problem}
+
+    def _index_problems(self) -> list[str]:
+        found = []
         if self.watch.unreadable:
             found.append(
                 f"{len(self.watch.unreadable)} collection(s) cannot be read, see `unreadable`; all others are served."
@@ -370,6 +395,28 @@ class VectorStore:
             self.operations.unsaved_writes.nothing_is_saved()
             full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
             return RepairReport(repair, outage_s, self.watch.unreadable.get(full_name))
+
+    async def watch_data_dir(self) -> None:
+        """Refuse writes while the data directory is not the one that Chroma uses, until cancelled.
+
+        Also note when unsaved writes came.
+        """
+        while True:
+            swaps = self._swaps()
+            problem = await asyncio.to_thread(self._presence.problem, swaps)
+            # A swap that began meanwhile may be what was seen.
+            if swaps == self._swaps() and (problem or swaps is not None) and problem != self.gate.lost:
+                if problem:
+                    log.critical("writes are refused, they would be lost", cause=problem)
+                else:
+                    log.info("the data directory is back, writes are accepted")
+                self.gate.lose_writes(problem)
+            self.operations.unsaved_writes.look(time.monotonic())
+            await asyncio.sleep(_LOOK_AT_DATA_DIR_EVERY_S)
+
+    def _swaps(self) -> int | None:
+        """How often the data may have been swapped; None while they are being swapped, or Chroma does not run."""
+        return self.gate.refusals if self.watch.up and self.gate.refusal is None else None
 
     async def probe_disk(self) -> None:
         """Look every few seconds whether the data directory can be written, until cancelled; see `warnings`."""
@@ -437,6 +484,7 @@ class VectorStore:
     async def close(self) -> None:
         """Close what is open. Chroma goes on."""
         self.quarantine.stopped()
+        self._presence.close()
         await self.operations.snapshotter.close()
         await self.repository.close()
 

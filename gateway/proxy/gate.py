@@ -8,7 +8,8 @@ backfills and purges the collection in it (`rust/frontend/src/executor/local.rs`
 counts as a write until it succeeded. During a restore `refuse()` rejects every request at once. Where another gateway
 is the writer `refuse_writes()` rejects writes, and all reads go on. After a pause of the process writes wait until it
 is known again that they may be accepted (`extend_writes`). What needs a ticket and touches a collection that cannot
-be read is rejected too (`gateway.chroma.quarantine`).
+be read is rejected too (`gateway.chroma.quarantine`). While the data directory is gone `lose_writes()` rejects writes,
+and the gate cannot be held: what is there is not to be copied.
 
 GATEWAY_GATE_TIMEOUT_S limits a second wait, which is not the gate's: any request may wait as long for its turn at
 Chroma (`queue_timeout_s` of `gateway.proxy.limits`).
@@ -57,6 +58,8 @@ class Gate:
         self.refusals = 0
         """How many times `refuse` was called. After each of them Chroma may have other data."""
         self.write_refusal: str | None = None
+        self.lost: str | None = None
+        """Why writes would be lost, None while they would not."""
         self._writes_until_s = math.inf
         self.admitted_writes = 0
         """How many writes were let through since the start, without first reads."""
@@ -88,7 +91,7 @@ class Gate:
         """As `acquire`, but return None instead of waiting or raising."""
         if self.state is not State.OPEN or self.refusal is not None:
             return None
-        if collection_id is None and (self.write_refusal is not None or time.monotonic() > self._writes_until_s):
+        if collection_id is None and (self._rejects_writes() or time.monotonic() > self._writes_until_s):
             return None
         if touches is not None and self.quarantine.refuses(touches):
             return None
@@ -98,8 +101,8 @@ class Gate:
         """A ticket for one write, or for a first read of `collection_id`. Waits while the gate is not open.
 
         `touches` is the collection whose records are read or written. The caller must call `release`. Raises
-        GateTimeout after `timeout_s`, Unavailable while requests are refused and for a collection that cannot be read,
-        LeaseLost while writes are refused.
+        GateTimeout after `timeout_s`, Unavailable while requests are refused, while writes would be lost and for a
+        collection that cannot be read, LeaseLost while writes are refused.
         """
         if ticket := self.try_acquire(what, collection_id, touches):
             return ticket
@@ -168,11 +171,14 @@ class Gate:
     async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
         """Close the gate for the time of the block. Yields how long the drain took, in ms.
 
-        Raises Conflict if the gate is held already. Raises QuiesceTimeout, and opens again, if the writes in progress
-        do not end within `drain_timeout_s`: Chroma must not be copied then. Safe to retry.
+        Raises Conflict if the gate is held already, Unavailable while writes would be lost. Raises QuiesceTimeout, and
+        opens again, if the writes in progress do not end within `drain_timeout_s`: Chroma must not be copied then. Safe
+        to retry.
         """
         if self.state is not State.OPEN:
             raise Conflict("the gate is held already", "wait for the operation that holds it, see GET /admin/status")
+        if self.lost is not None:
+            raise Unavailable(self.lost)
         self.state, began_s = State.CLOSING, time.monotonic()
         try:
             if not await self._until(lambda: not self._tickets, drain_timeout_s):
@@ -211,6 +217,11 @@ class Gate:
         """End `refuse_writes`. Safe to call at any time."""
         self.write_refusal = None
 
+    def lose_writes(self, reason: str | None) -> None:
+        """Reject writes with `reason`, since they would be lost; None ends that. Writes in progress go on."""
+        self.lost = reason
+        self._notify()
+
     def extend_writes(self, until_s: float) -> None:
         """Admit writes until `until_s` of the monotonic clock. Later ones wait for the next call."""
         lapsed, self._writes_until_s = time.monotonic() > self._writes_until_s, until_s
@@ -241,6 +252,9 @@ class Gate:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
 
+    def _rejects_writes(self) -> bool:
+        return self.write_refusal is not None or self.lost is not None
+
     def _issue(self, what: str, collection_id: str | None, touches: str | None = None) -> Ticket:
         self.admitted_writes += collection_id is None
         ticket = Ticket(what, collection_id, touches, self._epoch)
@@ -249,7 +263,7 @@ class Gate:
 
     async def _wait_until_open(self, *, own: bool = False, write: bool = False) -> None:
         def refused() -> bool:
-            return (self.refusal is not None and not own) or (write and self.write_refusal is not None)
+            return (self.refusal is not None and not own) or (write and self._rejects_writes())
 
         def decided() -> bool:
             held = self.state is not State.OPEN or (write and time.monotonic() > self._writes_until_s)
@@ -262,6 +276,8 @@ class Gate:
             self.waiting -= 1
         if not own:
             self._require_admission()
+        if write and self.lost is not None:
+            raise Unavailable(self.lost)
         if write and self.write_refusal is not None:
             raise LeaseLost(self.write_refusal)
         if not came:

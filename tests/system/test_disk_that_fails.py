@@ -1,12 +1,14 @@
-"""A disk on which Chroma can write nothing is named in `/readyz` while Chroma still answers from memory."""
+"""A disk that fails or vanishes is named in `/readyz` while Chroma still answers from memory."""
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
@@ -60,3 +62,26 @@ def test_a_full_a_read_only_and_a_forbidden_disk_are_named() -> None:
         subprocess.run(["umount", str(header)], check=True)
         built.until(lambda: not warns_of(built, "EACCES"), "the index is good again", 20)
         assert notes.count() == 3
+
+
+def test_a_data_directory_that_is_deleted_stops_writes() -> None:
+    """They get 503 with the reason and the way out. Started again, the gateway has what was saved."""
+    with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+        built.start()
+        notes = built.client().create_collection("notes", embedding_function=None)
+        notes.add(ids=["saved"], embeddings=[[0.0, 1.0]])
+        saved = built.snapshot()["id"]
+        add = f"{built.url}/api/v2/tenants/default_tenant/databases/default_database/collections/{notes.id}/add"
+        shutil.rmtree(built.data_dir)
+        built.until(lambda: built.readyz().status_code == 503, "/readyz says so")
+        answer = httpx.post(add, json={"ids": ["late"], "embeddings": [[1.0, 0.0]]})
+        assert answer.status_code == 503, answer.text
+        assert "put it back, or restart" in answer.json()["message"]
+        ready = built.readyz()
+        assert (ready.status_code, ready.json()["phase"]) == (503, "data-dir-gone")
+        assert not built.admin("POST", "/snapshot").is_success
+        built.stop()
+        built.start()
+        notes = built.client().get_collection("notes", embedding_function=None)
+        assert notes.get()["ids"] == ["saved"]
+        assert [each["id"] for each in built.admin("GET", "/snapshot").json()["snapshots"]] == [saved]

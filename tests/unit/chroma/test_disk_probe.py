@@ -4,14 +4,15 @@ import errno
 import os
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.chroma import disk_probe
-from gateway.chroma.disk_probe import named, write_problems
+from gateway.chroma.disk import DATABASE
+from gateway.chroma.disk_probe import Presence, named, write_problems
 
 SEGMENT = "1e2f7fba-5e4b-4566-98e0-20e09b67b316"
 
@@ -85,3 +86,75 @@ def test_too_few_descriptors_are_named_before_they_are_used_up(data_dir: Path, m
 def test_an_error_without_a_known_way_out_has_its_name(data_dir: Path) -> None:
     """Better a name than a number."""
     assert named(errno.EIO, "it failed") == "EIO: it failed"
+
+
+# ---------------------------------------------------------------------- is it still there
+
+
+@pytest.fixture
+def present(data_dir: Path) -> Iterator[Presence]:
+    """Of a directory in which Chroma runs, its data not swapped so far."""
+    (data_dir / DATABASE).write_bytes(b"data")
+    presence = Presence(data_dir)
+    assert presence.problem(0) is None
+    yield presence
+    presence.close()
+
+
+def test_a_deleted_directory_is_seen(present: Presence, data_dir: Path) -> None:
+    """Also when an empty one has taken its place, and until the same one is back."""
+    data_dir.rename(data_dir.with_name("elsewhere"))
+    assert "cannot be found" in (present.problem(0) or "")
+    data_dir.mkdir()
+    (data_dir / DATABASE).write_bytes(b"data")
+    problem = present.problem(0)
+    assert problem
+    assert str(data_dir) in problem
+    assert "another one" in problem
+    assert "put it back" in problem
+    shutil.rmtree(data_dir)
+    data_dir.with_name("elsewhere").rename(data_dir)
+    assert present.problem(0) is None
+
+
+def test_a_link_that_leads_elsewhere_is_seen(data_dir: Path) -> None:
+    """The directory may be a link. Chroma goes on with what it led to."""
+    (data_dir / DATABASE).write_bytes(b"data")
+    other = data_dir.with_name("other")
+    shutil.copytree(data_dir, other)
+    link = data_dir.with_name("link")
+    link.symlink_to(data_dir)
+    presence = Presence(link)
+    assert presence.problem(0) is None
+    link.unlink()
+    link.symlink_to(other)
+    assert presence.problem(0)
+    presence.close()
+
+
+def test_a_deleted_database_is_seen(present: Presence, data_dir: Path) -> None:
+    """Also when Chroma, started again, has made an empty one. While Chroma does not run nothing is said of it."""
+    (data_dir / DATABASE).unlink()
+    assert DATABASE in (present.problem(0) or "")
+    assert present.problem(None) is None
+    (data_dir / DATABASE).write_bytes(b"empty")
+    assert "another one" in (present.problem(0) or "")
+
+
+def test_data_that_were_swapped_on_purpose_are_no_problem(present: Presence, data_dir: Path) -> None:
+    """After a restore the new database is what is to stay."""
+    (data_dir / DATABASE).rename(data_dir / "away")
+    (data_dir / DATABASE).write_bytes(b"restored")
+    assert present.problem(1) is None
+    (data_dir / "away").replace(data_dir / DATABASE)
+    assert present.problem(1)
+
+
+def test_a_directory_that_was_never_there_is_a_problem(tmp_path: Path) -> None:
+    """It is not remembered as that which is to stay."""
+    presence = Presence(tmp_path / "none")
+    assert presence.problem(None)
+    (tmp_path / "none").mkdir()
+    assert presence.problem(None) is None
+    assert presence.problem(0), "Chroma runs, and there is no database"
+    presence.close()

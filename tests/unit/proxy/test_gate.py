@@ -717,6 +717,25 @@ async def test_refuse_writes_rejects_waiting_writes(gate: Gate) -> None:
     gate.release(await asyncio.wait_for(read, 5))
 
 
+async def test_writes_that_would_be_lost_are_rejected_and_reads_go_on(gate: Gate) -> None:
+    """Those that wait too. The gate cannot be held meanwhile: a snapshot would be one of what is not there."""
+    async with draining(gate):
+        write, read = await begin(gate.acquire("a write")), await begin(gate.acquire("a first read", A))
+        gate.lose_writes("the directory is gone")
+        with pytest.raises(Unavailable, match="the directory is gone"):
+            await asyncio.wait_for(write, 5)
+    gate.release(await asyncio.wait_for(read, 5))
+    assert gate.try_acquire("a write") is None
+    gate.accept_writes()
+    with pytest.raises(Unavailable, match="the directory is gone"):
+        await gate.acquire("a write")
+    with pytest.raises(Unavailable, match="the directory is gone"):
+        async with gate.hold(1):
+            pytest.fail("it was held")
+    gate.lose_writes(None)
+    gate.release(await gate.acquire("a write"))
+
+
 async def test_a_drain_waits_for_writes_in_progress_while_writes_are_refused(gate: Gate) -> None:
     """So that the last snapshot has them."""
     async with draining(gate) as (_, task, _):

@@ -1,0 +1,120 @@
+"""A vector store notices when its data directory is gone, and what is not saved."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from gateway import vectorstore as module
+from gateway.chroma.disk import DATABASE
+from gateway.config import Settings
+from gateway.errors import StorageUnavailable, Unavailable
+from gateway.lease.election import LeaderRole
+from gateway.server.container import storage_of, vectorstore_of
+from gateway.vectorstore import Phase, VectorStore
+
+
+@pytest.fixture
+async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[VectorStore]:
+    """One that is watched, with a Chroma that is up."""
+    monkeypatch.setattr(module, "_LOOK_AT_DATA_DIR_EVERY_S", 0.01)
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
+    vectorstore = vectorstore_of(settings, storage_of(settings))
+    vectorstore.directory.make()
+    (vectorstore.directory.path / DATABASE).write_bytes(b"data")
+    vectorstore.watch.up = vectorstore.watch.warmed = True
+    await vectorstore.begin()
+    await vectorstore.leader.require()
+    watching = asyncio.create_task(vectorstore.watch_data_dir())
+    await looked(vectorstore)
+    assert vectorstore.readiness().phase is Phase.READY
+    yield vectorstore
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await vectorstore.close()
+
+
+async def looked(vectorstore: VectorStore) -> None:
+    """Return after a whole look."""
+    looks, look = 0, vectorstore.operations.unsaved_writes.look
+
+    def count(now_s: float) -> None:
+        nonlocal looks
+        looks += 1
+        look(now_s)
+
+    vectorstore.operations.unsaved_writes.look = count  # type: ignore[method-assign]
+    await until(lambda: looks > 1)
+    vectorstore.operations.unsaved_writes.look = look  # type: ignore[method-assign]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_writes_are_refused_while_the_data_directory_is_gone(served: VectorStore) -> None:
+    """`/readyz` says why and what to do, no snapshot is taken, and all is well again when it is back."""
+    path = served.directory.path
+    path.rename(path.with_name("away"))
+    await until(lambda: served.readiness().phase is Phase.DATA_DIR_GONE)
+    reason = served.readiness().reason
+    assert str(path) in reason
+    assert "put it back" in reason
+    assert served.problems == {"data-dir-gone": reason}
+    with pytest.raises(Unavailable, match="cannot be found"):
+        await served.gate.acquire("a write")
+    with pytest.raises(Unavailable, match="cannot be found"):
+        await served.operations.quiesce(1)
+    path.with_name("away").rename(path)
+    await until(lambda: served.readiness().phase is Phase.READY)
+    served.gate.release(await served.gate.acquire("a write"))
+
+
+async def test_an_empty_database_in_place_of_the_lost_one_is_not_served(served: VectorStore) -> None:
+    """Chroma ends, and its next start makes an empty one: that is not what was acknowledged."""
+    database = served.directory.path / DATABASE
+    database.unlink()
+    await until(lambda: served.gate.lost is not None)
+    served.watch.up = False
+    await looked(served)
+    assert served.gate.lost, "it is not known to be back"
+    database.write_bytes(b"an empty one")
+    served.watch.up = True
+    await looked(served)
+    assert served.readiness().phase is Phase.DATA_DIR_GONE
+
+
+async def test_a_restore_is_a_way_out(served: VectorStore) -> None:
+    """The restored database is what is served from then on. Meanwhile nothing is said of it."""
+    database = served.directory.path / DATABASE
+    database.unlink()
+    await until(lambda: served.gate.lost is not None)
+    async with served.gate.refuse("a restore", 1):
+        assert served.readiness().phase is Phase.REFUSING
+        await looked(served)
+        database.write_bytes(b"restored")
+        await looked(served)
+    await until(lambda: served.readiness().phase is Phase.READY)
+
+
+async def test_what_is_not_saved_has_an_age(served: VectorStore) -> None:
+    """From the first write on."""
+    unsaved = served.operations.unsaved_writes
+    unsaved.cut()
+    unsaved.saved()
+    await looked(served)
+    assert unsaved.age_s(1e9) == 0
+    served.gate.release(await served.gate.acquire("a write"))
+    await looked(served)
+    assert unsaved.age_s(1e9) > 0
+
+
+async def test_a_state_that_needs_a_person_is_told(served: VectorStore) -> None:
+    """Each under the name of its event."""
+    served.leader._problem = StorageUnavailable("the store is down")
+    served.watch.unreadable = {"a/b/c": "torn"}
+    served.leader.role, served.leader.reason = LeaderRole.BEHIND, "behind"
+    assert set(served.problems) == {"store-refused", "index-torn", "lease-lost"}
