@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     snapshot_jitter_s: Seconds = Field(0, ge=0)
     snapshot_ping_url: Annotated[SecretStr | None, Optional] = None
     snapshot_on_exit: bool | None = None
+    alert_url: Annotated[SecretStr | None, Optional] = None
     # Must be less than `stopwaitsecs` of supervisord.conf, by the time that giving the lease back may take.
     exit_budget_s: Seconds = Field(8, gt=0)
     keep_last: int = Field(0, ge=0)
@@ -161,7 +162,7 @@ class Settings(BaseSettings):
             check_cron(value)
         return value
 
-    @field_validator("snapshot_ping_url")
+    @field_validator("snapshot_ping_url", "alert_url")
     @classmethod
     def _http(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(("http://", "https://")):

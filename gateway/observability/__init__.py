@@ -3,6 +3,7 @@
 - `logs`          one line for each event; `lines` has the form of a line, `chroma_lines` gives it to Chroma's output
 - `metrics`       counters that are increased where something happens
 - `collector`     metrics that are read when Prometheus scrapes
+- `alerts`        failures, sent to GATEWAY_ALERT_URL
 - `tracing`       OpenTelemetry spans for requests to `/api/`
 - `health`        liveness, readiness with its reason, and status
 - `memory`        the memory of this process

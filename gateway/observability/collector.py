@@ -122,6 +122,16 @@ class MetricsCollector:
             ("unreadable_collections", "Collections that Chroma cannot read.", len(watch.unreadable)),
             ("lease_held", "Whether this gateway holds the lease of its store prefix.", leader.may_write),
             ("lease_epoch", "The lease's epoch, 0 if there is none.", leader.epoch or 0),
+            (
+                "data_dir_gone",
+                "Whether the data directory was deleted, unmounted or replaced while Chroma uses it.",
+                gate.lost is not None,
+            ),
+            (
+                "unsaved_seconds",
+                "Time since the oldest write that the last snapshot lacks, 0 if it lacks none.",
+                self._vectorstore.operations.unsaved_writes.age_s(time.monotonic()),
+            ),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))
         yield CounterMetricFamily(

@@ -84,6 +84,7 @@ class Health:
                 "interval_s": self._settings.snapshot_interval_s,
                 "cron": self._settings.snapshot_cron,
                 "final": self._settings.takes_final_snapshot,
+                "unsaved_s": round(operations.unsaved_writes.age_s(time.monotonic()), 1),
             },
             "final_snapshot": store.final_snapshot()._asdict(),
             "store": await self._store(),

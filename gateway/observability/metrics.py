@@ -51,7 +51,7 @@ class Metrics:
         )
         Gauge(
             name("last_snapshot_age_seconds"),
-            "Age of the last good snapshot, +Inf if none is known.",
+            "Age of the last good snapshot, +Inf if none is known. Negative: the clock was set back since.",
             registry=registry,
         ).set_function(self._age_s)
         self._moved = Counter(
@@ -71,6 +71,7 @@ class Metrics:
             name("jobs"), "Jobs that ended, by kind and outcome.", ["kind", "outcome"], registry=registry
         )
         self.last_good_s: float | None = None
+        self._age_when_noted_s, self._noted_s = 0.0, 0.0
         for outcome in SNAPSHOT_OUTCOMES:
             self._snapshots.labels(outcome)
         for direction in ("up", "down"):
@@ -93,10 +94,15 @@ class Metrics:
         """The store's latest good snapshot is of `at_s`, in seconds since the epoch; None if there is none."""
         self.last_good_s = at_s
         self._last_good.set(at_s or 0)
+        # By the clock that is never set: the machine's clock may be set back later.
+        self._age_when_noted_s, self._noted_s = time.time() - (at_s or 0), time.monotonic()
 
     def _age_s(self) -> float:
-        known = self.last_good_s
-        return math.inf if known is None else max(0.0, time.time() - known)
+        if self.last_good_s is None:
+            return math.inf
+        passed_s = self._age_when_noted_s + time.monotonic() - self._noted_s
+        # The clock that is never set stands still while the machine sleeps.
+        return max(passed_s, time.time() - self.last_good_s)
 
     # ------------------------------------------------------------------ store
 

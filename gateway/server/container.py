@@ -15,7 +15,10 @@ from gateway.config import Settings
 from gateway.documents.embedding import Embedding
 from gateway.documents.store import DocumentStore
 from gateway.documents.train import Trainer
+from gateway.errors import LeaseLost
 from gateway.jobs import Jobs
+from gateway.lease.lease import this_process
+from gateway.observability.alerts import Alerts
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.observability.metrics import Metrics
@@ -42,6 +45,7 @@ class Gateway:
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.alerts = _alerts(settings)
         self.keyring = _keyring(settings, admin_token)
         self.audit = Audit(settings.audit_file)
         storage = InstrumentedStorage(storage_of(settings), self.metrics)
@@ -78,6 +82,10 @@ class Gateway:
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:
             self.metrics.snapshot_failed()
+            error = self.vectorstore.operations.last_error
+            # A gateway without the lease takes no snapshots, which is as it should be.
+            if error and error["error"] != LeaseLost.__name__:
+                self.alerts.send("snapshot-failed", error["message"], error.get("hint"))
         else:
             self.vectorstore.note_snapshot(snapshot)
             self.metrics.snapshot_taken(
@@ -123,6 +131,12 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
     )
     directory = DataDirectory(settings.data_dir)
     return VectorStore(directory, settings.chroma_port, storage, settings.repository_prefix, control, options)
+
+
+def _alerts(settings: Settings) -> Alerts:
+    url = settings.alert_url.get_secret_value() if settings.alert_url else None
+    source = {"where": this_process(), "user_id": settings.user_id, "store": settings.store}
+    return Alerts(url, source)
 
 
 def _keyring(settings: Settings, admin_token: str) -> Keyring:

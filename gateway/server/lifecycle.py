@@ -27,6 +27,7 @@ log = structlog.get_logger()
 
 _JOBS_END_S = 2.0
 _LOOK_S = 0.2
+_LEAST_FOR_ALERTS_S, _MOST_FOR_ALERTS_S = 0.5, 2.0
 
 
 class Lifecycle:
@@ -53,12 +54,14 @@ class Lifecycle:
         await vectorstore.begin()
         lasting = [
             self._run(vectorstore.watch.run()),
+            self._run(vectorstore.watch_data_dir()),
             self._run(vectorstore.probe_disk()),
             self._run(gateway.data_path.watch_the_clock()),
             self._run(vectorstore.operations.snapshotter.keep_bounded()),
             self._run(gateway.keyring.run()),
             self._run(self._note_last_snapshot()),
             self._run(self._tell_when_ready()),
+            self._run(gateway.alerts.watch(lambda: vectorstore.problems)),
         ]
         opening = self._run(self._open())
         deciding = [opening, self._run(vectorstore.leader.run()), *map(self._run, self._schedules())]
@@ -73,7 +76,9 @@ class Lifecycle:
                 async with asyncio.timeout(_JOBS_END_S):
                     # A snapshot under way goes on: it holds what the final one would.
                     await gateway.jobs.close(spare="snapshot")
-            self.failure = self.failure or await vectorstore.save_final(self._left_s)
+            if self.failure is None and (failure := await vectorstore.save_final(self._left_s)):
+                gateway.alerts.send_error("final-snapshot-failed", failure)
+                self.failure = failure
             await vectorstore.release_lease(self._left_s)
             await _end(*lasting)
             await self._close()
@@ -97,12 +102,15 @@ class Lifecycle:
 
     def fail(self, error: GatewayError) -> None:
         """End the process with `error`."""
+        if self.failure is None:
+            self._gateway.alerts.send_error("gateway-failed", error)
         self.failure = self.failure or error
         self._stop()
 
     async def _close(self) -> None:
         gateway = self._gateway
         await self._switch.close()
+        await gateway.alerts.close(max(_LEAST_FOR_ALERTS_S, min(_MOST_FOR_ALERTS_S, self._left_s())))
         gateway.data_path.close()
         await asyncio.to_thread(gateway.audit.close)
         if gateway.tracing is not None:

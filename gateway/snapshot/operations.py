@@ -128,8 +128,9 @@ class Operations:
         with self.exclusively("a snapshot"):
             try:
                 snapshot = await self.snapshotter.take(label, progress)
-            except GatewayError as error:
-                self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
+            except Exception as error:
+                known = error if isinstance(error, GatewayError) else _unexpected(error)
+                self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **known.body()}
                 self.on_outcome(None)
                 raise
             self.unsaved_writes.saved()
@@ -282,6 +283,10 @@ class Operations:
     async def _expire(self) -> None:
         log.warning("the quiesce was not resumed in time, writes go on")
         await self.resume()
+
+
+def _unexpected(error: Exception) -> GatewayError:
+    return GatewayError(f"it failed unexpectedly: {error!r}", "see the log")
 
 
 class _Quiesced:

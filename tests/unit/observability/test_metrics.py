@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,40 @@ def test_the_age_of_an_unknown_snapshot_is_infinite() -> None:
     age = metrics.registry.get_sample_value("chroma_gateway_last_snapshot_age_seconds")
     assert age is not None
     assert 1e9 < age < math.inf
+
+
+def test_no_clock_that_is_set_back_makes_a_snapshot_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its age goes on growing. Of a snapshot that is later than the clock the age is negative, not 0."""
+    wall_s, steady_s = 1_000_000.0, 50.0
+    monkeypatch.setattr(time, "time", lambda: wall_s)
+    monkeypatch.setattr(time, "monotonic", lambda: steady_s)
+    metrics = Metrics()
+
+    def age() -> float | None:
+        metrics.refresh()
+        return metrics.registry.get_sample_value("chroma_gateway_last_snapshot_age_seconds")
+
+    metrics.last_good_snapshot(wall_s - 10)
+    assert age() == 10
+    wall_s, steady_s = wall_s - 86_400, steady_s + 100
+    assert age() == 110
+    metrics.last_good_snapshot(wall_s + 500)
+    assert age() == -500
+    wall_s += 3600  # the machine slept, and the steady clock did not go on
+    assert age() == 3100
+
+
+async def test_an_idle_gateway_has_nothing_unsaved(gateway_process: Gateway) -> None:
+    """However old its snapshot is: the alert on it must not fire."""
+    (rule,) = [rule for rule in alerts() if rule["alert"] == "ChromaGatewaySnapshotTooOld"]
+    assert rule["expr"].startswith("chroma_gateway_unsaved_seconds >")
+    unsaved = gateway_process.vectorstore.operations.unsaved_writes
+    unsaved.look(0)
+    gateway_process.metrics.last_good_snapshot(1.0)
+    assert (await samples(gateway_process))["chroma_gateway_unsaved_seconds", frozenset()] > 0
+    unsaved.cut()
+    unsaved.saved()
+    assert (await samples(gateway_process))["chroma_gateway_unsaved_seconds", frozenset()] == 0
 
 
 def test_the_number_of_series_for_collections_is_bounded() -> None:

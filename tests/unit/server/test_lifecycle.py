@@ -9,10 +9,12 @@ import pytest
 import structlog
 
 from gateway.config import Settings
+from gateway.errors import GatewayError
 from gateway.server import lifecycle
 from gateway.server.container import Gateway
 from gateway.server.lifecycle import Lifecycle
 from gateway.vectorstore import Phase, Readiness
+from tests.webhook import webhook
 
 LASTING: dict[str, Callable[[Gateway], object]] = {
     "watch of Chroma": lambda gateway: gateway.vectorstore.watch,
@@ -22,12 +24,16 @@ LASTING: dict[str, Callable[[Gateway], object]] = {
     "clock of the data path": lambda gateway: gateway.data_path,
     "Chroma's process": lambda gateway: gateway.vectorstore.chroma,
     "schedule": lambda _gateway: lifecycle,
+    "data directory": lambda gateway: gateway.vectorstore,
+    "alerts": lambda gateway: gateway.alerts,
 }
 METHODS = {
     "bound of the log": "keep_bounded",
     "clock of the data path": "watch_the_clock",
     "Chroma's process": "keep_running",
     "schedule": "run_schedule",
+    "data directory": "watch_data_dir",
+    "alerts": "watch",
 }
 
 
@@ -77,3 +83,49 @@ async def test_a_background_task_that_fails_ends_the_process(
         await stopped.wait()
     assert served.failure is not None
     assert served.failure.exit_code == 1
+
+
+async def test_a_process_that_fails_says_so_where_alerts_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it ends: nothing else tells of it."""
+    async with webhook() as (url, posted):
+        gateway = built(tmp_path, alert_url=url)
+        for each, owner in LASTING.items():
+            monkeypatch.setattr(owner(gateway), METHODS.get(each, "run"), broken if each == "lease" else no_work)
+        stopped = asyncio.Event()
+        async with Lifecycle(gateway, stopped.set).running(), asyncio.timeout(20):
+            await stopped.wait()
+    assert posted.get_nowait()["event"] == "gateway-failed"
+
+
+async def test_a_final_snapshot_that_fails_is_told_where_alerts_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With why: what was written since the one before is lost with the disk."""
+
+    async def failed(*_: object) -> GatewayError:
+        return GatewayError("it did not fit", "give it more time")
+
+    async with webhook() as (url, posted):
+        gateway = built(tmp_path, alert_url=url)
+        for each, owner in LASTING.items():
+            monkeypatch.setattr(owner(gateway), METHODS.get(each, "run"), no_work)
+        monkeypatch.setattr(gateway.vectorstore, "save_final", failed)
+        lifecycle_of_one = Lifecycle(gateway, asyncio.Event().set)
+        async with lifecycle_of_one.running():
+            pass
+    body = posted.get_nowait()
+    assert (body["event"], body["message"]) == ("final-snapshot-failed", "it did not fit")
+    assert lifecycle_of_one.failure is not None
+
+
+async def test_a_snapshot_that_fails_is_told_where_alerts_go(tmp_path: Path) -> None:
+    """Each time, but not by a gateway that another one has succeeded."""
+    async with webhook() as (url, posted):
+        gateway = built(tmp_path, alert_url=url)
+        operations = gateway.vectorstore.operations
+        for error in ({"error": "LeaseLost", "message": "another"}, {"error": "StorageDenied", "message": "refused"}):
+            operations.last_error = error
+            operations.on_outcome(None)
+        await gateway.alerts.close(10)
+    assert posted.qsize() == 1
+    assert posted.get_nowait()["message"] == "refused"

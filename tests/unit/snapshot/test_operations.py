@@ -128,6 +128,24 @@ async def test_failed_verification_marks_the_data_as_unsaved(
     assert one.unsaved_writes.any is not ok
 
 
+async def test_a_snapshot_that_fails_of_what_nobody_expects_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As any other failure: by `last_error`, and to those that count outcomes."""
+    one, outcomes = made(tmp_path, MemoryStore()), list[object]()
+    one.on_outcome = outcomes.append
+
+    async def broken(*_: object) -> None:
+        raise sqlite3.DatabaseError("malformed")
+
+    monkeypatch.setattr(one.snapshotter, "take", broken)
+    with pytest.raises(sqlite3.DatabaseError):
+        await one.snapshot()
+    assert outcomes == [None]
+    assert one.last_error is not None
+    assert "malformed" in one.last_error["message"]
+
+
 async def test_logs_are_bounded_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is short of descriptors for a while goes on bounding SQLite's log afterwards."""
     monkeypatch.setattr(create, "_BOUND_EVERY_S", 0)
