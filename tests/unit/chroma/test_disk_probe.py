@@ -107,7 +107,8 @@ def test_a_deleted_directory_is_seen(present: Presence, data_dir: Path) -> None:
     assert "cannot be found" in (present.problem(0) or "")
     data_dir.mkdir()
     (data_dir / DATABASE).write_bytes(b"data")
-    problem = present.problem(0)
+    assert present.problem(0)
+    problem = present.problem(None)
     assert problem
     assert str(data_dir) in problem
     assert "another one" in problem
@@ -128,7 +129,7 @@ def test_a_link_that_leads_elsewhere_is_seen(data_dir: Path) -> None:
     assert presence.problem(0) is None
     link.unlink()
     link.symlink_to(other)
-    assert presence.problem(0)
+    assert presence.problem(None)
     presence.close()
 
 

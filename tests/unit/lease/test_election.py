@@ -354,11 +354,15 @@ async def test_a_store_that_does_not_tell_is_a_warning(made: Callable[..., Gatew
     await writer.until(lambda: not writer.leader.warnings)
 
 
-async def test_only_a_lease_that_was_not_handed_over_is_lost(made: Callable[..., Gateway]) -> None:
+async def test_only_a_lease_that_was_not_handed_over_is_lost(
+    made: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handover is what happens at every deployment. A loss is for a person to look at."""
     store = MemoryStore()
     old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
     new = await made(store, "new", patience_s=30).start().until_role(LeaderRole.WRITER)
+    monkeypatch.setattr("gateway.lease.election._UNCLAIMED_S", 0)
+    await old.until(lambda: old.leader._released_at is None)  # it has seen that the lease was taken
     assert (old.leader.role, old.leader.lost) == (LeaderRole.READER, None)
     taken = await read_lease_state(store)
     assert taken is not None
