@@ -4,26 +4,38 @@ Every variable is documented in docs/configuration.md; a test compares the two. 
 `GATEWAY_*` name that nothing reads, stops the start with a message that names it.
 """
 
+import base64
 import difflib
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gateway.auth.addresses import is_loopback, networks
 from gateway.errors import ConfigError
 from gateway.snapshot.schedule import check_cron
 from gateway.storage import registry
-from gateway.storage.protocol import Addressing
+from gateway.storage.options import Acl, Addressing, Encryption, RequestPayer, StoreOptions
 
 # One path segment of the bucket layout, in characters that file systems, URLs and S3 all take.
 _USER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_STORAGE_CLASS = re.compile(r"[A-Z0-9][A-Z0-9_-]{0,63}")
+_ARCHIVES = ("GLACIER", "DEEP_ARCHIVE")
+_CUSTOMER_KEY_BYTES = 32
 _OPEN_TO_ALL = (
     "other machines can reach it and no key is configured: set GATEWAY_KEYS_FILE, GATEWAY_KEYS or "
     "GATEWAY_ADMIN_TOKEN (`chroma-gateway key new` makes a key), or GATEWAY_ALLOW_ANONYMOUS=true if everyone may read "
@@ -93,6 +105,12 @@ class Settings(BaseSettings):
     embedding_module: str = ""
     restore_retry_s: Seconds = Field(60, ge=0)
     s3_addressing: Addressing = "auto"
+    s3_sse: Encryption | None = None
+    s3_sse_kms_key_id: str | None = None
+    s3_sse_customer_key: SecretStr | None = None
+    s3_acl: Acl | None = None
+    s3_storage_class: str | None = None
+    s3_request_payer: RequestPayer | None = None
     log_format: Literal["text", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     traces: bool = False
@@ -137,15 +155,46 @@ class Settings(BaseSettings):
     @field_validator("admin_token")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and (len(value.get_secret_value()) < 8 or not value.get_secret_value().isascii()):
+        if value is None:
+            return None
+        # No header can carry the line break with which a file often ends.
+        token = value.get_secret_value().strip()
+        if len(token) < 8 or not token.isascii():
             raise ValueError("must have at least 8 ASCII characters")
-        return value
+        return SecretStr(token)
 
     @field_validator("store")
     @classmethod
     def _store_url(cls, value: str) -> str:
+        # A file of a secret often ends with a line break.
+        value = value.strip()
         if not registry.is_store_url(value):
             raise ValueError(f"must be one of {registry.URL_FORMS}")
+        return value
+
+    @field_validator("s3_sse_kms_key_id")
+    @classmethod
+    def _of_kms(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is not None and others.data.get("s3_sse") not in ("aws:kms", "aws:kms:dsse"):
+            raise ValueError("is for GATEWAY_S3_SSE=aws:kms, which is not set")
+        return value
+
+    @field_validator("s3_sse_customer_key")
+    @classmethod
+    def _customer_key(cls, value: SecretStr | None, others: ValidationInfo) -> SecretStr | None:
+        if value is not None and len(_decoded(value)) != _CUSTOMER_KEY_BYTES:
+            raise ValueError(f"must be {_CUSTOMER_KEY_BYTES} bytes in base64: `openssl rand -base64 32` makes some")
+        if value is not None and others.data.get("s3_sse"):
+            raise ValueError("cannot be set with GATEWAY_S3_SSE: one of the two keys encrypts")
+        return value
+
+    @field_validator("s3_storage_class")
+    @classmethod
+    def _readable_at_once(cls, value: str | None) -> str | None:
+        if value in _ARCHIVES:
+            raise ValueError("is an archive: objects in it cannot be read at once, so nothing could be restored")
+        if value is not None and not _STORAGE_CLASS.fullmatch(value):
+            raise ValueError("must be a storage class of the store, such as STANDARD_IA")
         return value
 
     @field_validator("restore")
@@ -191,6 +240,19 @@ class Settings(BaseSettings):
         return registry.outlives_container(self.store) if self.snapshot_on_exit is None else self.snapshot_on_exit
 
     @property
+    def store_options(self) -> StoreOptions:
+        """What is set about requests to the store, for `open_storage`."""
+        return StoreOptions(
+            addressing=self.s3_addressing,
+            encryption=self.s3_sse,
+            kms_key_id=self.s3_sse_kms_key_id,
+            customer_key=_decoded(self.s3_sse_customer_key) if self.s3_sse_customer_key else None,
+            acl=self.s3_acl,
+            storage_class=self.s3_storage_class,
+            request_payer=self.s3_request_payer,
+        )
+
+    @property
     def local_url(self) -> str:
         """The gateway's URL on this machine, without a slash at the end."""
         # A server that listens on every address is reached over loopback.
@@ -208,6 +270,14 @@ class Settings(BaseSettings):
         return self.log_format == "json" if self.log_format else not sys.stderr.isatty()
 
 
+def _decoded(key: SecretStr) -> bytes:
+    """The bytes of a key in base64. Without any where it is not that."""
+    try:
+        return base64.b64decode(key.get_secret_value().strip(), validate=True)
+    except ValueError:
+        return b""
+
+
 def variable_of(field: str) -> str:
     """The environment variable behind a field of `Settings`."""
     alias = Settings.model_fields[field].validation_alias
@@ -221,8 +291,11 @@ def _nearest(name: str) -> str | None:
     return known[near[0]] if near else None
 
 
-def load_settings() -> Settings:
-    """Read the environment. Raises ConfigError, which names every variable that is wrong or unknown."""
+def load_settings(**given: Any) -> Settings:
+    """Read the environment. Raises ConfigError, which names every variable that is wrong or unknown.
+
+    `given` goes before the environment: values of fields, or of variables that have no prefix.
+    """
     known = {variable_of(field) for field in Settings.model_fields}
     problems, hint = [], None
     for name in sorted(os.environ):
@@ -232,7 +305,7 @@ def load_settings() -> Settings:
             )
             hint = "docs/configuration.md lists them all"
     try:
-        settings = Settings()
+        settings = Settings(**given)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             # A problem of several settings together has no location; the only one concerns HOST.

@@ -36,10 +36,11 @@ class S3Server:
     """Where a server listens."""
 
     port: int
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -91,15 +92,16 @@ def rclone() -> Iterator[S3Server]:
 
 
 @contextmanager
-def rclone_in(directory: Path) -> Iterator[S3Server]:
-    """As `rclone`, with its buckets in `directory`."""
+def rclone_in(directory: Path, certificate: Path | None = None) -> Iterator[S3Server]:
+    """As `rclone`, with its buckets in `directory`; over TLS with a `certificate`, whose key has the suffix `.key`."""
     port = free_port()
+    tls = ["--cert", str(certificate), "--key", str(certificate.with_suffix(".key"))] if certificate else []
     command = [
         *(str(Path(sys.executable).with_name("rclone")), "serve", "s3", "--addr", f"127.0.0.1:{port}"),
-        *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(directory)),
+        *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", *tls, str(directory)),
     ]
-    with _running(command, port) as server:
-        yield server
+    with _running(command, port):
+        yield S3Server(port, "https" if certificate else "http")
 
 
 @contextmanager

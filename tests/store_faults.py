@@ -22,7 +22,7 @@ Fault = Literal[
     "status", "close", "reset", "drop_reply", "delay", "stall", "drip", "truncate", "flip", "ignore_range", "replace"
 ]
 
-_ERROR_CODES = {409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
+_ERROR_CODES = {403: "AccessDenied", 409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
 _HOP_HEADERS = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 _IDLE_TIMEOUT_S = 60
 
@@ -150,6 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             connection.endheaders(body or None)
             answer = connection.getresponse()
             reply = bytearray(answer.read())
+            if self.command == "HEAD":  # of which the length is told and no byte is sent
+                reply = bytearray(int(answer.getheader("Content-Length") or 0))
         headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP_HEADERS]
         if rule.fault == "drop_reply":
             self.reset()

@@ -7,11 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from pydantic import ValidationError
-
 from gateway.chroma.directory import PRIVATE, DataDirectory
-from gateway.cli.output import validation_problems
-from gateway.config import Settings, load_settings
+from gateway.cli.store_settings import store_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
@@ -35,13 +32,7 @@ class OfflineRepository:
 
     def __init__(self, store: str, user_id: str | None) -> None:
         """Raises ConfigError if `store` or `user_id` is not valid."""
-        settings = load_settings()
-        try:
-            self._settings = Settings.model_validate(
-                {"store": store, "user_id": user_id or settings.user_id, "s3_addressing": settings.s3_addressing}
-            )
-        except ValidationError as error:
-            raise ConfigError(f"--store or --user-id is not valid: {validation_problems(error)}") from None
+        self._settings = store_settings(store, user_id)
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All snapshots, newest first."""
@@ -102,7 +93,7 @@ class OfflineRepository:
 
     def _storage(self) -> Storage:
         """The user's part of the store. Nothing is touched yet."""
-        store = open_storage(self._settings.store, addressing=self._settings.s3_addressing)
+        store = open_storage(self._settings.store, self._settings.store_options)
         return PrefixedStorage(store, self._settings.repository_prefix)
 
     def _run(self, work: Callable[[Repository], Awaitable[_T]], storage: Storage | None = None) -> _T:

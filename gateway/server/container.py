@@ -98,7 +98,7 @@ class Gateway:
 
 def storage_of(settings: Settings) -> Storage:
     """The store that `GATEWAY_STORE` names. Nothing is touched yet. Raises ConfigError."""
-    storage = open_storage(settings.store, addressing=settings.s3_addressing)
+    storage = open_storage(settings.store, settings.store_options)
     return NoDeleteStorage(storage) if settings.store_never_delete else storage
 
 

@@ -6,7 +6,9 @@ listing tells of an object, and changes with its bytes too.
 
 - `protocol`  the contract, in prose; `tests/contract` asks it of every implementation
 - `file`      FileStorage: a directory, with fsync and atomic rename
-- `s3`        S3Storage: a bucket, at AWS or anything that speaks S3, with `gcs_preconditions` for Google's
+- `s3`        S3Storage: a bucket, at AWS or anything that speaks S3, with `gcs_preconditions` for Google's, `s3_hints`
+              for what to do about errors, and `s3_permissions` for what must be allowed
+- `options`   StoreOptions: what an operator can set about requests
 - `wrappers`  PrefixedStorage, InstrumentedStorage, NoDeleteStorage: stores round a store
 - `registry`  from the URL in GATEWAY_STORE to a store: `open_storage`
 

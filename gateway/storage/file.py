@@ -33,7 +33,8 @@ from gateway.errors import (
     StorageUnavailable,
 )
 from gateway.files import is_disk_full, sync_directory, sync_file
-from gateway.storage.protocol import ObjectInfo, Versioned, check_key, check_prefix
+from gateway.storage.options import StoreOptions
+from gateway.storage.protocol import Grant, ObjectInfo, Versioned, check_key, check_prefix
 
 _OURS = ".gateway"
 _MAX_NAME_BYTES = 255
@@ -52,9 +53,18 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NOT_A_DIRECTORY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
 
 
-def open_url(location: str, **_: object) -> "FileStorage":
+def open_url(location: str, _: StoreOptions) -> "FileStorage":
     """Return the store at `file://` and `location`, which is a path; a relative one becomes absolute here."""
     return FileStorage(Path(location).absolute())
+
+
+def grants(location: str, _: StoreOptions, __: str) -> list[Grant]:
+    """Return the least that a gateway must be allowed to do in the store at `location`."""
+    root = str(Path(location).absolute())
+    writes = ("put", "upload", "abort", "copy", "delete")
+    return [Grant(operation, "read", root) for operation in ("get", "list")] + [
+        Grant(operation, "write", root) for operation in writes
+    ]
 
 
 class FileStorage:

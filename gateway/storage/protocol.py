@@ -31,14 +31,11 @@ caller reads the object to learn whether it was written.
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.errors import InvalidRequest
 
 MAX_KEY_BYTES = 1024
-
-Addressing = Literal["auto", "path", "virtual"]
-"""Where a request to S3 names the bucket; see `S3Storage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,14 @@ class Versioned:
 
     data: bytes
     version: str
+
+
+class Grant(NamedTuple):
+    """What the access control of a store must allow for `operation`, in its own words: `action` on `resource`."""
+
+    operation: str
+    action: str
+    resource: str
 
 
 class Storage(Protocol):

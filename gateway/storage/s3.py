@@ -16,11 +16,12 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aioboto3
 import aiohttp
@@ -36,6 +37,7 @@ from botocore.exceptions import (
     FlexibleChecksumError,
     HTTPClientError,
     IncompleteReadError,
+    InvalidRegionError,
     MetadataRetrievalError,
     NoAuthTokenError,
     NoCredentialsError,
@@ -49,13 +51,31 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from gateway.errors import GatewayError, InvalidRequest, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
 from gateway.storage.gcs_preconditions import generation, has_gcs_preconditions, translate
-from gateway.storage.protocol import Addressing, ObjectInfo, Versioned, check_key, check_prefix
+from gateway.storage.options import DEFAULT_OPTIONS, StoreOptions
+from gateway.storage.protocol import Grant, ObjectInfo, Versioned, check_key, check_prefix
+from gateway.storage.s3_hints import (
+    CHECK_CREDENTIALS,
+    CHECK_ENDPOINT,
+    CHECK_REGION,
+    CHECK_SPELLING,
+    SET_CREDENTIALS,
+    hint_for_refusal,
+    hint_for_transport,
+    misspelling,
+)
+from gateway.storage.s3_permissions import grants_in
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
 
-# botocore, unlike the other SDKs of AWS, does not read AWS_REGION.
-_SESSION_VARIABLES: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+# botocore reads neither AWS_REGION, as the other SDKs of AWS do, nor SSL_CERT_FILE, as most programs do.
+_SESSION_VARIABLES: dict[str, Any] = {
+    "region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None),
+    "ca_bundle": ("ca_bundle", ["AWS_CA_BUNDLE"], None, None),
+    "ssl_cert_file": (None, ["SSL_CERT_FILE"], None, None),
+    "requests_ca_bundle": (None, ["REQUESTS_CA_BUNDLE"], None, None),
+}
+_AUTHORITIES = ("ca_bundle", "ssl_cert_file", "requests_ca_bundle")
 _DEFAULT_REGION = "us-east-1"
 
 _RETRY_FIRST_S = 0.1
@@ -67,6 +87,10 @@ _COPY_BYTES = 1 << 30
 _PIECE_BYTES = 256 << 10
 _ABORT_TIMEOUT_S = 5
 _RENEW_AFTER_S = 5
+
+_ACCESS_POINT = re.compile(
+    r"(arn:aws[a-z-]*:s3:[a-z0-9-]+:[0-9]{12}:accesspoint[/:][a-z0-9-]{3,50})(?:/(.*))?", re.DOTALL
+)
 
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, FlexibleChecksumError, aiohttp.ClientError)
 _TRANSPORT = (*_BROKEN_OFF, ConnectionError, ChecksumError, OSError)
@@ -81,12 +105,6 @@ _CREDENTIALS = (
     SSOError,
 )
 
-_SET_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the container a role"
-_CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where they are temporary, AWS_SESSION_TOKEN"
-_CHECK_REGION = "set AWS_REGION to the region of the bucket"
-_CHECK_ENDPOINT = "check AWS_ENDPOINT_URL_S3 and GATEWAY_STORE"
-_ALLOW = "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket on GATEWAY_STORE"
-
 # Answers that other credentials may change: those in use have expired, or were replaced.
 _STALE_CREDENTIALS = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired")
 
@@ -94,19 +112,6 @@ _STALE_CREDENTIALS = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "Tok
 _DAMAGED_ON_THE_WAY = ("BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeout")
 _LATER = (408, 409, 425, 429)
 _NOT_IMPLEMENTED = 501
-
-# Hints for all other answers, by their code, or else by their status.
-_HINTS = {
-    "NoSuchBucket": "create it, or correct GATEWAY_STORE",
-    "InvalidAccessKeyId": _CHECK_CREDENTIALS,
-    "SignatureDoesNotMatch": _CHECK_CREDENTIALS,
-    "ExpiredToken": _CHECK_CREDENTIALS,
-    "InvalidToken": _CHECK_CREDENTIALS,
-    "RequestTimeTooSkewed": "set the clock of this machine",
-    "AuthorizationHeaderMalformed": _CHECK_REGION,
-}
-_HINTS_BY_STATUS = {301: _CHECK_REGION, 307: _CHECK_REGION, 401: _CHECK_CREDENTIALS, 403: _ALLOW}
-
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -132,18 +137,38 @@ def _renewing(call: Callable[_Parameters, Awaitable[_Result]]) -> Callable[_Para
     return renewed
 
 
-def open_url(location: str, *, addressing: Addressing = "auto") -> "S3Storage":
-    """Return the store at `s3://` and `location`, which is `bucket[/prefix]`. Raises InvalidRequest."""
-    bucket, _, prefix = location.partition("/")
-    return S3Storage(bucket, prefix, addressing=addressing)
+def open_url(location: str, options: StoreOptions) -> "S3Storage":
+    """Return the store at `s3://` and `location`, which is `bucket[/prefix]`. Raises InvalidRequest.
+
+    In place of the bucket's name there may be the ARN of an access point.
+    """
+    bucket, prefix = _bucket_and_prefix(location)
+    return S3Storage(bucket, prefix, options=options)
+
+
+def grants(location: str, options: StoreOptions, prefix: str) -> list[Grant]:
+    """Return the least that a gateway must be allowed to do below `prefix` of the store at `location`."""
+    bucket, root = _bucket_and_prefix(location)
+    return grants_in(bucket, f"{root.removesuffix('/')}/{prefix}" if root else prefix, options)
+
+
+def _bucket_and_prefix(location: str) -> tuple[str, str]:
+    if not location.startswith("arn:"):
+        bucket, _, prefix = location.partition("/")
+        return bucket, prefix
+    if not (found := _ACCESS_POINT.fullmatch(location)):
+        raise InvalidRequest(
+            f"{location!r} does not begin with the ARN of an access point of one region"
+            " (arn:aws:s3:REGION:ACCOUNT:accesspoint/NAME); a bucket is named without its ARN"
+        )
+    return found[1], found[2] or ""
 
 
 class S3Storage:
     """The objects of `bucket` below `prefix`. It connects with the first call.
 
-    `addressing` says where a request names the bucket: in the path, in the host name ("virtual"), or ("auto") in the
-    path if an endpoint is configured and else in the host name. `attempts` limits the tries of one call and
-    `call_timeout_s` the time of all of them together; the other timeouts are for one step of one try.
+    `bucket` may be the ARN of an access point. `attempts` limits the tries of one call and `call_timeout_s`
+    the time of all of them together; the other timeouts are for one step of one try.
     """
 
     def __init__(
@@ -151,7 +176,7 @@ class S3Storage:
         bucket: str,
         prefix: str = "",
         *,
-        addressing: Addressing = "auto",
+        options: StoreOptions = DEFAULT_OPTIONS,
         attempts: int = 5,
         connect_timeout_s: float = 5,
         read_timeout_s: float = 30,
@@ -171,10 +196,13 @@ class S3Storage:
             "response_checksum_validation": "when_required",
             # Over plain HTTP botocore would hash every body on the event loop. Content-MD5 covers the body instead: it
             # is computed in a thread, and signed.
-            "s3": {"addressing_style": addressing, "payload_signing_enabled": False},
+            "s3": {"addressing_style": options.addressing, "payload_signing_enabled": False},
             # By default botocore presigns with an older signature, which newer regions refuse.
             "signature_version": "s3v4",
         }
+        # A link has no headers, and both of these are sent as headers.
+        self._has_links = options.customer_key is None and options.request_payer is None
+        self._parameters = _parameters(options)
         self._connecting = asyncio.Lock()
         self._connected: tuple[S3Client, S3Client] | None = None
         self._patient: Any = None
@@ -241,9 +269,9 @@ class S3Storage:
                     # Checked first too: some servers ignore conditions on the completion of a multipart upload.
                     if is_last and await self._may_complete(key, if_absent, if_tag):
                         tag = await self._complete(key, multipart, condition)
-        except BaseException:
-            if multipart is not None:
-                await self._abort(multipart)
+        except BaseException as error:
+            if multipart is not None and (left := await self._abort(multipart)):
+                error.add_note(left)
             raise
         if multipart is not None:
             if tag is None:
@@ -310,12 +338,15 @@ class S3Storage:
                     raise
         return answer
 
-    async def _abort(self, multipart: "_Multipart") -> None:
-        """Delete the parts that were sent. If that fails, they stay until the bucket's lifecycle rule removes them."""
-        with contextlib.suppress(Exception):
+    async def _abort(self, multipart: "_Multipart") -> str | None:
+        """Delete the parts that were sent. Return why that failed: then a lifecycle rule has to remove them."""
+        try:
             async with asyncio.timeout(_ABORT_TIMEOUT_S):
                 client, _ = await self._clients()
                 await client.abort_multipart_upload(**multipart.where)  # type: ignore[arg-type]
+        except Exception as error:
+            return f"the parts that were sent stay in the store: {_reason(error)} (allow s3:AbortMultipartUpload)"
+        return None
 
     async def copy(self, source: str, target: str, *, if_absent: bool = False) -> bool:
         info = await self.head(source)
@@ -340,6 +371,9 @@ class S3Storage:
         return True
 
     async def presign(self, key: str, expires_s: int, filename: str) -> str | None:
+        if not self._has_links:
+            self._key(key)
+            return None
         async with self._call("presign", key):
             client, _ = await self._clients()
             return await client.generate_presigned_url(
@@ -423,7 +457,7 @@ class S3Storage:
                 return ObjectInfo(key, answer["ContentLength"], modified_at, _tag(answer["ETag"]))
         # An answer without a body does not say what is missing: the key, the bucket, or an S3 server. A list does.
         if not await self._page(key, {"MaxKeys": 1}):
-            raise StorageDenied(f"head {self.url}{key}: the answer is not a list of objects", _CHECK_ENDPOINT)
+            raise StorageDenied(f"head {self.url}{key}: the answer is not a list of objects", CHECK_ENDPOINT)
         raise ObjectMissing(f"head {self.url}{key}: there is no such object")
 
     async def download(self, key: str, start: int = 0, length: int | None = None, *, tag: str) -> AsyncIterator[bytes]:
@@ -562,13 +596,19 @@ class S3Storage:
                     self._connected_at_s = time.monotonic()
                 except json.JSONDecodeError:  # of a `credential_process`
                     raise
+                except InvalidRegionError as error:
+                    raise StorageDenied(f"connect to {self.url}: {error}", CHECK_REGION) from error
                 except ValueError as error:  # botocore raises it for an endpoint that is no URL
-                    raise StorageDenied(f"connect to {self.url}: {error}", _CHECK_ENDPOINT) from error
+                    raise StorageDenied(f"connect to {self.url}: {error}", CHECK_ENDPOINT) from error
             return self._connected
 
     async def _connect(self) -> "tuple[S3Client, S3Client]":
-        session = aioboto3.Session(botocore_session=AioSession(session_vars=_SESSION_VARIABLES))
+        aws = AioSession(session_vars=_SESSION_VARIABLES)
+        await self._check_credentials(aws)
+        session = aioboto3.Session(botocore_session=aws)
         region = session.region_name or _DEFAULT_REGION
+        # An empty variable is not set. botocore itself would take it for a wish not to verify certificates.
+        authorities = next(filter(None, map(aws.get_config_variable, _AUTHORITIES)), True)
         retrying = AioConfig(
             **self._config,
             http_session_cls=_Session,
@@ -586,14 +626,62 @@ class S3Storage:
         )
         async with contextlib.AsyncExitStack() as stack:
             clients = [
-                await stack.enter_async_context(session.client("s3", region_name=region, config=config))
+                await stack.enter_async_context(
+                    session.client("s3", region_name=region, config=config, verify=authorities)
+                )
                 for config in (retrying, once, patient)
             ]
+            if self._parameters:
+                for client in clients:
+                    client.meta.events.register("provide-client-params.s3", self._add_parameters)
+            await self._check_endpoint(clients[0])
             self._patient = clients[2]
             self._exit = stack.pop_all()
         if has_gcs_preconditions(clients[1].meta.endpoint_url):
             clients[1].meta.events.register("before-call.s3.PutObject", translate)
         return clients[0], clients[1]
+
+    def _add_parameters(self, params: dict[str, Any], model: Any, **_: object) -> dict[str, Any]:
+        """Add what the options say and the operation takes. A handler of botocore's `provide-client-params.s3`."""
+        taken = model.input_shape.members
+        return {name: value for name, value in self._parameters.items() if name in taken} | params
+
+    async def _check_credentials(self, session: AioSession) -> None:
+        """Raise StorageDenied if a key was spelled so that no server can know it: with a line break of a file."""
+        credentials = await session.get_credentials()
+        if credentials is None:
+            return
+        frozen = await credentials.get_frozen_credentials()
+        for name, value in (
+            ("AWS_ACCESS_KEY_ID", frozen.access_key),
+            ("AWS_SECRET_ACCESS_KEY", frozen.secret_key),
+            ("AWS_SESSION_TOKEN", frozen.token),
+        ):
+            if why := misspelling(value or "", in_one_word=name == "AWS_ACCESS_KEY_ID"):
+                # `method` says where botocore has them from.
+                where = f"{name} (from {credentials.method})"
+                raise StorageDenied(f"connect to {self.url}: {where} {why}", CHECK_SPELLING)
+
+    async def _check_endpoint(self, client: "S3Client") -> None:
+        """Raise StorageDenied if the endpoint names the bucket too: its name would become a part of all keys."""
+        endpoint = client.meta.endpoint_url
+        if why := misspelling(endpoint, in_one_word=True):
+            raise StorageDenied(f"connect to {self.url}: AWS_ENDPOINT_URL_S3 {why}", CHECK_SPELLING)
+        where = urlsplit(endpoint)
+        if not (
+            where.netloc.startswith(f"{self._bucket}.") or f"{where.path.rstrip('/')}/".endswith(f"/{self._bucket}/")
+        ):
+            return
+        # It may still be right: the bucket `minio` at minio.example.com. If it is wrong, the server takes the second
+        # name for a key, and has no such key.
+        try:
+            await client.list_objects_v2(Bucket=self._bucket, MaxKeys=1)
+        except ClientError as error:
+            if _code(error) == "NoSuchKey":
+                raise StorageDenied(
+                    f"connect to {self.url}: AWS_ENDPOINT_URL_S3 ({endpoint}) has the bucket's name in it",
+                    "take it out: GATEWAY_STORE names the bucket",
+                ) from error
 
     def _key(self, key: str) -> str:
         return check_key(self._prefix + key)
@@ -616,31 +704,31 @@ class S3Storage:
             async with asyncio.timeout(self._call_timeout_s):
                 yield
         except ClientError as error:
-            raise self._refusal(where, error) from error
+            raise self._refusal(operation, where, error) from error
         except _CREDENTIALS as error:
-            raise StorageDenied(f"{where}: {_reason(error)}", _SET_CREDENTIALS) from error
+            raise StorageDenied(f"{where}: {_reason(error)}", SET_CREDENTIALS) from error
         except _BodyBrokeOff as error:
             raise StorageUnavailable(f"{where}: the body broke off {self._attempts} times: {error}") from error
         except TimeoutError as error:
-            raise StorageUnavailable(f"{where}: not done after {self._call_timeout_s} s", _CHECK_ENDPOINT) from error
+            raise StorageUnavailable(f"{where}: not done after {self._call_timeout_s} s", CHECK_ENDPOINT) from error
         except _TRANSPORT as error:
-            raise StorageUnavailable(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+            raise StorageUnavailable(f"{where}: {_reason(error)}", hint_for_transport(error)) from error
         except (BotoCoreError, ResponseParserError) as error:
-            raise StorageDenied(f"{where}: {_reason(error)}", _CHECK_ENDPOINT) from error
+            raise StorageDenied(f"{where}: {_reason(error)}", CHECK_ENDPOINT) from error
         except (GatewayError, _PastTheEnd):
             raise
         except Exception as error:
             # Where credentials come from, anything may be raised: RuntimeError for some that are stale after a refresh,
             # JSONDecodeError for garbage of a `credential_process` (`botocore/credentials.py`).
-            raise StorageUnavailable(
-                f"{where}: {type(error).__name__}: {_reason(error)}", _CHECK_CREDENTIALS
-            ) from error
+            raise StorageUnavailable(f"{where}: {type(error).__name__}: {_reason(error)}", CHECK_CREDENTIALS) from error
 
-    def _refusal(self, where: str, error: ClientError) -> StorageError:
+    def _refusal(self, operation: str, where: str, error: ClientError) -> StorageError:
         """Return our error for an answer that is an error."""
         code, status = _code(error), _status(error)
-        message = f"{where}: {code} ({status}): {error.response['Error'].get('Message') or 'no reason given'}"
-        if code == "NoSuchKey":
+        said = error.response["Error"].get("Message") or "no reason given"
+        message = f"{where}: {code} ({status}): {said}"
+        # A list asks for no key: a server that misses one took a name in the endpoint for the bucket's.
+        if code == "NoSuchKey" and operation != "list":
             return ObjectMissing(message)
         if code in _DAMAGED_ON_THE_WAY or status in _LATER or (status >= 500 and status != _NOT_IMPLEMENTED):
             return StorageUnavailable(message)
@@ -648,7 +736,7 @@ class S3Storage:
             endpoint = self._connected[0].meta.endpoint_url if self._connected else "the endpoint"
             message = f"{where}: bucket {self._bucket} does not exist at {endpoint}"
         # Also a 404 without NoSuchKey: it comes from another server, and must not look like an empty store.
-        return StorageDenied(message, _HINTS.get(code) or _HINTS_BY_STATUS.get(status, _CHECK_ENDPOINT))
+        return StorageDenied(message, hint_for_refusal(operation, code, status, said))
 
 
 class _Multipart:
@@ -719,6 +807,25 @@ def _status(error: BaseException) -> int:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _parameters(options: StoreOptions) -> dict[str, Any]:
+    """Return parameters of botocore's operations, each of which takes some of them."""
+    found: dict[str, Any] = {
+        "ServerSideEncryption": options.encryption,
+        "SSEKMSKeyId": options.kms_key_id,
+        "ACL": options.acl,
+        "StorageClass": options.storage_class,
+        "RequestPayer": options.request_payer,
+        "MaxKeys": options.page_keys,
+    }
+    if options.customer_key is not None:
+        digest = hashlib.md5(options.customer_key, usedforsecurity=False).digest()
+        for of in ("", "CopySource"):
+            found[f"{of}SSECustomerAlgorithm"] = "AES256"
+            found[f"{of}SSECustomerKey"] = base64.b64encode(options.customer_key).decode()
+            found[f"{of}SSECustomerKeyMD5"] = base64.b64encode(digest).decode()
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _reason(error: BaseException) -> str:

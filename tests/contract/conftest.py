@@ -1,24 +1,61 @@
 """The stores that the contract is asked of, each empty, on servers that run once for all tests."""
 
+import asyncio
 import shutil
 import sys
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from gateway.errors import GatewayError
 from gateway.observability.metrics import Metrics
 from gateway.storage import FileStorage, InstrumentedStorage, PrefixedStorage, Storage
 from gateway.storage.s3 import S3Storage
 from tests import servers
+from tests.store_faults import FaultProxy
 
 BUCKET = "contract"
+
+KEY = "folder/a key"
+DATA = bytes(range(256)) * 1000
 
 # Of the S3 servers, rclone is the one that accepts conditions and ignores them.
 CONDITIONAL = ["file", "prefixed", "observed", "ministack", pytest.param("moto", marks=pytest.mark.soak)]
 EVERY = [*CONDITIONAL, "rclone"]
+
+
+async def keys(store: Storage, prefix: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix)]
+
+
+WRITES: dict[str, Callable[[Storage], Awaitable[object]]] = {
+    "put": lambda store: store.put(KEY, DATA),
+    "put_if_absent": lambda store: store.put_if_absent(KEY, DATA),
+    "put_if_match": lambda store: store.put_if_match(KEY, DATA, '"a-version"'),
+    "delete": lambda store: store.delete(KEY),
+}
+READS: dict[str, Callable[[Storage], Awaitable[object]]] = {
+    "get": lambda store: store.get(KEY),
+    "get_versioned": lambda store: store.get_versioned(KEY),
+    "get_range": lambda store: store.get_range(KEY, 0, 10),
+    "list": keys,
+}
+CALLS = WRITES | READS
+
+
+async def failure_of(call: Awaitable[object]) -> GatewayError:
+    with pytest.raises(GatewayError) as caught:
+        await call
+    return caught.value
+
+
+async def failures(store: Storage) -> dict[str, GatewayError]:
+    """How each call of `CALLS` failed, made all at once."""
+    return dict(zip(CALLS, await asyncio.gather(*(failure_of(call(store)) for call in CALLS.values())), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +80,30 @@ def rclone() -> Iterator[servers.S3Server]:
     with servers.rclone() as server:
         server.make_bucket(BUCKET)
         yield server
+
+
+@pytest.fixture
+def proxy(ministack: servers.S3Server) -> Iterator[FaultProxy]:
+    with servers.faults(ministack.port) as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture
+async def make(
+    ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[..., S3Storage]]:
+    """Makes stores behind the proxy, patient by default like real ones."""
+    for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
+        monkeypatch.setenv(name, value)
+    made = []
+
+    def make(bucket: str = BUCKET, **options: Any) -> S3Storage:
+        made.append(S3Storage(bucket, uuid.uuid4().hex, **options))
+        return made[-1]
+
+    yield make
+    for store in made:
+        await store.close()
 
 
 async def opened(request: pytest.FixtureRequest, directory: Path) -> AsyncIterator[Storage]:

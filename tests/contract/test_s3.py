@@ -4,8 +4,7 @@ import asyncio
 import shlex
 import socket
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,16 @@ import pytest
 import pytest_asyncio
 from botocore.exceptions import NoCredentialsError
 
-from gateway.errors import GatewayError, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
-from gateway.storage import Storage, s3
+from gateway.errors import ObjectMissing, StorageDenied, StorageError, StorageUnavailable
+from gateway.storage import s3
+from gateway.storage.options import StoreOptions
 from gateway.storage.s3 import S3Storage
 from tests import servers
-from tests.contract.conftest import BUCKET
+from tests.contract.conftest import BUCKET, CALLS, DATA, KEY, failure_of, failures, keys
 from tests.store_faults import FaultProxy, Rule
-
-KEY = "folder/a key"
-DATA = bytes(range(256)) * 1000
 
 # Short, for tests that wait for them.
 READ_TIMEOUT_S = 0.4
-
-
-async def keys(store: Storage, prefix: str = "") -> list[str]:
-    return [info.key async for info in store.list(prefix)]
-
-
-WRITES: dict[str, Callable[[Storage], Awaitable[object]]] = {
-    "put": lambda store: store.put(KEY, DATA),
-    "put_if_absent": lambda store: store.put_if_absent(KEY, DATA),
-    "put_if_match": lambda store: store.put_if_match(KEY, DATA, '"a-version"'),
-    "delete": lambda store: store.delete(KEY),
-}
-READS: dict[str, Callable[[Storage], Awaitable[object]]] = {
-    "get": lambda store: store.get(KEY),
-    "get_versioned": lambda store: store.get_versioned(KEY),
-    "get_range": lambda store: store.get_range(KEY, 0, 10),
-    "list": keys,
-}
-CALLS = WRITES | READS
 
 
 LASTING = [
@@ -53,41 +31,6 @@ LASTING = [
     Rule("stall"),
     Rule("drop_reply"),
 ]
-
-
-async def failure_of(call: Awaitable[object]) -> GatewayError:
-    with pytest.raises(GatewayError) as caught:
-        await call
-    return caught.value
-
-
-async def failures(store: Storage) -> dict[str, GatewayError]:
-    """How each call of `CALLS` failed, made all at once."""
-    return dict(zip(CALLS, await asyncio.gather(*(failure_of(call(store)) for call in CALLS.values())), strict=True))
-
-
-@pytest.fixture
-def proxy(ministack: servers.S3Server) -> Iterator[FaultProxy]:
-    with servers.faults(ministack.port) as proxy:
-        yield proxy
-
-
-@pytest_asyncio.fixture
-async def make(
-    ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Callable[..., S3Storage]]:
-    """Makes stores behind the proxy, patient by default like real ones."""
-    for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
-        monkeypatch.setenv(name, value)
-    made = []
-
-    def make(bucket: str = BUCKET, **options: Any) -> S3Storage:
-        made.append(S3Storage(bucket, uuid.uuid4().hex, **options))
-        return made[-1]
-
-    yield make
-    for store in made:
-        await store.close()
 
 
 @pytest_asyncio.fixture
@@ -398,11 +341,7 @@ async def test_the_store_does_not_check_digests(store: S3Storage, proxy: FaultPr
 @pytest.mark.parametrize(("objects", "page"), [(25, 10), pytest.param(1050, 1000, marks=pytest.mark.soak)])
 async def test_a_list_of_many_pages_is_whole(make: Callable[..., S3Storage], objects: int, page: int) -> None:
     """More objects than fit on one page come all, once each, in order."""
-    store = make()
-    for client in await store._clients():
-        client.meta.events.register(
-            "provide-client-params.s3.ListObjectsV2", lambda params, **_: params | {"MaxKeys": page}
-        )
+    store = make(options=StoreOptions(page_keys=page))
     names = [f"data/{n:05}" for n in range(objects)]
     await store.put("elsewhere", b"")
     waiting = iter(names)
@@ -453,7 +392,7 @@ async def test_the_bucket_is_named_where_the_server_expects_it(
     """By default in the host name at AWS, in AWS_REGION, and in the path at an endpoint of one's own."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    store = make("the-bucket", addressing=addressing)
+    store = make("the-bucket", options=StoreOptions(addressing=addressing))
     prefix = store.url.removeprefix("s3://the-bucket/")
     sent = []
 

@@ -1,5 +1,6 @@
 """Settings are what docs/configuration.md says, and a wrong one is named."""
 
+import base64
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter
 from gateway.config import Settings, load_settings, variable_of
 from gateway.errors import ConfigError
 from gateway.storage import open_storage
+from gateway.storage.options import StoreOptions
 from tests.documentation import DOCS, rows
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,12 @@ def test_the_page_shows_the_defaults() -> None:
         "GATEWAY_KEYS",
         "GATEWAY_KEYS_FILE",
         "GATEWAY_LOG_FORMAT",
+        "GATEWAY_S3_ACL",
+        "GATEWAY_S3_REQUEST_PAYER",
+        "GATEWAY_S3_SSE",
+        "GATEWAY_S3_SSE_CUSTOMER_KEY",
+        "GATEWAY_S3_SSE_KMS_KEY_ID",
+        "GATEWAY_S3_STORAGE_CLASS",
         "GATEWAY_SNAPSHOT_CRON",
         "GATEWAY_SNAPSHOT_INTERVAL_S",
         "GATEWAY_SNAPSHOT_ON_EXIT",
@@ -184,6 +192,12 @@ WRONG = {
     "GATEWAY_READ_TIMEOUT_S": ["0"],
     "GATEWAY_RESTORE_RETRY_S": ["-1"],
     "GATEWAY_S3_ADDRESSING": ["dns"],
+    "GATEWAY_S3_SSE": ["aes256", "kms"],
+    "GATEWAY_S3_SSE_KMS_KEY_ID": ["alias/vectors"],  # without GATEWAY_S3_SSE=aws:kms
+    "GATEWAY_S3_SSE_CUSTOMER_KEY": ["short", "c2hvcnQ=", "not base64 not base64 not base64 not base64 "],
+    "GATEWAY_S3_ACL": ["public-read", "public-read-write", "authenticated-read"],
+    "GATEWAY_S3_STORAGE_CLASS": ["GLACIER", "DEEP_ARCHIVE", "standard", "A B"],
+    "GATEWAY_S3_REQUEST_PAYER": ["true"],
     "GATEWAY_LOG_FORMAT": ["xml"],
     "GATEWAY_LOG_LEVEL": ["INFO!", "trace"],
 }
@@ -228,6 +242,56 @@ def test_an_empty_value_means_the_default(monkeypatch: pytest.MonkeyPatch, field
     default = getattr(load_settings(), field)
     monkeypatch.setenv(variable_of(field), "")
     assert getattr(load_settings(), field) == default
+
+
+def test_what_is_set_about_requests_to_the_store_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the names of S3's own options. By default nothing is said."""
+    assert load_settings().store_options == StoreOptions()
+    for name, value in (
+        ("ADDRESSING", "path"),
+        ("SSE", "aws:kms"),
+        ("SSE_KMS_KEY_ID", "alias/vectors"),
+        ("ACL", "bucket-owner-full-control"),
+        ("STORAGE_CLASS", "STANDARD_IA"),
+        ("REQUEST_PAYER", "requester"),
+    ):
+        monkeypatch.setenv(f"GATEWAY_S3_{name}", value)
+    assert load_settings().store_options == StoreOptions(
+        addressing="path",
+        encryption="aws:kms",
+        kms_key_id="alias/vectors",
+        acl="bucket-owner-full-control",
+        storage_class="STANDARD_IA",
+        request_payer="requester",
+    )
+
+
+def test_a_customer_key_is_a_secret_and_excludes_other_encryption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may end with the line break of a file. No message has it."""
+    key = base64.b64encode(bytes(range(32))).decode()
+    monkeypatch.setenv("GATEWAY_S3_SSE_CUSTOMER_KEY", f"{key}\n")
+    settings = load_settings()
+    assert settings.store_options.customer_key == bytes(range(32))
+    assert key not in repr(settings)
+    assert "customer_key" not in repr(settings.store_options)
+    monkeypatch.setenv("GATEWAY_S3_SSE", "AES256")
+    with pytest.raises(ConfigError, match=r"^GATEWAY_S3_SSE_CUSTOMER_KEY: .*GATEWAY_S3_SSE") as caught:
+        load_settings()
+    assert key not in str(caught.value)
+
+
+def test_a_line_break_after_the_store_is_not_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the last character of a prefix it would be another place."""
+    monkeypatch.setenv("GATEWAY_STORE", "s3://bucket/prefix\n")
+    assert load_settings().store == "s3://bucket/prefix"
+
+
+def test_a_line_break_after_the_admin_token_is_not_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No request could carry it."""
+    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "long-enough\n")
+    token = load_settings().admin_token
+    assert token is not None
+    assert token.get_secret_value() == "long-enough"
 
 
 def test_settings_are_frozen() -> None:
