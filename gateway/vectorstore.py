@@ -37,7 +37,6 @@ from gateway.errors import (
     GatewayError,
     NotFound,
     NothingToRestore,
-    StorageDenied,
     StorageUnavailable,
 )
 from gateway.jobs import Progress, counted
@@ -244,10 +243,8 @@ class VectorStore:
         ):
             with attempt:
                 self._enter(Phase.WAITING_FOR_LEASE)
-                try:
-                    await self.leader.acquire()
-                except StorageDenied as error:  # credentials that only read can still restore
-                    log.warning("the lease cannot be taken", cause=str(error))
+                # Not without it: what clients write to a store that denies writes would be lost with the disk.
+                await self.leader.acquire()
                 await self._restore()
 
     async def _restore(self) -> None:

@@ -2,14 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from gateway.errors import LeaseLost, StorageUnavailable
+from gateway.errors import LeaseLost, StorageDenied, StorageUnavailable
 from gateway.lease.lease import Lease, read_lease_state
 from gateway.lease.probe import Conditions, probe
 from gateway.lease.state import LEASE
@@ -39,12 +39,13 @@ async def test_probe_recognises_a_store_that_honours_conditions(atomic_store: St
 async def test_probe_recognises_a_store_that_ignores_conditions(
     rclone: servers.S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rclone accepts the headers and writes all the same."""
+    """rclone accepts the headers and writes all the same. Also on an object that is kept, which is not created again."""
     for name, value in rclone.env.items():
         monkeypatch.setenv(name, value)
     store = S3Storage(BUCKET, uuid.uuid4().hex)
     try:
-        assert await probe(store) is Conditions.BROKEN
+        for may_delete in (True, False, False):
+            assert await probe(store, may_delete=may_delete) is Conditions.BROKEN
     finally:
         await store.close()
 
@@ -66,6 +67,45 @@ async def test_probe_recognises_a_store_that_checks_first_and_writes_later(tmp_p
     assert await store.put_if_absent("alone", b"1")
     assert not await store.put_if_absent("alone", b"2")
     assert await probe(store) is Conditions.BROKEN
+
+
+class Undeletable(FileStorage):
+    """Its credentials may write and not delete."""
+
+    async def delete(self, key: str) -> None:
+        raise StorageDenied(f"delete {key}: AccessDenied", "set GATEWAY_STORE_NEVER_DELETE=true")
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+async def test_probe_does_not_fill_a_store_that_it_may_not_delete_from(tmp_path: Path, may_delete: bool) -> None:
+    """The result is right, and however often a gateway starts, no more than two small objects stay."""
+    store, left = Undeletable(tmp_path), []
+    for _ in range(4):
+        assert await probe(store, may_delete=may_delete) is Conditions.KEPT
+        left.append([info.key async for info in store.list("")])
+    assert len(left[0]) == 1 + may_delete
+    assert left == [left[0]] * 4
+
+
+async def test_probes_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Gateways that start together, where all have one object for their races."""
+    store = Undeletable(tmp_path)
+    results = await asyncio.gather(*(probe(store, may_delete=False) for _ in range(3)))
+    assert results == [Conditions.KEPT] * 3
+
+
+class NeverMatches(FileStorage):
+    """Answers every conditional change as if another writer had been faster."""
+
+    async def put_if_match(self, key: str, data: bytes, version: str) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("may_delete", [True, False])
+async def test_probe_recognises_a_store_that_refuses_every_change(tmp_path: Path, may_delete: bool) -> None:
+    """It is not taken for one on which another gateway is faster each time."""
+    for _ in range(2):
+        assert await probe(NeverMatches(tmp_path), may_delete=may_delete) is Conditions.BROKEN
 
 
 # ---------------------------------------------------------------------- taking it
@@ -174,12 +214,6 @@ async def test_deleted_lease_is_written_again(conditional_store: Storage) -> Non
 
 
 # ---------------------------------------------------------------------- lost answers
-
-
-@pytest.fixture
-def proxy(ministack: servers.S3Server) -> Iterator[FaultProxy]:
-    with servers.faults(ministack.port) as proxy:
-        yield proxy
 
 
 @pytest_asyncio.fixture(loop_scope="session")
