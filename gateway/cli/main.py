@@ -34,6 +34,7 @@ _COMMANDS = {
     "ingest": "ingest.ingest",
     "key": "keys.keys",
     "doctor": "doctor.doctor",
+    "store": "store.store",
     "repair": "repair.repair",
 }
 

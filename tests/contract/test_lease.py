@@ -39,7 +39,7 @@ async def test_probe_recognises_a_store_that_honours_conditions(atomic_store: St
 async def test_probe_recognises_a_store_that_ignores_conditions(
     rclone: servers.S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rclone accepts the headers and writes all the same. Also on an object that is kept, which is not created again."""
+    """rclone accepts the headers and writes all the same, also on an object that is kept and not created again."""
     for name, value in rclone.env.items():
         monkeypatch.setenv(name, value)
     store = S3Storage(BUCKET, uuid.uuid4().hex)
