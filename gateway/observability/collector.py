@@ -122,6 +122,7 @@ class MetricsCollector:
             ("unreadable_collections", "Collections that Chroma cannot read.", len(watch.unreadable)),
             ("lease_held", "Whether this gateway holds the lease of its store prefix.", leader.may_write),
             ("lease_epoch", "The lease's epoch, 0 if there is none.", leader.epoch or 0),
+            ("writes_refused", "Whether writes are refused while reads go on.", gate.rejects_writes),
             (
                 "data_dir_gone",
                 "Whether the data directory was deleted, unmounted or replaced while Chroma uses it.",

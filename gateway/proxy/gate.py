@@ -91,7 +91,7 @@ class Gate:
         """As `acquire`, but return None instead of waiting or raising."""
         if self.state is not State.OPEN or self.refusal is not None:
             return None
-        if collection_id is None and (self._rejects_writes() or time.monotonic() > self._writes_until_s):
+        if collection_id is None and (self.rejects_writes or time.monotonic() > self._writes_until_s):
             return None
         if touches is not None and self.quarantine.refuses(touches):
             return None
@@ -246,14 +246,16 @@ class Gate:
         """How many writes are in progress, with first reads."""
         return len(self._tickets)
 
+    @property
+    def rejects_writes(self) -> bool:
+        """Whether writes are rejected: by `refuse_writes`, or since they would be lost."""
+        return self.write_refusal is not None or self.lost is not None
+
     # ------------------------------------------------------------------ inside
 
     def _require_admission(self) -> None:
         if self.refusal is not None:
             raise Unavailable(self.refusal)
-
-    def _rejects_writes(self) -> bool:
-        return self.write_refusal is not None or self.lost is not None
 
     def _issue(self, what: str, collection_id: str | None, touches: str | None = None) -> Ticket:
         self.admitted_writes += collection_id is None
@@ -263,7 +265,7 @@ class Gate:
 
     async def _wait_until_open(self, *, own: bool = False, write: bool = False) -> None:
         def refused() -> bool:
-            return (self.refusal is not None and not own) or (write and self._rejects_writes())
+            return (self.refusal is not None and not own) or (write and self.rejects_writes)
 
         def decided() -> bool:
             held = self.state is not State.OPEN or (write and time.monotonic() > self._writes_until_s)

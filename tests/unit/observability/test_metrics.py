@@ -76,7 +76,7 @@ def test_every_alert_is_complete() -> None:
     for rule in rules:
         assert rule["labels"]["severity"] in ("warning", "critical")
         assert rule["annotations"]["summary"]
-    for needed in ("SnapshotTooOld", "LeaseLost", "ChromaDown", "DiskNearlyFull"):
+    for needed in ("SnapshotTooOld", "LeaseLost", "WritesRefused", "DataDirGone", "ChromaDown", "DiskNearlyFull"):
         assert any(rule["alert"].endswith(needed) for rule in rules)
 
 
@@ -139,6 +139,17 @@ def test_no_clock_that_is_set_back_makes_a_snapshot_younger(monkeypatch: pytest.
     assert age() == -500
     wall_s += 3600  # the machine slept, and the steady clock did not go on
     assert age() == 3100
+
+
+async def test_refused_writes_are_seen(gateway_process: Gateway) -> None:
+    """Also of a gateway that never had the lease, whose epoch is 0."""
+    gate, name = gateway_process.vectorstore.gate, ("chroma_gateway_writes_refused", frozenset[tuple[str, str]]())
+    assert (await samples(gateway_process))[name] == 0
+    gate.refuse_writes("these data are behind")
+    assert (await samples(gateway_process))[name] == 1
+    gate.accept_writes()
+    gate.lose_writes("the directory is gone")
+    assert (await samples(gateway_process))[name] == 1
 
 
 async def test_an_idle_gateway_has_nothing_unsaved(gateway_process: Gateway) -> None:
