@@ -214,9 +214,12 @@ class Settings(BaseSettings):
     @field_validator("snapshot_ping_url", "alert_url")
     @classmethod
     def _http(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+        if value is None:
+            return None
+        url = value.get_secret_value().strip()
+        if not url.startswith(("http://", "https://")):
             raise ValueError("must be an http:// or https:// URL")
-        return value
+        return SecretStr(url)
 
     @property
     def is_closed(self) -> bool:

@@ -286,12 +286,20 @@ def test_a_line_break_after_the_store_is_not_a_part_of_it(monkeypatch: pytest.Mo
     assert load_settings().store == "s3://bucket/prefix"
 
 
-def test_a_line_break_after_the_admin_token_is_not_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("admin_token", "long-enough"),
+        ("snapshot_ping_url", "https://ping.example.com/x"),
+        ("alert_url", "https://alert.example.com/x"),
+    ],
+)
+def test_a_line_break_after_a_secret_is_not_a_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: str
+) -> None:
     """No request could carry it."""
-    monkeypatch.setenv("GATEWAY_ADMIN_TOKEN", "long-enough\n")
-    token = load_settings().admin_token
-    assert token is not None
-    assert token.get_secret_value() == "long-enough"
+    monkeypatch.setenv(variable_of(field), f"{value}\n")
+    assert getattr(load_settings(), field).get_secret_value() == value
 
 
 def test_settings_are_frozen() -> None:
