@@ -370,12 +370,15 @@ class VectorStore:
             for segment_id, problem in torn.items()
         ]
 
-    async def repair(self, collection: str, tenant: str, database: str, progress: Progress) -> RepairReport:
+    async def repair(
+        self, collection: str, tenant: str, database: str, progress: Progress, *, rebuild: bool = False
+    ) -> RepairReport:
         """Check and repair the index of one collection with one restart of Chroma, which also ends its quarantine.
 
-        `collection` is an id, or a name in `tenant` and `database`. Writes wait meanwhile, and reads get 503. It is not
-        cancelled once it has begun. Raises NotFound, Conflict while another operation runs, Unavailable,
-        QuiesceTimeout, DiskFull and GatewayError; then the index is no worse than before. Safe to retry.
+        `collection` is an id, or a name in `tenant` and `database`. `rebuild`: build a sound index anew too. Writes
+        wait meanwhile, and reads get 503. It is not cancelled once it has begun. Raises NotFound, Conflict while
+        another operation runs, Unavailable, QuiesceTimeout, DiskFull and GatewayError; then the index is no worse than
+        before. Safe to retry.
         """
         self.chroma.require_control()
         with self.operations.exclusively(f"the repair of {collection}"):
@@ -387,7 +390,9 @@ class VectorStore:
                 loop.call_soon_threadsafe(indexed, done, total)
 
             repair, outage_s = await shielded(
-                self.chroma.repair(segment, lambda: self.gate.hold(self._options.drain_timeout_s), note)
+                self.chroma.repair(
+                    segment, lambda: self.gate.hold(self._options.drain_timeout_s), note, rebuild=rebuild
+                )
             )
             self.operations.unsaved_writes.nothing_is_saved()
             full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"

@@ -18,7 +18,7 @@ class Repaired(BaseModel):
     collection_id: str = Field(description="its UUID")
     way: str = Field(
         description="what the index is made of: `copy` of an older one, `log` of Chroma, a new `id-map`, `salvage` of"
-        " the torn files, or `none` where nothing was wrong or nothing could be made better"
+        " the torn files, `rebuild` of its own sound vectors, or `none` where nothing was wrong or could be made better"
     )
     problems: list[str] = Field(description="what was wrong")
     is_sound: bool = Field(description="whether the index is sound now")
@@ -38,7 +38,7 @@ class Repaired(BaseModel):
 
 def _repaired(report: RepairReport) -> Repaired:
     repair = report.repair
-    salvaged = repair.salvaged if repair.way != "id-map" else 0
+    salvaged = repair.salvaged if repair.way == "salvage" else 0
     return Repaired(
         collection=repair.segment.name,
         collection_id=repair.segment.collection_id,
@@ -73,15 +73,17 @@ async def repair_collection(
     collection: Annotated[str, Path(description="its UUID, or its name", examples=["notes"])],
     tenant: Annotated[str, Query(description="of a name")] = "default_tenant",
     database: Annotated[str, Query(description="of a name")] = "default_database",
+    rebuild: Annotated[bool, Query(description="build a sound index anew too")] = False,
     wait: Wait = True,
 ) -> Result:
     """Chroma is restarted once, and the index is checked and repaired in between. It ends a quarantine.
 
-    Writes wait meanwhile. Reads get 503 with `Retry-After`. A sound index is left as it is.
+    Writes wait meanwhile. Reads get 503 with `Retry-After`. A sound index is left as it is, unless the collection is in
+    quarantine or `rebuild` says so: then a new one is built of the same vectors.
     """
 
     async def work(progress: Progress) -> Repaired:
-        return _repaired(await operator.store.repair(collection, tenant, database, progress))
+        return _repaired(await operator.store.repair(collection, tenant, database, progress, rebuild=rebuild))
 
     job = await operator.begin("repair", collection, work)
     return await job.outcome() if wait else accepted(job, response)

@@ -167,6 +167,18 @@ class IndexHealth:
             log.warning("the memory of sound indexes cannot be saved", cause=error.message)
 
 
+def torn_files(data_dir: Path, collection_id: str) -> str | None:
+    """What is wrong with the index files of a collection, None if nothing is. Chroma may be running.
+
+    Raises GatewayError.
+    """
+    path = data_dir / DATABASE
+    with translated(path), closing(open_database(path)) as connection:
+        segments = [each for each in read_segments(connection) if each.collection_id == collection_id]
+    checks = (IndexHealth(data_dir).check(each.id, each) for each in segments)
+    return "; ".join(str(problem) for check in checks for problem in check.problems) or None
+
+
 def missing_in_log(state: ReadTransaction, segment: Segment) -> list[str]:
     """The records whose vector is not in Chroma's log: without any, Chroma could build the index from it alone."""
     missing, _ = compare_records((), live_records(state.connection, segment), log_rows(state.connection, segment))

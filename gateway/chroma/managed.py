@@ -26,7 +26,7 @@ from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import merged_config, require_free_port, write_config
 from gateway.chroma.quarantine import Quarantine, fingerprints
 from gateway.chroma.relog import write_to_log
-from gateway.chroma.repair import Repair, Way, repair_segment
+from gateway.chroma.repair import IndexCopy, Repair, Way, at_risk, repair_segment
 from gateway.chroma.routes import parse_collection_id
 from gateway.chroma.segments import Segment, read_segments
 from gateway.chroma.structure import check_segment
@@ -64,6 +64,10 @@ class ProcessControl(Protocol):
         """Whether it ended without having been told to, and was not started since."""
         ...
 
+    async def forget_deaths(self) -> None:
+        """Do not count how often it has died so far."""
+        ...
+
 
 class ManagedChroma:
     """Chroma on `directory` at `watch`'s port. `control` is None where something else runs it."""
@@ -94,6 +98,7 @@ class ManagedChroma:
         self._lost_on_trial: dict[str, str] = {}
         self._attended = False
         self._deaths: list[float] = []
+        self._blamed = set(self._quarantine.quarantined)
 
     # ------------------------------------------------------------------ for snapshots and restores
 
@@ -107,9 +112,11 @@ class ManagedChroma:
 
     async def write_to_log(
         self, segment: Segment, ids: Sequence[str], hold: Callable[[], AbstractAsyncContextManager[object]]
-    ) -> None:
-        """See `gateway.chroma.relog`."""
-        await write_to_log(self._watch.port, segment, ids, hold)
+    ) -> Sequence[str]:
+        """See `gateway.chroma.relog`. A collection that Chroma must not touch has nothing in its memory."""
+        if self._quarantine.refuses(segment.collection_id):
+            return ids
+        return await write_to_log(self._watch.port, segment, ids, hold)
 
     def require_control(self) -> ProcessControl:
         """Raise Unavailable where Chroma cannot be stopped and started."""
@@ -149,30 +156,50 @@ class ManagedChroma:
         segment: Segment,
         hold: Callable[[], AbstractAsyncContextManager[object]],
         progress: Callable[[int, int], None],
+        *,
+        rebuild: bool = False,
     ) -> tuple[Repair, float]:
         """Repair one index with one restart of Chroma; return what was done, and for how many seconds Chroma was away.
 
         `hold` keeps writes back for the time of a block. `progress` is told from a thread how many vectors are indexed,
-        of how many. It ends a quarantine. When this ends, also by an error, Chroma has read every collection. Must not
-        be cancelled. Raises NotFound, QuiesceTimeout, DiskFull, GatewayError, and what `start` raises.
+        of how many. `rebuild`: build a sound index anew, as is always done for one in quarantine. It ends a quarantine.
+        When this ends, also by an error, Chroma has read every collection. Must not be cancelled. Raises NotFound,
+        QuiesceTimeout, DiskFull, GatewayError, and what `start` raises.
         """
+        rebuild = rebuild or segment.collection_id in self._quarantine.quarantined
         try:
-            async with hold():
-                began = time.monotonic()
-                await self.stop()
-                try:
-                    repair = await self._repair(segment, progress)
-                    self._quarantine.lift(segment.collection_id)
-                finally:
-                    # What waits for the gate is to meet a Chroma that answers.
-                    await self.launch()
-                    await self._watch.until(lambda watch: watch.up, _START_TIMEOUT_S)
-                outage_s = time.monotonic() - began
+            async with self._copies(segment) as copies:
+                await self._save_from_memory(segment, copies, hold)
+                async with hold():
+                    began = time.monotonic()
+                    await self.stop()
+                    try:
+                        repair = await self._repair_from(copies, segment, rebuild=rebuild, progress=progress)
+                        self._quarantine.lift(segment.collection_id)
+                    finally:
+                        # What waits for the gate is to meet a Chroma that answers.
+                        await self.launch()
+                        await self._watch.until(lambda watch: watch.up, _START_TIMEOUT_S)
+                    outage_s = time.monotonic() - began
         finally:
             await self.start()
         if repair.way is not Way.NONE:
             self.repairs.append(repair)
         return repair, outage_s
+
+    async def _save_from_memory(
+        self,
+        segment: Segment,
+        copies: Sequence[IndexCopy],
+        hold: Callable[[], AbstractAsyncContextManager[object]],
+    ) -> None:
+        """Write to Chroma's log what a repair would lose and a running Chroma still has."""
+        try:
+            ids = await asyncio.to_thread(at_risk, self._directory.path, segment.id, copies)
+            if ids and self._watch.up:
+                await self.write_to_log(segment, ids, hold)
+        except (GatewayError, OSError, sqlite3.Error) as error:
+            log.warning("vectors in Chroma's memory cannot be saved", collection=segment.name, cause=str(error))
 
     def find(self, collection: str, tenant: str, database_name: str) -> Segment:
         """The vector segment of a collection, by its id or its name. Blocks. Raises NotFound, GatewayError."""
@@ -217,6 +244,12 @@ class ManagedChroma:
     async def _restart(self) -> None:
         # The first time at once; after that a little later each time, since what killed it may pass.
         now = time.monotonic()
+        blamed = set(self._quarantine.quarantined)
+        if blamed - self._blamed:
+            # Chroma is not to touch what it died of. However many such collections there are, it comes up at last.
+            await self.require_control().forget_deaths()
+            self._deaths = []
+        self._blamed = blamed
         self._deaths = [*(died for died in self._deaths if now - died < _REMEMBERED_S), now]
         pause_s = min(len(self._deaths) - 1, _LONGEST_PAUSE_S)
         log.warning("Chroma ended and is started again", pause_s=pause_s)
@@ -279,8 +312,18 @@ class ManagedChroma:
             checks = [(each, check_segment(path, connection, each)) for each in suspected]
         return [segment for segment, check in checks if not (check.is_sound or check.only_lacks_vectors)]
 
-    async def _repair(self, segment: Segment, progress: Callable[[int, int], None] | None = None) -> Repair:
+    async def _repair(self, segment: Segment) -> Repair:
         """As `repair_segment`, with the copies in the store. Chroma must be stopped."""
         async with self._copies(segment) as copies:
-            repair = partial(repair_segment, self._directory.path, segment.id, copies, progress=progress)
-            return await run_in_thread_uninterrupted(repair)
+            return await self._repair_from(copies, segment)
+
+    async def _repair_from(
+        self,
+        copies: Sequence[IndexCopy],
+        segment: Segment,
+        *,
+        rebuild: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Repair:
+        repair = partial(repair_segment, self._directory.path, segment.id, copies, rebuild=rebuild, progress=progress)
+        return await run_in_thread_uninterrupted(repair)

@@ -15,6 +15,8 @@ one look-up in a set for each write, and nothing for each read.
 
 A quarantine is of files, not of a name: it holds while the database and the index have the signatures that they had.
 
+A collection for which Chroma answers status 500 is *doubted*: `gateway.chroma.watch` reads it again.
+
 Not thread-safe: use it from the event loop, except for `fingerprints`.
 """
 
@@ -95,6 +97,8 @@ class Quarantine:
         self._read: set[str] = set()
         self._suspects: set[str] = set()
         self._quarantined: dict[str, _Quarantined] = {}
+        self.doubted: set[str] = set()
+        """Collections for which Chroma answered status 500 since they were last read."""
         self.unreadable: dict[str, str] = {}
         """Why Chroma cannot answer for a collection, as it said itself in this run."""
         self._load()
@@ -128,6 +132,11 @@ class Quarantine:
         """Chroma has answered such a request, with whatever status."""
         if collection_id in self._reading and collection_id not in self._probed:
             self._note(_Event.ANSWERED, collection_id)
+
+    def doubt(self, collection_id: str) -> None:
+        """Chroma has answered status 500 to a request for records of the collection."""
+        if collection_id not in self._probed:
+            self.doubted.add(collection_id)
 
     # ------------------------------------------------------------------ for the warm-up
 
@@ -230,7 +239,8 @@ class Quarantine:
                 self._quarantined.pop(collection_id, None)
 
     def _forget_run(self) -> None:
-        self._reading, self._probed, self._read, self.unreadable = set(), set(), set(), {}
+        self._reading, self._probed, self._read = set(), set(), set()
+        self.unreadable, self.doubted = {}, set()
 
     # ------------------------------------------------------------------ the file
 

@@ -1,7 +1,8 @@
 """Vectors that are in the memory of a running Chroma alone, written to its log again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import httpx
 
@@ -16,28 +17,46 @@ _TIMEOUT_S = 30.0
 
 async def write_to_log(
     port: int, segment: Segment, ids: Sequence[str], hold: Callable[[], AbstractAsyncContextManager[object]]
-) -> None:
+) -> list[str]:
     """Upsert these records of a collection with the vectors that Chroma on `port` itself answers.
 
-    Their texts and metadata stay: an upsert changes what it names. `hold` keeps writes back for the time of a block, so
-    that none comes between the reading of a vector and its writing. Records that are gone by then are left out. Safe to
-    retry. Raises GatewayError if Chroma does not do it, and what `hold` raises.
+    Returns the ids of records of which Chroma has no vector either. Their texts and metadata stay: an upsert changes
+    what it names. `hold` keeps writes back for the time of a block, so that none comes between the reading of a vector
+    and its writing. Records that are gone by then are left out. Safe to retry. Raises GatewayError if Chroma does not
+    answer, and what `hold` raises.
     """
-    url = collection_url(segment.tenant, segment.database, segment.collection_id)
+    url, lost = collection_url(segment.tenant, segment.database, segment.collection_id), list[str]()
     async with http_client(base_url(port), _TIMEOUT_S) as client:
         for begin in range(0, len(ids), _BATCH):
             async with hold():
-                wanted = {"ids": ids[begin : begin + _BATCH], "include": ["embeddings"]}
-                found = await _ask(client, f"{url}/get", wanted)
-                if found["ids"]:
-                    await _ask(client, f"{url}/upsert", {"ids": found["ids"], "embeddings": found["embeddings"]})
+                found = await _vectors(client, url, ids[begin : begin + _BATCH], lost)
+                if found:
+                    # Chroma writes its log first (`rust/log/src/sqlite_log.rs`, `push_logs`), so the rows are there
+                    # also where it then fails to write the index and answers 500.
+                    await _post(client, f"{url}/upsert", {"ids": list(found), "embeddings": list(found.values())})
+    return lost
 
 
-async def _ask(client: httpx.AsyncClient, url: str, body: Mapping[str, object]) -> dict[str, list[object]]:
+async def _vectors(client: httpx.AsyncClient, url: str, ids: Sequence[str], lost: list[str]) -> dict[str, list[float]]:
+    """The vectors by id. Adds to `lost` the ids of which Chroma has none."""
+    answer = await _post(client, f"{url}/get", {"ids": ids, "include": ["embeddings"]})
+    if answer.status_code == httpx.codes.OK:
+        found = answer.json()
+        return dict(zip(found["ids"], found["embeddings"], strict=True))
+    if len(ids) == 1:
+        lost += ids
+        return {}
+    # One record without a vector fails the whole request (`rust/frontend/src/executor/local.rs`).
+    middle = len(ids) // 2
+    first = await _vectors(client, url, ids[:middle], lost)
+    return first | await _vectors(client, url, ids[middle:], lost)
+
+
+async def _post(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
     try:
         answer = await client.post(url, json=body)
-        answer.raise_for_status()
-        result: dict[str, list[object]] = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+        if answer.status_code != httpx.codes.INTERNAL_SERVER_ERROR:
+            answer.raise_for_status()
+    except httpx.HTTPError as error:
         raise GatewayError(f"Chroma does not answer for vectors that only it has: {error}") from error
-    return result
+    return answer

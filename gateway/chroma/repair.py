@@ -7,6 +7,8 @@ In this order, unless a later way loses fewer records:
 3. *id-map*   the index as it is with a new id map, where nothing else is wrong with it
 4. *salvage*  an index of the vectors in the torn files and in copies, and the log that is still there
 
+A sound index that ends Chroma all the same is built anew from its own vectors: *rebuild*.
+
 Crash-safe: the new index is built aside and made durable. Then the position in the database goes back to what it has.
 Then the directories are exchanged. In between, a torn index with an earlier position is what it was: torn. May be
 repeated. All blocking; Chroma must not be running, and nothing else may write to the directory.
@@ -64,6 +66,7 @@ class Way(StrEnum):
     LOG = "log"
     ID_MAP = "id-map"
     SALVAGE = "salvage"
+    REBUILD = "rebuild"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +127,22 @@ def repair_segment(
     copies: Sequence[IndexCopy] = (),
     *,
     backup: Path | None = None,
+    rebuild: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Repair:
     """Make the index of one segment sound, losing as few records as possible. Does nothing if it is sound.
 
-    `copies`: the best first. `backup`: a directory into which what is changed is copied before. Raises NotFound for a
-    segment that is not there, DiskFull, and GatewayError; then nothing is worse than before.
+    `copies`: the best first. `backup`: a directory into which what is changed is copied before. `rebuild`: build a
+    sound index anew too. Raises NotFound for a segment that is not there, DiskFull, and GatewayError; then nothing is
+    worse than before.
     """
     began = time.monotonic()
-    with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
-        segment = next((each for each in read_segments(connection) if each.id == segment_id), None)
-        if segment is None:
-            raise NotFound(f"{data_dir} has no index {segment_id}")
+    with _opened(data_dir, segment_id) as (connection, segment):
         before = check_segment(data_dir, connection, segment)
-        plan = None if before.is_sound else _plan(data_dir, connection, segment, before, copies)
+        if before.is_sound:
+            plan = _rebuilt(data_dir, connection, segment) if rebuild else None
+        else:
+            plan = _plan(data_dir, connection, segment, before, copies)
         if plan is None:
             position = segment.position or 0
             return Repair(
@@ -165,7 +170,40 @@ def repair_segment(
         )
 
 
+def at_risk(data_dir: Path, segment_id: str, copies: Sequence[IndexCopy] = ()) -> list[str]:
+    """The records that would have no vector after `repair_segment`, or one that is not certain.
+
+    Only reads; Chroma may be running. Raises NotFound and GatewayError.
+    """
+    with _opened(data_dir, segment_id) as (connection, segment):
+        check = check_segment(data_dir, connection, segment)
+        plan = None if check.is_sound else _plan(data_dir, connection, segment, check, copies)
+        if plan is None:
+            return sorted(check.missing_ids)
+        unscaled = {each for source in plan.sources for each in source.unscaled}
+        return sorted(plan.lost | plan.doubtful | unscaled)
+
+
+@contextlib.contextmanager
+def _opened(data_dir: Path, segment_id: str) -> Iterator[tuple[sqlite3.Connection, Segment]]:
+    with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
+        segment = next((each for each in read_segments(connection) if each.id == segment_id), None)
+        if segment is None:
+            raise NotFound(f"{data_dir} has no index {segment_id}")
+        yield connection, segment
+
+
 # ---------------------------------------------------------------------- deciding
+
+
+def _rebuilt(data_dir: Path, connection: sqlite3.Connection, segment: Segment) -> _Plan | None:
+    live = live_records(connection, segment)
+    found = salvage_index(data_dir / segment.id, segment, Evidence(live))
+    if not found or not found.ids:
+        return None
+    position = _position(data_dir, segment)
+    lost, _ = compare_records(found.ids, live, log_rows(connection, segment, position))
+    return _Plan(Way.REBUILD, position, frozenset(lost), sources=(found,))
 
 
 def _plan(

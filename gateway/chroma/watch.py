@@ -1,7 +1,8 @@
 """Whether Chroma is up, and which collections can be read. `gateway.chroma.managed` starts it again when it died.
 
 After each start of Chroma every collection is read once, four at a time. Suspects (`gateway.chroma.quarantine`) are
-read last and alone, so that it is known which one Chroma dies of. What is quarantined is not read.
+read last and alone, so that it is known which one Chroma dies of. What is quarantined is not read. A collection for
+which Chroma answers status 500 later is read again, and so is what could not be read.
 
 One connection is kept open and idle: when Chroma's process ends, however it ends, the kernel closes
 it and the event loop hears of it before a new Chroma can listen. Chroma itself never closes it (seen
@@ -10,6 +11,7 @@ open after 240 idle seconds).
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -20,8 +22,10 @@ from urllib.parse import quote
 import httpx
 import structlog
 
+from gateway.aio import poll_until
 from gateway.chroma.database import Collection, read_contents
 from gateway.chroma.disk_probe import named
+from gateway.chroma.index_health import torn_files
 from gateway.chroma.log import keep_log
 from gateway.chroma.process import HOST, base_url, http_client
 from gateway.chroma.quarantine import Quarantine
@@ -165,8 +169,8 @@ class ChromaWatch:
             writer.close()
 
     async def _keep_warm(self, client: httpx.AsyncClient) -> None:
-        """Read every collection once, and those that failed again and again."""
-        failed: set[str] | None = None
+        """Read every collection once; those that failed and those that are doubted again and again."""
+        again: set[str] | None = None
         while True:
             try:
                 contents = await asyncio.to_thread(read_contents, self._data_dir)
@@ -174,12 +178,18 @@ class ChromaWatch:
                 self.unreadable = {_DATABASE: str(error)}
                 log.error("the list of collections cannot be read", cause=str(error))
             else:
-                await self._warm(client, contents.collections, failed)
-                self.warmed, failed = True, set(self.unreadable)
+                collections, doubted = contents.collections, self._quarantine.doubted
+                if again is not None:
+                    again |= {_full_name(each) for each in collections if each.id in doubted}
+                doubted.clear()
+                await self._warm(client, collections, again)
+                self.warmed, again = True, set(self.unreadable)
                 self._notify()
-                if not self.unreadable:
-                    return
             await asyncio.sleep(_PROBE_AGAIN_S)
+            await poll_until(self._is_in_doubt, every_s=_PROBE_AGAIN_S, timeout_s=math.inf)
+
+    async def _is_in_doubt(self) -> bool:
+        return bool(self.unreadable or self._quarantine.doubted)
 
     async def _warm(self, client: httpx.AsyncClient, collections: list[Collection], names: set[str] | None) -> None:
         """Read those of `collections` that have one of these names, or all."""
@@ -192,7 +202,7 @@ class ChromaWatch:
 
         async def warm(collection: Collection) -> None:
             async with places:
-                if problem := await self._read(client, collection):
+                if problem := await self._read(client, collection, is_first=names is None):
                     found[collection.id] = problem.why
                     if problem.is_whole:
                         refused.add(collection.id)
@@ -209,13 +219,17 @@ class ChromaWatch:
         self.unreadable = {_full_name(each): found[each.id] for each in collections if each.id in found}
         self.refused = frozenset(_full_name(each) for each in collections if each.id in refused)
 
-    async def _read(self, client: httpx.AsyncClient, collection: Collection) -> "_Problem | None":
+    async def _read(self, client: httpx.AsyncClient, collection: Collection, *, is_first: bool) -> "_Problem | None":
         name = _full_name(collection)
         try:
             async with self._ticket(f"warming {name}", collection.id):
                 self._quarantine.begin_probe(collection.id)
                 why = await probe(client, collection)
                 problem = _Problem(why, not await _answers(client, collection)) if why else None
+                if not problem and not is_first:
+                    # Chroma answers from its memory while it cannot write its files.
+                    torn = await asyncio.to_thread(torn_files, self._data_dir, collection.id)
+                    problem = _Problem(f"its index is torn on the disk: {torn}", False) if torn else None
                 self._quarantine.end_probe(collection.id)
                 if problem:
                     raise _Unreadable(problem)
@@ -229,7 +243,7 @@ class ChromaWatch:
         except Exception as error:
             problem = _Problem(str(error) or type(error).__name__, True)
         if problem:
-            log.error("a collection cannot be read", collection=name, cause=problem.why)
+            log.error("a collection cannot be read or written", collection=name, cause=problem.why)
         return problem
 
     def _notify(self) -> None:

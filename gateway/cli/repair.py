@@ -18,6 +18,7 @@ def repair(
     collection: Annotated[str, typer.Argument(help="A collection's name or UUID.")],
     tenant: Annotated[str, typer.Option(help="Of a name.")] = "default_tenant",
     database: Annotated[str, typer.Option(help="Of a name.")] = "default_database",
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build a sound index anew too.")] = False,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -25,7 +26,7 @@ def repair(
     """Repair the index of a collection with one restart of Chroma. The exit code is 1 if it cannot be read after it."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
         path = f"/admin/collections/{quote(collection, safe='')}/repair"
-        params = {"tenant": tenant, "database": database}
+        params = {"tenant": tenant, "database": database, "rebuild": rebuild}
         found = gateway.run_job("POST", path, on_status=bars.show_job, params=params)
     if as_json:
         print_json(found)

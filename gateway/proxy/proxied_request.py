@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 HELD_BYTES = 64 * 1024
+_FAILED = 500
 # While other requests wait for a slot, an upload that has one must go on at a minimum rate, after a grace period.
 # Otherwise slow clients could keep all slots.
 _UPLOAD_GRACE_S = 5.0
@@ -292,6 +293,8 @@ class ProxiedRequest:
             self._counter.upstream.add(self._upstream.last_activity_s - self._sent_at_s)
         if self.observer is not None:
             self.observer.response_started()
+        if head.status == _FAILED and self.head.route.touches is not None:
+            self._gate.quarantine.doubt(self.head.route.touches)
         if self._ticket is not None:
             # Chroma's handlers return complete JSON values (`rust/frontend/src/server.rs`), so the work is done when
             # the response begins. A client that reads slowly must not hold the ticket.

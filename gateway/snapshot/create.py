@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,6 +50,7 @@ _MIN_WAL_BYTES, _MAX_WAL_BYTES = 4 << 20, 64 << 20
 _MAX_LOG_ROWS = 25_000
 _BOUND_EVERY_S = 1.0
 _COUNT_EVERY_S = 60.0
+_MOST_LOGGED = 20
 
 
 class ServedChroma(Protocol):
@@ -63,8 +64,11 @@ class ServedChroma(Protocol):
         """Raise Unavailable if Chroma's process ended since: its files may be torn."""
         ...
 
-    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> None:
-        """Write the vectors of these records to Chroma's log again, from its memory. Raises GatewayError."""
+    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> Sequence[str]:
+        """Write the vectors of these records to Chroma's log again, from its memory.
+
+        Returns the ids of which it has none. Raises GatewayError.
+        """
         ...
 
 
@@ -111,6 +115,7 @@ class Snapshotter:
         self._health = IndexHealth(directory.path)
         self._torn: dict[str, str] = {}
         self._torn_in_run = 0
+        self._lost: dict[str, Collection[str]] = {}
 
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot. Return it once its manifest is stored.
@@ -121,7 +126,7 @@ class Snapshotter:
         """
         progress = progress or Progress()
         started, run = time.monotonic(), self._chroma.require_served()
-        self._torn, self._torn_in_run = {}, run
+        self._torn, self._torn_in_run, self._lost = {}, run, {}
         progress.phase("preparing", None)
         await self._repository.make()
         baseline = await self._load_baseline()
@@ -175,13 +180,13 @@ class Snapshotter:
         index were written to the log.
         """
         indexes: dict[str, _IndexRead] = {}
-        attempt, in_log = 1, set[str]()
+        attempt = 1
         while attempt <= _CAPTURE_ATTEMPTS:
             holds_writes = attempt == _CAPTURE_ATTEMPTS
             try:
                 captured = await self._capture_once(run, baseline, indexes, writer, progress, holds_writes=holds_writes)
             except _InMemoryAlone as torn:
-                await self._save_in_log(torn, in_log)
+                await self._save_in_log(torn)
                 continue
             if captured is not None:
                 return captured
@@ -291,18 +296,28 @@ class Snapshotter:
             return
         if segment is None or not cut.database.keeps_log:
             raise _only_on_disk(segment_id, problem)
-        if missing := await run_in_thread_uninterrupted(missing_in_log, cut.database, segment):
-            raise _InMemoryAlone(segment, missing, problem)
+        lost = self._lost.get(segment_id, ())
+        missing = set(await run_in_thread_uninterrupted(missing_in_log, cut.database, segment)) - set(lost)
+        if missing:
+            raise _InMemoryAlone(segment, sorted(missing), problem)
+        if lost:
+            self._torn[segment_id] = f"{problem}; {len(lost)} record(s) have no vector in the snapshot"
         plan.positions[segment_id] = 0
 
-    async def _save_in_log(self, torn: _InMemoryAlone, done: set[str]) -> None:
-        """Write what only Chroma's memory has to its log. `done`: the segments where that was tried before."""
+    async def _save_in_log(self, torn: _InMemoryAlone) -> None:
+        """Write what only Chroma's memory has to its log, once for each index in a snapshot."""
         segment, count = torn.segment, len(torn.ids)
-        if segment.id in done:
+        if segment.id in self._lost:
             raise _only_on_disk(segment.id, str(torn))
-        done.add(segment.id)
         log.warning("vectors that only Chroma's memory has are written to its log", segment=segment.id, vectors=count)
-        await self._chroma.write_to_log(segment, torn.ids, self._hold)
+        lost = self._lost[segment.id] = await self._chroma.write_to_log(segment, torn.ids, self._hold)
+        if lost:
+            log.error(
+                "records without a vector go into the snapshot",
+                collection=segment.name,
+                records=len(lost),
+                ids=list(lost[:_MOST_LOGGED]),
+            )
 
     # ------------------------------------------------------------------ the baseline
 

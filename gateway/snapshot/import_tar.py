@@ -105,7 +105,7 @@ class _NoChroma:
     async def require_same_run(self, run: int) -> None:
         pass
 
-    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> None:
+    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> Sequence[str]:
         raise CorruptSnapshot(
             f"the index of collection {segment.name} is torn, and {len(ids)} record(s) have no vector"
         )

@@ -35,7 +35,7 @@ class SupervisedProcess:
 
         It may have been there already. One that is just being stopped is waited for and started anew.
         """
-        await self._ask_until("startProcess", Faults.ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
+        await self._ask_until("supervisor.startProcess", Faults.ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
 
     async def stop(self, timeout_s: float) -> None:
         """Return when the process has ended and will stay so; it may have ended before.
@@ -43,7 +43,7 @@ class SupervisedProcess:
         supervisord kills one that ignores SIGTERM after `stopwaitsecs`. A shorter `timeout_s` gives up before that,
         with the stop still under way.
         """
-        await self._ask_until("stopProcess", Faults.NOT_RUNNING, _ENDED, timeout_s)
+        await self._ask_until("supervisor.stopProcess", Faults.NOT_RUNNING, _ENDED, timeout_s)
 
     async def is_running(self) -> bool:
         """Whether there is a process, also one that was just started or is just being stopped."""
@@ -52,6 +52,11 @@ class SupervisedProcess:
     async def has_died(self) -> bool:
         """Whether it ended without having been told to, and was not started since."""
         return (await self.state())[0] in _DIED
+
+    async def forget_deaths(self) -> None:
+        """Its deaths so far do not count for the number at which everything ends."""
+        async with _deadline(f"forgetting the deaths of {self._program}", _CALL_TIMEOUT_S):
+            await self._call("gateway.forget_deaths", self._program)
 
     async def state(self) -> tuple[str, int | None]:
         """supervisord's name for the state, and the process id while there is one."""
@@ -69,7 +74,7 @@ class SupervisedProcess:
             await poll_until(is_wanted, every_s=_POLL_S, timeout_s=timeout_s)
 
     async def _state(self) -> tuple[str, int | None]:
-        info = await self._call("getProcessInfo", self._program)
+        info = await self._call("supervisor.getProcessInfo", self._program)
         return info["statename"], info["pid"] or None
 
     async def _call(self, method: str, *args: Any, accept: int | None = None) -> Any:
@@ -90,13 +95,13 @@ async def _deadline(doing: str, timeout_s: float) -> AsyncIterator[None]:
 
 
 def _call(server_url: str, method: str, args: tuple[Any, ...], accept: int | None) -> Any:
-    """Call `supervisor.<method>` and return its result, or None for the fault to `accept`."""
+    """Call `method` and return its result, or None for the fault to `accept`."""
     transport = SupervisorTransport(None, None, server_url)
     transport._get_connection = lambda: _UnixConnection(server_url.removeprefix("unix://"))
     try:
         # The host is not used, but must look like one.
         with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
-            return getattr(server.supervisor, method)(*args)
+            return getattr(server, method)(*args)
     except xmlrpc.client.Fault as fault:
         if fault.faultCode != accept:
             raise

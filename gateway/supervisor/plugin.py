@@ -6,7 +6,8 @@ help by replacing the container, and it can only see the exit status of supervis
 - A program that ends with a status of the contract (2 to 5) would end so again: no retries.
 - A program that supervisord gives up on, or that dies six times in a minute, cannot be kept up.
 - In both cases the programs stop in their usual order and supervisord exits with that status.
-- A program killed by a signal, once or now and then, is restarted.
+- A program killed by a signal, once or now and then, is restarted. Deaths whose cause the gateway found and put away
+  do not count (`Methods.forget_deaths`).
 - SIGTERM, SIGINT, SIGQUIT and SIGHUP stop everything and exit with 0, unless the stop went wrong: a
   program then ended with a status of its own (the final snapshot could not be taken), or had to be
   killed because it did not end in time (1).
@@ -70,7 +71,7 @@ class Watch:
         if stopping:
             return _judge_stop(program, state, status)
         if state == "STOPPED":
-            self._deaths.pop(program, None)
+            self.forget_deaths(program)
         elif state == "FATAL":
             last = self._last_status.get(program)
             return End(last if last and last > 0 else 1, f"{program} cannot be started")
@@ -79,6 +80,10 @@ class Watch:
                 return End(status, f"{program} ended with status {status}: {PERMANENT[status]}")
             return self._judge_death(program, status)
         return None
+
+    def forget_deaths(self, program: str) -> None:
+        """The deaths of `program` so far do not count: their cause is known, and gone."""
+        self._deaths.pop(program, None)
 
     def _judge_death(self, program: str, status: int | None) -> End | None:
         self._last_status[program] = status
@@ -100,18 +105,30 @@ def _judge_stop(program: str, state: str, status: int | None) -> End | None:
     return None
 
 
-def make(supervisord: Any, log_format: str = "json", log_level: str = "info") -> object:
-    """The factory that supervisord.conf names, with the form of Chroma's lines. Its namespace offers no methods."""
-    _Plugin(supervisord.options, functools.partial(ChromaLines, as_json=log_format == "json", level=log_level))
-    return object()
+class Methods:
+    """What the namespace `gateway` offers over XML-RPC."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def forget_deaths(self, program: str) -> bool:
+        """See `Watch.forget_deaths`. Always true: XML-RPC has no None."""
+        self._watch.forget_deaths(program)
+        return True
+
+
+def make(supervisord: Any, log_format: str = "json", log_level: str = "info") -> Methods:
+    """The factory that supervisord.conf names, with the form of Chroma's lines."""
+    watch = Watch()
+    _Plugin(supervisord.options, watch, functools.partial(ChromaLines, as_json=log_format == "json", level=log_level))
+    return Methods(watch)
 
 
 class _Plugin:
     """Ties a `Watch` to supervisord's events, and its verdict to supervisord's exit status."""
 
-    def __init__(self, options: Any, new_lines: Callable[[], ChromaLines]) -> None:
-        self._options, self._new_lines = options, new_lines
-        self._watch = Watch()
+    def __init__(self, options: Any, watch: Watch, new_lines: Callable[[], ChromaLines]) -> None:
+        self._options, self._watch, self._new_lines = options, watch, new_lines
         self._waker = _Waker(options.get_socket_map())
         self._end: End | None = None
         self._reaped = (0, 0)

@@ -560,6 +560,22 @@ async def test_a_first_read_that_failed_does_not_warm_the_collection() -> None:
             assert status(await path.ask(request)) == 503
 
 
+@pytest.mark.parametrize(("code", "doubts"), [(500, 1), (400, 0), (200, 0)])
+async def test_a_collection_that_chroma_fails_for_is_doubted(code: int, doubts: int) -> None:
+    """By reads and writes of its records. The watch then reads it again."""
+
+    async def chroma(peer: Peer) -> None:
+        while True:
+            await peer.message()
+            await peer.send(b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % code)
+
+    for what in (b"get", b"query", b"upsert", b"delete"):
+        async with data_path(chroma) as path:
+            await path.ask(b"POST %s/%s HTTP/1.1\r\nhost: g\r\ncontent-length: 2\r\n\r\n{}" % (COLLECTION, what))
+            await path.ask(READ + b"\r\n")
+            assert len(path.gate.quarantine.doubted) == doubts
+
+
 async def test_the_gates_errors_have_chromas_shape() -> None:
     """A write that waited too long, and any request during a restore: 503, Retry-After, error, message, hint."""
     async with data_path(gate_timeout_s=0.05) as path:

@@ -101,8 +101,8 @@ class Chroma:
     async def require_same_run(self, run: int) -> None:
         assert run == self._run
 
-    async def write_to_log(self, segment: Segment, ids: list[str], hold: Hold) -> None:
-        await write_to_log(self._port, segment, ids, hold)
+    async def write_to_log(self, segment: Segment, ids: list[str], hold: Hold) -> list[str]:
+        return await write_to_log(self._port, segment, ids, hold)
 
     def require_control(self) -> None:
         pass

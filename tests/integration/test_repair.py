@@ -1,12 +1,13 @@
 """Every file of an index, every damage, and what else there is: what was anywhere comes back bit for bit."""
 
+import asyncio
 import os
 import shutil
 import sqlite3
 import struct
 import uuid
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import numpy.typing as npt
 import pytest
 from chromadb.api import ClientAPI
 
+from gateway.chroma.database import open_database
 from gateway.chroma.disk import DATABASE, HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
-from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
+from gateway.chroma.relog import write_to_log
+from gateway.chroma.repair import IndexCopy, Repair, Way, at_risk, repair_segment
+from gateway.chroma.segments import read_segments
 from tests.bare_chroma import bare_chroma
 
 DIMENSION, NEIGHBORS = 24, 16
@@ -178,13 +182,18 @@ class Matrix:
             for space in (("l2", "cosine")[number % 2 if file != LENGTH else 1],)
         ]
         self._write()
-        self._damage()
+        self._damage_all()
         for case in self.cases:
-            copies = [IndexCopy(older / case.segment, case.older_position)] if case.source == "copy" else []
-            case.repair = repair_segment(path, case.segment, copies)
+            case.repair = repair_segment(path, case.segment, self._copies(case))
         with bare_chroma(path) as chroma:
             client = chroma.client()
             self.got = {case.name: self._look(client, case) for case in self.cases}
+
+    def _damage_all(self) -> None:
+        self._damage()
+
+    def _copies(self, case: Case) -> list[IndexCopy]:
+        return [IndexCopy(self.older / case.segment, case.older_position)] if case.source == "copy" else []
 
     def _write(self) -> None:
         """Let Chroma write one collection for each space; the others are copies, row by row, in the database."""
@@ -282,6 +291,23 @@ class Matrix:
         return held_by(client, case.name, wanted) if wanted else {}
 
 
+class RunningMatrix(Matrix):
+    """The same, while a Chroma runs that has read every collection. What a repair would lose is asked of it first."""
+
+    def _damage_all(self) -> None:
+        with bare_chroma(self.path) as chroma:
+            client = chroma.client()
+            for case in self.cases:
+                assert held_by(client, case.name).keys() == case.held.keys()
+            self._damage()
+            with closing(open_database(self.path / DATABASE)) as connection:
+                segments = {segment.id: segment for segment in read_segments(connection)}
+            for case in self.cases:
+                ids = at_risk(self.path, case.segment, self._copies(case))
+                lost = asyncio.run(write_to_log(chroma.port, segments[case.segment], ids, nullcontext))
+                assert lost == [], case.name
+
+
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     return Matrix(tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("older"))
@@ -316,6 +342,21 @@ def test_what_was_anywhere_comes_back(
         assert repair.way in (Way.LOG, Way.NONE)
     if source == "copy":
         assert repair.way in (Way.COPY, Way.NONE)
+
+
+def is_same(got: dict[str, Any], held: dict[str, Any]) -> bool:
+    return got.keys() == held.keys() and all(
+        np.array_equal(embedding, held[each][0]) and rest == list(held[each][1:])
+        for each, (embedding, *rest) in got.items()
+    )
+
+
+def test_while_chroma_runs_nothing_is_lost(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever is damaged, and whatever else there is: its memory has it, bit for bit."""
+    matrix = RunningMatrix(tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("older"))
+    different = [case.name for case in matrix.cases if not is_same(matrix.got[case.name], case.held)]
+    unsound = [case.name for case in matrix.cases if case.repair and not case.repair.after.is_sound]
+    assert (different, unsound) == ([], [])
 
 
 def _named_or_there(case: Case) -> set[str]:

@@ -1,35 +1,13 @@
 """A disk that fails or vanishes is named in `/readyz` while Chroma still answers from memory."""
 
-import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
-import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-
-
-def mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True, capture_output=True)
-
-
-@contextlib.contextmanager
-def small_disk() -> Iterator[Path]:
-    """A file system of 24 MB."""
-    with tempfile.TemporaryDirectory(prefix="gw-disk-") as path:
-        try:
-            mount("-t", "tmpfs", "-o", "size=24m", "tmpfs", path)
-        except (OSError, subprocess.CalledProcessError):
-            pytest.skip("mounting a file system is not allowed here")
-        try:
-            yield Path(path)
-        finally:
-            subprocess.run(["umount", "--recursive", "--lazy", path], check=False)
+from tests.small_disk import filled, mount, small_disk
 
 
 def warns_of(built: Gateway, name: str) -> bool:
@@ -45,13 +23,9 @@ def test_a_full_a_read_only_and_a_forbidden_disk_are_named() -> None:
         notes = built.client().create_collection("notes", embedding_function=None, configuration=hnsw)  # type: ignore[arg-type]
         notes.add(ids=["a", "b", "c"], embeddings=[[1, 0], [0, 1], [1, 1]])
 
-        filler = disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(1 << 16))
-        built.until(lambda: warns_of(built, "ENOSPC"), "the full disk is named", 20)
-        assert notes.count() == 3
-        filler.unlink()
+        with filled(disk):
+            built.until(lambda: warns_of(built, "ENOSPC"), "the full disk is named", 20)
+            assert notes.count() == 3
         built.until(lambda: not warns_of(built, "ENOSPC"), "the disk is good again", 20)
 
         (header,) = disk.glob("*/header.bin")

@@ -1,17 +1,20 @@
 """kill -9 of Chroma, or of everything, at random moments under four writers and two readers.
 
+Chroma also runs out of memory, or out of disk.
+
 Every second kill comes while an index is being written. `KILLS=1000 scripts/test --soak -s
 tests/system/test_kills_under_load.py` takes as many, within `KILLS_FOR_S` seconds, and prints what was measured.
 """
 
 import os
 import random
+import resource
 import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from gateway.chroma.disk import DATABASE, HEADER
 from gateway.chroma.structure import check_segments
 from tests.bare_chroma import bare_chroma
 from tests.gateway_process import Gateway, gateway_process
+from tests.small_disk import filled, small_disk
 
 KILLS, KILLS_FOR_S = int(os.environ.get("KILLS", "100")), float(os.environ.get("KILLS_FOR_S", "75"))
 # Dimension, space, sync_threshold.
@@ -149,6 +153,30 @@ def kill_chroma(built: Gateway, pid: int, before: int) -> None:
     built.wait_until_ready()
 
 
+def starve_chroma(built: Gateway, pid: int, before: int) -> None:
+    """Let it get no more memory: its next allocations fail, and it ends by itself. If it does not, it is killed."""
+    used = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (used, used))
+    with suppress(AssertionError):
+        built.until(lambda: starts(built) > before, "Chroma ended by itself", 2)
+    if starts(built) == before:
+        kill_chroma(built, pid, before)
+    built.wait_until_ready()
+
+
+def fill_the_disk(built: Gateway, pid: int, before: int) -> None:
+    """Leave no room while it writes, kill it, and make room again before or after that."""
+    with filled(built.data_dir):
+        time.sleep(0.3)
+        if pid % 2:
+            os.kill(pid, signal.SIGKILL)
+            time.sleep(0.5)
+    if not pid % 2:
+        os.kill(pid, signal.SIGKILL)
+    built.until(lambda: starts(built) > before, "Chroma is back")
+    built.wait_until_ready()
+
+
 def kill_everything(built: Gateway, _pid: int, _before: int) -> None:
     built.kill()
     built.start()
@@ -190,7 +218,8 @@ def run(built: Gateway, writers: list[Writer], kills: int, kill: Kill, until: fl
             wait_for_a_sync(built.data_dir)
             time.sleep(chance.random() * 0.003)
         began = time.monotonic()
-        threading.Timer(0.05, ending.set).start()  # the writers are in the middle of a write when it dies
+        # The writers are in the middle of a write when it dies.
+        threading.Timer(0.05 if kill in (kill_chroma, kill_everything) else 0.5, ending.set).start()
         kill(built, pid, before)
         found.served_s.append(time.monotonic() - began)
         for thread in threads:
@@ -203,7 +232,7 @@ def run(built: Gateway, writers: list[Writer], kills: int, kill: Kill, until: fl
             else:
                 found.lost += [f"kill {number}: {each.name}/{one}" for one in wrong]
         found.unsound += [f"kill {number}: {one}" for one in unsound_indexes(built.data_dir)]
-        if kill is kill_chroma and number % KILLS_AT_ONCE == KILLS_AT_ONCE - 1:
+        if kill is not kill_everything and number % KILLS_AT_ONCE == KILLS_AT_ONCE - 1:
             assert built.stop() == 0
             built.start()
     return found
@@ -245,6 +274,8 @@ def recall_of_a_fresh_index(path: Path, writer: Writer) -> float:
         (kill_chroma, 3, 600),
         pytest.param(kill_chroma, KILLS, KILLS_FOR_S, marks=pytest.mark.soak),
         pytest.param(kill_everything, KILLS, KILLS_FOR_S, marks=pytest.mark.soak),
+        pytest.param(starve_chroma, KILLS, KILLS_FOR_S / 3, marks=pytest.mark.soak),
+        pytest.param(fill_the_disk, KILLS, KILLS_FOR_S / 3, marks=pytest.mark.soak),
     ],
 )
 def test_kills_leave_every_record_and_index_whole(tmp_path: Path, kill: Kill, kills: int, for_s: float) -> None:
@@ -253,7 +284,11 @@ def test_kills_leave_every_record_and_index_whole(tmp_path: Path, kill: Kill, ki
         Writer(f"notes-{number}", *each, random.Random(1000 * kills + number))
         for number, each in enumerate(COLLECTIONS)
     ]
-    with gateway_process() as built:
+    with ExitStack() as stack:
+        env = {}
+        if kill is fill_the_disk:
+            env["GATEWAY_DATA_DIR"] = str(stack.enter_context(small_disk(512)))
+        built = stack.enter_context(gateway_process(**env))
         built.start()
         for each in writers:
             made = built.client().create_collection(

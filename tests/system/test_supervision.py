@@ -205,6 +205,20 @@ async def test_only_the_gateway_starts_a_chroma_that_died(gateway_process: Gatew
     assert gateway_process.status(within_s=5) == 0
 
 
+async def test_deaths_can_be_forgotten(gateway_process: Gateway) -> None:
+    """The gateway says so over supervisord's socket when it knows what Chroma died of."""
+    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    chroma = SupervisedProcess(gateway_process.url, "chroma")
+    for deaths in range(1, MAX_DEATHS + 3):
+        gateway_process.wait_for("chroma", "end", deaths)
+        await reach(chroma, "EXITED")
+        await chroma.forget_deaths()
+        with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
+            await chroma.start(0.5)
+    gateway_process.signal(signal.SIGTERM)
+    assert gateway_process.status(within_s=5) == 0
+
+
 async def test_chroma_that_dies_too_often_ends_everything(gateway_process: Gateway) -> None:
     """Whoever starts it again, six deaths in a minute are enough."""
     gateway_process.start(SUPERVISORD, chroma="exit=101")

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ import pytest
 from chromadb.api.models.Collection import Collection
 
 from gateway.chroma.disk import HEADER, ID_MAP, LENGTH, LEVEL0, LINK_LISTS
+from gateway.chroma.header import read_header
+from gateway.chroma.id_map import new_id_map, read_id_map
+from gateway.chroma.level0 import scan_level0
 from tests.gateway_process import Gateway, gateway_process
 
 DIMENSION = 16
@@ -80,16 +85,25 @@ def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
         assert built.readyz().json()["warnings"] == []
 
 
+def forget_log(built: Gateway) -> None:
+    """Delete all rows of Chroma's log, which indexes with the position that they have do not need."""
+    with closing(sqlite3.connect(built.data_dir / "chroma.sqlite3", timeout=30)) as database, database:
+        database.execute("delete from embeddings_queue")
+
+
 def test_what_only_chromas_memory_has_is_saved() -> None:
-    """A torn index whose vectors neither the store nor the log has: the snapshot is taken, and nothing is lost."""
+    """A torn index whose vectors neither the store nor the log has: by a snapshot, and by a repair on command.
+
+    One record has no vector even there. The snapshot is taken all the same, and exactly that record is named.
+    """
     with gateway_process() as built:
         built.start()
         collection = built.client().create_collection("notes", embedding_function=None, configuration=HNSW)
-        expected = fill(collection, 170)
-        trimmed = built.snapshot()
-        fill(collection, 30)
-        assert built.admin("DELETE", f"/snapshot/{built.snapshot()['id']}").status_code == 204
-        assert built.admin("DELETE", f"/snapshot/{trimmed['id']}").status_code == 204
+        expected = fill(collection, 150)
+        forget_log(built)
+        assert built.stop() == 0
+        forget_record(index_of(built), "r3")
+        built.start()
         path = index_of(built) / LEVEL0
         os.truncate(path, path.stat().st_size // 2)
         built.snapshot()
@@ -97,5 +111,31 @@ def test_what_only_chromas_memory_has_is_saved() -> None:
         built.kill()
         shutil.rmtree(built.data_dir)
         built.start()
+        (warning,) = built.readyz().json()["warnings"]
+        assert "1 record(s) of notes lost their vector" in warning
+        assert "among them r3:" in warning
+        collection = built.client().get_collection("notes", embedding_function=None)
+        collection.upsert(ids=["r3"], embeddings=[expected["r3"]])
+        assert stored(collection) == expected
+
+        forget_log(built)
+        os.truncate(index_of(built) / LEVEL0, path.stat().st_size // 2)
+        repaired = built.admin("POST", "/collections/notes/repair").json()
+        assert (repaired["lost"], repaired["is_sound"]) == (0, True)
         assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
-        assert built.readyz().json()["warnings"] == []
+        rebuilt = built.admin("POST", "/collections/notes/repair?rebuild=true").json()
+        assert (rebuilt["way"], rebuilt["lost"], rebuilt["from_index"]) == ("rebuild", 0, 150)
+        assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
+
+
+def forget_record(index: Path, record: str) -> None:
+    """Take a record out of the id map, and its label away from its element."""
+    id_map, header = read_id_map(index / ID_MAP), read_header(index)
+    assert header
+    label = id_map.id_to_label.pop(record)
+    (index / ID_MAP).write_bytes(new_id_map(id_map.id_to_label, id_map.total_elements_added or 0))
+    level0 = scan_level0(index / LEVEL0, header.layout, header.elements)
+    (number,) = level0.number[level0.label == label]
+    with (index / LEVEL0).open("r+b") as file:
+        file.seek(int(number) * header.element_bytes + 2)
+        file.write(b"\x01")  # hnswlib's mark of a deleted element (`hnswalg.h`, `markDeletedInternal`)

@@ -11,6 +11,7 @@ import pytest
 from gateway.chroma import managed
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
+from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import ConfigError, Unavailable
 
@@ -19,7 +20,7 @@ class Process:
     """Stands in for the process manager. `lives` are how its processes fare: "up", or "dies" at once."""
 
     def __init__(self, watch: ChromaWatch, *lives: str) -> None:
-        self.watch, self.lives, self.starts = watch, list(lives), 0
+        self.watch, self.lives, self.starts, self.forgotten = watch, list(lives), 0, 0
         self.state = "stopped"
 
     async def start(self, timeout_s: float) -> None:
@@ -39,6 +40,9 @@ class Process:
     async def has_died(self) -> bool:
         return self.state == "died"
 
+    async def forget_deaths(self) -> None:
+        self.forgotten += 1
+
     def die(self) -> None:
         self.state = "died"
         self.watch.up = self.watch.warmed = False
@@ -56,14 +60,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed, "_LONGEST_PAUSE_S", 0)
 
 
-def made(path: Path, *lives: str) -> tuple[ManagedChroma, Process]:
+def made(path: Path, *lives: str, quarantine: Quarantine | None = None) -> tuple[ManagedChroma, Process]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     directory = DataDirectory(path)
     directory.make()
     watch = ChromaWatch(path, port, admitted, lambda: None)
     process = Process(watch, *lives)
-    return ManagedChroma(directory, watch, process, path / "chroma.yaml"), process
+    return ManagedChroma(directory, watch, process, path / "chroma.yaml", quarantine), process
 
 
 async def test_a_chroma_that_died_is_started_again(tmp_path: Path) -> None:
@@ -79,6 +83,25 @@ async def test_a_chroma_that_died_is_started_again(tmp_path: Path) -> None:
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     assert process.starts == 3
+
+
+async def test_a_death_that_ends_in_a_quarantine_does_not_count(tmp_path: Path) -> None:
+    """So Chroma comes up however many collections it dies of. The death that made a suspect counts."""
+    quarantine = Quarantine()
+    chroma, process = made(tmp_path, quarantine=quarantine)
+    await chroma.start()
+    keeping = asyncio.create_task(chroma.keep_running())
+    for deaths in range(1, 17):
+        quarantine.begin_probe(f"collection {(deaths - 1) // 2}")
+        quarantine.chroma_gone()
+        process.die()
+        async with asyncio.timeout(10):
+            while process.starts <= deaths:
+                await asyncio.sleep(0.001)
+        quarantine._suspects |= {f"collection {(deaths - 1) // 2}"} - set(quarantine.quarantined)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    assert (process.forgotten, len(quarantine.quarantined)) == (8, 8)
 
 
 async def test_a_chroma_that_was_stopped_stays_so(tmp_path: Path) -> None:

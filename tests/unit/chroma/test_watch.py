@@ -1,15 +1,19 @@
 """The watch outlives whatever a dying Chroma does to it."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
 import pytest
 
-from gateway.chroma.database import Collection
+from gateway.chroma import watch as watch_module
+from gateway.chroma.database import Collection, open_database
+from gateway.chroma.disk import DATABASE, LEVEL0
 from gateway.chroma.quarantine import DIED_TWICE, Quarantine
+from gateway.chroma.segments import read_segments
 from gateway.chroma.watch import ChromaWatch
 from tests.bare_chroma import bare_chroma
 
@@ -85,6 +89,48 @@ async def test_suspects_are_read_last_and_alone(tmp_path: Path) -> None:
     assert await run() == {"default_tenant/default_database/notes0": DIED_TWICE}
     assert (len(read), doomed in read) == (5, False)
     assert not quarantine.suspects
+
+
+async def test_what_chroma_fails_for_is_read_again_and_its_files_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chroma reads from its memory what it cannot write any more. Other collections are not read again."""
+    monkeypatch.setattr(watch_module, "_PROBE_AGAIN_S", 0.05)
+    quarantine, read = Quarantine(), list[str]()
+
+    @asynccontextmanager
+    async def noted(what: str, _collection_id: str) -> AsyncIterator[None]:
+        read.append(what)
+        yield
+
+    with bare_chroma(tmp_path) as chroma:
+        configuration = {"hnsw": {"sync_threshold": 20, "batch_size": 10}}
+        for name in ("notes", "other"):
+            made = chroma.client().create_collection(name, embedding_function=None, configuration=configuration)
+            made.add(ids=[str(each) for each in range(30)], embeddings=[[1.0, each] for each in range(30)])
+        notes = chroma.client().get_collection("notes", embedding_function=None)
+        watch = ChromaWatch(tmp_path, chroma.port, noted, lambda: None, quarantine)
+        watching = asyncio.create_task(watch.run())
+        assert await watch.until(lambda watch: watch.warmed, 20)
+        index = index_of(tmp_path, str(notes.id))
+        whole = (index / LEVEL0).read_bytes()
+        os.truncate(index / LEVEL0, len(whole) // 2)
+        read.clear()
+        quarantine.doubt(str(notes.id))
+        assert await watch.until(lambda watch: bool(watch.unreadable), 20)
+        assert "torn on the disk" in watch.unreadable["default_tenant/default_database/notes"]
+        assert (watch.refused, quarantine.refuses(str(notes.id))) == (frozenset(), False)
+        (index / LEVEL0).write_bytes(whole)
+        assert await watch.until(lambda watch: not watch.unreadable, 20)
+        assert set(read) == {"warming default_tenant/default_database/notes"}
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def index_of(data_dir: Path, collection_id: str) -> Path:
+    with closing(open_database(data_dir / DATABASE)) as connection:
+        (segment,) = [each for each in read_segments(connection) if each.collection_id == collection_id]
+    return data_dir / segment.id
 
 
 @pytest.mark.parametrize(("fails", "refused"), [("embeddings", False), ("count", True)])

@@ -36,7 +36,8 @@ class ServedChroma:
 
     async def require_same_run(self, run: int) -> None: ...
 
-    async def write_to_log(self, *args: object) -> None: ...
+    async def write_to_log(self, *args: object) -> list[str]:
+        return []
 
 
 class Gate:

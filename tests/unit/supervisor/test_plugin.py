@@ -14,7 +14,7 @@ from gateway.errors import (
     StorageDenied,
     StorageUnavailable,
 )
-from gateway.supervisor.plugin import DEATHS_WINDOW_S, MAX_DEATHS, PERMANENT, End, Watch
+from gateway.supervisor.plugin import DEATHS_WINDOW_S, MAX_DEATHS, PERMANENT, End, Methods, Watch
 
 
 class Clock:
@@ -122,6 +122,14 @@ def test_stop_on_purpose_is_a_new_life(watch: Watch) -> None:
     die(watch, MAX_DEATHS)
     assert watch.judge("chroma", "STOPPED", 0, stopping=False) is None
     assert die(watch, MAX_DEATHS) == [None] * MAX_DEATHS
+
+
+def test_deaths_whose_cause_is_known_do_not_count(watch: Watch) -> None:
+    """However many collections Chroma dies of, it comes up when all of them are left alone."""
+    for _ in range(3):
+        assert die(watch, MAX_DEATHS) == [None] * MAX_DEATHS
+        assert Methods(watch).forget_deaths("chroma")
+    assert die(watch, MAX_DEATHS + 1)[-1] == 1
 
 
 @pytest.mark.parametrize(("last", "expected"), [(101, 101), (1, 1), (0, 1), (-signal.SIGSEGV, 1), (None, 1)])
