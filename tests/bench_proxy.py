@@ -177,10 +177,15 @@ def compare(cases: list[Case], options: argparse.Namespace, ports: dict[str, dic
             p50 = {name: statistics.median(each.p50_ms for each in got) for name, got in results.items()}
             print(
                 f"| {case.name} | {connections} | {rate['bare']:,.0f} | {rate['nginx']:,.0f} | {rate['gateway']:,.0f} "
-                f"| {rate['gateway'] / rate['nginx']:.2f} | {rate['gateway'] / rate['bare']:.2f} "
+                f"| {ratio(rate['gateway'], rate['nginx'])} | {ratio(rate['gateway'], rate['bare'])} "
                 f"| {p50['bare']:.2f} ms | {p50['nginx']:.2f} ms | {p50['gateway']:.2f} ms |",
                 flush=True,
             )
+
+
+def ratio(one: float, other: float) -> str:
+    """A dash where nothing was answered in time."""
+    return f"{one / other:.2f}" if other else "–"
 
 
 def memory(cases: list[Case], port: int, pid: int, directory: Path) -> None:
