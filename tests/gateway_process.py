@@ -143,7 +143,7 @@ class Gateway:
     def pid(self, program: str) -> int | None:
         """The process id of `chroma` or `gateway`, None while it has none."""
         try:
-            info = _call(f"unix://{self.directory}/var/supervisor.sock", "getProcessInfo", (program,), None)
+            info = _call(f"unix://{self.directory}/var/supervisor.sock", "supervisor.getProcessInfo", (program,), None)
         except OSError:
             return None
         return info["pid"] or None

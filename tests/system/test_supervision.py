@@ -316,14 +316,14 @@ async def test_a_stop_is_repeated_until_it_is_one(monkeypatch: pytest.MonkeyPatc
     states, stops = iter(["STARTING", "RUNNING", "STOPPING", "STOPPED"]), []
 
     def answer(_url: str, method: str, args: tuple[object, ...], accept: int | None) -> object:
-        if method == "getProcessInfo":
+        if method == "supervisor.getProcessInfo":
             return {"statename": next(states), "pid": 0, "start": 0}
         stops.append((method, args, accept))
         return None
 
     monkeypatch.setattr("gateway.supervisor.client._call", answer)
     await SupervisedProcess("unix://not-used.sock", "chroma").stop(5)
-    assert stops == [("stopProcess", ("chroma", False), Faults.NOT_RUNNING)] * 4
+    assert stops == [("supervisor.stopProcess", ("chroma", False), Faults.NOT_RUNNING)] * 4
 
 
 async def test_slow_stop_is_bounded_and_a_start_waits_for_it(gateway_process: Gateway) -> None:
