@@ -31,7 +31,7 @@ RUN mkdir -p /model/.cache/chroma \
 
 # ---------------------------------------------------------------- this project
 FROM build AS project
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md supervisord.conf ./
 COPY gateway ./gateway
 # The build backend is of the lock file too, and not needed afterwards.
 RUN pip --python /opt/gateway/bin/python install --no-cache-dir --disable-pip-version-check --no-input \

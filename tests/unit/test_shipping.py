@@ -5,6 +5,7 @@ import json
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,15 @@ def test_the_image_is_as_documented() -> None:
     assert "tini" in text.partition("ENTRYPOINT")[2]
     assert "--require-hashes" in text
     assert '"/readyz"' in (ROOT / "scripts/image/healthcheck").read_text()
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda each: each.name)
+def test_images_have_what_the_project_is_built_of(path: Path) -> None:
+    """The files that pyproject.toml puts into the wheel are copied before the project is installed."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [each for files in project["tool"]["setuptools"]["data-files"].values() for each in files]
+    copied = re.findall(r"^COPY (.*pyproject\.toml.*) \./$", path.read_text(), re.MULTILINE)
+    assert set(needed) | {project["project"]["readme"]} <= set(copied[0].split())
 
 
 def test_files_that_docker_copies_are_not_ignored() -> None:
