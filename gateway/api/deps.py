@@ -52,7 +52,11 @@ class _Provides:
         return self._provided
 
 
-_HINT = "send the header 'Authorization: Bearer <admin token>', which is in GATEWAY_ADMIN_TOKEN or ./var/admin-token"
+_HINTS = {
+    Role.ADMIN: "send the header 'Authorization: Bearer <admin token>', which is in GATEWAY_ADMIN_TOKEN or"
+    " ./var/admin-token",
+    Role.READER: "send the header 'Authorization: Bearer <key>' with a key that sees everything; a reader's will do",
+}
 
 
 class KeyHolder(SecurityBase):
@@ -69,13 +73,13 @@ class KeyHolder(SecurityBase):
         if token is None:
             if self._anonymous:
                 return None
-            raise Unauthorized("no key was given", _HINT)
+            raise Unauthorized("no key was given", _HINTS[self._role])
         try:
             key = self._keyring.find(token)
         except Unauthorized as error:
             if self._anonymous:
                 return None
-            raise Unauthorized(error.message, _HINT) from None
+            raise Unauthorized(error.message, _HINTS[self._role]) from None
         request.state.key = key  # before it is refused: the audit tells of that too
         if key.role < self._role or not key.scope.everything:
             raise Forbidden(

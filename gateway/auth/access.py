@@ -1,9 +1,13 @@
 """May this role, in this scope, do that? And if not, what is the response? Pure.
 
-The role is checked first. If it is not enough, the response is 403, whatever the request addresses. Then the scope:
-what is out of scope gets the response that Chroma gives for what does not exist, byte for byte. The route alone decides
-it, without asking Chroma, so a client cannot find out whether something exists out of its scope. Where even that would
-say too much (creating a collection whose name is out of scope), the response is 403 and says what the key may do.
+The role is checked first. If it is not enough, the response is 403, whatever the request addresses. One request is
+made smaller instead: a reader's `get_or_create` only gets, since LangChain and LlamaIndex begin with one. A route that
+is not in the table gets Chroma's 404, unless an admin asks.
+
+Then the scope. What is out of scope gets the response that Chroma gives for what does not exist, byte for byte. The
+route alone decides it, without asking Chroma, so a client cannot find out whether something exists out of its scope.
+Where even that would say too much (creating a collection whose name is out of scope), the response is 403 and says what
+the key may do.
 """
 
 import json
@@ -46,15 +50,18 @@ class AccessPlan(NamedTuple):
     """This field of the body must be one of `allowed_names`."""
     allowed_names: Names = Names()
     name_is_optional: bool = False
+    get_only: bool = False
+    """Ask Chroma for the collection that the body would get or create."""
 
 
 UNRESTRICTED = AccessPlan()
+_UNSCOPED = (Action.PROBE, Action.PREFLIGHT_CHECKS, Action.IDENTITY, Action.RETIRED)
 
 
 def require_role(role: Role, action: Action) -> None:
     """Raise Forbidden if `role` is not enough for `action`."""
     needed = Role.READER if action in READS else Role.WRITER
-    if action in (Action.UNKNOWN, Action.RESET):
+    if action is Action.RESET:
         needed = Role.ADMIN
     if role < needed:
         raise Forbidden(
@@ -64,9 +71,19 @@ def require_role(role: Role, action: Action) -> None:
         )
 
 
-def plan_access(scope: Scope, route: RouteMatch) -> AccessPlan:
-    """How to handle a request whose role is enough. Raises Forbidden."""
-    if scope.everything or route.action in (Action.PROBE, Action.PREFLIGHT_CHECKS, Action.IDENTITY):
+def plan_access(scope: Scope, role: Role, route: RouteMatch) -> AccessPlan:
+    """How to handle a request. Raises Forbidden."""
+    if route.action is Action.UNKNOWN:
+        # What it does in a newer Chroma is not known.
+        return UNRESTRICTED if role is Role.ADMIN and scope.everything else AccessPlan(ROUTE_NOT_FOUND)
+    if route.action is Action.CREATE_COLLECTION and role is Role.READER:
+        return _plan_in_scope(scope, route)._replace(get_only=True)
+    require_role(role, route.action)
+    return _plan_in_scope(scope, route)
+
+
+def _plan_in_scope(scope: Scope, route: RouteMatch) -> AccessPlan:
+    if scope.everything or route.action in _UNSCOPED:
         return UNRESTRICTED
     if route.action is Action.CREATE_TENANT:
         if not scope.whole_tenants:
@@ -169,18 +186,38 @@ def _partial_scope(what: str) -> GatewayError:
 
 def require_name(plan: AccessPlan, body: bytes) -> None:
     """Raise Forbidden unless `plan.name_field` of `body`, which must be complete, is an allowed name."""
-    try:
-        value = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError):
-        raise Forbidden("this key may use only certain names, and the body cannot be read") from None
-    name = value.get(plan.name_field) if isinstance(value, dict) else None
-    if name is None and plan.name_is_optional and isinstance(value, dict):
+    value = _fields(body)
+    if value is None:
+        raise Forbidden("this key may use only certain names, and the body cannot be read")
+    name = value.get(plan.name_field)
+    if name is None and plan.name_is_optional:
         return
     if name not in plan.allowed_names or not isinstance(name, str):
         raise Forbidden(
             f"this key may not use this value as {plan.name_field!r}",
             f"it may use {', '.join(plan.allowed_names.patterns or ())}",
         )
+
+
+def name_to_get(body: bytes) -> str:
+    """The name of the collection that `body`, which must be complete, would get or create. Raises Forbidden."""
+    value = _fields(body) or {}
+    name = value.get("name")
+    if value.get("get_or_create") is not True or not isinstance(name, str):
+        raise Forbidden(
+            "this key is a reader's, and may get a collection but not create one",
+            "ask the operator of this gateway for a writer's key",
+        )
+    return name
+
+
+def _fields(body: bytes) -> dict[str, Any] | None:
+    """A body's JSON object, None if it is not one."""
+    try:
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

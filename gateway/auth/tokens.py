@@ -5,6 +5,7 @@ thousand. The secret has 256 random bits, so SHA-256 is the right hash: slow has
 guessed, and here they would only let invalid requests use up CPU time.
 """
 
+import base64
 import hashlib
 import re
 import secrets
@@ -15,7 +16,7 @@ from gateway.errors import Unauthorized
 _TOKEN = re.compile(r"cgw_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_TOKEN_BYTES = 1024
-_HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>', once"
+_HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>', or the key as a password, once"
 
 AUTHORIZATION, CHROMA_TOKEN = b"authorization", b"x-chroma-token"
 CREDENTIALS = frozenset((AUTHORIZATION, CHROMA_TOKEN))
@@ -46,8 +47,9 @@ def is_digest(text: str) -> bool:
 def token_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The one token in a request's headers (names in lower case), None if there is none.
 
-    `X-Chroma-Token` takes precedence over `Authorization`, which a platform in front may use for itself. Raises
-    Unauthorized if a header is repeated or is not valid.
+    `X-Chroma-Token` takes precedence over `Authorization`, which a platform in front may use for itself. With Basic
+    authentication the token is the password, or the name where the password is empty. Raises Unauthorized if a header
+    is repeated or is not valid.
     """
     bearer: list[bytes] = []
     chroma: list[bytes] = []
@@ -63,9 +65,21 @@ def token_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     if not bearer:
         return None
     scheme, _, rest = bearer[0].partition(b" ")
-    if scheme.lower() != b"bearer":
-        raise Unauthorized("the Authorization header is not a bearer token", _HINT)
-    return _decoded(rest)
+    match scheme.lower():
+        case b"bearer":
+            return _decoded(rest)
+        case b"basic":
+            return _decoded(_password(rest))
+        case _:
+            raise Unauthorized("the Authorization header has neither a bearer token nor a password", _HINT)
+
+
+def _password(value: bytes) -> bytes:
+    try:
+        name, _, password = base64.b64decode(value.strip(b" \t"), validate=True).partition(b":")
+    except ValueError:
+        return b""
+    return password or name
 
 
 def _decoded(value: bytes) -> str:

@@ -4,7 +4,8 @@
 it. It has the routes of chromadb 1.5.9's `GET /openapi.json`, and those of API v1 that old clients call first.
 
 POST does not mean write: `get`, `query` and `search` read. A route that is not in the table is a write, and only an
-admin may call it. So a route that a newer Chroma adds may wait needlessly, and never passes a closed gate.
+admin's key reaches it. So a route that a newer Chroma adds may wait needlessly, and never passes a closed gate. API v1
+is gone, and every key gets Chroma's answer that it is.
 
 Paths are matched as Chroma's router matches them (`rust/frontend/src/server.rs`, axum): split at slashes, then each
 segment is decoded once, as UTF-8. Nothing is normalised: a doubled slash or a dot segment is one more unknown path.
@@ -71,6 +72,8 @@ class Action(Enum):
     SEARCH = "search"
     COUNT = "count"
     COLLECTION_STATUS = "collection_status"
+    RETIRED = "retired"
+    """API v1. Chroma answers that it is gone."""
     UNKNOWN = "unknown"
 
 
@@ -142,14 +145,14 @@ ROUTES = (
     Route("POST", f"{_BY_ID}/functions/attach", Action.ATTACH_FUNCTION, _WRITE),
     Route("GET", f"{_BY_ID}/functions/{{function}}", Action.GET_FUNCTION, _READ),
     Route("POST", f"{_BY_ID}/attached_functions/{{function}}/detach", Action.DETACH_FUNCTION, _WRITE, audited=True),
-    # Old clients call these first, to find out which server this is. Chroma answers that API v1 is gone.
-    Route("GET", "/api/v1", Action.UNKNOWN, _READ),
+    # Old clients call these first, to find out which server this is.
+    Route("GET", "/api/v1", Action.RETIRED, _READ),
     Route("GET", "/api/v1/heartbeat", Action.PROBE, _READ, probe=True),
     Route("GET", "/api/v1/version", Action.PROBE, _READ, probe=True),
     Route("GET", "/api/v1/pre-flight-checks", Action.PREFLIGHT_CHECKS, _READ, probe=True),
 )
 
-READS = frozenset(route.action for route in ROUTES if route.kind is not Kind.WRITE) - {Action.UNKNOWN}
+READS = frozenset(route.action for route in ROUTES if route.kind is not Kind.WRITE)
 """A reader may do these."""
 RECORD_WRITES = frozenset(route.action for route in ROUTES if route.whole_body and route.kind is Kind.WRITE)
 """The body has `ids`, one for each record."""
@@ -176,6 +179,9 @@ class RouteMatch(NamedTuple):
 
 
 _UNKNOWN = RouteMatch(Action.UNKNOWN, Kind.WRITE)
+# One handler for all of them (`rust/frontend/src/server.rs`, `v1_deprecation_notice`).
+_RETIRED = RouteMatch(Action.RETIRED, Kind.WRITE)
+_API_V1 = re.compile(rb"/api/v1(?:/[^#]*)?")
 # A browser's preflight is answered by a layer above Chroma's handlers (`rust/frontend/src/server.rs`, `CorsLayer`).
 _OPTIONS = RouteMatch(Action.UNKNOWN, Kind.READ)
 _READABLE_ID = re.compile(rb"[0-9a-fA-F-]{36}")
@@ -211,7 +217,9 @@ def match_route(method: str, raw_path: bytes) -> RouteMatch:
     for pattern, route, resource in _PATTERNS.get((method, raw_path.count(b"/")), ()):
         if match := pattern.fullmatch(raw_path):
             return _matched(route, resource, match.groupdict(), raw_path)
-    return _OPTIONS if method == "OPTIONS" else _UNKNOWN
+    if method == "OPTIONS":
+        return _OPTIONS
+    return _RETIRED if _API_V1.fullmatch(raw_path) else _UNKNOWN
 
 
 def _matched(route: Route, resource: Resource, raw: dict[str, bytes], raw_path: bytes) -> RouteMatch:

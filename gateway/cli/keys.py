@@ -3,11 +3,16 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
 from gateway.auth.keys import parse_keys
 from gateway.auth.tokens import digest_of, id_of, new_token
+from gateway.cli.client import AdminClient, AnsweredError, connect
+from gateway.cli.options import Token, Url
+
+_DEFAULT_DATABASE = "default_database"
 
 keys = typer.Typer(help="Keys for the users of the gateway.")
 
@@ -15,6 +20,22 @@ keys = typer.Typer(help="Keys for the users of the gateway.")
 @keys.callback()
 def _keys() -> None:
     """Keep `new` a command of its own: a group of one command would become that command."""
+
+
+def _literal(patterns: list[str] | None) -> list[str]:
+    return [each for each in patterns or () if not set(each) & {"*", "?"}]
+
+
+def _create(gateway: AdminClient, tenant: str, databases: list[str]) -> None:
+    """Make a tenant and databases of it, unless they are there."""
+    wanted = [("/api/v2/tenants", tenant)]
+    wanted += [(f"/api/v2/tenants/{quote(tenant, safe='')}/databases", each) for each in databases]
+    for path, name in wanted:
+        try:
+            gateway.request("POST", path, json={"name": name})
+        except AnsweredError as error:
+            if error.name != "UniqueConstraintError":
+                raise
 
 
 @keys.command("new")
@@ -27,6 +48,11 @@ def new_key(
     database: Annotated[list[str] | None, typer.Option(help="The same for databases.")] = None,
     collection: Annotated[list[str] | None, typer.Option(help="The same for names of collections.")] = None,
     days: Annotated[int | None, typer.Option(help="The key expires after so many days.", min=1, max=36500)] = None,
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the tenants and databases too, at a running gateway.")
+    ] = False,
+    url: Url = None,
+    admin_token: Token = None,
 ) -> None:
     """Make a key. stderr shows it, this once; stdout has its entry for GATEWAY_KEYS_FILE."""
     token = new_token()
@@ -44,5 +70,13 @@ def new_key(
         lines.append(f"expires = {(datetime.now(UTC) + timedelta(days=days)).isoformat(timespec='seconds')}")
     entry = "\n".join(lines)
     parse_keys(entry, "this key")  # refuses what the gateway would refuse
+    named = [(each, _literal(database) or [_DEFAULT_DATABASE]) for each in _literal(tenant)]
+    if create:
+        with connect(url, admin_token) as gateway:
+            for each, databases in named:
+                _create(gateway, each, databases)
+    elif named:
+        names = ", ".join(f"{each}/{'|'.join(databases)}" for each, databases in named)
+        typer.echo(f"the key needs a tenant and a database that exist ({names}): --create makes them", err=True)
     typer.echo(f"the key, which is shown this once: {token}", err=True)
     typer.echo(entry)

@@ -19,11 +19,12 @@ from gateway.proxy.heads import END_OF_HEAD, MAX_HEAD_BYTES
 from gateway.proxy.local_response import LocalResponse
 from gateway.proxy.policy import Decision
 from gateway.proxy.proxied_request import HELD_BYTES, ProxiedRequest
-from gateway.proxy.responses import CONTINUE, error_response
+from gateway.proxy.responses import CONTINUE, HTTP_2_GOAWAY, error_response
 
 if TYPE_CHECKING:
     from gateway.proxy.data_path import DataPath
 
+_HTTP_2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"  # `SM` and an empty line follow
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 # After a refusal the rest of the request is read and discarded for so long. If the connection were closed at once, the
 # client could see a reset before it reads the response.
@@ -152,6 +153,10 @@ class ClientConnection(HttpToolsProtocol):
         self._head_since_s = None
         end += len(END_OF_HEAD)
         raw, self._buffer = (data, b"") if end == len(data) else (data[:end], data[end:])
+        if raw == _HTTP_2_PREFACE:
+            self.write(HTTP_2_GOAWAY)
+            self._linger()
+            return False
         decision = self._data_path.policy.decide(raw)
         head = decision.head
         self._body, self._received_bytes = head.body(), 0

@@ -116,7 +116,7 @@ class DataPath:
             return FilteredRequest(client, decision, request_id, self.gate, self.pool)
         principal, action = decision.principal, decision.head.route.action
         max_records = principal.limits.records if principal and action in RECORD_WRITES else 0
-        if plan.collection_id is None and plan.name_field is None and not max_records:
+        if plan.collection_id is None and plan.name_field is None and not max_records and not plan.get_only:
             return ProxiedRequest(client, decision.head, request_id, self.gate, self.pool, decision.counter)
         if self._names is None:
             raise AssertionError("scopes need the names of collections")

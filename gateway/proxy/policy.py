@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Collection
 
-from gateway.auth.access import UNRESTRICTED, AccessPlan, StaticResponse, identity_response, plan_access, require_role
+from gateway.auth.access import UNRESTRICTED, AccessPlan, StaticResponse, identity_response, plan_access
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import ANONYMOUS_NAME, Key
 from gateway.auth.quota import Quota, QuotaLimits
@@ -215,10 +215,9 @@ class RequestPolicy:
 
     def _plan(self, decision: Decision, principal: Principal, action: Action) -> None:
         try:
-            require_role(principal.role, action)
+            decision.plan = plan_access(principal.scope, principal.role, decision.head.route)
             if action is Action.RESET and not self._allow_reset:
                 raise _ResetDisabled("Reset is disabled by config", "it removes everything; see GATEWAY_ALLOW_RESET")
-            decision.plan = plan_access(principal.scope, decision.head.route)
             if action is Action.IDENTITY and principal.key is not None:
                 decision.response = identity_response(principal.name, principal.scope)
             elif decision.plan.response is not None:

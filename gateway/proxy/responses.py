@@ -1,12 +1,24 @@
 """The gateway's own responses as bytes for the wire, in Chroma's shape. Pure."""
 
 import json
+import struct
 from http import HTTPStatus
 
 from gateway.auth.access import StaticResponse
 from gateway.errors import GatewayError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_WHY_GONE = b"this gateway speaks HTTP/1.1; switch off HTTP/2 without TLS (h2c)"
+_GOAWAY, _HTTP_1_1_REQUIRED = 7, 0xD
+HTTP_2_GOAWAY = b"".join(
+    (
+        struct.pack(">xHBBI", 0, 4, 0, 0),  # an empty SETTINGS frame comes first
+        struct.pack(">xHBBI", 8 + len(_WHY_GONE), _GOAWAY, 0, 0),
+        struct.pack(">II", 0, _HTTP_1_1_REQUIRED),
+        _WHY_GONE,
+    )
+)
+"""The answer to a client that begins with HTTP/2 (RFC 9113 §3.4, §6.8): it may try again with HTTP/1.1."""
 # Chroma sends this header with each error, with zeros where nothing collects its traces.
 _NO_TRACE = b"chroma-trace-id: 00000000000000000000000000000000\r\n"
 

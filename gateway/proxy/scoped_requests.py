@@ -1,20 +1,21 @@
 """Proxied requests that need a check or a filter: scopes, and limits on records.
 
 `ScopedRequest` checks that a collection's name is in scope when the request arrives, and again before Chroma gets the
-last of it: the collection may have been renamed in between. `FilteredRequest` asks Chroma for a whole list, and passes
-on what is in scope.
+last of it: the collection may have been renamed in between. It makes a reader's `get_or_create` a get.
+`FilteredRequest` asks Chroma for a whole list, and passes on what is in scope.
 """
 
 import asyncio
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 import msgspec
 
-from gateway.auth.access import FilteredList, StaticResponse, require_name
+from gateway.auth.access import FilteredList, StaticResponse, name_to_get, require_name
 from gateway.auth.scope import Names
 from gateway.chroma.names import CollectionNames
+from gateway.chroma.routes import match_route
 from gateway.errors import BadUpstream, BodyTooLarge, GatewayError, InvalidRequest, Overloaded, Unavailable
 from gateway.proxy.framing import Body, Chunked
 from gateway.proxy.gate import Gate, Ticket
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.proxy.client import ClientConnection
 
 _MAX_NAMING_BODY_BYTES = 1 << 20
+_OF_A_BODY = (b"content-length", b"content-type", b"content-encoding", b"transfer-encoding")
 _RENAMED = "the collection's name may have changed meanwhile"
 
 
@@ -58,7 +60,8 @@ class ScopedRequest(ProxiedRequest):
         assert decision.principal is not None
         self._plan, self._scope = decision.plan, decision.principal.scope
         self._names, self._max_records, self._budget = names, max_records, budget
-        self._needs_whole_body = self._plan.name_field is not None or max_records > 0
+        self._is_about_a_name = self._plan.name_field is not None or self._plan.get_only
+        self._needs_whole_body = self._is_about_a_name or max_records > 0
 
     def receive(self, data: bytes, *, complete: bool) -> None:
         if self.ended:
@@ -80,7 +83,7 @@ class ScopedRequest(ProxiedRequest):
             self._budget.used_bytes += len(data)
         if self._budget.used_bytes > self._budget.max_bytes:
             self.fail(Overloaded("too many long requests are arriving at once", "send it again, a little later"))
-        elif self._plan.name_field is not None and self._held_bytes > _MAX_NAMING_BODY_BYTES:
+        elif self._is_about_a_name and self._held_bytes > _MAX_NAMING_BODY_BYTES:
             self.fail(BodyTooLarge(f"the body of {self.head.what} may have {_MAX_NAMING_BODY_BYTES} bytes"))
         elif complete:
             try:
@@ -93,6 +96,8 @@ class ScopedRequest(ProxiedRequest):
     def _check_body(self, body: bytes) -> None:
         if self._plan.name_field is not None:
             require_name(self._plan, body)
+        if self._plan.get_only:
+            self.head, self._held, self._held_bytes = _get_collection(self.head, name_to_get(body)), [], 0
         if self._max_records:
             records = _count_records(body)
             if records > self._max_records:
@@ -161,6 +166,17 @@ class ScopedRequest(ProxiedRequest):
         self._budget.used_bytes -= self._budgeted_bytes
         self._budgeted_bytes = 0
         super()._end()
+
+
+def _get_collection(head: RequestHead, name: str) -> RequestHead:
+    """The request for a collection in place of the one to get or create it, which has a body."""
+    path = b"%b/%b" % (head.path, quote(name, safe="").encode())
+    lines = [line for line in head.upstream.split(b"\r\n")[1:] if line.partition(b":")[0].lower() not in _OF_A_BODY]
+    upstream = b"\r\n".join((b"GET %b HTTP/1.1" % path, *lines))
+    route = match_route("GET", path)
+    return head._replace(
+        upstream=upstream, method=b"GET", route=route, length_bytes=None, chunked=False, idempotent=True
+    )
 
 
 class FilteredRequest(ProxiedRequest):

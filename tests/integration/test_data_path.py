@@ -87,6 +87,21 @@ async def test_every_status_of_chroma_is_passed_on(code: int) -> None:
             assert header(lines, b"location") == b"/api/v2/elsewhere"
 
 
+async def test_http_2_without_tls_is_told_to_use_http_1() -> None:
+    """An empty SETTINGS frame, then GOAWAY with HTTP_1_1_REQUIRED and words for a person (RFC 9113 §6.8, §7)."""
+    async with data_path() as path:
+        peer = await path.connect()
+        await peer.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+        assert await peer.exactly(9) == b"\0\0\0\4\0\0\0\0\0"
+        head = await peer.exactly(17)
+        length = int.from_bytes(head[:3]) - 8
+        assert (head[3:9], head[9:13], head[13:17]) == (b"\7\0\0\0\0\0", bytes(4), (0xD).to_bytes(4))
+        assert b"HTTP/1.1" in await peer.exactly(length)
+        with pytest.raises(asyncio.IncompleteReadError):
+            await peer.exactly(1)
+        assert status(await path.ask(READ + b"\r\n")) == 200
+
+
 async def test_a_response_to_head_has_a_length_and_no_body() -> None:
     """HEAD is passed on as HEAD, and the connection serves the next request."""
 

@@ -1,5 +1,6 @@
 """Who may do what on the data path: every route, every role, in scope and out of it."""
 
+import base64
 import gc
 import itertools
 import json
@@ -250,12 +251,47 @@ def test_every_route_out_of_scope(served: Served, method: str, template: str, ro
     ],
 )
 def test_a_route_that_nobody_thought_of_is_an_admins(served: Served, method: str, path: str) -> None:
-    """Whatever a newer Chroma adds stays closed."""
+    """Whatever a newer Chroma adds stays closed. Nobody is sent for an admin's key for a misspelt path."""
     for role in ("none", "wrong"):
         assert served.ask(role, method, path).status_code == 401
     for role in ("reader", "writer", "scoped-reader", "scoped-writer"):
-        assert served.ask(role, method, path).status_code == 403
+        answer = served.ask(role, method, path)
+        assert (answer.status_code, answer.content) == (404, b"")
     assert served.ask("admin", method, path).status_code not in (401, 403)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/collections", "/api/v1/tenants/acme", "/api/v1/nonsense"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_every_key_hears_that_api_v1_is_gone(served: Served, method: str, path: str) -> None:
+    """In Chroma's own words."""
+    assert served.ask("none", method, path).status_code == 401
+    bare = served.bare.request(method, path)
+    for role in ("reader", "writer", "admin", "scoped-reader", "scoped-writer"):
+        answer = served.ask(role, method, path)
+        assert (answer.status_code, answer.content) == (bare.status_code, bare.content)
+
+
+@pytest.mark.parametrize("role", ["reader", "scoped-reader"])
+def test_a_reader_gets_what_it_may_not_create(served: Served, role: str) -> None:
+    """As LangChain and LlamaIndex ask: the collection as it is, and nothing is ever made."""
+    place = served.make("acme", "web", "pages-there")
+    path = f"/api/v2/tenants/{place.tenant}/databases/{place.database}/collections"
+    there = {"name": place.name, "get_or_create": True, "metadata": {"new": 1}}
+    bare = served.bare.get(f"{path}/{place.name}")
+    answer = served.ask(role, "POST", path, json=there)
+    assert (answer.status_code, answer.json()) == (200, bare.json())
+    assert served.ask(role, "POST", path, content=iter([json.dumps(there).encode()])).json() == bare.json()
+    assert served.ask(role, "POST", path, json=there | {"name": "pages-absent"}).status_code == 404
+    for body in ({"name": place.name}, there | {"get_or_create": False}, there | {"name": 1}, [], {}):
+        answer = served.ask(role, "POST", path, json=body)
+        assert (answer.status_code, "reader" in answer.json()["message"]) == (403, True)
+    assert served.bare.get(f"{path}/pages-absent").status_code == 404
+    assert served.bare.get(f"{path}/{place.name}").json() == bare.json()
+    hidden = served.make("acme", "web", "secret")
+    status = served.ask(role, "POST", path, json=there | {"name": hidden.name}).status_code
+    assert status == (200 if role == "reader" else 403)
+    outside = "/api/v2/tenants/other/databases/private/collections"
+    assert served.ask("scoped-reader", "POST", outside, json=there).status_code == 400
 
 
 # ---------------------------------------------------------------------- lists
@@ -412,6 +448,12 @@ def test_a_refusal_is_heard_whatever_is_being_sent(served: Served, role: str, si
         ("X-Chroma-Token: {reader}\r\nX-Chroma-Token: {reader}", 401),
         ("Authorization: {reader}", 401),
         ("Authorization: Basic {reader}", 401),
+        ("Authorization: Basic {basic}", 200),
+        ("authorization: basic {basic}", 200),
+        ("Authorization: Basic {basic_name}", 200),
+        ("Authorization: Basic {basic}x", 401),
+        ("Authorization: Basic", 401),
+        ("X-Chroma-Token: {reader}\r\nAuthorization: Basic b2Y6dGhlIHBsYXRmb3Jt", 200),
         ("Authorization: Bearer", 401),
         ("Authorization:", 401),
         ("X-Chroma-Token: Bearer {reader}", 401),
@@ -425,7 +467,9 @@ def test_a_refusal_is_heard_whatever_is_being_sent(served: Served, role: str, si
 )
 def test_headers_that_hold_a_key(served: Served, lines: str, status: int) -> None:
     """One key, told in one way; what could be understood in two is no key."""
-    told = lines.format(reader=served.keys.tokens["reader"], boss=served.keys.tokens["admin"])
+    reader = served.keys.tokens["reader"]
+    basic, basic_name = (base64.b64encode(each.encode()).decode() for each in (f"anybody:{reader}", f"{reader}:"))
+    told = lines.format(reader=reader, boss=served.keys.tokens["admin"], basic=basic, basic_name=basic_name)
     ask = f"GET /api/v2/tenants/other HTTP/1.1\r\nHost: x\r\n{told}\r\n\r\n".encode()
     assert raw(served, ask) == [status]
 

@@ -229,8 +229,9 @@ def test_an_unknown_route_is_a_write(method: str, path: str) -> None:
 
 @pytest.mark.parametrize(("method", "path"), [each for each in UNKNOWN if f"/collections/{ID}/" in each[1]])
 def test_an_unknown_route_has_no_action(method: str, path: str) -> None:
-    """So only an admin may call it."""
-    assert match_route(method, path.encode("latin-1")) == RouteMatch(Action.UNKNOWN, WRITE)
+    """So only an admin may call it. Of API v1 everybody hears that it is gone."""
+    action = Action.RETIRED if path.startswith("/api/v1/") else Action.UNKNOWN
+    assert match_route(method, path.encode("latin-1")) == RouteMatch(action, WRITE)
 
 
 @pytest.mark.parametrize("path", ["/api/v1", "/api/v1/heartbeat", "/api/v1/version", "/api/v1/pre-flight-checks"])
