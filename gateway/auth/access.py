@@ -189,7 +189,7 @@ def require_name(plan: AccessPlan, body: bytes) -> None:
     value = _fields(body)
     if value is None:
         raise Forbidden("this key may use only certain names, and the body cannot be read")
-    name = value.get(plan.name_field)
+    name = value.get(plan.name_field or "")
     if name is None and plan.name_is_optional:
         return
     if name not in plan.allowed_names or not isinstance(name, str):

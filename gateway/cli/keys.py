@@ -32,10 +32,11 @@ def _create(gateway: AdminClient, tenant: str, databases: list[str]) -> None:
     wanted += [(f"/api/v2/tenants/{quote(tenant, safe='')}/databases", each) for each in databases]
     for path, name in wanted:
         try:
-            gateway.request("POST", path, json={"name": name})
+            gateway.request("GET", f"{path}/{quote(name, safe='')}")
         except AnsweredError as error:
-            if error.name != "UniqueConstraintError":
+            if error.name != "NotFoundError":
                 raise
+            gateway.request("POST", path, json={"name": name})
 
 
 @keys.command("new")

@@ -94,10 +94,11 @@ class ScopedRequest(ProxiedRequest):
             self._begin()
 
     def _check_body(self, body: bytes) -> None:
+        name = name_to_get(body) if self._plan.get_only else None
         if self._plan.name_field is not None:
             require_name(self._plan, body)
-        if self._plan.get_only:
-            self.head, self._held, self._held_bytes = _get_collection(self.head, name_to_get(body)), [], 0
+        if name is not None:
+            self.head, self._held, self._held_bytes = _get_collection(self.head, name), [], 0
         if self._max_records:
             records = _count_records(body)
             if records > self._max_records:
