@@ -25,6 +25,7 @@
     ├── StorageError                  502         exit 3
     │   ├── StorageUnavailable        503  retry  exit 3   cannot be reached, or answers "later"
     │   ├── StorageDenied             502         exit 3   credentials, bucket or permission are wrong
+    │   │   └── ObjectArchived        502         exit 3   the object is in an archive and must be brought back first
     │   └── ObjectMissing             502         exit 5   an object that must exist does not
     └── SnapshotError                 500         exit 5
         ├── NothingToRestore          404         exit 4   a restore was demanded and there is no snapshot
@@ -182,6 +183,10 @@ class StorageUnavailable(StorageError):
 
 
 class StorageDenied(StorageError):
+    pass
+
+
+class ObjectArchived(StorageDenied):
     pass
 
 

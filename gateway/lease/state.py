@@ -47,13 +47,13 @@ from gateway.errors import Conflict, CorruptSnapshot, IncompatibleSnapshot, Leas
 LEASE = "lease.json"
 MAX_LEASE_BYTES = 1 << 20
 
-MAX_PENDING_DELETE = 64
+MAX_PENDING_DELETE = 512
 """Most packs that may be marked at once."""
 
 _FORMAT = 1
 # Inherited entries are kept. Each gateway that dies at the wrong moment adds one or two, so these bounds are far away.
 _MAX_ABORTED = 10_000
-_MAX_KEPT_PENDING_DELETE = 2_000
+_MAX_KEPT_PENDING_DELETE = 8_000
 
 
 class LeaseState(BaseModel):

@@ -19,7 +19,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
@@ -207,6 +207,10 @@ class FileStorage:
     async def delete(self, key: str) -> None:
         await asyncio.to_thread(self._delete, key)
 
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self.delete(key)
+
     def _delete(self, key: str) -> None:
         with self._translated("delete", key):
             path = self._path(key)
@@ -322,7 +326,7 @@ class FileStorage:
     def _list(self, prefix: str, after: str) -> tuple[ObjectInfo, ...]:
         with self._translated("list", prefix):
             path, folder = self._folder(prefix)
-            return tuple(info for info in self._walk(path, folder, prefix) if info.key > after)
+            return tuple(info for info in self._walk(path, folder, prefix, after) if info.key > after)
 
     async def folders(self, prefix: str) -> AsyncIterator[str]:
         def found() -> list[str]:
@@ -345,7 +349,7 @@ class FileStorage:
         folder = prefix[: prefix.rfind("/") + 1]
         return self._path(folder.removesuffix("/")) if folder else self._root, folder
 
-    def _walk(self, directory: Path, folder: str, prefix: str) -> Iterator[ObjectInfo]:
+    def _walk(self, directory: Path, folder: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
         try:
             with os.scandir(directory) as found:
                 entries = list(found)
@@ -358,11 +362,13 @@ class FileStorage:
         for key, entry in sorted(keyed, key=lambda pair: pair[0]):
             if not key.startswith(prefix) or key == f"{_OURS}/":
                 continue
+            if key < after and not after.startswith(key):
+                continue  # it, and all below it, comes before
             if entry.is_symlink():
                 # Leaving it out would make the store look emptier than it is.
                 raise self._linked(key)
             if key.endswith("/"):
-                yield from self._walk(directory / entry.name, key, prefix)
+                yield from self._walk(directory / entry.name, key, prefix, after)
             elif entry.is_file(follow_symlinks=False):
                 try:
                     status = entry.stat(follow_symlinks=False)

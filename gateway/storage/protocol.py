@@ -28,7 +28,7 @@ repetition would report our own write as that of another writer. The loss is rai
 caller reads the object to learn whether it was written.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
@@ -160,6 +160,13 @@ class Storage(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove the object. A key that does not exist is no error. Safe to retry."""
+        ...
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        """Remove many objects, in any order, and with few requests where the store can. Otherwise as `delete`.
+
+        Raises the first error; others of them may have been removed then.
+        """
         ...
 
     async def close(self) -> None:

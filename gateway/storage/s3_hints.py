@@ -9,6 +9,10 @@ CHECK_CREDENTIALS = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, where t
 CHECK_REGION = "set AWS_REGION to the region of the bucket"
 CHECK_ENDPOINT = "check GATEWAY_STORE, and AWS_ENDPOINT_URL_S3, which must not have the bucket's name in it"
 CHECK_SPELLING = "take away spaces, line breaks and quotes at its ends: `printf %s` writes a file without a line break"
+BRING_BACK = (
+    "bring it back with `aws s3api restore-object`, wait until that has ended, and try again; and let no lifecycle rule"
+    " of the bucket move objects of the gateway to Glacier or Deep Archive"
+)
 _CHECK_AUTHORITIES = "name the PEM file of the certificate authority in AWS_CA_BUNDLE or SSL_CERT_FILE"
 _CHECK_CUSTOMER_KEY = "set GATEWAY_S3_SSE_CUSTOMER_KEY to the key with which the objects were stored"
 

@@ -6,7 +6,7 @@ InstrumentedStorage   requests, bytes and errors are counted
 NoDeleteStorage       nothing is ever deleted
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -82,6 +82,9 @@ class StorageWrapper:
     async def delete(self, key: str) -> None:
         await self._store.delete(self._key(key))
 
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        await self._store.delete_all([self._key(key) for key in keys])
+
     async def close(self) -> None:
         await self._store.close()
 
@@ -115,6 +118,10 @@ class NoDeleteStorage(StorageWrapper):
             f"delete {self.url}{key}: GATEWAY_STORE_NEVER_DELETE is set, so nothing is ever deleted",
             "unset it, or delete with other credentials",
         )
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self.delete(key)
 
 
 class StorageCounters(Protocol):
@@ -205,6 +212,10 @@ class InstrumentedStorage(StorageWrapper):
     async def delete(self, key: str) -> None:
         with self._counted("delete"):
             await super().delete(key)
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        with self._counted("delete_all"):
+            await super().delete_all(keys)
 
     @contextmanager
     def _counted(self, operation: str, up_bytes: int = 0) -> Iterator["_Moved"]:

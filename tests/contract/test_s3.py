@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from botocore.exceptions import NoCredentialsError
+from botocore.exceptions import ClientError, NoCredentialsError
+from botocore.utils import parse_timestamp
 
-from gateway.errors import ObjectMissing, StorageDenied, StorageError, StorageUnavailable
+from gateway.errors import ObjectArchived, ObjectMissing, StorageDenied, StorageError, StorageUnavailable
 from gateway.storage import s3
 from gateway.storage.options import StoreOptions
 from gateway.storage.s3 import S3Storage
@@ -405,3 +406,38 @@ async def test_the_bucket_is_named_where_the_server_expects_it(
     for call in (store.get("k"), store.put_if_absent("k", b"")):
         assert isinstance(await failure_of(call), StorageDenied)
     assert sent == [expected, expected]
+
+
+async def test_objects_are_deleted_one_by_one_where_the_server_knows_no_other_way(
+    store: S3Storage, proxy: FaultProxy
+) -> None:
+    """It is asked once. Afterwards each object has a request of its own."""
+    names = [f"gone/{number}" for number in range(5)]
+    for name in names:
+        await store.put(name, b"x")
+    proxy.rules, proxy.requests = [Rule("status", status=501, method="POST")], []
+    await store.delete_all(names[:3])
+    await store.delete_all(names[3:])
+    assert await keys(store) == [KEY]
+    assert [method for method, _ in proxy.requests if method in ("POST", "DELETE")] == ["POST"] + ["DELETE"] * 5
+
+
+# ------------------------------------------------------------------ answers of AWS alone
+
+
+def test_archived_object_says_how_to_bring_it_back() -> None:
+    """Glacier answers InvalidObjectState to a read. It is neither missing nor a matter of permissions."""
+    response: Any = {"Error": {"Code": "InvalidObjectState"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    error = S3Storage("bucket")._refusal("get", "get s3://bucket/data/a", ClientError(response, "GetObject"))
+    assert isinstance(error, ObjectArchived)
+    assert "s3://bucket/data/a" in error.message
+    assert "restore-object" in (error.hint or "")
+
+
+@pytest.mark.parametrize(
+    "value", ["2026-11-20T21:04:55.000Z", "2026-11-20T21:04:55Z", "Fri, 20 Nov 2026 21:04:55 GMT", 1795208695]
+)
+def test_times_are_read_as_botocore_reads_them(value: Any) -> None:
+    """In lists, in headers, and of servers that send neither."""
+    assert s3._timestamp(value) == parse_timestamp(value)
+    assert s3._timestamp(value).tzinfo is not None

@@ -239,6 +239,17 @@ async def test_delete_may_be_repeated(store: Storage) -> None:
     await store.delete("a/b")
 
 
+async def test_many_objects_are_deleted_at_once(store: Storage) -> None:
+    """Those that are named and no others, whatever characters their keys have. Missing ones are no error."""
+    gone = ["a/b", "a/<ü> & b", "c"]
+    for name in (*gone, "a/bc", "d"):
+        await store.put(name, b"x")
+    await store.delete_all([*gone, "never/was"])
+    assert await keys(store) == ["a/bc", "d"]
+    await store.delete_all([])
+    assert await keys(store) == ["a/bc", "d"]
+
+
 async def test_a_folder_is_no_object(conditional_store: Storage) -> None:
     """Deleting the name of a folder leaves the folder. Once it is empty, its name can be a key."""
     store = conditional_store
@@ -462,6 +473,8 @@ async def test_a_list_can_begin_after_a_key(store: Storage) -> None:
         assert [info.key async for info in store.list("", name)] == names[n + 1 :]
         assert [info.key async for info in store.list("", name + "!")] == names[n + 1 :]
     assert [info.key async for info in store.list("a/", "a/b-c")] == names[names.index("a/b-c") + 1 : -1]
+    for after in ("a", "a/", "a/b", "a/b/", "a/b/c", "a/b0", "a0", "z"):  # folders, and what would lie in them
+        assert [info.key async for info in store.list("", after)] == [name for name in names if name > after]
 
 
 async def test_folders_are_the_next_parts_of_names(store: Storage) -> None:
