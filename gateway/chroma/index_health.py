@@ -13,7 +13,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 
@@ -79,10 +79,13 @@ class IndexHealth:
         await asyncio.to_thread(self.save)
         return repairs
 
-    def unsound(self) -> list[tuple[Segment, IndexCheck]]:
-        """Check every index that changed since it was found sound; return the unsound ones. Chroma must be stopped."""
+    def unsound(self, only: Collection[str] | None = None) -> list[tuple[Segment, IndexCheck]]:
+        """Check every index that changed since it was found sound; return the unsound ones. Chroma must be stopped.
+
+        `only`: the segments to check, all of them without it.
+        """
         self._sound = None  # a snapshot may have saved more since
-        return [] if is_empty(self._data_dir) else self._unsound()
+        return [] if is_empty(self._data_dir) else self._unsound(only)
 
     def _may_gain(self, segment: Segment, check: IndexCheck) -> bool:
         """Whether older copies are worth their fetch: not twice for records that no copy had the first time."""
@@ -111,7 +114,7 @@ class IndexHealth:
             self._note(segment_id)
         return check
 
-    def _unsound(self) -> list[tuple[Segment, IndexCheck]]:
+    def _unsound(self, only: Collection[str] | None) -> list[tuple[Segment, IndexCheck]]:
         found = []
         try:
             with translated(self._data_dir / DATABASE), closing(open_database(self._data_dir / DATABASE)) as connection:
@@ -120,6 +123,8 @@ class IndexHealth:
                 index_log(connection)
                 for segment in segments:
                     signatures = self._signatures(segment.id)
+                    if only is not None and segment.id not in only:
+                        continue
                     if signatures and self._remembered().get(segment.id) == signatures:
                         continue
                     check = check_segment(self._data_dir, connection, segment)

@@ -43,7 +43,7 @@ from gateway.snapshot.blocks import (
     page_digests,
     parse_patch,
 )
-from gateway.snapshot.model import File, Manifest, Piece
+from gateway.snapshot.model import File, Manifest, Pack, Piece
 from gateway.snapshot.packing import unpack
 from gateway.snapshot.plan import Fetch, plan_restore
 from gateway.snapshot.repository import Repository
@@ -52,6 +52,7 @@ log = structlog.get_logger()
 
 OnBytes = Callable[[int, int], None]
 """Called with the bytes written so far, and the bytes to write in all."""
+GetPack = Callable[[Pack], Awaitable[bytes]]
 
 _FETCHES_AT_ONCE = 4
 _CHECKS_AT_ONCE = 4
@@ -135,14 +136,34 @@ async def fetch_index(repository: Repository, target: Path, manifest: Manifest, 
 
     Says nothing about their structure. Raises CorruptSnapshot, DiskFull, StorageError; then a part of it is there.
     """
-    staged = Staged(manifest.model_copy(update={"files": index_files(manifest, segment_id)}))
+    await fetch_files(repository.get_unverified, target, manifest, index_files(manifest, segment_id))
+
+
+async def fetch_files(get: GetPack, target: Path, manifest: Manifest, files: tuple[File, ...]) -> None:
+    """Fetch some files of a snapshot into `target`, and verify their digests. `get` returns the bytes of a pack.
+
+    Raises what `get` raises, CorruptSnapshot, DiskFull; then a part of them is there.
+    """
+    staged = Staged(manifest.model_copy(update={"files": files}))
     await _make(staged, target)
     async with TaskPool(_CHECKS_AT_ONCE) as checks:
 
         async def verify(file: File) -> None:
             await checks.start(asyncio.to_thread, _verify_file, target, file, staged)
 
-        await _fetch(repository, staged, target, lambda _done, _total: None, verify)
+        await _fetch(get, staged, target, lambda _done, _total: None, verify)
+
+
+async def fetch_database(get: GetPack, target: Path, manifest: Manifest) -> None:
+    """Fetch the database alone, and verify it as a restore does. It is as Chroma gets it then.
+
+    Raises what `fetch_files` does, and IncompatibleSnapshot.
+    """
+    _require_known_paths(manifest)
+    await asyncio.to_thread(_require_known_migrations, manifest)
+    await fetch_files(get, target, manifest, tuple(file for file in manifest.files if file.path == DATABASE))
+    await run_in_thread_uninterrupted(_verify_database, target, manifest)
+    await run_in_thread_uninterrupted(functools.partial(set_positions, target, manifest.positions, keep=True))
 
 
 async def _fetch_and_verify(repository: Repository, staged: Staged, target: Path, progress: OnBytes) -> None:
@@ -157,7 +178,7 @@ async def _fetch_and_verify(repository: Repository, staged: Staged, target: Path
             await checks.start(asyncio.to_thread, _verify_file, target, file, staged)
 
         await checks.start(asyncio.to_thread, _require_known_migrations, manifest)
-        await _fetch(repository, staged, target, progress, verify)
+        await _fetch(repository.get_unverified, staged, target, progress, verify)
 
 
 # ---------------------------------------------------------------------- before anything is fetched
@@ -212,7 +233,7 @@ def _make_files(target: Path, files: tuple[File, ...]) -> None:
 
 
 async def _fetch(
-    repository: Repository,
+    get: GetPack,
     staged: Staged,
     target: Path,
     progress: OnBytes,
@@ -227,7 +248,7 @@ async def _fetch(
 
     async def write(fetch: Fetch) -> None:
         nonlocal done
-        data = await repository.get_unverified(fetch.pack)
+        data = await get(fetch.pack)
         done += await run_in_thread_uninterrupted(_write_parts, target, fetch, data, staged)
         progress(done, total)
 

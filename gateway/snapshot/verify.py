@@ -4,7 +4,10 @@ A snapshot that is broken is a result, with its `problems`. An unreachable store
 says nothing about the snapshot.
 """
 
+import contextlib
+import shutil
 import time
+from collections import Counter, OrderedDict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +16,16 @@ import httpx
 
 from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.chroma import database
+from gateway.chroma.disk import DATABASE
+from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.process import http_client, scratch_chroma
-from gateway.chroma.structure import check_index
+from gateway.chroma.segments import Segment
+from gateway.chroma.structure import IndexCheck
 from gateway.chroma.watch import collection_url
-from gateway.errors import DiskFull, SnapshotError
+from gateway.errors import CorruptSnapshot, ObjectArchived, SnapshotError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
-from gateway.snapshot.fetch import Staged, fetch_index, fetch_verified
+from gateway.snapshot.fetch import fetch_database, fetch_files, fetch_verified
 from gateway.snapshot.model import Manifest, Pack, SnapshotCollection, Verification
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.sound import describe
@@ -29,6 +35,9 @@ Level = Literal["data", "boot"]
 _FETCHES_AT_ONCE = 4
 _READS_AT_ONCE = 4
 _MAX_PROBLEMS = 20
+# Small indexes are fetched together up to this size.
+_PART_BYTES = 64 << 20
+_KEPT_PACKS = 8
 # The first read of a collection loads its index.
 _READ_TIMEOUT_S = 300.0
 # Records of each collection that are read and queried by their own vector.
@@ -40,8 +49,8 @@ async def verify(
 ) -> Verification:
     """Verify one snapshot, and store the result beside it.
 
-    The level `data` needs free disk for the largest index in `scratch`. The level `boot` needs it for the snapshot, and
-    memory for a second Chroma, until it ends.
+    The level `data` needs free disk for the database and the largest index in `scratch`. The level `boot` needs it for
+    the snapshot, and memory for a second Chroma, until it ends.
     Raises NotFound, StorageError, DiskFull. Safe to retry.
     """
     started, problems = time.monotonic(), list[str]()
@@ -49,10 +58,12 @@ async def verify(
         manifest = await repository.manifest(snapshot_id)
         if level == "boot":
             problems = await _boot(repository, scratch, manifest, progress)
-        elif not (problems := await _read_packs(repository, manifest, progress)):
-            problems = await _check_indexes(repository, scratch, manifest, progress)
+        else:
+            problems = await _read_data(repository, scratch, manifest, progress)
     except SnapshotError as error:
         problems = [error.message]
+    except ObjectArchived as error:
+        problems = [str(error)]
     verification = Verification(
         ok=not problems,
         level=level,
@@ -64,56 +75,121 @@ async def verify(
     return verification
 
 
-async def _read_packs(repository: Repository, manifest: Manifest, progress: Progress) -> list[str]:
-    """Fetch every pack and return the problems. Packs are named by their digests, so this verifies every byte."""
-    problems = list[str]()
-    progress.phase("reading", sum(pack.size_bytes for pack in manifest.packs))
+async def _read_data(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
+    """Read every pack once. Return the problems that a restore would find before it starts Chroma.
 
-    async def read(pack: Pack) -> None:
+    The database is put together first, since it alone knows to which collections the indexes belong, and then the
+    indexes, a few at a time. What is corrupt leaves the rest to be checked.
+    """
+    problems, packs = list[str](), _CheckedPacks(repository, manifest, progress)
+    async with scratch_directory(scratch, "verify") as directory:
         try:
-            await repository.get_pack(pack)
+            await fetch_database(packs.get, directory, manifest)
+            for segment_ids in _in_parts(manifest):
+                try:
+                    problems += await _check_indexes(packs, directory, manifest, segment_ids)
+                except CorruptSnapshot as error:
+                    problems.append(error.message)
         except SnapshotError as error:
             problems.append(error.message)
-        progress.advance(pack.size_bytes)
-
-    async with TaskPool(_FETCHES_AT_ONCE) as pool:
-        for pack in manifest.packs:
-            await pool.start(read, pack)
-    return sorted(problems)
+    await packs.read_rest()
+    bad = packs.problems.values()
+    return sorted(bad) + [problem for problem in problems if problem not in bad]
 
 
-async def _check_indexes(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
-    """Fetch one index after the other and return what is wrong with its structure."""
-    problems, indexes = list[str](), [each for each, position in manifest.positions.items() if position]
-    progress.phase("checking indexes", len(indexes), "indexes")
-    for segment_id in indexes:
-        async with scratch_directory(scratch, "verify") as directory:
-            await fetch_index(repository, directory, manifest, segment_id)
-            check = await run_in_thread_uninterrupted(check_index, directory / segment_id)
-        if not check.is_sound:
-            problems.append(f"the index {segment_id} is torn: {describe(check)}")
-        progress.advance(1)
-    if not problems:
-        return []
-    try:  # Only the database knows to which collections they belong.
-        async with scratch_directory(scratch, "verify") as directory:
-            staged = await fetch_verified(repository, directory, manifest, lambda _done, _total: None)
-            return _problems_of_indexes(staged) or problems
-    except DiskFull:
-        return problems
+async def _check_indexes(
+    packs: "_CheckedPacks", directory: Path, manifest: Manifest, segment_ids: frozenset[str]
+) -> list[str]:
+    """Fetch some indexes beside the database in `directory`, and return what is wrong with them."""
+    files = tuple(file for file in manifest.files if file.path.partition("/")[0] in segment_ids)
+    try:
+        await fetch_files(packs.get, directory, manifest, files)
+        unsound = await run_in_thread_uninterrupted(IndexHealth(directory).unsound, segment_ids)
+    finally:
+        for segment_id in segment_ids:
+            await run_in_thread_uninterrupted(shutil.rmtree, directory / segment_id, True)
+    return _problems_of_indexes(unsound)
 
 
-def _problems_of_indexes(staged: Staged) -> list[str]:
-    return [
-        f"the index of collection {segment.name} is not sound: {describe(check)}" for segment, check in staged.unsound
-    ]
+def _in_parts(manifest: Manifest) -> list[frozenset[str]]:
+    """The segments in parts: those without files, a large index alone, or small ones whose packs are neighbours."""
+    sizes, first_packs = Counter[str](), dict[str, int]()
+    for file in manifest.files:
+        if file.path != DATABASE:
+            segment_id = file.path.partition("/")[0]
+            sizes[segment_id] += file.size_bytes
+            packs = [piece.pack for piece in file.pieces]
+            first_packs[segment_id] = min([first_packs.get(segment_id, len(manifest.packs)), *packs])
+    parts = [set(manifest.positions.keys() - sizes.keys()), set[str]()]
+    part_bytes = 0
+    for segment_id in sorted(sizes, key=lambda each: first_packs[each]):
+        part_bytes += sizes[segment_id]
+        if parts[-1] and part_bytes > _PART_BYTES:
+            parts.append(set())
+            part_bytes = sizes[segment_id]
+        parts[-1].add(segment_id)
+    return [frozenset(part) for part in parts if part]
+
+
+class _CheckedPacks:
+    """Reads packs, and compares all of their bytes with their names. `problems`: what is wrong, by pack.
+
+    The last few packs are kept: small indexes share their packs.
+    """
+
+    def __init__(self, repository: Repository, manifest: Manifest, progress: Progress) -> None:
+        self._repository, self._manifest, self._progress = repository, manifest, progress
+        self._read = set[str]()
+        self._kept = OrderedDict[str, bytes]()
+        self.problems: dict[str, str] = {}
+        progress.phase("reading", sum(pack.size_bytes for pack in manifest.packs))
+
+    async def get(self, pack: Pack) -> bytes:
+        """Return the bytes of a pack. Raises CorruptSnapshot if they are not there, or not what they were."""
+        name = pack.sha256
+        if name in self.problems:
+            raise CorruptSnapshot(self.problems[name])
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        try:
+            data = await self._repository.get_pack(pack)
+        except (SnapshotError, ObjectArchived) as error:
+            self.problems[name] = (
+                f"{error.message}: {error.hint}" if isinstance(error, ObjectArchived) else error.message
+            )
+            raise CorruptSnapshot(self.problems[name]) from error
+        finally:
+            if name not in self._read:
+                self._read.add(name)
+                self._progress.advance(pack.size_bytes)
+        self._kept[name] = data
+        while len(self._kept) > _KEPT_PACKS:
+            self._kept.popitem(last=False)
+        return data
+
+    async def read_rest(self) -> None:
+        """Read the packs that were not read yet."""
+
+        async def read(pack: Pack) -> None:
+            with contextlib.suppress(CorruptSnapshot):
+                await self.get(pack)
+
+        async with TaskPool(_FETCHES_AT_ONCE) as pool:
+            for pack in self._manifest.packs:
+                if pack.sha256 not in self._read:
+                    await pool.start(read, pack)
+
+
+def _problems_of_indexes(unsound: list[tuple[Segment, IndexCheck]]) -> list[str]:
+    return [f"the index of collection {segment.name} is not sound: {describe(check)}" for segment, check in unsound]
 
 
 async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
     async with scratch_directory(scratch, "verify") as directory:
         staged = await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
         if staged.unsound:  # Chroma may end when it reads them
-            return _problems_of_indexes(staged)
+            return _problems_of_indexes(staged.unsound)
         progress.phase("checking", None)
         await run_in_thread_uninterrupted(database.require_sound, directory)
         progress.phase("starting Chroma", None)

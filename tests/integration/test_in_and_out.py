@@ -2,26 +2,30 @@
 
 import asyncio
 import gzip
+import hashlib
 import io
 import os
 import tarfile
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import chromadb
 import pytest
 
+from gateway.chroma.disk import DATABASE
 from gateway.chroma.process import scratch_chroma
-from gateway.errors import BodyTooLarge, InvalidRequest, NotFound, SnapshotError
+from gateway.errors import BodyTooLarge, InvalidRequest, NotFound, ObjectArchived, SnapshotError
 from gateway.jobs import Progress
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.import_tar import import_tar
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.model import File, Manifest, Pack, Piece, Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.tar import tar, tar_size, untar
-from gateway.snapshot.verify import verify
-from gateway.storage import open_storage
+from gateway.snapshot.verify import Level, verify
+from gateway.storage import Storage, open_storage
+from gateway.storage.wrappers import StorageWrapper
 from tests.bare_chroma import bare_chroma
 
 DATA = Path(__file__).parents[1] / "data"
@@ -115,6 +119,87 @@ async def test_missing_or_changed_pack_fails_the_verification(repository: Reposi
         pack.unlink()
     found = await verify(repository, tmp_path / "scratch", snapshot.id, "data", Progress())
     assert len(found.problems) == len(packs)
+
+
+def with_database(manifest: Manifest, snapshot_id: str, data: bytes) -> Manifest:
+    """The same snapshot with other bytes of the database, whose digests are right."""
+    name = hashlib.sha256(data).hexdigest()
+    pack, piece = Pack(sha256=name, size_bytes=len(data)), Piece(len(data), len(manifest.packs), 0, len(data), "raw")
+    database = File(path=DATABASE, size_bytes=len(data), sha256=name, layout=(4096,), base=(piece,))
+    return manifest.model_copy(
+        update={
+            "snapshot": manifest.snapshot.model_copy(update={"id": snapshot_id}),
+            "packs": (*manifest.packs, pack),
+            "files": (database, *(file for file in manifest.files if file.path != DATABASE)),
+        }
+    )
+
+
+def with_records(manifest: Manifest, snapshot_id: str, records: int) -> Manifest:
+    """The same snapshot, whose manifest says that each collection has so many records."""
+    collections = tuple(each.model_copy(update={"records": records}) for each in manifest.snapshot.collections)
+    snapshot = manifest.snapshot.model_copy(update={"id": snapshot_id, "collections": collections})
+    return manifest.model_copy(update={"snapshot": snapshot})
+
+
+async def test_data_are_verified_as_a_restore_verifies_them(repository: Repository, tmp_path: Path) -> None:
+    """The records that the manifest names, and the structure of the database, although every digest is right."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
+    manifest = await repository.manifest(snapshot.id)
+    restored = tmp_path / "restored"
+    restored.mkdir()
+    await fetch_verified(repository, restored, manifest, lambda done, total: None)
+    data = bytearray((restored / DATABASE).read_bytes())
+    data[4096 * 3 : 4096 * 4] = b"\xff" * 4096
+    await repository.put_pack(hashlib.sha256(data).hexdigest(), bytes(data))
+    broken, other = "20990101T000000Z-000000", "20990101T000000Z-000001"
+    await repository.publish(with_database(manifest, broken, bytes(data)))
+    await repository.publish(with_records(manifest, other, 7))
+    for snapshot_id in (broken, other):
+        found = await verify(repository, tmp_path / "scratch", snapshot_id, "data", Progress())
+        target = tmp_path / snapshot_id
+        target.mkdir()
+        with pytest.raises(SnapshotError) as refused:
+            await fetch_verified(repository, target, await repository.manifest(snapshot_id), lambda done, total: None)
+        assert found.problems == (refused.value.message,)
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+class Watching(StorageWrapper):
+    """Counts how often each object is read. Those that are `archived` cannot be."""
+
+    def __init__(self, store: Storage) -> None:
+        super().__init__(store)
+        self.reads: Counter[str] = Counter()
+        self.archived: set[str] = set()
+
+    async def get_range(self, key: str, start: int, length: int) -> bytes:
+        self.reads[key] += 1
+        if key in self.archived:
+            raise ObjectArchived(f"get {key}: it is in an archive", "bring it back")
+        return await super().get_range(key, start, length)
+
+
+async def test_verification_reads_each_pack_once(repository: Repository, tmp_path: Path) -> None:
+    """Those of the indexes too. The progress counts all of their bytes."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
+    store, progress = Watching(open_storage(f"file://{tmp_path}/store")), Progress()
+    found = await verify(Repository(store), tmp_path / "scratch", snapshot.id, "data", progress)
+    packs = (await repository.manifest(snapshot.id)).packs
+    assert (found.ok, found.problems) == (True, ())
+    assert {store.reads[f"data/{pack.sha256}"] for pack in packs} == {1}
+    assert progress.done == progress.total == sum(pack.size_bytes for pack in packs)
+
+
+@pytest.mark.parametrize("level", ["data", "boot"])
+async def test_archived_packs_fail_the_verification(repository: Repository, tmp_path: Path, level: Level) -> None:
+    """Such as those in Glacier. The problem says how to bring them back; it is no error of the store."""
+    snapshot = await import_archive(repository, tmp_path, archive_of("0.5.23"))
+    store = Watching(open_storage(f"file://{tmp_path}/store"))
+    store.archived = {f"data/{path.name}" for path in (tmp_path / "store/data").iterdir()}
+    found = await verify(Repository(store), tmp_path / "scratch", snapshot.id, level, Progress())
+    assert not found.ok
+    assert all("archive" in problem and "bring it back" in problem for problem in found.problems)
 
 
 async def test_verification_compares_with_what_the_manifest_recorded(repository: Repository, tmp_path: Path) -> None:

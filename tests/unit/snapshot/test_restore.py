@@ -192,7 +192,9 @@ async def test_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.Monk
         await repository.put_pack(sha(data), data)
 
     async def fetch() -> None:
-        await fetching._fetch(repository, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0))
+        await fetching._fetch(
+            repository.get_unverified, staged, tmp_path, lambda done, total: None, lambda _: asyncio.sleep(0)
+        )
 
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, position: pwrite(descriptor, data[:3], position))
