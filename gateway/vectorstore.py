@@ -65,6 +65,7 @@ _MOST_NAMED = 5
 _PROBE_DISK_EVERY_S = 5.0
 # What makes writes be lost is seen within a second.
 _LOOK_AT_DATA_DIR_EVERY_S = 0.5
+_LOOK_AT_STORE_AGAIN_S = 5.0
 
 
 class Phase(Enum):
@@ -172,7 +173,7 @@ class VectorStore:
             partial(self._save, OwnLabel.HANDOVER),
             LeaseOptions(takeover_timeout_s=options.takeover_timeout_s, may_delete=options.may_delete),
         )
-        repository = Repository(store, self.leader)
+        repository = Repository(store, self.leader, directory.history)
         self.chroma = ManagedChroma(
             directory,
             self.watch,
@@ -338,7 +339,7 @@ class VectorStore:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything else works."""
-        return [*self.leader.warnings, *self._disk_problems, *self._index_problems()]
+        return [*self.leader.warnings, *self._disk_problems, *self.repository.damage, *self._index_problems()]
 
     @property
     def problems(self) -> dict[str, str]:
@@ -347,6 +348,7 @@ class VectorStore:
             "data-dir-gone": self.gate.lost,
             "lease-lost": self.leader.lost or (self.leader.reason if self.leader.role is LeaderRole.BEHIND else None),
             "store-refused": self.leader.store_problem,
+            "store-damaged": "; ".join(self.repository.damage),
             "index-torn": "; ".join(self._index_problems()),
         }
         return {event: problem for event, problem in found.items() if problem}
@@ -428,6 +430,21 @@ class VectorStore:
                 log.warning("Chroma's files cannot be written, or soon cannot", problem=problem)
             self._disk_problems = found
             await asyncio.sleep(_PROBE_DISK_EVERY_S)
+
+    async def look_at_store(self) -> None:
+        """Once all is served, look whether the store has what its snapshots need; see `warnings`.
+
+        Returns when that was done. A store that fails is asked again.
+        """
+        while True:
+            if self.readiness().phase is Phase.READY:
+                try:
+                    await self.operations.look_for_damage()
+                except GatewayError as error:
+                    log.warning("the store cannot be looked at, trying again", cause=str(error))
+                else:
+                    return
+            await asyncio.sleep(_LOOK_AT_STORE_AGAIN_S)
 
     def final_snapshot(self) -> Estimate:
         """Whether a final snapshot taken now would fit into the time there is after SIGTERM."""

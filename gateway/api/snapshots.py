@@ -22,10 +22,14 @@ from gateway.errors import InvalidRequest
 from gateway.jobs import JobStatus, Progress, Result
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.model import Snapshot, Verification
+from gateway.snapshot.retention import OWN_LABELS
 from gateway.snapshot.tar import in_pieces, tar, tar_size
 from gateway.snapshot.verify import Level
 
 SnapshotId = Annotated[str, Path(description="a snapshot's id, or `latest`", examples=["20261120T210455Z-3f9a1c"])]
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="the most snapshots in the answer")]
+After = Annotated[str | None, Query(description="only snapshots after this one in the list: `next` of the page before")]
 
 UPLOAD_PATH = "/admin/snapshot/upload"
 # FastAPI's own limit is fixed at import. The upload checks GATEWAY_MAX_UPLOAD_BYTES itself.
@@ -54,6 +58,7 @@ class Verify(_Asked):
 
 class SnapshotList(BaseModel):
     snapshots: list[Snapshot] = Field(description="newest first")
+    next: str | None = Field(description="give it as `after` to get the next page; null at the end")
 
 
 class Quiesced(BaseModel):
@@ -80,11 +85,22 @@ async def take_snapshot(
     wait: Wait = True,
 ) -> Result:
     """The snapshot has every write that was acknowledged before. Writes wait for milliseconds, reads do not wait."""
-    label = asked.label if asked else None
+    label = _of_people(asked.label if asked else None)
     job = await operator.begin("snapshot", label or "", lambda progress: operator.operations.snapshot(label, progress))
     if not wait:
         return accepted(job, response)
     return _created(await job.outcome(), response)
+
+
+def _of_people(label: str | None) -> str | None:
+    """Return `label`. Raises InvalidRequest for one of the gateway's own, which retention would not keep."""
+    if label in OWN_LABELS:
+        own = ", ".join(sorted(OWN_LABELS))
+        raise InvalidRequest(
+            f"the label {label} is the gateway's own: retention would drop a snapshot that has it",
+            f"use another label than {own}, or none",
+        )
+    return label
 
 
 def _created(snapshot: Result, response: Response) -> Result:
@@ -116,6 +132,7 @@ async def upload_snapshot(
     The snapshot is the latest one until another is taken.
     """
     received, max_bytes = asyncio.Event(), settings.max_upload_bytes
+    _of_people(label)
 
     async def work(progress: Progress) -> Snapshot:
         declared = request.headers.get("content-length")
@@ -140,9 +157,14 @@ async def _body(request: Request) -> AsyncIterator[bytes]:
 
 
 @router.get("/snapshot", summary="List snapshots")
-async def list_snapshots(operator: Operator) -> SnapshotList:
-    """All snapshots, newest first. A snapshot whose manifest cannot be read is listed as `damaged`."""
-    return SnapshotList(snapshots=await operator.operations.repository.snapshots())
+async def list_snapshots(operator: Operator, limit: Limit = 100, after: After = None) -> SnapshotList:
+    """Snapshots, newest first.
+
+    A snapshot whose manifest cannot be read, or that was found to need data which are missing, is listed as `damaged`.
+    A page has fewer than `limit` snapshots if these name very many collections.
+    """
+    page = await operator.operations.repository.page(limit, after)
+    return SnapshotList(snapshots=page.snapshots, next=page.next)
 
 
 @router.get("/snapshot/{snapshot_id}", summary="Show one snapshot")

@@ -5,6 +5,7 @@
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             baseline                     what the store has of the live data
+            history                      what was read of the manifests in the store
             scratch/                     a directory for each verification, archive or upload in progress
             incoming/                    restored data that is verified before it goes live
             previous/                    the data that was live before, until the new data is settled
@@ -133,6 +134,11 @@ class DataDirectory:
     def baseline(self) -> Path:
         """The file that says what the store has of the data."""
         return self._private / "baseline"
+
+    @property
+    def history(self) -> Path:
+        """A file for what was read of the manifests in the store, so that a restart need not read them again."""
+        return self._private / "history"
 
     @property
     def scratch(self) -> Path:

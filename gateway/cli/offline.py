@@ -145,6 +145,6 @@ async def _existing(repository: Repository, name: str) -> str:
         snapshot_id = await repository.resolve(name)
     except NotFound as error:
         raise NothingToRestore(f"{error.message} in {repository.url}", hint) from error
-    if snapshot_id not in await repository.ids():
+    if not await repository.exists(snapshot_id):
         raise NothingToRestore(f"there is no snapshot {snapshot_id} in {repository.url}", hint)
     return snapshot_id

@@ -1,15 +1,18 @@
 """`snapshot`, `list`, `show`, `verify`, `restore`, `delete` and `gc`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.client import connect
+from gateway.cli.client import AdminClient, connect
 from gateway.cli.options import AsJson, Scratch, SnapshotName, StoreUrl, Token, Url, UserId
 from gateway.cli.output import print_json, size, table
 from gateway.cli.progress_bars import ProgressBars
 from gateway.errors import ConfigError, CorruptSnapshot
+
+_PAGE = 1000
 
 if TYPE_CHECKING:
     from gateway.cli.offline import OfflineRepository
@@ -43,7 +46,7 @@ def list_snapshots(
         snapshots = open_store(store, user_id).snapshots()
     else:
         with connect(url, token) as gateway:
-            snapshots = gateway.request("GET", "/admin/snapshot")["snapshots"]
+            snapshots = list(_pages(gateway))
     if as_json:
         print_json({"snapshots": snapshots})
         return
@@ -160,6 +163,17 @@ def print_snapshot(snapshot: dict[str, Any], as_json: bool) -> None:
     typer.echo(f"  {size(snapshot['size_bytes'])}, chromadb {snapshot['chroma_version']}, {_verified(snapshot)}")
     for each in snapshot["collections"]:
         typer.echo(f"  {each['tenant']}/{each['database']}/{each['name']}: {each['records']} records")
+
+
+def _pages(gateway: AdminClient) -> Iterator[dict[str, Any]]:
+    """All snapshots of a running gateway, newest first."""
+    after: dict[str, str] = {}
+    while True:
+        page = gateway.request("GET", "/admin/snapshot", params={"limit": _PAGE, **after})
+        yield from page["snapshots"]
+        if page.get("next") is None:
+            return
+        after = {"after": page["next"]}
 
 
 def _row(snapshot: dict[str, Any]) -> list[str]:

@@ -61,7 +61,8 @@ def _store(store: dict[str, Any]) -> Iterator[str]:
     if not store["reachable"]:
         yield f"store {store['url']}: NOT REACHABLE: {store['message']}"
         return
-    yield f"store {store['url']}: {store['snapshots']} snapshot(s)"
+    count = "many, still being counted," if store["snapshots"] is None else store["snapshots"]
+    yield f"store {store['url']}: {count} snapshot(s)"
     if last := store["last_snapshot"]:
         yield (
             f"last snapshot {last['id']}, {age(store['last_snapshot_age_s'])} ago, {last['state']}, "

@@ -25,6 +25,7 @@ EVENTS = {
     "data-dir-gone": "the data directory is gone, so writes are refused",
     "lease-lost": "writes are refused: another gateway has the lease, or these data are older than the store's",
     "store-refused": "the store cannot be asked, or refuses the gateway",
+    "store-damaged": "snapshots cannot be restored, as manifests or packs are missing or damaged in the store",
     "index-torn": "an index is torn, or a collection cannot be read",
 }
 """What each event means, by its name in JSON."""

@@ -105,6 +105,7 @@ class MetricsCollector:
     def _states(self) -> Iterator[Metric]:
         gate, pool, watch = self._vectorstore.gate, self._data_path.pool, self._vectorstore.watch
         leader = self._vectorstore.leader
+        repository = self._vectorstore.repository
         state = GaugeMetricFamily(
             f"{PREFIX}_gate_state", "1 for the present state of the gate, 0 for the others.", labels=["state"]
         )
@@ -132,6 +133,13 @@ class MetricsCollector:
                 "unsaved_seconds",
                 "Time since the oldest write that the last snapshot lacks, 0 if it lacks none.",
                 self._vectorstore.operations.unsaved_writes.age_s(time.monotonic()),
+            ),
+            ("unreadable_snapshots", "Snapshots whose manifests cannot be read.", len(repository.unreadable)),
+            ("broken_snapshots", "Snapshots that need packs which are not in the store.", len(repository.broken)),
+            (
+                "missing_packs",
+                "Packs that a snapshot needs and that are not in the store.",
+                len(repository.missing_packs),
             ),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))

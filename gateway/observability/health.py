@@ -16,6 +16,7 @@ from gateway.vectorstore import Phase, Readiness, VectorStore
 
 _STORE_TIMEOUT_S = 5.0
 _MAX_SHOWN = 100
+_RECENT = 5
 _SHOWN = {"id", "label", "created_at", "state", "size_bytes", "uploaded_bytes", "duration_s"}
 
 
@@ -95,18 +96,19 @@ class Health:
         repository = self._vectorstore.repository
         try:
             async with asyncio.timeout(_STORE_TIMEOUT_S):
-                snapshots = await repository.snapshots()
+                recent = (await repository.page(_RECENT)).snapshots
+                count = await repository.count()
         except TimeoutError:
             return {"url": repository.url, "reachable": False, "message": f"no answer within {_STORE_TIMEOUT_S:g} s"}
         except GatewayError as error:
             return {"url": repository.url, "reachable": False, **error.body()}
-        last = snapshots[0] if snapshots else None
+        last = recent[0] if recent else None
         return {
             "url": repository.url,
             "reachable": True,
-            "snapshots": len(snapshots),
+            "snapshots": count,
             "last_snapshot": last.model_dump(mode="json", include=_SHOWN) if last else None,
-            "recent": [each.model_dump(mode="json", include=_SHOWN) for each in snapshots[:5]],
+            "recent": [each.model_dump(mode="json", include=_SHOWN) for each in recent],
             "last_snapshot_age_s": round((datetime.now(UTC) - last.created_at).total_seconds(), 1) if last else None,
         }
 

@@ -56,6 +56,7 @@ class Lifecycle:
             self._run(vectorstore.watch.run()),
             self._run(vectorstore.watch_data_dir()),
             self._run(vectorstore.probe_disk()),
+            self._run(vectorstore.look_at_store()),
             self._run(gateway.data_path.watch_the_clock()),
             self._run(vectorstore.operations.snapshotter.keep_bounded()),
             self._run(gateway.keyring.run()),
@@ -121,7 +122,7 @@ class Lifecycle:
         """Tell the metrics how old the latest good snapshot is, which an earlier process took."""
         repository, metrics = self._gateway.vectorstore.repository, self._gateway.metrics
         try:
-            for snapshot_id in await repository.ids():
+            async for snapshot_id in repository.newest_first():
                 with contextlib.suppress(SnapshotError, NotFound):  # damaged, or deleted since
                     latest = (await repository.manifest(snapshot_id)).snapshot
                     if metrics.last_good_s is None:

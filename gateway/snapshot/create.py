@@ -323,15 +323,16 @@ class Snapshotter:
 
     async def _load_baseline(self) -> Baseline:
         """Return the baseline: what the store is known to have, of a snapshot that is still there."""
-        ids = await self._repository.ids()
         if self._baseline is None:
             saved = await asyncio.to_thread(baselines.saved_snapshot_id, self._directory.baseline)
-            if saved in ids:
+            if saved and await self._repository.exists(saved):
                 with contextlib.suppress(SnapshotError):
                     manifest = await self._repository.manifest(saved)
                     self._baseline = await run_in_thread_uninterrupted(self._load_from_disk, manifest)
                     self._saved_id = saved
-        if self._baseline is None or self._baseline.snapshot_id not in ids:
+        elif not await self._repository.exists(self._baseline.snapshot_id):
+            self._baseline = None
+        if self._baseline is None:
             self._baseline, self._saved_id = baselines.empty_baseline(), None
         return self._baseline.without_packs(self._repository.corrupt_packs)
 

@@ -1,8 +1,14 @@
 """Garbage collection: delete snapshots that no rule keeps, then packs that no snapshot names.
 
+It holds two lists: the packs in the store, and the packs that manifests name. What is named and not there is a finding:
+the snapshots that need such a pack are broken, no rule counts them, and the next snapshot stores again what it needs.
+
 A pack is deleted only if all of this holds:
 
-- Every committed manifest was read after the packs were listed, and none of them names the pack.
+- The committed manifests were listed after the packs were, and no manifest names the pack.
+- No manifest that cannot be read may name it. A manifest is written after the packs that it names. So a pack that the
+  store shows as clearly younger than the manifest is not named by it; clearly is `_CLEARLY`, since a store that was
+  copied shows when its objects were copied. A manifest that was read before cannot hide what it names.
 - The pack is older than the grace age, by the store's own clock. The clock is read from an object that is written
   before the packs are listed.
 - The pack is marked pending delete in the lease. Only the holder can do that (`gateway.lease.state`).
@@ -20,31 +26,53 @@ If the collection is killed, a later one deletes the rest. Names that stay marke
 idempotent, a manifest goes before its packs, and nothing else is written.
 """
 
-from datetime import UTC, timedelta
+import asyncio
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 from pydantic import BaseModel, Field
 
-from gateway.errors import NotFound, SnapshotError
 from gateway.lease.election import LeaderElection
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.manifests import AllRead
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.retention import Candidate, Keep, RetentionPlan, plan_retention
 
 log = structlog.get_logger()
+
+_CLEARLY = timedelta(days=1)
+_ALWAYS = datetime.max.replace(tzinfo=UTC)
+_MAX_NAMED, _MAX_KEPT_NAMED = 100, 1000
 
 
 class GcResult(BaseModel):
     """What a garbage collection did."""
 
     dropped_snapshots: list[str] = Field(description="ids of the snapshots that no rule keeps; they were deleted")
-    kept_snapshots: dict[str, list[str]] = Field(description="ids of the other snapshots, newest first, each with why")
+    kept_snapshots: dict[str, list[str]] = Field(
+        description="ids of the other snapshots, newest first, at most a thousand, each with why"
+    )
     deleted_packs: int = Field(0, description="packs that no snapshot named; they were deleted")
     deleted_bytes: int = Field(0, description="size of the deleted packs")
     young_packs: int = Field(0, description="packs that no snapshot names and that are too young to be deleted")
+    held_packs: int = Field(0, description="packs that stay because a manifest that cannot be read may name them")
+    missing_packs: int = Field(0, description="packs that a snapshot needs and that are not in the store")
+    broken_snapshots: list[str] = Field(
+        default_factory=list, description="ids of the snapshots that need one of those; newest first, at most a hundred"
+    )
     deleted_directories: int = Field(0, description="index directories of deleted collections; they were deleted")
     freed_bytes: int = Field(0, description="what those directories took on the disk")
-    problem: str | None = Field(None, description="why no pack was deleted; null if nothing prevented it")
+    problem: str | None = Field(
+        None, description="what kept garbage from being deleted, or is wrong with the store; null if nothing is"
+    )
+
+
+class _Pack(NamedTuple):
+    """A pack in the store: what a collection needs of its object."""
+
+    size_bytes: int
+    modified_at: datetime
 
 
 async def collect_garbage(
@@ -54,64 +82,69 @@ async def collect_garbage(
 
     Only one may run at a time, and no snapshot meanwhile. Safe to retry. Raises LeaseLost, StorageError.
     """
-    if not may_delete:
-        return GcResult(
-            dropped_snapshots=[], kept_snapshots={}, problem="GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted"
-        )
-    await leader.abort_announced()
-    plan = await _apply_retention(repository, keep)
+    if may_delete:
+        await leader.abort_announced()
+        now = await repository.store_time()
+    packs = {info.key: _Pack(info.size_bytes, info.modified_at) async for info in repository.pack_objects()}
+    read = await repository.look_for_damage(packs)
+    problems = repository.damage
     result = GcResult(
-        dropped_snapshots=list(plan.dropped), kept_snapshots={name: list(why) for name, why in plan.kept.items()}
+        dropped_snapshots=[],
+        kept_snapshots={},
+        missing_packs=len(repository.missing_packs),
+        broken_snapshots=list(repository.broken)[:_MAX_NAMED],
+        problem="; ".join(problems) or None,
     )
-    now = await repository.store_time()
-    packs = [info async for info in repository.pack_objects()]
-    try:
-        referenced = await _referenced_packs(repository)
-    except SnapshotError as error:
-        result.problem = f"a snapshot cannot be read, so it is not known which packs it needs: {error.message}"
-        log.warning("no pack is deleted", cause=result.problem)
+    if not may_delete:
+        result.problem = "; ".join(["GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted", *problems])
         return result
-    for snapshot_id in await repository.aborted_ids():
-        await repository.delete_manifest(snapshot_id)
-    garbage = [info for info in packs if info.key not in referenced]
-    old = [info for info in garbage if now - info.modified_at.astimezone(UTC) >= timedelta(seconds=grace_s)]
-    await repository.delete_packs([info.key for info in old])
-    result.deleted_packs, result.deleted_bytes = len(old), sum(info.size_bytes for info in old)
-    result.young_packs = len(garbage) - len(old)
+    plan = await _apply_retention(repository, read, keep)
+    result.dropped_snapshots = list(plan.dropped)
+    result.kept_snapshots = {name: list(why) for name, why in itertools.islice(plan.kept.items(), _MAX_KEPT_NAMED)}
+    await repository.delete_manifests(read.listing.aborted, read.listing.verified)
+    named = await asyncio.to_thread(read.named, plan.dropped)
+    garbage = {name: pack for name, pack in packs.items() if bytes.fromhex(name) not in named}
+    held_until = _held_until(read)
+    held = {name for name, pack in garbage.items() if held_until and pack.modified_at <= held_until}
+    old = [
+        name
+        for name, pack in garbage.items()
+        if name not in held and now - pack.modified_at.astimezone(UTC) >= timedelta(seconds=grace_s)
+    ]
+    await repository.delete_packs(old)
+    result.deleted_packs, result.deleted_bytes = len(old), sum(packs[name].size_bytes for name in old)
+    result.held_packs = len(held)
+    result.young_packs = len(garbage) - len(old) - len(held)
     log.info(
         "garbage collected",
         dropped_snapshots=len(plan.dropped),
         deleted_packs=result.deleted_packs,
         deleted_bytes=result.deleted_bytes,
         young_packs=result.young_packs,
+        held_packs=result.held_packs,
     )
     return result
 
 
-async def _apply_retention(repository: Repository, keep: Keep) -> RetentionPlan:
+async def _apply_retention(repository: Repository, read: AllRead, keep: Keep) -> RetentionPlan:
     """Delete the manifests of the snapshots that no rule keeps."""
-    snapshots = await repository.snapshots()
+    listing = read.listing
+    failed = await repository.failed_verifications(listing)
+    # A broken snapshot must not be kept by a rule in place of one that may be intact.
+    unusable = failed.union(repository.broken, read.unreadable)
     plan = plan_retention(
-        (Candidate(each.id, each.created_at, each.label, _is_usable(each)) for each in snapshots), keep
+        (Candidate(snapshot_id, *read.taken(snapshot_id), snapshot_id not in unusable) for snapshot_id in listing.ids),
+        keep,
     )
+    await repository.delete_manifests(plan.dropped, listing.verified)
     for snapshot_id in plan.dropped:
-        await repository.delete_manifest(snapshot_id)
         log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)
     return plan
 
 
-def _is_usable(snapshot: Snapshot) -> bool:
-    """A snapshot that failed its verification must not be kept by a rule in place of one that may be intact."""
-    return snapshot.state == "complete" and (snapshot.verified is None or snapshot.verified.ok)
-
-
-async def _referenced_packs(repository: Repository) -> set[str]:
-    """Return every pack that a committed snapshot names. Raises SnapshotError if a manifest cannot be read."""
-    referenced: set[str] = set()
-    for snapshot_id in await repository.ids():
-        try:
-            manifest = await repository.manifest(snapshot_id)
-        except NotFound:
-            continue  # It was deleted after the list was made, so it names nothing.
-        referenced.update(pack.sha256 for pack in manifest.packs)
-    return referenced
+def _held_until(read: AllRead) -> datetime | None:
+    """Return until when the packs were stored that a manifest which cannot be read may name; None without any such."""
+    unknown = [read.listing.manifests[each] for each in read.unreadable if each not in read.summaries]
+    if not unknown:
+        return None
+    return max(info.modified_at + _CLEARLY if info else _ALWAYS for info in unknown)

@@ -83,12 +83,9 @@ class StoredCopies:
 
     async def _manifests(self, segment_id: str) -> list[Manifest]:
         """Manifests with different versions of the index, the best first."""
-        ids = await self._repository.ids()
         saved = await asyncio.to_thread(baselines.saved_snapshot_id, self._baseline) if self._baseline else None
-        if self._before:
-            ids = [each for each in ids if each < self._before]
         found: dict[tuple[str, ...], Manifest] = {}
-        for snapshot_id in dict.fromkeys([*([saved] if saved in ids else []), *ids]):
+        async for snapshot_id in self._ids(saved):
             try:
                 manifest = await self._repository.manifest(snapshot_id)
             except (SnapshotError, NotFound):
@@ -98,3 +95,11 @@ class StoredCopies:
             if len(found) == _MOST_COPIES:
                 break
         return list(found.values())
+
+    async def _ids(self, first: str | None) -> AsyncIterator[str]:
+        """The ids of the snapshots that may have a copy: `first`, if it is there, and then the newest first."""
+        if first and (not self._before or first < self._before) and await self._repository.exists(first):
+            yield first
+        async for snapshot_id in self._repository.newest_first(self._before):
+            if snapshot_id != first:
+                yield snapshot_id

@@ -133,7 +133,7 @@ class Snapshot(_Record):
     label: str | None = Field(None, description="given by the person who took it")
     created_at: AwareDatetime = Field(description="time of its cut: writes acknowledged before are in it")
     state: Literal["complete", "damaged"] = Field(
-        "complete", description="'damaged' if its manifest cannot be read; see problem"
+        "complete", description="'damaged' if its manifest cannot be read or a pack of it is missing; see problem"
     )
     problem: str | None = Field(None, description="why it is damaged")
     verified: Verification | None = Field(None, description="result of its latest verification; null if never verified")
@@ -248,7 +248,7 @@ def new_snapshot_id(now: datetime, newest: str | None) -> str:
         return fresh
     fraction = int(newest.partition("-")[2], 16) + 1
     try:
-        return _id_of(_moment(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
+        return _id_of(moment_of(newest) + timedelta(seconds=fraction // _FRACTIONS), fraction % _FRACTIONS)
     except OverflowError as error:
         raise CorruptSnapshot(
             f"no id can sort after snapshot {newest}: its time is the last one that exists"
@@ -264,7 +264,7 @@ def is_snapshot_id(text: str) -> bool:
     if not _ID.fullmatch(text):
         return False
     try:
-        _moment(text)
+        moment_of(text)
     except ValueError:
         return False
     return True
@@ -272,10 +272,11 @@ def is_snapshot_id(text: str) -> bool:
 
 def damaged(snapshot_id: str, problem: str) -> Snapshot:
     """Return how to show a snapshot whose manifest cannot be read."""
-    return Snapshot(id=snapshot_id, created_at=_moment(snapshot_id), state="damaged", problem=problem)
+    return Snapshot(id=snapshot_id, created_at=moment_of(snapshot_id), state="damaged", problem=problem)
 
 
-def _moment(snapshot_id: str) -> datetime:
+def moment_of(snapshot_id: str) -> datetime:
+    """Return the second in which a snapshot was taken, in UTC. Raises ValueError if there is no such time."""
     return datetime.strptime(snapshot_id.partition("-")[0], _ID_MOMENT).replace(tzinfo=UTC)
 
 

@@ -15,7 +15,7 @@ from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.orphans import remove_orphaned_directories
-from gateway.errors import Conflict, GatewayError
+from gateway.errors import Conflict, GatewayError, NotFound, SnapshotError
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
@@ -34,6 +34,8 @@ log = structlog.get_logger()
 
 # What has not ended then breaks off: all other requests are refused meanwhile.
 _REFUSAL_GRACE_S = 5.0
+# At most 40 manifests a second: less than a tenth of the processor.
+_SLOW_READS_AT_ONCE, _SLOW_READS_PAUSE_S = 2, 0.05
 
 
 class Gate(Protocol):
@@ -72,7 +74,7 @@ class Operations:
         self._idle = asyncio.Event()
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
-        self.last_error: dict[str, Any] | None = None
+        self._errors: dict[str, dict[str, Any]] = {}
         self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
         """Called for every snapshot that ended; with None for one that failed."""
 
@@ -127,16 +129,33 @@ class Operations:
         """Take a snapshot; see `Snapshotter.take`."""
         with self.exclusively("a snapshot"):
             try:
-                snapshot = await self.snapshotter.take(label, progress)
-            except Exception as error:
-                known = error if isinstance(error, GatewayError) else _unexpected(error)
-                self.last_error = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **known.body()}
+                with self._noting_errors("snapshot"):
+                    snapshot = await self.snapshotter.take(label, progress)
+            except Exception:
                 self.on_outcome(None)
                 raise
             self.unsaved_writes.saved()
-            self.last_error = None
             self.on_outcome(snapshot)
             return snapshot
+
+    @contextlib.contextmanager
+    def _noting_errors(self, what: str) -> Iterator[None]:
+        """Note the error of this kind of work for `last_error`, until the same work succeeds."""
+        try:
+            yield
+        except Exception as error:
+            self._note_error(what, error if isinstance(error, GatewayError) else _unexpected(error))
+            raise
+        self._errors.pop(what, None)
+
+    def _note_error(self, what: str, error: GatewayError) -> None:
+        self._errors.pop(what, None)  # the newest one is the last
+        self._errors[what] = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **error.body()}
+
+    @property
+    def last_error(self) -> dict[str, Any] | None:
+        """The newest error of a snapshot, a garbage collection or the store that no later success has settled."""
+        return next(reversed(self._errors.values()), None)
 
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
@@ -202,9 +221,34 @@ class Operations:
         Then remove the index directories of collections that were deleted longer ago than `grace_s`.
         """
         with self.exclusively("a garbage collection", removes=True):
-            result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
+            with self._noting_errors("garbage collection"):
+                result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
+            self._note_damage()
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)
             return result.model_copy(update=removed._asdict())
+
+    async def look_for_damage(self) -> None:
+        """Look, slowly, whether all that the snapshots need is in the store; see `Repository.damage`.
+
+        Other operations go on meanwhile. Raises StorageError; safe to retry.
+        """
+        packs = {info.key async for info in self.repository.pack_objects()}
+        async for newest in self.repository.newest_first():
+            with contextlib.suppress(SnapshotError, NotFound):
+                await self.repository.manifest(newest)  # first the one that matters most
+                await self.repository.find_missing_packs(packs)
+            break
+        self._note_damage()
+        await self.repository.look_for_damage(packs, at_once=_SLOW_READS_AT_ONCE, pause_s=_SLOW_READS_PAUSE_S)
+        self._note_damage()
+
+    def _note_damage(self) -> None:
+        if damage := self.repository.damage:
+            self._note_error("the store", SnapshotError("; ".join(damage), "see GET /readyz"))
+        else:
+            self._errors.pop("the store", None)
+        if self.repository.is_latest_broken:
+            self.unsaved_writes.nothing_is_saved()
 
     # ------------------------------------------------------------------ inspected, in and out
 

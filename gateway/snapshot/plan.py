@@ -1,6 +1,6 @@
 """Plans: what to store of a changed file, which indexes to read, what to fetch in which order. Pure."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -133,12 +133,3 @@ def plan_restore(manifest: Manifest) -> tuple[list[Fetch], list[Fetch]]:
         return [Fetch(manifest.packs[pack], tuple(some)) for pack, some in sorted(parts.items())]
 
     return fetches(patches), fetches(bases)
-
-
-# ---------------------------------------------------------------------- what to delete
-
-
-def unreferenced(names: Iterable[str], manifests: Iterable[Manifest]) -> list[str]:
-    """Return the packs of `names` that none of `manifests` names."""
-    referenced = {pack.sha256 for manifest in manifests for pack in manifest.packs}
-    return [name for name in names if name not in referenced]

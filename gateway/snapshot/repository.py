@@ -1,4 +1,4 @@
-"""One gateway's repository in the store: its manifests, its packs and its format.
+"""One gateway's repository in the store: its format, its packs, and what is published and deleted.
 
 docs/format.md describes the objects. `gateway.lease.state` says when a snapshot is committed, and why a gateway that
 lost the lease can neither publish nor delete.
@@ -9,75 +9,47 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import NamedTuple
+from pathlib import Path
 
-from pydantic import ValidationError
+import structlog
 
 from gateway.aio import TaskPool, shielded
-from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError, StorageUnavailable
+from gateway.errors import CorruptSnapshot, ObjectMissing, SnapshotError, StorageUnavailable
 from gateway.lease.election import LeaderElection
-from gateway.lease.lease import read_lease_state
 from gateway.lease.state import MAX_PENDING_DELETE
-from gateway.snapshot.model import (
-    FORMAT,
-    Manifest,
-    Pack,
-    Snapshot,
-    Verification,
-    check_format,
-    damaged,
-    is_snapshot_id,
-)
-from gateway.snapshot.plan import unreferenced
+from gateway.snapshot.manifests import DATA, READS_AT_ONCE, SNAPSHOTS, VERIFIED, AllRead, Manifests, key_of
+from gateway.snapshot.model import FORMAT, Manifest, Pack, Verification, check_format
 from gateway.storage import ObjectInfo, Storage
 
+log = structlog.get_logger()
+
 _REPOSITORY = "repository.json"
-_SNAPSHOTS = "snapshots/"
-_MANIFEST = "manifest.json"
-_VERIFIED = "verified.json"
-_DATA = "data/"
 _CLOCK = "gc.clock"
 _PACK = re.compile(r"[0-9a-f]{64}")
 _READS_AT_ONCE = 8
-# Bounds for untrusted JSON. A manifest takes about 200 bytes for 1 MiB of data.
+_DELETED_AT_ONCE = 500
 _MAX_REPOSITORY_BYTES = 64 << 10
-_MAX_MANIFEST_BYTES = 64 << 20
-_MAX_VERIFIED_BYTES = 1 << 20
+# A deletion reads at most so many manifests to find out which packs it may delete too.
+_MOST_READ_TO_DELETE = 256
 
 
-class _Listing(NamedTuple):
-    """The ids of all committed snapshots, newest first, and the objects with their verifications, by id.
-
-    `missing`: the snapshot that the lease says was published last, if it is not in the store.
-    """
-
-    ids: list[str]
-    verified: dict[str, ObjectInfo]
-    missing: str | None
-
-
-class Repository:
+class Repository(Manifests):
     """The snapshots in `store`, which is this gateway's own prefix. Every method raises StorageError.
 
     `leader` guards what is published and deleted. Without it, the repository is for reading, or for a store that has
-    no other writer.
+    no other writer. `memory` is that of `Manifests`.
     """
 
-    def __init__(self, store: Storage, leader: LeaderElection | None = None) -> None:
-        self._store, self._leader = store, leader
-        # By id. Manifests never change once written.
-        self._read: dict[str, Snapshot] = {}
-        # By id. A verification may be replaced; then its object has another version.
-        self._verified: dict[str, tuple[ObjectInfo, Verification | None]] = {}
+    def __init__(self, store: Storage, leader: LeaderElection | None = None, memory: Path | None = None) -> None:
+        super().__init__(store, memory)
+        self._leader = leader
         self._corrupt_packs: set[str] = set()
-
-    @property
-    def url(self) -> str:
-        return self._store.url
+        self.unreadable: dict[str, str] = {}
+        """Why, by id, for the snapshots whose manifests could not be read when all were read last."""
 
     async def check_format(self) -> bool:
         """Return whether there is a repository. Raises IncompatibleSnapshot if its format is newer than we know."""
@@ -102,123 +74,9 @@ class Repository:
 
     # ------------------------------------------------------------------ snapshots
 
-    async def ids(self) -> list[str]:
-        """Return the ids of all committed snapshots, newest first."""
-        return (await self._listed()).ids
-
-    async def _listed(self) -> "_Listing":
-        found, verified = [], {}
-        async for info in self._store.list(_SNAPSHOTS):
-            snapshot_id, _, name = info.key.removeprefix(_SNAPSHOTS).partition("/")
-            if is_snapshot_id(snapshot_id):
-                if name == _MANIFEST:
-                    found.append(snapshot_id)
-                elif name == _VERIFIED:
-                    verified[snapshot_id] = info
-        # The lease is read after the list, never before: see `gateway.lease.state`.
-        lease_state = await read_lease_state(self._store)
-        missing = lease_state.expected if lease_state else None
-        if missing and (missing in found or await self._is_stored(missing)):
-            found, missing = list({*found, missing}), None  # a list may lag
-        committed = [each for each in found if lease_state is None or lease_state.is_committed(each)]
-        return _Listing(sorted(committed, reverse=True), verified, missing)
-
-    async def _is_stored(self, snapshot_id: str) -> bool:
-        try:
-            await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}", 0, 1)
-        except ObjectMissing:
-            return False
-        return True
-
-    async def latest_id(self) -> str | None:
-        """Return the id of the newest snapshot, None if the store never held one.
-
-        Raises StorageUnavailable if the snapshot that the lease says was published last is not there: what is there
-        instead is not the latest.
-        """
-        ids, _, missing = await self._listed()
-        if missing and missing > max(ids, default=""):
-            raise StorageUnavailable(
-                f"snapshot {missing}, which was published last, is missing in {self.url}",
-                "complete the copy of the store; or name another snapshot, or 'none', in GATEWAY_RESTORE",
-            )
-        return ids[0] if ids else None
-
-    async def newest_id(self) -> str | None:
-        """Return the newest id that was ever used, also by an aborted snapshot. A new id must sort after it."""
-        ids = await self._listed_names()
-        lease_state = await read_lease_state(self._store)
-        if lease_state is not None:
-            ids += [*lease_state.aborted, *([lease_state.announced] if lease_state.announced else [])]
-        return max(filter(is_snapshot_id, ids), default=None)
-
-    async def snapshots(self) -> list[Snapshot]:
-        """Return all snapshots, newest first. One whose manifest cannot be read has the state `damaged`."""
-        shown: dict[str, Snapshot] = {}
-
-        async def show(snapshot_id: str) -> None:
-            try:
-                snapshot = self._read.get(snapshot_id) or (await self.manifest(snapshot_id)).snapshot
-            except SnapshotError as error:
-                snapshot = damaged(snapshot_id, error.message)
-            except NotFound:
-                return  # It was deleted after the list was made.
-            if snapshot_id in verified:
-                verification = await self._verification(snapshot_id, verified[snapshot_id])
-                snapshot = snapshot.model_copy(update={"verified": verification})
-            shown[snapshot_id] = snapshot
-
-        ids, verified, _ = await self._listed()
-        async with TaskPool(_READS_AT_ONCE) as pool:
-            for snapshot_id in ids:
-                await pool.start(show, snapshot_id)
-        return [shown[snapshot_id] for snapshot_id in ids if snapshot_id in shown]
-
-    async def resolve(self, name: str) -> str:
-        """Return the id of the snapshot `name`, which is an id or `latest`. Raises NotFound."""
-        if name == "latest":
-            if (latest := await self.latest_id()) is None:
-                raise NotFound("there is no snapshot yet", "take one: POST /admin/snapshot")
-            return latest
-        if not is_snapshot_id(name):
-            raise NotFound(f"{name!r} is no snapshot id", "GET /admin/snapshot lists them")
-        lease_state = await read_lease_state(self._store)
-        if lease_state is not None and not lease_state.is_committed(name):
-            raise NotFound(f"snapshot {name} was never published", "GET /admin/snapshot lists those that were")
-        return name
-
-    async def manifest(self, snapshot_id: str) -> Manifest:
-        """Return a snapshot's manifest. Raises NotFound, CorruptSnapshot, IncompatibleSnapshot."""
-        try:
-            data = await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}", 0, _MAX_MANIFEST_BYTES)
-        except ObjectMissing:
-            raise NotFound(f"there is no snapshot {snapshot_id}", "GET /admin/snapshot lists them") from None
-        manifest = await asyncio.to_thread(Manifest.parse, data, snapshot_id)
-        self._read[snapshot_id] = manifest.snapshot
-        return manifest
-
-    async def snapshot(self, snapshot_id: str) -> Snapshot:
-        """Return one snapshot, as `snapshots` does. Raises NotFound, CorruptSnapshot, IncompatibleSnapshot."""
-        snapshot = (await self.manifest(snapshot_id)).snapshot
-        return snapshot.model_copy(update={"verified": await self._verification(snapshot_id, None)})
-
     async def save_verification(self, snapshot_id: str, verification: Verification) -> None:
         """Store a verification's result beside the manifest. It replaces an earlier result."""
-        await self._store.put(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", verification.model_dump_json().encode())
-
-    async def _verification(self, snapshot_id: str, info: ObjectInfo | None) -> Verification | None:
-        """Return the stored verification, None if there is none. `info` is its object, so that it is read only once."""
-        known = self._verified.get(snapshot_id)
-        if known and known[0] == info:
-            return known[1]
-        try:
-            data = await self._store.get_range(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}", 0, _MAX_VERIFIED_BYTES)
-            verification = Verification.model_validate_json(data)
-        except (ObjectMissing, ValidationError):
-            verification = None
-        if info:
-            self._verified[snapshot_id] = info, verification
-        return verification
+        await self._store.put(f"{SNAPSHOTS}{snapshot_id}/{VERIFIED}", verification.model_dump_json().encode())
 
     async def publish(self, manifest: Manifest) -> None:
         """Write the manifest. From then on the snapshot exists.
@@ -228,14 +86,18 @@ class Repository:
         """
         data = await asyncio.to_thread(manifest.to_bytes)
         async with self._leader.publishing(manifest.snapshot.id) if self._leader else nullcontext():
-            await self._store.put(f"{_SNAPSHOTS}{manifest.snapshot.id}/{_MANIFEST}", data)
-        self._read[manifest.snapshot.id] = manifest.snapshot
+            await self._store.put(key_of(manifest.snapshot.id), data)
+        self._history.add(manifest, (len(data), ""))
+        self._changed, self._latest = self._changed + 1, manifest.snapshot.id
+        if self._count is not None:
+            self._count += 1
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot: first its manifest, then the packs that no other snapshot names.
 
         Raises NotFound, LeaseLost. Safe to retry after an error: what it leaves behind is garbage that no snapshot
-        names. Packs are kept while another manifest cannot be read, since it might name them.
+        names. Packs are left to the garbage collection while another manifest cannot be read, since it might name them,
+        and where too many manifests were not read yet.
         """
         if self._leader:
             await self._leader.require()
@@ -250,31 +112,40 @@ class Repository:
     async def delete_unreferenced(self, names: Iterable[str]) -> None:
         """Delete the packs of `names` that no committed snapshot names. Safe to retry. Raises LeaseLost, StorageError.
 
-        Raises SnapshotError and deletes nothing while a manifest cannot be read, since it might name them.
+        Raises SnapshotError and deletes nothing while a manifest cannot be read, since it might name them, and while
+        so many manifests were not read yet that it would take long.
         """
-        if names := list(names):
+        if names := [name for name in names if not self._history.names(name)]:
             if self._leader:
                 # Abort a snapshot that is still announced. Otherwise it could be committed after its packs are gone.
                 await self._leader.abort_announced()
-            manifests = [await self.manifest(snapshot_id) for snapshot_id in await self.ids()]
-            await self.delete_packs(unreferenced(names, manifests))
+            read = await self.read_all(at_most=_MOST_READ_TO_DELETE)
+            for error in read.unreadable.values():
+                raise error
+            named = await asyncio.to_thread(read.named)
+            await self.delete_packs([name for name in names if bytes.fromhex(name) not in named])
 
     async def delete_manifest(self, snapshot_id: str) -> None:
         """Delete a snapshot's manifest and its verification. A garbage collection finds its packs."""
-        if self._leader:
-            await self._leader.note_deletion(snapshot_id)
-        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_MANIFEST}")
-        await self._store.delete(f"{_SNAPSHOTS}{snapshot_id}/{_VERIFIED}")
-        self._read.pop(snapshot_id, None)
+        await self.delete_manifests([snapshot_id], {snapshot_id})
 
-    async def aborted_ids(self) -> list[str]:
-        """Return the ids of aborted snapshots whose manifests are in the store."""
-        lease_state = await read_lease_state(self._store)
-        return [each for each in await self._listed_names() if lease_state and each in lease_state.aborted]
+    async def delete_manifests(self, snapshot_ids: Sequence[str], verified: Collection[str]) -> None:
+        """Delete the manifests of snapshots, about in this order, and the verifications of those that are `verified`.
 
-    async def _listed_names(self) -> list[str]:
-        """The names of the folders below `snapshots/`, one for each object in them."""
-        return [info.key.removeprefix(_SNAPSHOTS).partition("/")[0] async for info in self._store.list(_SNAPSHOTS)]
+        Raises LeaseLost. Safe to retry.
+        """
+        for start in range(0, len(snapshot_ids), _DELETED_AT_ONCE):
+            some = snapshot_ids[start : start + _DELETED_AT_ONCE]
+            if self._leader:
+                for snapshot_id in some:
+                    await self._leader.note_deletion(snapshot_id)
+            await self._store.delete_all([key_of(each) for each in some])
+            await self._store.delete_all([f"{SNAPSHOTS}{each}/{VERIFIED}" for each in some if each in verified])
+            for snapshot_id in some:
+                if self._count is not None and (snapshot_id in self._history or snapshot_id in self.unreadable):
+                    self._count -= 1
+                self._history.forget(snapshot_id)
+                self.unreadable.pop(snapshot_id, None)
 
     # ------------------------------------------------------------------ packs
 
@@ -283,11 +154,11 @@ class Repository:
 
         Leaves out packs that were found to be corrupt, and packs that are pending delete.
         """
-        sizes = {info.key.removeprefix(_DATA): info.size_bytes async for info in self._store.list(_DATA)}
+        corrupt = self.corrupt_packs
         return {
-            name: size_bytes
-            for name, size_bytes in sizes.items()
-            if name not in self._corrupt_packs and not self.is_pending_delete(name)
+            info.key: info.size_bytes
+            async for info in self.pack_objects()
+            if info.key not in corrupt and not self.is_pending_delete(info.key)
         }
 
     def is_pending_delete(self, name: str) -> bool:
@@ -296,8 +167,8 @@ class Repository:
 
     async def pack_objects(self) -> AsyncIterator[ObjectInfo]:
         """Yield every pack in the store with its size and age. `key` is the pack's name."""
-        async for info in self._store.list(_DATA):
-            name = info.key.removeprefix(_DATA)
+        async for info in self._store.list(DATA):
+            name = info.key.removeprefix(DATA)
             if _PACK.fullmatch(name):
                 yield replace(info, key=name)
 
@@ -316,24 +187,98 @@ class Repository:
             own = [name for name in some if not self.is_pending_delete(name)]
             if self._leader:
                 await self._leader.mark_pending_delete(some)
-            async with TaskPool(_READS_AT_ONCE) as pool:
-                for name in some:
-                    await pool.start(self._delete_pack, name)
+            await self._store.delete_all([f"{DATA}{name}" for name in some])
             if self._leader:
                 await self._leader.unmark_pending_delete(own)
+
+    # ------------------------------------------------------------------ damage
+
+    async def look_for_damage(
+        self, packs: Collection[str], *, at_once: int = READS_AT_ONCE, pause_s: float = 0
+    ) -> AllRead:
+        """Read all manifests, and compare what they name with `packs`, a list of the store's that was made before.
+
+        `damage` tells afterwards what was found. `at_once` and `pause_s` are those of `read_all`. Safe to retry.
+        """
+        read = await self.read_all(at_once=at_once, pause_s=pause_s)
+        self.unreadable = {snapshot_id: error.message for snapshot_id, error in read.unreadable.items()}
+        await self.find_missing_packs(packs)
+        for problem in self.damage:
+            log.warning("the store is damaged", problem=problem)
+        return read
+
+    @property
+    def damage(self) -> list[str]:
+        """What `look_for_damage` found last, in sentences for an operator. Empty if that was nothing."""
+        found = []
+        if self._missing_snapshot:
+            found.append(f"snapshot {self._missing_snapshot}, which was published last, is missing in the store")
+        if self.unreadable:
+            snapshot_id, why = max(self.unreadable.items())
+            found.append(
+                f"{len(self.unreadable)} snapshot(s) cannot be read, among them {snapshot_id} ({why}): packs that they"
+                " may name are kept; put their manifests back, or delete them"
+            )
+        if broken := self.broken:
+            snapshot_id, pack = next(iter(broken.items()))
+            latest = "the latest one too" if self.is_latest_broken else "not the latest one"
+            found.append(
+                f"{len(broken)} snapshot(s) need packs that are missing in the store, {latest}: {snapshot_id} needs"
+                f" data/{pack}; bring these objects back, and look for what deletes them, such as a lifecycle rule"
+            )
+        return found
+
+    @property
+    def is_latest_broken(self) -> bool:
+        """Whether the newest snapshot was found to need a pack that is missing, or to have an unreadable manifest."""
+        return self._latest in self.broken or self._latest in self.unreadable
+
+    async def find_missing_packs(self, present: Collection[str]) -> dict[str, str]:
+        """Return the snapshots that need a pack which is missing, newest first, each with one such pack.
+
+        `present`: the packs of a list. What it lacks is looked for by its name, since a list may lag. The next snapshot
+        stores what it needs of these packs again. All manifests must have been read. Safe to retry.
+        """
+        known, missing = set(self._history.missing), set[str]()
+
+        async def look(name: str) -> None:
+            if not await self._is_object(f"{DATA}{name}"):
+                missing.add(name)
+
+        async with TaskPool(_READS_AT_ONCE) as pool:
+            for name in self._history.named_but_not_in(present):
+                if name in known:
+                    missing.add(name)
+                else:
+                    await pool.start(look, name)
+        self._history.set_missing(missing)
+        return self.broken
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """The snapshots that were found to need a pack which is missing, newest first, each with one such pack."""
+        return self._history.broken
+
+    @property
+    def missing_packs(self) -> Collection[str]:
+        """Names of the packs that a snapshot needs and that were found to be missing."""
+        return self._history.missing
 
     @property
     def corrupt_packs(self) -> frozenset[str]:
         """Names of packs that were found to be missing, or to have other bytes than their name says."""
-        return frozenset(self._corrupt_packs)
+        return frozenset(self._corrupt_packs.union(self._history.missing))
+
+    # ------------------------------------------------------------------ a pack
 
     async def put_pack(self, name: str, data: bytes) -> None:
         """Store a pack. Replaces what has that name, so a corrupt pack is repaired. Safe to retry.
 
         Runs to its end when cancelled. Otherwise a pack could arrive after the clean-up and stay for good.
         """
-        await shielded(self._store.put(f"{_DATA}{name}", data))
+        await shielded(self._store.put(f"{DATA}{name}", data))
         self._corrupt_packs.discard(name)
+        self._history.found(name)
 
     async def get_pack(self, pack: Pack) -> bytes:
         """Return a pack's bytes, verified. Raises CorruptSnapshot if they are missing or have another digest."""
@@ -349,7 +294,7 @@ class Repository:
         """Return a pack's bytes, for a caller that verifies their use. Raises CorruptSnapshot if they are missing."""
         try:
             # One byte more than the pack has. That shows a longer object without reading all of it.
-            return await self._store.get_range(f"{_DATA}{pack.sha256}", 0, pack.size_bytes + 1)
+            return await self._store.get_range(f"{DATA}{pack.sha256}", 0, pack.size_bytes + 1)
         except ObjectMissing:
             self._corrupt_packs.add(pack.sha256)
             raise CorruptSnapshot(
@@ -366,9 +311,6 @@ class Repository:
         async with TaskPool(_READS_AT_ONCE) as pool:
             for pack in packs:
                 await pool.start(verify, pack)
-
-    async def _delete_pack(self, name: str) -> None:
-        await self._store.delete(f"{_DATA}{name}")
 
     async def close(self) -> None:
         await self._store.close()

@@ -7,7 +7,8 @@ for each of them. A snapshot that no rule keeps is dropped, with these exception
 - Without any rule, everything is kept.
 - The newest usable snapshot is always kept.
 - A snapshot that a person labelled is kept until a person deletes it. The gateway's own labels do not count.
-- A snapshot that cannot be read, or that failed its verification, is kept: someone may want to examine it.
+- A snapshot that cannot be read, that needs packs which are missing, or that failed its verification is kept: someone
+  may want to examine it.
 """
 
 from collections.abc import Callable, Iterable
@@ -46,7 +47,7 @@ class Keep:
 
 
 class Candidate(NamedTuple):
-    """What the rules need to know about a snapshot. `usable`: it can be read, and no verification of it failed."""
+    """What the rules need to know about a snapshot. `usable`: as far as is known, it can be restored."""
 
     id: str
     created_at: datetime

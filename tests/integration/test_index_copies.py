@@ -25,7 +25,9 @@ from gateway.snapshot import index_copies
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.index_copies import StoredCopies
+from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
+from gateway.snapshot.retention import Keep
 from gateway.snapshot.tar import tar
 from gateway.snapshot.verify import Level, verify
 from tests.bare_chroma import bare_chroma
@@ -133,14 +135,14 @@ async def test_a_store_that_cannot_be_reached_delays_the_start_a_little(
     await engine.snapshot()
     asked = 0
 
-    async def ids() -> list[str]:
+    async def exists(_snapshot_id: str) -> bool:
         nonlocal asked
         asked += 1
         if failing == "hangs":
             await asyncio.sleep(60)
         raise StorageUnavailable("no route")
 
-    monkeypatch.setattr(engine.repository, "ids", ids)
+    monkeypatch.setattr(engine.repository, "exists", exists)
     monkeypatch.setattr(index_copies, "_REACH_TIMEOUT_S", 0.2)
     for name in ("notes", "others"):
         (engine.index(name) / HEADER).write_bytes(b"")
@@ -348,3 +350,33 @@ def test_a_collection_that_is_being_made_keeps_its_directory(engine: Engine, mon
     assert remove_orphaned_directories(engine.directory.path, 0) == (0, 0)
     assert order == ["names"]
     assert engine.index("new").is_dir()
+
+
+# ---------------------------------------------------------------------- what the store lost
+
+
+async def is_whole(engine: Engine, snapshot_id: str) -> bool:
+    """As another gateway finds it: what this one knows of corrupt packs stays as it is."""
+    return (await verify(Repository(engine.store), engine.directory.scratch, snapshot_id, "data", Progress())).ok
+
+
+async def test_the_next_snapshot_stores_what_vanished(engine: Engine) -> None:
+    """A lifecycle rule took every pack. Snapshots rely on one another, so none would be whole any more."""
+    await engine.snapshot()
+    engine.add(40, 30)
+    await engine.snapshot()
+    for pack in (engine.path / "store/data").iterdir():
+        pack.unlink()
+    engine.add(70, 5)
+    await engine.snapshot()
+    assert not await is_whole(engine, max(engine.snapshots))
+    broken = set(engine.snapshots)
+    collected = await engine.operations.collect_garbage(Keep(last=1), 0)
+    assert set(collected.broken_snapshots) == broken
+    assert collected.dropped_snapshots == []
+    engine.add(75, 5)
+    await engine.snapshot()
+    assert await is_whole(engine, max(engine.snapshots))
+    collected = await engine.operations.collect_garbage(Keep(last=1), 0)
+    assert collected.kept_snapshots[max(engine.snapshots)] == ["newest", "last"]
+    assert await is_whole(engine, max(engine.snapshots))

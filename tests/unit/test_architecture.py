@@ -16,7 +16,12 @@ PACKAGE = ROOT / "gateway"
 PURE_MODULES = [
     *("gateway.proxy.responses", "gateway.chroma.routes", "gateway.proxy.framing", "gateway.proxy.headers"),
     *("gateway.proxy.limits", "gateway.proxy.counters", "gateway.snapshot.model", "gateway.snapshot.plan"),
-    *("gateway.snapshot.budget", "gateway.snapshot.unsaved_writes", "gateway.snapshot.retention"),
+    *(
+        "gateway.snapshot.budget",
+        "gateway.snapshot.history",
+        "gateway.snapshot.unsaved_writes",
+        "gateway.snapshot.retention",
+    ),
     *("gateway.snapshot.schedule", "gateway.lease.state"),
     *(
         "gateway.auth.access",

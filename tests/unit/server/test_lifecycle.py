@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from gateway.config import Settings
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, LeaseLost, StorageDenied
 from gateway.server import lifecycle
 from gateway.server.container import Gateway
 from gateway.server.lifecycle import Lifecycle
@@ -22,6 +22,7 @@ LASTING: dict[str, Callable[[Gateway], object]] = {
     "keys file": lambda gateway: gateway.keyring,
     "bound of the log": lambda gateway: gateway.vectorstore.operations.snapshotter,
     "clock of the data path": lambda gateway: gateway.data_path,
+    "look at the store": lambda gateway: gateway.vectorstore,
     "Chroma's process": lambda gateway: gateway.vectorstore.chroma,
     "schedule": lambda _gateway: lifecycle,
     "data directory": lambda gateway: gateway.vectorstore,
@@ -30,6 +31,7 @@ LASTING: dict[str, Callable[[Gateway], object]] = {
 METHODS = {
     "bound of the log": "keep_bounded",
     "clock of the data path": "watch_the_clock",
+    "look at the store": "look_at_store",
     "Chroma's process": "keep_running",
     "schedule": "run_schedule",
     "data directory": "watch_data_dir",
@@ -123,8 +125,8 @@ async def test_a_snapshot_that_fails_is_told_where_alerts_go(tmp_path: Path) -> 
     async with webhook() as (url, posted):
         gateway = built(tmp_path, alert_url=url)
         operations = gateway.vectorstore.operations
-        for error in ({"error": "LeaseLost", "message": "another"}, {"error": "StorageDenied", "message": "refused"}):
-            operations.last_error = error
+        for error in (LeaseLost("another"), StorageDenied("refused")):
+            operations._note_error("snapshot", error)
             operations.on_outcome(None)
         await gateway.alerts.close(10)
     assert posted.qsize() == 1

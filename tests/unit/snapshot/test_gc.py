@@ -40,6 +40,7 @@ class AgingStore(MemoryStore):
         self.calls = 0
         self.fail_at: int | None = None
         self.unreachable_for_deletes = False
+        self.unlisted: set[str] = set()
 
     def _reach(self) -> None:
         self.calls += 1
@@ -51,10 +52,10 @@ class AgingStore(MemoryStore):
         await super().put(key, data)
         self.modified[key] = self.now
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
         self._reach()
         for key in sorted(self.objects):
-            if key.startswith(prefix):
+            if key.startswith(prefix) and key > after and key not in self.unlisted:
                 yield ObjectInfo(key, len(self.objects[key]), self.modified.get(key, self.now))
 
     async def delete(self, key: str) -> None:
@@ -115,8 +116,7 @@ async def test_retention_deletes_a_snapshot_and_then_its_own_packs(tmp_path: Pat
     assert packs_in(store) == {b"shared", b"of the newer"}
     gone = [key for key in store.deleted if not key.startswith("probe/")]
     assert gone[0] == f"snapshots/{OLDER}/manifest.json"
-    assert {key.split("/")[0] for key in gone[1:]} == {"snapshots", "data"}
-    assert gone[-1].startswith("data/")
+    assert gone[1:] == [f"data/{sha(b'of the older')}"]
 
 
 async def test_snapshot_that_failed_verification_does_not_count_for_a_rule(tmp_path: Path) -> None:
@@ -143,6 +143,102 @@ async def test_no_pack_is_deleted_while_a_manifest_cannot_be_read(tmp_path: Path
     collected = await collect_garbage(Repository(store, leader), leader, Keep(last=1), DAY_S)
     assert ID in (collected.problem or "")
     assert packs_in(store) == {b"one", b"two"}
+
+
+async def test_garbage_that_an_unreadable_manifest_cannot_name_is_deleted(tmp_path: Path) -> None:
+    """It was written after the packs that it names. So it holds what is older, and what is not clearly younger."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
+    await repository.put_pack(sha(b"older"), b"older")
+    await stored(repository, ID, b"one")
+    store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
+    store.now += timedelta(hours=20)
+    await repository.put_pack(sha(b"hardly younger"), b"hardly younger")
+    store.now += timedelta(days=2)
+    await stored(repository, NEWER, b"two")
+    await repository.put_pack(sha(b"younger"), b"younger")
+    store.now += timedelta(days=2)
+    repository = Repository(store, leader)
+    collected = await collect_garbage(repository, leader, Keep(), DAY_S)
+    assert packs_in(store) == {b"older", b"one", b"hardly younger", b"two"}
+    assert (collected.deleted_packs, collected.held_packs, collected.young_packs) == (1, 3, 0)
+    assert ID in repository.damage[0]
+    await repository.delete(ID)
+    collected = await collect_garbage(repository, leader, Keep(), DAY_S)
+    assert packs_in(store) == {b"two"}
+    assert (collected.problem, repository.damage) == (None, [])
+
+
+async def test_manifest_that_was_read_before_holds_what_it_names(tmp_path: Path) -> None:
+    """Manifests never change, so what a damaged one named is known exactly."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
+    await repository.put_pack(sha(b"garbage"), b"garbage")
+    await stored(repository, ID, b"one")
+    store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
+    await stored(repository, NEWER, b"two")
+    store.now += timedelta(days=2)
+    collected = await collect_garbage(repository, leader, Keep(last=1), DAY_S)
+    assert packs_in(store) == {b"one", b"two"}
+    assert (collected.kept_snapshots[ID], collected.held_packs) == (["damaged"], 0)
+    assert ID in (collected.problem or "")
+
+
+# ---------------------------------------------------------------------- what is named and not there
+
+
+async def vanished(store: AgingStore, home: Path) -> tuple[Repository, LeaderElection]:
+    """A gateway with two snapshots, of which the newer one lost a pack."""
+    repository, leader = await writer(store, home)
+    await stored(repository, OLDER, b"shared", b"of the older")
+    await stored(repository, NEWER, b"shared", b"of the newer")
+    del store.objects[f"data/{sha(b'of the newer')}"]
+    store.now += timedelta(days=2)
+    return repository, leader
+
+
+async def test_retention_keeps_a_whole_snapshot_in_place_of_a_broken_one(tmp_path: Path) -> None:
+    """A lifecycle rule or a wrong `rm` took a pack. The broken snapshot is listed as damaged and counts for no rule."""
+    repository, leader = await vanished(store := AgingStore(), tmp_path)
+    collected = await collect_garbage(repository, leader, Keep(last=1), DAY_S)
+    assert collected.kept_snapshots == {NEWER: ["damaged"], OLDER: ["newest", "last"]}
+    assert (collected.missing_packs, collected.broken_snapshots) == (1, [NEWER])
+    assert NEWER in (collected.problem or "")
+    newer, older = await repository.snapshots()
+    assert (newer.state, older.state) == ("damaged", "complete")
+    assert sha(b"of the newer") in (newer.problem or "")
+    assert packs_in(store) == {b"shared", b"of the older"}
+
+
+async def test_missing_pack_is_stored_again_by_the_next_snapshot(tmp_path: Path) -> None:
+    """It counts as corrupt, so no snapshot relies on it. Once it is stored again, nothing is broken any more."""
+    repository, leader = await vanished(AgingStore(), tmp_path)
+    name = sha(b"of the newer")
+    await collect_garbage(repository, leader, Keep(), DAY_S)
+    assert name in repository.corrupt_packs
+    assert repository.is_latest_broken
+    await repository.put_pack(name, b"of the newer")
+    assert name not in repository.corrupt_packs
+    assert (repository.damage, repository.is_latest_broken) == ([], False)
+    assert [snapshot.state for snapshot in await repository.snapshots()] == ["complete", "complete"]
+
+
+async def test_pack_that_a_list_lacks_is_looked_for_by_its_name(tmp_path: Path) -> None:
+    """Lists may lag."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, ID, b"one")
+    store.unlisted.add(f"data/{sha(b'one')}")
+    collected = await collect_garbage(repository, leader, Keep(), DAY_S)
+    assert (collected.missing_packs, collected.problem) == (0, None)
+
+
+async def test_packs_of_a_snapshot_that_a_list_lacks_stay(tmp_path: Path) -> None:
+    """The snapshot was known before the list lagged."""
+    repository, leader = await writer(store := AgingStore(), tmp_path)
+    await stored(repository, OLDER, b"of the older")
+    await stored(repository, NEWER, b"of the newer")
+    store.unlisted.add(f"snapshots/{OLDER}/manifest.json")
+    store.now += timedelta(days=2)
+    await collect_garbage(repository, leader, Keep(), DAY_S)
+    assert packs_in(store) == {b"of the older", b"of the newer"}
 
 
 async def test_unreachable_store_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:

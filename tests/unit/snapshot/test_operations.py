@@ -16,15 +16,16 @@ from gateway.chroma import database
 from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
-from gateway.errors import NotFound
+from gateway.errors import NotFound, StorageUnavailable
 from gateway.jobs import Progress
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot import create, operations
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
+from gateway.snapshot.retention import Keep
 from tests.unit.snapshot.leaders import candidate
-from tests.unit.snapshot.manifests import ID
+from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
 
 
@@ -189,3 +190,72 @@ async def test_database_is_not_touched_during_a_swap(tmp_path: Path, monkeypatch
         assert bounded == [1]
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+# ---------------------------------------------------------------------- a damaged store
+
+
+async def damaged(store: MemoryStore, one: Operations, lost: bytes) -> None:
+    """Two snapshots as they are stored by a gateway, and then without the pack `lost`."""
+    await one.repository.make()
+    for snapshot_id, pack in ((OLDER, b"older"), (NEWER, b"newer")):
+        await one.repository.put_pack(sha(pack), pack)
+        await one.repository.publish(manifest(snapshot_id, (pack,)))
+    one.unsaved_writes.cut()
+    one.unsaved_writes.saved()
+    del store.objects[f"data/{sha(lost)}"]
+
+
+@pytest.mark.parametrize("lost", [b"older", b"newer"])
+@pytest.mark.parametrize("at_start", [True, False], ids=["at a start", "garbage collection"])
+async def test_missing_pack_is_an_error_until_it_is_back(tmp_path: Path, lost: bytes, at_start: bool) -> None:
+    """Status and readiness tell. If the newest snapshot lacks it, the next due time takes another one."""
+    one = made(tmp_path, store := MemoryStore())
+    await damaged(store, one, lost)
+
+    async def look() -> None:
+        await (one.look_for_damage() if at_start else one.collect_garbage(Keep(), 0))
+
+    await look()
+    assert one.last_error is not None
+    assert sha(lost) in one.last_error["message"]
+    assert one.unsaved_writes.any is (lost == b"newer")
+    store.objects[f"data/{sha(lost)}"] = lost
+    await look()
+    assert (one.last_error, one.repository.damage) == (None, [])
+
+
+async def test_published_snapshot_that_is_missing_is_told(tmp_path: Path) -> None:
+    """Also while the data are there, so that nothing must be restored."""
+    one = made(tmp_path, store := MemoryStore())
+    await damaged(store, one, b"older")
+    del store.objects[f"snapshots/{NEWER}/manifest.json"]
+    await one.look_for_damage()
+    assert any(NEWER in each and "published last" in each for each in one.repository.damage)
+
+
+async def test_failed_snapshot_is_the_last_error_when_it_is_told(tmp_path: Path) -> None:
+    """What is told of it says why."""
+    one = made(tmp_path, store := MemoryStore())
+    told: list[Any] = []
+    one.on_outcome = lambda snapshot: told.append((snapshot, one.last_error))
+    store.unreachable = True
+    with pytest.raises(StorageUnavailable):
+        await one.snapshot()
+    ((snapshot, error),) = told
+    assert (snapshot, error["error"]) == (None, "StorageUnavailable")
+
+
+async def test_failed_garbage_collection_is_the_last_error_until_one_succeeds(tmp_path: Path) -> None:
+    """A log line alone would be overlooked for weeks."""
+    one = made(tmp_path, store := MemoryStore())
+    await damaged(store, one, b"older")
+    store.objects[f"data/{sha(b'older')}"] = b"older"
+    store.unreachable = True
+    with pytest.raises(StorageUnavailable):
+        await one.collect_garbage(Keep(), 0)
+    assert one.last_error is not None
+    assert one.last_error["error"] == "StorageUnavailable"
+    store.unreachable = False
+    await one.collect_garbage(Keep(), 0)
+    assert one.last_error is None

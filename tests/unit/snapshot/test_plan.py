@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.snapshot.model import File, Manifest, Pack, Piece
-from gateway.snapshot.plan import MAX_PATCHES, FileAction, FilePlan, plan_file, plan_restore, unreferenced
-from tests.unit.snapshot.manifests import NEWER, OLDER, manifest, sha
+from gateway.snapshot.plan import MAX_PATCHES, FileAction, FilePlan, plan_file, plan_restore
+from tests.unit.snapshot.manifests import manifest, sha
 
 PACK_BYTES = 100
 
@@ -142,13 +142,3 @@ def test_pack_without_pieces_is_not_fetched() -> None:
     patches, bases = plan_restore(made)
     assert not patches
     assert plan_restore(made.model_copy(update={"files": made.files[:1]})) == ([], bases[:1])
-
-
-def test_unreferenced_packs_are_those_that_no_manifest_names() -> None:
-    """A pack that another snapshot shares stays."""
-    mine = manifest(OLDER, (b"mine", b"shared"))
-    other = manifest(NEWER, (b"shared", b"other"))
-    names = [pack.sha256 for pack in mine.packs]
-    assert unreferenced(names, [other]) == names[:1]
-    assert unreferenced(names, []) == names
-    assert unreferenced(names, [other, mine]) == []

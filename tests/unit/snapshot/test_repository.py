@@ -49,8 +49,8 @@ async def test_snapshots_are_listed_newest_first() -> None:
 class Lagging(MemoryStore):
     """A store whose lists lack the newest snapshot."""
 
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        async for info in super().list(prefix):
+    async def list(self, prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix, after):
             if NEWER not in info.key:
                 yield info
 
@@ -91,6 +91,22 @@ async def test_a_snapshot_that_was_deleted_on_purpose_is_not_missed(tmp_path: Pa
     assert await repository.latest_id() == OLDER
     await repository.delete(OLDER)
     assert await repository.latest_id() is None
+
+
+@pytest.mark.parametrize("part", ["data/", "snapshots/", "lease.json"])
+async def test_store_that_was_copied_in_part_is_not_empty(tmp_path: Path, part: str) -> None:
+    """Neither if only the data have arrived, nor if only the manifests or the lease are missing."""
+    whole, store = MemoryStore(), MemoryStore()
+    await published_by_a_gateway(whole, tmp_path)
+    if part == "data/":
+        store.objects = {key: data for key, data in whole.objects.items() if key.startswith(part)}
+    else:
+        store.objects = {key: data for key, data in whole.objects.items() if not key.startswith(part)}
+    if part == "lease.json":
+        assert await Repository(store).latest_id() == NEWER
+    else:
+        with pytest.raises(StorageUnavailable, match=r"missing|neither a snapshot nor a lease"):
+            await Repository(store).latest_id()
 
 
 async def test_other_objects_are_not_listed() -> None:
