@@ -2,6 +2,8 @@
 #
 #   docker build -t chroma-gateway .
 #   docker build -t chroma-gateway --build-arg EMBEDDING_MODEL=none .      # without Chroma's default model
+#   docker build -t chroma-gateway --build-arg EXTRAS=openai,cohere .      # with extras of pyproject.toml
+#   docker build -t chroma-gateway --build-arg OCR_LANGUAGES="eng deu" .   # with tesseract, for scanned pages
 
 # ---------------------------------------------------------------- what is installed
 FROM python:3.12-slim AS build
@@ -36,6 +38,13 @@ COPY gateway ./gateway
 # The build backend is of the lock file too, and not needed afterwards.
 RUN pip --python /opt/gateway/bin/python install --no-cache-dir --disable-pip-version-check --no-input \
         --no-deps --no-build-isolation .
+# Extras are not in the lock file: their versions are the newest that fit it, without hashes.
+ARG EXTRAS=
+RUN if [ -n "$EXTRAS" ]; then \
+        sed -e 's/ \\$//' -e '/^ *--hash=/d' requirements.lock > constraints.txt \
+        && pip --python /opt/gateway/bin/python install --no-cache-dir --disable-pip-version-check --no-input \
+            --no-build-isolation --prefer-binary --constraint constraints.txt ".[$EXTRAS]"; \
+    fi
 COPY scripts/image/trim ./
 RUN ./trim /opt/gateway
 
@@ -56,6 +65,17 @@ RUN useradd --uid 10001 --gid 0 --no-log-init --create-home --home-dir /home/gat
     && mkdir -m 0770 /data /store \
     && chown gateway:0 /data /store \
     && chmod 1777 /run
+
+# Languages for OCR, between spaces, as Debian's packages name them: eng, deu, chi-sim.
+ARG OCR_LANGUAGES=
+# hadolint ignore=DL3008
+RUN if [ -n "$OCR_LANGUAGES" ]; then \
+        apt-get update \
+        && for language in $OCR_LANGUAGES; do \
+            apt-get install --yes --no-install-recommends tesseract-ocr "tesseract-ocr-$language" || exit 1; \
+        done \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 
 # The base has no compiled standard library, and what cannot write would compile it anew at every start (5 s of 10).
 RUN python -m compileall -q -x '/(test|tests|idlelib|lib2to3|ensurepip|turtledemo|tkinter|site-packages)/' \

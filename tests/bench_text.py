@@ -245,8 +245,11 @@ def main() -> None:
             results.append(compared[0])
             texts.append(compared[1])
     print(f"{len(results)} documents\n")
-    print("| kind | peer | documents | missing %: median, worst | added % | in order % | seconds: ours, peer |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| kind | peer | documents | missing %: median, worst | added % | in order % | seconds: ours, peer "
+        "| ours of the peer's: median |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind, peer in SUFFIXES.items():
         of = [each for each in results if each.kind == kind]
         if of:
@@ -255,7 +258,8 @@ def main() -> None:
                 f"| {kind} | {peer} | {len(of)} | {statistics.median(missing):.2f}, {max(missing):.1f} "
                 f"| {statistics.median(each.added for each in of):.2f} "
                 f"| {statistics.median(each.in_order for each in of):.1f} "
-                f"| {sum(each.ours_s for each in of):.1f}, {sum(each.peer_s for each in of):.1f} |"
+                f"| {sum(each.ours_s for each in of):.1f}, {sum(each.peer_s for each in of):.1f} "
+                f"| {statistics.median(each.ours_s / max(each.peer_s, 1e-6) for each in of):.2f} |"
             )
     print(f"\nmedian of all: {statistics.median(each.missing for each in results):.2f} % missing")
     for kind in SUFFIXES:

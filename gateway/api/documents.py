@@ -44,6 +44,13 @@ Name = Annotated[str, Path(description="a document's name", examples=["portrait.
 Used = Annotated[
     bool | None, Query(description="the flag. Default: true for a new document, unchanged for a replaced one")
 ]
+DeferFlag = Annotated[
+    bool,
+    Query(
+        description="do not write the flag of a new document, if it is true: many uploads need one write of the flags "
+        "then. The next training, or change of the folder's flags, writes it"
+    ),
+]
 Sha256 = Annotated[str | None, Query(description="the SHA-256 of the body in hex. A body with another one is refused")]
 LinkS = Annotated[
     int | None, Query(ge=1, le=604_800, description="answer with a link that is valid for so many seconds")
@@ -64,7 +71,10 @@ class DocumentBody(BaseModel):
     type: str = Field(description="media type, by the name's suffix")
     modified_at: datetime = Field(description="when it was stored")
     etag: str = Field(description="for If-Match and If-None-Match; changes with the bytes")
-    digest: str = Field(description="`sha256:…` if the gateway has read the bytes, else `tag:…` of the store")
+    digest: str = Field(
+        description="`sha256:…` if the gateway has read the bytes. Else, as for a copy, `tag:…` of the store; a list "
+        "with `?digests=true` reads them"
+    )
     used: bool | None = Field(description="its flag; null in folders without flags")
 
 
@@ -238,6 +248,7 @@ async def put_document(
     path: AnyPath,
     used: Used = None,
     sha256: Sha256 = None,
+    defer_flag: DeferFlag = False,
 ) -> DocumentBody:
     """The body is the document, of any size. 201 if it is new, 200 if it replaced one.
 
@@ -245,7 +256,8 @@ async def put_document(
     match `Content-Digest`, `Content-MD5` or `sha256` is not stored.
     """
     folder, name = _resolved(documents, avatar_id, path, writing=True)
-    return await _put(request, response, documents.store, folder, _named(name, path), used, sha256)
+    store, named = documents.store, _named(name, path)
+    return await _put(request, response, store, folder, named, sha256, used=used, defer_flag=defer_flag)
 
 
 @router.patch(_ANY, summary="Change flags", max_body_size=_MAX_JSON_BYTES)
@@ -323,7 +335,7 @@ async def put_image(
     request: Request, response: Response, documents: DocumentsOf, user_id: UserId, path: Name, sha256: Sha256 = None
 ) -> DocumentBody:
     """As `PUT` of any document."""
-    return await _put(request, response, documents.store, image_folder(user_id), path, None, sha256)
+    return await _put(request, response, documents.store, image_folder(user_id), path, sha256)
 
 
 @router.delete("/image/{path:path}", status_code=204, summary="Delete an image")
@@ -339,8 +351,10 @@ async def _put(
     store: DocumentStore,
     folder: Folder,
     name: str,
-    used: bool | None,
     sha256: str | None,
+    *,
+    used: bool | None = None,
+    defer_flag: bool = False,
 ) -> DocumentBody:
     headers = request.headers
     if_none_match, if_match = headers.get("if-none-match"), headers.get("if-match")
@@ -360,6 +374,7 @@ async def _put(
         if_absent=if_none_match == "*",
         if_tag=tag,
         used=used,
+        defer_flag=defer_flag,
     )
     response.status_code = 201 if is_new else 200
     response.headers["ETag"] = f'"{document.tag}"'

@@ -136,9 +136,15 @@ class AdminClient:
         return self._json(answer) if answer.content else None
 
     def run_job(
-        self, method: str, path: str, *, on_status: Callable[[JobStatus], None] = lambda _: None, **options: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        on_status: Callable[[JobStatus], None] = lambda _: None,
+        goes_on: Callable[[], bool] = lambda: False,
+        **options: Any,
     ) -> dict[str, Any]:
-        """Start a job, wait for its end and return its result. Ctrl-C cancels the job.
+        """Start a job, wait for its end and return its result. Ctrl-C cancels the job, unless `goes_on` returns true.
 
         `on_status` is called with each status that the gateway sends. Raises AnsweredError also if the job fails.
         Where the gateway cannot be reached any more the job may still go on.
@@ -151,6 +157,11 @@ class AdminClient:
                     job = status
                     on_status(job)
         except KeyboardInterrupt:
+            if goes_on():
+                raise GatewayError(
+                    f"this command has ended, job {job.id} goes on in the gateway",
+                    f"`chroma-gateway jobs show {job.id}` shows how far it is",
+                ) from None
             self.request("DELETE", f"/admin/jobs/{job.id}")
             raise
         if job.error is not None:

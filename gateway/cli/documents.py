@@ -1,7 +1,9 @@
 """`documents`: the training documents of avatars."""
 
 import json
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import quote
@@ -9,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from gateway.cli.client import AdminClient, connect, counted_pieces, read_pieces
-from gateway.cli.options import Token, Url
+from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json, whole_file
 from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
@@ -24,6 +26,7 @@ DocumentPath = Annotated[
 ]
 Request = Annotated[str, typer.Option(help="The body of the training request, as JSON.")]
 
+# Results are JSON in any case. With `--json` errors are too (see `gateway.cli.main`), and there is no progress.
 documents = typer.Typer(help="The training documents of avatars.")
 
 
@@ -77,20 +80,34 @@ class DocumentClient:
         return self.request("PUT", path, content=body, headers=headers, params=params)
 
     def train(self, avatar: str, request: dict[str, Any], bars: ProgressBars) -> dict[str, Any]:
-        """Train the collection of an avatar. Return what changed."""
+        """Train the collection of an avatar. Return what changed. At Ctrl-C, ask whether the training is to go on."""
         route = f"{self.route(avatar)}/vectorstore/train"
-        return self.gateway.run_job("POST", route, on_status=bars.show_job, json=request)
+        goes_on = partial(_lets_it_go_on, bars)
+        return self.gateway.run_job("POST", route, on_status=bars.show_job, goes_on=goes_on, json=request)
+
+
+def _lets_it_go_on(bars: ProgressBars) -> bool:
+    """Ask whether the training is to go on without this command. False without a terminal, or at another Ctrl-C."""
+    if not (bars.shown and sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    bars.stop()
+    try:
+        return typer.confirm("Is the training to go on in the gateway? Otherwise it is cancelled", err=True)
+    except typer.Abort:
+        return False
 
 
 @documents.command("avatars")
-def list_avatars(url: Url = None, token: Token = None) -> None:
+def list_avatars(url: Url = None, token: Token = None, _as_json: AsJson = False) -> None:
     """List avatars."""
     with DocumentClient.connect(url, token) as client:
         print_json(client.avatars())
 
 
 @documents.command("list")
-def list_documents(path: DocumentPath, url: Url = None, token: Token = None, digests: bool = False) -> None:
+def list_documents(
+    path: DocumentPath, url: Url = None, token: Token = None, digests: bool = False, _as_json: AsJson = False
+) -> None:
     """List the documents of a folder."""
     _require_folder(path)
     with DocumentClient.connect(url, token) as client:
@@ -104,10 +121,11 @@ def put_document(
     url: Url = None,
     token: Token = None,
     used: Annotated[bool | None, typer.Option(help="Whether training uses the document.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Upload a document."""
     params = {} if used is None else {"used": used}
-    with DocumentClient.connect(url, token) as client, ProgressBars() as bars:
+    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
         bars.progress.phase("upload", file.stat().st_size)
         stored = client.upload(path, file, params, bars.progress)
     print_json(stored)
@@ -119,15 +137,16 @@ def get_document(
     file: Annotated[Path, typer.Argument(help="The file to write; '-' is standard output.")],
     url: Url = None,
     token: Token = None,
+    as_json: AsJson = False,
 ) -> None:
     """Download a document."""
     _require_document(path)
-    with DocumentClient.connect(url, token) as client, ProgressBars() as bars, whole_file(file) as out:
+    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars, whole_file(file) as out:
         client.gateway.download(client.route(path), out, bars.progress)
 
 
 @documents.command("delete")
-def delete_document(path: DocumentPath, url: Url = None, token: Token = None) -> None:
+def delete_document(path: DocumentPath, url: Url = None, token: Token = None, _as_json: AsJson = False) -> None:
     """Delete a document."""
     with DocumentClient.connect(url, token) as client:
         client.request("DELETE", path)
@@ -135,7 +154,12 @@ def delete_document(path: DocumentPath, url: Url = None, token: Token = None) ->
 
 @documents.command("copy")
 def copy_document(
-    path: DocumentPath, to: DocumentPath, url: Url = None, token: Token = None, replace: bool = False
+    path: DocumentPath,
+    to: DocumentPath,
+    url: Url = None,
+    token: Token = None,
+    replace: bool = False,
+    _as_json: AsJson = False,
 ) -> None:
     """Copy a document within the store."""
     avatar, _, target = to.partition("/")
@@ -149,6 +173,7 @@ def flag_document(
     used: Annotated[bool, typer.Option("--used/--unused", help="Whether training uses the document.")],
     url: Url = None,
     token: Token = None,
+    _as_json: AsJson = False,
 ) -> None:
     """Set whether training uses a document, or every document of a folder."""
     with DocumentClient.connect(url, token) as client:
@@ -161,6 +186,7 @@ def link_document(
     seconds: Annotated[int, typer.Option(help="How long the link works.")] = 3600,
     url: Url = None,
     token: Token = None,
+    _as_json: AsJson = False,
 ) -> None:
     """Make a link that downloads a document without a key."""
     _require_document(path)
@@ -174,11 +200,12 @@ def delete_avatar(
     url: Url = None,
     token: Token = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Delete an avatar with all its documents and its collection."""
     if not yes and typer.prompt(f"This deletes everything of avatar {avatar}. Type its id again to go on") != avatar:
         raise ConfigError("the two ids differ; nothing was deleted")
-    with DocumentClient.connect(url, token) as client, ProgressBars() as bars:
+    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
         route, body = client.route(avatar), {"avatar_id": avatar}
         result = client.gateway.run_job("DELETE", route, on_status=bars.show_job, json=body)
     print_json(result)
@@ -191,10 +218,11 @@ def train_avatar(
     token: Token = None,
     request: Request = "{}",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train the collection of an avatar."""
     body = json_object(request) | {"dry_run": dry_run}
-    with DocumentClient.connect(url, token) as client, ProgressBars() as bars:
+    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
         result = client.train(avatar, body, bars)
     print_json(result)
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from gateway.cli.client import authorization, base_url, find_token
 from gateway.cli.documents import DocumentClient, Request, json_object
-from gateway.cli.options import Token, Url
+from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json, validation_problems
 from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
@@ -46,6 +46,7 @@ def ingest(
     keep_going_ok: Annotated[
         bool, typer.Option("--keep-going-ok", help="Exit with 0 although documents failed.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a folder of files a collection. Files that did not change since the last time cost nothing.
 
@@ -59,7 +60,7 @@ def ingest(
     training = _training(json_object(request) | ({"collection": collection} if collection else {}))
     found = _find(directory, kind_of_name)
     _require_files(found, directory, allow_empty=allow_empty)
-    with ProgressBars() as bars:
+    with ProgressBars(shown=not as_json) as bars:
         digests = _digests(found, bars)
         if avatar is not None:
             with DocumentClient.connect(url, token) as client:
@@ -193,8 +194,10 @@ def _ingest_into_avatar(
     uploaded: list[str] = []
 
     def upload(name: str) -> None:
+        # The training writes all new flags at once.
+        params = {"sha256": digests[name], "defer_flag": True}
         try:
-            client.upload(f"{folder}/{name}", found.files[name], {"sha256": digests[name]}, bars.progress)
+            client.upload(f"{folder}/{name}", found.files[name], params, bars.progress)
         except (OSError, GatewayError) as error:
             found.failed[name] = f"it cannot be uploaded: {error}"
         else:

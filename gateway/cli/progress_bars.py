@@ -22,6 +22,7 @@ class ProgressBars:
     """
 
     def __init__(self, *, shown: bool = True) -> None:
+        self.shown = shown
         self._bars = Progress(
             TextColumn("{task.description:<32}"),
             BarColumn(),
@@ -48,6 +49,10 @@ class ProgressBars:
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if error_type is None:
             self._complete()
+        self.stop()
+
+    def stop(self) -> None:
+        """Draw no more, so that something else can be shown. Safe to repeat."""
         self._bars.stop()
 
     def show_job(self, job: JobStatus) -> None:
@@ -66,7 +71,7 @@ class ProgressBars:
             self._phase, self._bar = phase, self._bars.add_task(phase, total=total, amount="")
         amount = _amount(done, total, unit, rate_per_s)
         self._bars.update(self._bar, total=total, completed=done, amount=amount)
-        if not self._bars.disable and not self._bars.console.is_terminal and time.monotonic() >= self._next_line_at:
+        if self.shown and not self._bars.console.is_terminal and time.monotonic() >= self._next_line_at:
             # Bars are drawn on a terminal only. In a log, a line now and then shows that the work goes on.
             self._next_line_at = time.monotonic() + _LINE_EVERY_S
             typer.echo(f"{phase}: {amount}", err=True)

@@ -1,11 +1,12 @@
 """Embedding functions from Chroma's registry. They run in the worker: loading one takes seconds and memory."""
 
 import importlib
+import importlib.util
 import inspect
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
@@ -15,9 +16,29 @@ from gateway.errors import ConfigError
 _TRIES = 6
 # A provider answers so to a text that it does not take, not to a wrong key or an overload.
 _REFUSED = {400, 413, 422}
+_HINT = "install what is missing beside the gateway, set the key in its environment, or choose another function"
+_DEFAULT_MODEL_IN = "~/.cache/chroma/onnx_models"
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+class Provider(NamedTuple):
+    """What an embedding function needs. `extra` is the extra of this distribution that installs `package`."""
+
+    package: str
+    extra: str
+    models_from: str
+
+
+# By their names in Chroma's registry.
+PROVIDERS = {
+    "openai": Provider("openai", "openai", "OpenAI's API"),
+    "cohere": Provider("cohere", "cohere", "Cohere's API"),
+    "sentence_transformer": Provider(
+        "sentence_transformers", "sentence-transformers", "Hugging Face, kept in ~/.cache/huggingface"
+    ),
+}
 
 
 class Embedding(BaseModel):
@@ -57,7 +78,11 @@ def require_harmless(config: Any) -> None:
 
 
 class NoEmbedding(Exception):
-    """An embedding function cannot be loaded or does not answer. The message says why."""
+    """An embedding function cannot be loaded or does not answer. The message says why, `hint` what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class TextRefused(Exception):
@@ -71,21 +96,42 @@ def load(embedding: Embedding, module: str | None) -> Any:
     """
     from chromadb.utils import embedding_functions  # noqa: PLC0415  # takes seconds; only the worker needs it
 
-    try:
-        if module is not None:
+    if module is not None:
+        try:
             importlib.import_module(module)
-        if embedding.name not in embedding_functions.known_embedding_functions:
-            known = ", ".join(sorted(embedding_functions.known_embedding_functions))
-            raise NoEmbedding(f"there is no embedding function {embedding.name!r}; Chroma has {known}")
+        except Exception as error:  # it is other people's code
+            raise NoEmbedding(
+                f"GATEWAY_EMBEDDING_MODULE {module!r} cannot be imported: {type(error).__name__}: {str(error)[:500]}"
+            ) from error
+    known = embedding_functions.known_embedding_functions
+    if embedding.name not in known:
+        raise NoEmbedding(
+            f"there is no embedding function {embedding.name!r}; Chroma has {', '.join(sorted(known))}",
+            "name one of these, or register your own in GATEWAY_EMBEDDING_MODULE",
+        )
+    _require_package(embedding, known[embedding.name])
+    try:
         function = _built(embedding, embedding_functions)
-        embed(function, ["a first try"])
     except NoEmbedding:
         raise
     except Exception as error:
-        raise NoEmbedding(
-            f"embedding function {embedding.name!r}{_model(embedding)}: {type(error).__name__}: {str(error)[:500]}"
-        ) from error
+        described = _described(embedding, known[embedding.name])
+        raise NoEmbedding(f"{described}: {type(error).__name__}: {str(error)[:500]}", _HINT) from error
+    try:
+        embed(function, ["a first try"])  # some functions fetch their model, or use their key, only now
+    except (NoEmbedding, TextRefused) as error:
+        raise NoEmbedding(f"{_described(embedding, known[embedding.name])}: {error}", _HINT) from error
     return function
+
+
+def _require_package(embedding: Embedding, function: Any) -> None:
+    """Raises NoEmbedding if the package of a provider is not installed."""
+    provider = PROVIDERS.get(embedding.name)
+    if provider is not None and importlib.util.find_spec(provider.package) is None:
+        raise NoEmbedding(
+            f"{_described(embedding, function)}: the Python package {provider.package} is not installed",
+            f"install it beside the gateway: pip install 'chroma-gateway[{provider.extra}]'",
+        )
 
 
 def _built(embedding: Embedding, embedding_functions: Any) -> Any:
@@ -106,16 +152,25 @@ def _built(embedding: Embedding, embedding_functions: Any) -> Any:
         wanted = [name for name, each in parameters.items() if each.default is each.empty and name != "kwargs"]
         raise NoEmbedding(
             f"embedding function {embedding.name!r}: its configuration is not complete, "
-            f"give {', '.join(wanted) or 'its parameters'} in 'config'"
+            f"give {', '.join(wanted) or 'its parameters'} in 'config'",
+            _HINT,
         ) from None
 
 
-def _model(embedding: Embedding) -> str:
+def _described(embedding: Embedding, function: Any) -> str:
+    """Return the embedding function with its model and where that comes from, as far as they are known."""
+    title = f"embedding function {embedding.name!r}"
     if embedding.name == "default":
         # chromadb/utils/embedding_functions/onnx_mini_lm_l6_v2.py, MODEL_DOWNLOAD_URL and DOWNLOAD_PATH
-        return " (model all-MiniLM-L6-v2, from Chroma's bucket chroma-onnx-models, kept in ~/.cache/chroma/onnx_models)"
+        return f"{title} (model all-MiniLM-L6-v2, from Chroma's bucket chroma-onnx-models, kept in {_DEFAULT_MODEL_IN})"
+    parameters = inspect.signature(function).parameters
     model = embedding.config.get("model_name") or embedding.config.get("model")
-    return f" (model {model})" if isinstance(model, str) else ""
+    if model is None and "model_name" in parameters:
+        model = parameters["model_name"].default
+    if not isinstance(model, str):
+        return title
+    provider = PROVIDERS.get(embedding.name)
+    return f"{title} (model {model}{f', from {provider.models_from}' if provider else ''})"
 
 
 def tokenizer_of(function: Any) -> tuple[str, int] | None:

@@ -63,7 +63,10 @@ def by_document(
     return documents, foreign
 
 
-def training_of(splitting: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
-    """Return a short digest of how a document is trained. Another digest means that its chunks must be replaced."""
-    parameters = json.dumps([_READERS_VERSION, dict(splitting), dict(metadata)], sort_keys=True)
+def training_of(reading: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """Return a short digest of how a document is trained. Another digest means that its chunks must be replaced.
+
+    `reading` says how the document becomes chunks.
+    """
+    parameters = json.dumps([_READERS_VERSION, dict(reading), dict(metadata)], sort_keys=True)
     return hashlib.sha256(parameters.encode()).hexdigest()[:16]

@@ -133,15 +133,17 @@ class DocumentStore:
         if_absent: bool = False,
         if_tag: str | None = None,
         used: bool | None = None,
+        defer_flag: bool = False,
     ) -> tuple[Document, bool]:
         """Store a document atomically. Return it and whether it is new. Safe to retry.
 
         A new document gets the flag `used`, or the default. A replaced one keeps its flag unless `used` is given.
-        Raises InvalidRequest if the bytes do not have the `expected` digests, PreconditionFailed if `if_absent` or
-        `if_tag` does not hold, BodyTooLarge.
+        With `defer_flag`, a flag that is the default and that the file lacks is left to the next `set_flags` with
+        `repair`; a missing flag means the default. Raises InvalidRequest if the bytes do not have the `expected`
+        digests, PreconditionFailed if `if_absent` or `if_tag` does not hold, BodyTooLarge.
         """
         key = folder.key(name)
-        await self.flags(folder)  # unreadable flags fail the request before anything is stored
+        known: Mapping[str, bool] = await self.flags(folder)  # unreadable flags fail before anything is stored
         try:
             before: ObjectInfo | None = await self.store.head(key)
         except ObjectMissing:
@@ -155,12 +157,13 @@ class DocumentStore:
                 f"{name!r} exists already" if if_absent else f"{name!r} is not what it was", "look at its present ETag"
             )
         self._note_digest(key, stored.tag, digest.hexdigest())
-        known: Mapping[str, bool] = {}
         if folder.flags_key is not None:
-            if used is not None or before is None:
-                known = await self.set_flags(folder, {name: flags.DEFAULT if used is None else used})
-            else:
+            if used is None and before is not None:
                 known = await self.flags(folder)
+            else:
+                wanted = flags.DEFAULT if used is None else used
+                if not (defer_flag and wanted == flags.DEFAULT and name not in known):
+                    known = await self.set_flags(folder, {name: wanted})
         return self._document(folder, name, stored, known), before is None
 
     async def _checked(

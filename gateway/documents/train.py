@@ -19,6 +19,7 @@ from gateway.documents.collection import Admit, ChromaClient
 from gateway.documents.embedding import Embedding, require_harmless
 from gateway.documents.layout import VECTORSTORE_DATA, avatar_folder, collection_name
 from gateway.documents.plan import RESERVED, TrainedRecords, by_document, record_id, training_of
+from gateway.documents.readers.ocr import LANGUAGES
 from gateway.documents.split import Splitting
 from gateway.documents.store import Document, DocumentStore
 from gateway.documents.worker_pool import TextRefused, Unreadable, WorkerPool
@@ -42,6 +43,12 @@ class Training(BaseModel):
     tenant: str = Field("default_tenant", description="of the collection")
     database: str = Field("default_database", description="of the collection")
     splitting: Splitting = Field(default_factory=Splitting, description="into chunks")
+    ocr: str | None = Field(
+        None,
+        max_length=100,
+        description="languages of scanned PDF pages, as tesseract calls them: `eng`, `deu+eng`. Needs tesseract. "
+        "By default such pages are only named in `partial`",
+    )
     embedding: Embedding | None = Field(
         None, description="by default GATEWAY_EMBEDDING; must be the one that the collection was created with"
     )
@@ -62,6 +69,17 @@ class Training(BaseModel):
     def _harmless(cls, value: Embedding | None) -> Embedding | None:
         require_harmless(value.config if value else {})
         return value
+
+    @field_validator("ocr")
+    @classmethod
+    def _languages(cls, value: str | None) -> str | None:
+        if value is not None and not LANGUAGES.fullmatch(value):
+            raise ValueError("give languages of tesseract such as eng or deu+eng")
+        return value
+
+    def reading(self) -> dict[str, Any]:
+        """Return how a document becomes chunks."""
+        return self.splitting.model_dump() | ({"ocr": self.ocr} if self.ocr is not None else {})
 
     @field_validator("metadata", "document_metadata")
     @classmethod
@@ -204,6 +222,8 @@ class Trainer:
         before = self._restores()
         with self._claim(name, asked):
             async with self._client(asked) as chroma, WorkerPool() as worker_pool:
+                if asked.ocr is not None:
+                    await worker_pool.require_ocr(asked.ocr)
                 trained = await self._train(source, name, trained_for, asked, progress, chroma, worker_pool)
             if self._restores() != before and not asked.dry_run:
                 # Records that were found unchanged may be gone now.
@@ -231,7 +251,7 @@ class Trainer:
         todo: list[tuple[Document, str]] = []
         for document in documents:
             says = asked.metadata | asked.document_metadata.get(document.name, {})
-            training = training_of(asked.splitting.model_dump(), says)
+            training = training_of(asked.reading(), says)
             before = present.get(document.name)
             if before is not None and await _is_unchanged(source, document, before, training):
                 trained.unchanged += 1
@@ -401,7 +421,9 @@ class Trainer:
         with tempfile.TemporaryDirectory(prefix="chroma-gateway-") as directory:
             copy, chunks, records = (Path(directory, name) for name in ("document", "chunks", "records"))
             await _fetch(source.read(document), copy)
-            read = await worker_pool.read(str(copy), document.name, asked.splitting.model_dump(), str(chunks))
+            read = await worker_pool.read(
+                str(copy), document.name, asked.splitting.model_dump(), str(chunks), ocr=asked.ocr
+            )
             metadata = asked.metadata | asked.document_metadata.get(document.name, {})
             metadata |= {
                 "document": document.name,

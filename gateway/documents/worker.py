@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.documents.embedding import Embedding, NoEmbedding, TextRefused, configuration, embed, load, tokenizer_of
 from gateway.documents.readers import kinds
+from gateway.documents.readers.ocr import NoOcr, Ocr, require_ocr
 from gateway.documents.readers.text import NoText
 from gateway.documents.split import Splitting, TokenCounter, split
 
@@ -35,6 +36,9 @@ class Worker:
             match asked["do"]:
                 case "read":
                     return self._read(asked)
+                case "require_ocr":
+                    require_ocr(asked["ocr"])
+                    return {}
                 case "load":
                     return self._load(asked)
                 case "embed":
@@ -46,8 +50,10 @@ class Worker:
             return {"error": str(error), "is_fault_of_document": True}
         except TextRefused as error:
             return {"error": str(error), "is_refused": True}
-        except NoEmbedding as error:
+        except NoOcr as error:
             return {"error": str(error)}
+        except NoEmbedding as error:
+            return {"error": str(error), "hint": error.hint}
         except MemoryError:
             return {"error": "it needs too much memory"}
         except Exception as error:
@@ -55,7 +61,8 @@ class Worker:
 
     def _read(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write the chunks of a document to a file, one JSON array [position, text, metadata] a line."""
-        text = kinds.read(Path(asked["path"]).read_bytes(), asked["name"])
+        ocr = Ocr(asked["ocr"]) if asked["ocr"] is not None else None
+        text = kinds.read(Path(asked["path"]).read_bytes(), asked["name"], ocr)
         how, counter = Splitting.model_validate(asked["splitting"]), self._counter_for(asked)
         count = 0
         with Path(asked["to"]).open("w", encoding="utf-8") as out:

@@ -6,11 +6,13 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gateway.documents.embedding import Embedding
+from gateway.documents.readers.ocr import OCR_BUDGET_S
 from gateway.errors import GatewayError, InvalidRequest
 
 # A line has the embeddings of one batch at most.
@@ -21,6 +23,8 @@ _READ_TRIES = 2
 _LOAD_TIMEOUT_S = 600.0  # a model may have to be downloaded
 _EMBED_TIMEOUT_S = 600.0
 _READER_MEMORY_BYTES = 3 << 30
+# For tesseract: more threads make a page slower, and the gateway's requests come first.
+_READER_ENVIRONMENT = {"OMP_THREAD_LIMIT": "1"}
 
 
 class WorkerEnded(Exception):
@@ -55,7 +59,9 @@ class WorkerPool:
         self._directory = tempfile.TemporaryDirectory(prefix="chroma-gateway-")
         self._tokenizer = str(Path(self._directory.name, "tokenizer.json"))
         # A hostile document must not reach keys through the reader. Some embedding functions need those of AWS.
-        self._reader = _Process("GATEWAY_", "AWS_", arguments=(str(_READER_MEMORY_BYTES),))
+        self._reader = _Process(
+            "GATEWAY_", "AWS_", arguments=(str(_READER_MEMORY_BYTES),), environment=_READER_ENVIRONMENT
+        )
         self._embedder = _Process("GATEWAY_")
 
     async def __aenter__(self) -> "WorkerPool":
@@ -67,16 +73,31 @@ class WorkerPool:
         await asyncio.gather(self._reader.ended(), self._embedder.ended())
         self._directory.cleanup()
 
-    async def read(self, path: str, name: str, splitting: dict[str, Any], to: str) -> ReadResult:
+    async def require_ocr(self, languages: str) -> None:
+        """Raise InvalidRequest unless scanned pages in `languages` (`eng+deu`) can be recognised."""
+        try:
+            answer = await self._reader.ask({"do": "require_ocr", "ocr": languages}, _READ_TIMEOUT_S)
+        except WorkerEnded as error:
+            raise InvalidRequest(f"OCR: {error}") from None
+        if "error" in answer:
+            raise InvalidRequest(
+                answer["error"],
+                "install Debian's packages tesseract-ocr and tesseract-ocr-{language}, or leave 'ocr' out",
+            )
+
+    async def read(
+        self, path: str, name: str, splitting: dict[str, Any], to: str, *, ocr: str | None = None
+    ) -> ReadResult:
         """Write the chunks of the document at `path` to the file `to`. Raises Unreadable.
 
-        Chunks are counted in the tokens of the embedding function that `load` has loaded. If the reader dies or takes
-        too long, the document is read once more by a new one.
+        Chunks are counted in the tokens of the embedding function that `load` has loaded. Scanned pages are recognised
+        in the languages `ocr`. If the reader dies or takes too long, the document is read once more by a new one.
         """
-        asked: dict[str, Any] = {"do": "read", "path": path, "name": name, "splitting": splitting, "to": to}
+        asked: dict[str, Any] = {"do": "read", "path": path, "name": name, "splitting": splitting, "to": to, "ocr": ocr}
         asked |= {"tokenizer": self._tokenizer, "max_tokens": self.max_tokens}
         size_bytes = await asyncio.to_thread(os.path.getsize, path)
         timeout_s = _READ_TIMEOUT_S + _READ_TIMEOUT_S_PER_MB * (size_bytes >> 20)
+        timeout_s += OCR_BUDGET_S if ocr is not None else 0
         for attempt in range(1, _READ_TRIES + 1):
             try:
                 answer = await self._reader.ask(asked, timeout_s)
@@ -103,9 +124,7 @@ class WorkerPool:
         except WorkerEnded as error:
             raise InvalidRequest(f"embedding function {embedding.name!r}: {error}") from None
         if "error" in answer:
-            raise InvalidRequest(
-                answer["error"], "install its package beside the gateway, set its key, or choose another one"
-            )
+            raise InvalidRequest(answer["error"], answer.get("hint"))
         self.max_tokens = answer["max_tokens"]
         configuration: dict[str, Any] = answer["configuration"]
         return configuration
@@ -132,16 +151,18 @@ class WorkerPool:
 class _Process:
     """One worker process. It is started by the first question, and again after it ended."""
 
-    def __init__(self, *withheld: str, arguments: tuple[str, ...] = ()) -> None:
-        """Environment variables that begin with one of `withheld` are not passed on."""
-        self._withheld, self._arguments = withheld, arguments
+    def __init__(
+        self, *withheld: str, arguments: tuple[str, ...] = (), environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Environment variables that begin with one of `withheld` are not passed on; `environment` is added."""
+        self._withheld, self._arguments, self._environment = withheld, arguments, dict(environment or {})
         self._process: asyncio.subprocess.Process | None = None
         self._dying: asyncio.subprocess.Process | None = None
 
     async def ask(self, asked: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send a question and return the answer. Raises WorkerEnded; a new process answers the next question."""
         if self._process is None:
-            inherited = {**os.environ}
+            inherited = {**os.environ, **self._environment}
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "gateway.documents.worker", *self._arguments),
                 stdin=asyncio.subprocess.PIPE,

@@ -33,11 +33,14 @@ def documents(store: FileStorage) -> DocumentStore:
     return DocumentStore(store, "user", 1 << 20)
 
 
-async def put(documents: DocumentStore, name: str, text: str, *, used: bool | None = None) -> Document:
+async def put(
+    documents: DocumentStore, name: str, text: str, *, used: bool | None = None, defer_flag: bool = False
+) -> Document:
     async def pieces() -> AsyncIterator[bytes]:
         yield text.encode()
 
-    return (await documents.put(FOLDER, name, pieces(), expected=ExpectedDigests({}), used=used))[0]
+    expected = ExpectedDigests({})
+    return (await documents.put(FOLDER, name, pieces(), expected=expected, used=used, defer_flag=defer_flag))[0]
 
 
 async def test_a_document_that_comes_again_while_it_is_deleted_keeps_its_flag(
@@ -68,6 +71,32 @@ async def test_flags_that_cannot_be_read_are_told_before_anything_is_done(docume
         await documents.delete(FOLDER, "a.txt")
     names = [info.key.rpartition("/")[2] async for info in documents.store.list(FOLDER.prefix)]
     assert names == ["a.txt"]
+
+
+async def test_deferred_flags_are_written_once(documents: DocumentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the training. Until then a missing flag means true; a flag that says otherwise is written at once."""
+    await put(documents, "old.txt", "text", used=False)
+    writes = 0
+    put_if_match = documents.store.put_if_match
+
+    async def counted(*arguments: Any) -> bool:
+        nonlocal writes
+        writes += 1
+        return await put_if_match(*arguments)
+
+    monkeypatch.setattr(documents.store, "put_if_match", counted)
+    for number in range(20):
+        document = await put(documents, f"{number}.txt", "text", defer_flag=True)
+        assert document.used is True
+    assert (writes, await documents.flags(FOLDER)) == (0, {"old.txt": False})
+    listed = await FlaggedDocuments(documents, "ada").documents()
+    assert (writes, len(listed), len(await documents.flags(FOLDER))) == (1, 20, 21)
+    # A flag that a deletion has left behind is not taken over.
+    await documents.store.delete(FOLDER.key("old.txt"))
+    assert (await put(documents, "old.txt", "new", defer_flag=True)).used is True
+    assert (await put(documents, "unused.txt", "new", used=False, defer_flag=True)).used is False
+    flags = await documents.flags(FOLDER)
+    assert (flags["old.txt"], flags["unused.txt"]) == (True, False)
 
 
 async def test_a_store_that_refuses_to_delete_is_named(

@@ -2,7 +2,7 @@
 
 Vocabulary: a *kind* is what a document is, told by its bytes first and its name second (`kinds`). A *reader* adds the
 *blocks* of one kind to a `TextBuilder` (`text`). A block says where it was found: its page, heading, row, slide, cells.
-Bytes become characters in `encoding`.
+Bytes become characters in `encoding`, scanned pages in `ocr`.
 
     bytes → kind (`kinds`) → reader (`pdf`, `docx`, `html`, …) → blocks (`text`) → chunks (`gateway.documents.split`)
 

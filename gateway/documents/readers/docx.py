@@ -109,9 +109,7 @@ class _Document:
             for cell in _cells(row):
                 properties = child(cell, "tcPr")
                 span = attribute(child(properties, "gridSpan"), "val") or "1"
-                merge = child(properties, "vMerge")
-                continues = merge is not None and (attribute(merge, "val") or "continue") == "continue"
-                cells.append("" if continues else self._cell_text(cell, nested))
+                cells.append(self._cell_text(cell, nested))
                 cells += [""] * (min(int(span), 100) - 1 if span.isdigit() else 0)
             if number == 0 and _is_header(table, row, cells):
                 header = cells

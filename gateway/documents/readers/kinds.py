@@ -9,6 +9,7 @@ from gateway.documents.readers.docx import read_docx
 from gateway.documents.readers.epub import read_epub
 from gateway.documents.readers.html import read_html
 from gateway.documents.readers.mail import read_mail, read_rtf
+from gateway.documents.readers.ocr import Ocr
 from gateway.documents.readers.opendocument import read_opendocument
 from gateway.documents.readers.pdf import read_pdf
 from gateway.documents.readers.plain import read_code, read_markdown, read_plain, read_rst
@@ -145,9 +146,12 @@ def _kind_of_zip(data: bytes) -> str:
     raise NoText("no text can be read from it: it is a ZIP archive")
 
 
-def read(data: bytes, name: str) -> Text:
-    """Return the text of a document. Raises NoText if it has none; MemoryError is not caught."""
-    out = TextBuilder()
+def read(data: bytes, name: str, ocr: Ocr | None = None) -> Text:
+    """Return the text of a document. Raises NoText if it has none; MemoryError is not caught.
+
+    `ocr` recognises scanned pages. Without it they are a problem of the text.
+    """
+    out = TextBuilder(ocr)
     _read_into(data, name, out, 0)
     return out.build()
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.documents.readers.ocr import Ocr
+
 Value = str | int | float | bool
 
 # A small file can expand to any amount of text.
@@ -52,7 +54,9 @@ class Text:
 class TextBuilder:
     """Collects blocks in the order of the document."""
 
-    def __init__(self) -> None:
+    def __init__(self, ocr: Ocr | None = None) -> None:
+        """`ocr` recognises pages that have no text; None if they are only named."""
+        self.ocr = ocr
         self.metadata: dict[str, Value] = {}
         self.problems: list[str] = []
         self._parts: list[str] = []

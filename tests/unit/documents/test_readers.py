@@ -3,6 +3,7 @@
 import email.message
 import io
 import json
+import time
 import zipfile
 
 import docx
@@ -13,7 +14,7 @@ from docx.oxml import parse_xml
 from docx.oxml.ns import nsdecls
 from fpdf import FPDF
 from pypdf import PdfReader, PdfWriter
-from pypdf.generic import DictionaryObject, NameObject, NumberObject
+from pypdf.generic import DictionaryObject, NameObject, NumberObject, StreamObject
 
 from gateway.documents.readers import kinds
 from gateway.documents.readers.encoding import decode
@@ -63,6 +64,31 @@ def test_each_page_of_a_pdf_says_its_number() -> None:
     assert where(text, "Friday") == {"page": 2}
     assert text.metadata["title"] == "The course"
     assert text.problems == []
+
+
+def drawn(content: str) -> bytes:
+    """A PDF whose page is drawn by these operators, with the font F1."""
+    writer = PdfWriter(io.BytesIO(pdf("x")))
+    stream = StreamObject()
+    stream.set_data(content.encode())
+    writer.pages[0][NameObject("/Contents")] = writer._add_object(stream)
+    out = io.BytesIO()
+    writer.write(out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "BT /F1 12 Tf 50 700 Td [(The) -333 (e) 20 (xam) -333 (is) -333 (on) -333 (Friday.)] TJ ET",
+        "BT /F1 12 Tf 1 0 0 1 50 700 Tm (The) Tj 1 0 0 1 74 700 Tm (exam) Tj 1 0 0 1 108 700 Tm (is) Tj "
+        "1 0 0 1 121 700 Tm (on) Tj 1 0 0 1 139 700 Tm (Friday.) Tj ET",
+    ],
+    ids=["gaps within a line", "each word by itself"],
+)
+def test_words_of_a_pdf_are_told_by_their_places(content: str) -> None:
+    """Typesetting programs write no spaces; the words are neither run together nor one a line."""
+    assert read("a.pdf", drawn(content)).text == FRIDAY
 
 
 def test_one_broken_page_does_not_cost_the_book() -> None:
@@ -227,6 +253,23 @@ def test_strict_office_files_are_read() -> None:
         },
     )
     assert read("a.docx", data).text == read("a.docx", saved(word())).text
+
+
+def test_an_odd_table_does_not_cost_the_word_file() -> None:
+    """Rows without cells, spans that are no numbers, cells that continue nothing: what is in it is read."""
+    rows = "<w:tr/>" + "".join(
+        f"<w:tr><w:tc><w:tcPr>{odd}</w:tcPr><w:p><w:r><w:t>{words}</w:t></w:r></w:p></w:tc></w:tr>"
+        for odd, words in (
+            ('<w:gridSpan w:val="x"/>', "odd span"),
+            ('<w:gridSpan w:val="99999999"/>', "long span"),
+            ("<w:vMerge/>", "no start"),
+        )
+    )
+    made = docx.Document()
+    made.element.body.insert(0, parse_xml(f"<w:tbl {W}>{rows}</w:tbl>"))
+    made.add_paragraph(FRIDAY)
+    text = read("a.docx", saved(made)).text
+    assert [text.count(words) for words in ("odd span", "long span", "no start", FRIDAY)] == [1, 1, 1, 1]
 
 
 def test_rows_of_a_word_table_have_its_headers() -> None:
@@ -482,6 +525,32 @@ def test_xml_says_what_its_fields_are() -> None:
     """Paragraphs are text, records have names."""
     text = read("a.xml", "<a><p>Some <b>bold</b> words</p><r><day>Friday</day><room>A1</room></r></a>").text
     assert text == "Some bold words\n\nday: Friday\nroom: A1"
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [
+        ("a.html", "<p>Some <b>bold</b> and <i>other</i> words</p>"),
+        ("a.html", "word <b>bold</b> "),
+        ("a.html", "x" * 100),
+        ("a.html", "<div>"),
+        ("a.md", "word `code` *more* "),
+        ("a.md", "# Heading\n\ntext\n\n"),
+        ("a.rst", "Heading\n=======\n\ntext\n\n"),
+        ("a.txt", "word " * 20),
+        ("a.csv", '"a","b"\n'),
+        ("a.py", "x = 1\n"),
+    ],
+)
+def test_reading_takes_time_that_grows_with_the_document(name: str, unit: str) -> None:
+    """Sixteen times the document takes about sixteen times as long, whatever it repeats."""
+    took = []
+    for size in (1 << 15, 1 << 19):
+        data = (unit * (size // len(unit)) + "\nthe end").encode()
+        since = time.process_time()
+        assert "the end" in read(name, data).text
+        took.append(time.process_time() - since)
+    assert took[1] < max(took[0], 0.02) * 64, took
 
 
 @pytest.mark.parametrize(
