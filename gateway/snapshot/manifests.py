@@ -307,11 +307,17 @@ class Manifests:
     ) -> AllRead:
         """List all snapshots, and read every manifest that is not known yet, `at_once` at a time.
 
-        After each one it waits for `pause_s`, so that it does not take all of the processor. Raises SnapshotError and
-        reads nothing if there are more than `at_most` to read.
+        After each one it waits for `pause_s`, so that it does not take all of the processor. With `at_most`, raises
+        SnapshotError and reads nothing if there are more than that to read, or many snapshots.
         """
         await self._load_memory()
-        listing = await self._list()
+        try:
+            if at_most is not None and self._has_many:
+                raise _TooMany
+            listing = await self._list(at_most=None if at_most is None else _FEW)
+        except _TooMany:
+            self._has_many = True
+            raise SnapshotError("there are too many snapshots to list all of them", "see POST /admin/gc") from None
         self._history.keep_only(listing.ids)
         unreadable, gone, ended = dict[str, SnapshotError](), set[str](), set[str]()
 

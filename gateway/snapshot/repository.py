@@ -97,7 +97,7 @@ class Repository(Manifests):
 
         Raises NotFound, LeaseLost. Safe to retry after an error: what it leaves behind is garbage that no snapshot
         names. Packs are left to the garbage collection while another manifest cannot be read, since it might name them,
-        and where too many manifests were not read yet.
+        and where it would take long to find out which packs those are: see `delete_unreferenced`.
         """
         if self._leader:
             await self._leader.require()
@@ -112,8 +112,8 @@ class Repository(Manifests):
     async def delete_unreferenced(self, names: Iterable[str]) -> None:
         """Delete the packs of `names` that no committed snapshot names. Safe to retry. Raises LeaseLost, StorageError.
 
-        Raises SnapshotError and deletes nothing while a manifest cannot be read, since it might name them, and while
-        so many manifests were not read yet that it would take long.
+        Raises SnapshotError and deletes nothing while a manifest cannot be read, since it might name them. So it does
+        if there are more than a thousand snapshots, or so many manifests that were not read yet: that would take long.
         """
         if names := [name for name in names if not self._history.names(name)]:
             if self._leader:

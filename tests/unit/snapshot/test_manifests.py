@@ -179,9 +179,15 @@ async def test_a_restart_reads_only_what_is_new(store: CountingStore, tmp_path: 
 async def test_a_deletion_reads_few_manifests(
     store: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If many were not read yet, the packs are left to the garbage collection. Otherwise they are deleted at once."""
+    """If there are many, or many not read yet, packs are left to the garbage collection. Else they are deleted too."""
     monkeypatch.setattr(repository, "_MOST_READ_TO_DELETE", 10)
     leader = candidate(tmp_path, store, may_delete=False)
+    many = Repository(store, leader)
+    for snapshot_id in IDS[2:4]:
+        await many.delete(snapshot_id)
+        assert store.counted() <= (10, 1)
+        assert f"data/{sha(snapshot_id.encode())}" in store.objects
+    monkeypatch.setattr(manifests, "_FEW", 10_000)
     one = Repository(store, leader)
     await one.delete(IDS[0])
     assert store.counted()[1] == 1
