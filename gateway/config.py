@@ -42,8 +42,34 @@ _OPEN_TO_ALL = (
     "and write"
 )
 
+URL_FILE = Path("var/url")
+"""Where `chroma-gateway serve` notes the URL of the gateway of its working directory, for the commands there."""
+_AMOUNT = r"(\d+(?:\.\d+)?)"
+_DURATION = re.compile("".join(rf"(?:{_AMOUNT}\s*{unit}\s*)?" for unit in ("w", "d", "h", "m(?!s)", "s", "ms")))
+_UNITS_S = (7 * 86400, 86400, 3600, 60, 1, 0.001)
+_ENV_FILE = Path(".env")
+_ENV_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
+
 Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def seconds(text: str) -> float:
+    """The seconds that `text` means: a number, or a duration such as `5m` or `1h30m`. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        match = _DURATION.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise ValueError("must be seconds, or a duration such as 90s, 5m, 1h30m or 7d")
+    return sum(float(amount) * unit_s for amount, unit_s in zip(match.groups(), _UNITS_S, strict=True) if amount)
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(lambda value: seconds(value) if isinstance(value, str) else value),
+    Field(allow_inf_nan=False),
+]
+"""A time in seconds: a number, or a duration as people write it, such as `5m` or `1h30m`."""
 # Containers often pass `NAME=` for "not set".
 Optional = BeforeValidator(lambda value: None if value == "" else value)
 
@@ -117,6 +143,13 @@ class Settings(BaseSettings):
     google_project: str | None = Field(None, validation_alias="GOOGLE_CLOUD_PROJECT")
     # supervisord sets it for the programs it runs; absent when the gateway runs by itself.
     supervisor_url: str | None = Field(None, validation_alias="SUPERVISOR_SERVER_URL")
+
+    @field_validator("chroma_port")
+    @classmethod
+    def _of_its_own(cls, value: int, info: ValidationInfo) -> int:
+        if value == info.data.get("port"):
+            raise ValueError(f"PORT is {value} too; Chroma needs a port of its own")
+        return value
 
     @field_validator("data_dir", "keys_file", "audit_file", "chroma_config")
     @classmethod
@@ -294,11 +327,34 @@ def _nearest(name: str) -> str | None:
     return known[near[0]] if near else None
 
 
+def set_variables(**variables: str | None) -> None:
+    """Set environment variables of this process and of those that it becomes or starts, except those that are None."""
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
+
+
+def _read_env_file() -> None:
+    """Add the lines NAME=value of `.env` in the working directory to the environment, unless NAME is set already.
+
+    A value is taken as it is, quotes too: `scripts/install-service` reads the file so. Raises ConfigError if the file
+    exists and cannot be read.
+    """
+    try:
+        lines = _ENV_FILE.read_text().splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_ENV_FILE.absolute()} cannot be read: {error}") from error
+    for line in lines:
+        if match := _ENV_LINE.fullmatch(line):
+            os.environ.setdefault(match[1], match[2])
+
+
 def load_settings(**given: Any) -> Settings:
-    """Read the environment. Raises ConfigError, which names every variable that is wrong or unknown.
+    """Read `.env` and the environment. Raises ConfigError, which names every variable that is wrong or unknown.
 
     `given` goes before the environment: values of fields, or of variables that have no prefix.
     """
+    _read_env_file()
     known = {variable_of(field) for field in Settings.model_fields}
     problems, hint = [], None
     for name in sorted(os.environ):

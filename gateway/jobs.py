@@ -98,14 +98,14 @@ class Progress:
         return max(0, self.total - self.done) / rate
 
 
-def counted(progress: Progress, phase: str, unit: str = "bytes") -> Callable[[int, int], None]:
+def counted(progress: Progress, phase: str, unit: str = "bytes") -> Callable[[int, int | None], None]:
     """Return a callback that takes how much is done and how much there is, in `unit`, and notes them in `progress`.
 
     `phase` begins with its first call.
     """
     begun = False
 
-    def note(done: int, total: int) -> None:
+    def note(done: int, total: int | None) -> None:
         nonlocal begun
         if not begun:
             progress.phase(phase, total, unit)

@@ -1,11 +1,16 @@
 """The admin application: every route but the data path's, and what errors look like."""
 
+import difflib
+from collections.abc import Collection
+from typing import Any, get_args
+
 import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
@@ -59,11 +64,14 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())[:1000]
+        problems = error.errors()
+        message = "; ".join(_described(each, _fields_of_body(request)) for each in problems)[:1000]
         hint = "GET /docs describes every route"
         if not request.headers.get("content-type", "application/json").startswith("application/json"):
             hint = "send JSON, and with it the header 'Content-Type: application/json'"
-        return _answer(InvalidRequest(problems, hint))
+        elif any(each["type"] == "json_invalid" for each in problems):
+            hint = """send JSON such as {"label": "nightly"}; in a shell, put it in single quotes"""
+        return _answer(InvalidRequest(message, hint))
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
@@ -72,7 +80,10 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
             case 404:
                 answer = _answer(NotFound(f"there is nothing at {request.url.path}", "GET /docs lists the routes"))
             case 405:
-                answer = _answer(NotAllowed(f"{where}: {error.detail}"))
+                allowed = ", ".join(_methods_of(request))
+                answer = _answer(NotAllowed(f"{where}: this route takes {allowed}", "GET /docs describes every route"))
+                answer.headers["Allow"] = allowed
+                return answer
             case 413:
                 answer = _answer(
                     BodyTooLarge(f"{where}: a request to the gateway itself may have {_MAX_ADMIN_BODY_BYTES} bytes")
@@ -88,6 +99,38 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         return _answer(GatewayError("the gateway failed unexpectedly", "its log says more"))
 
     return app
+
+
+def _described(problem: dict[str, Any], fields: Collection[str]) -> str:
+    """One thing that is wrong with a request. `fields` are those that its body may have."""
+    where = ".".join(map(str, problem["loc"]))
+    match problem["type"]:
+        case "json_invalid":
+            return f"the body is not JSON: {problem['ctx']['error']}, at character {problem['loc'][-1]}"
+        case "extra_forbidden":
+            near = difflib.get_close_matches(str(problem["loc"][-1]), fields, 1)
+            return f"{where}: there is no such field" + (f"; did you mean {near[0]}?" if near else "")
+        case _:
+            return f"{where}: {problem['msg']}"
+
+
+def _fields_of_body(request: Request) -> list[str]:
+    """The names that the JSON body of a request's route may have."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    annotation = field.field_info.annotation if field is not None else None
+    models = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
+    return [name for model in models if issubclass(model, BaseModel) for name in model.model_fields]
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that the path of a request has."""
+    path = {"type": "http", "path": request.scope["path"], "root_path": "", "headers": []}
+    routes = request.app.router.routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches(path | {"method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 class ErrorBody(BaseModel):
@@ -106,7 +149,7 @@ def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp
 
     async def app_with_bounds(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = _without_slash(scope)
+            scope = _get_for_head(_without_slash(scope))
         if scope["type"] == "http" and scope["path"].startswith("/admin/"):
             try:
                 admins(Request(scope))
@@ -133,6 +176,13 @@ def _without_slash(scope: Scope) -> Scope:
     path: str = scope["path"]
     if path.endswith("/") and path != "/" and not path.startswith("/admin/users/"):
         return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope.get("raw_path", b"").rstrip(b"/") or b"/"}
+    return scope
+
+
+def _get_for_head(scope: Scope) -> Scope:
+    """`scope` of GET instead of HEAD: the server leaves the body out. Documents have a HEAD of their own."""
+    if scope["method"] == "HEAD" and not scope["path"].startswith("/admin/users/"):
+        return {**scope, "method": "GET"}
     return scope
 
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.aio import background
 from gateway.api.deps import Operator, SettingsOf
 from gateway.api.jobs import ACCEPTED, Wait, accepted
+from gateway.config import Seconds
 from gateway.errors import InvalidRequest
 from gateway.jobs import JobStatus, Progress, Result
 from gateway.snapshot.gc import GcResult
@@ -45,8 +46,8 @@ class TakeSnapshot(_Asked):
 
 
 class Quiesce(_Asked):
-    ttl_s: float = Field(
-        60, gt=0, le=3600, allow_inf_nan=False, description="writes go on after this time at the latest"
+    ttl_s: Seconds = Field(
+        60, gt=0, le=3600, description="writes go on after this time at the latest; seconds, or a duration such as `5m`"
     )
 
 

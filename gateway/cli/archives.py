@@ -1,18 +1,19 @@
 """`export` and `import`: a snapshot as a plain tar of a Chroma directory, and back."""
 
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.cli.client import connect, counted_pieces, read_pieces
+from gateway.admin import Body
+from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Scratch, StoreUrl, Token, Url, UserId
 from gateway.cli.output import whole_file
 from gateway.cli.progress_bars import ProgressBars
 from gateway.cli.snapshots import open_store, print_snapshot
 from gateway.errors import ConfigError
+from gateway.jobs import counted
 
 
 def export_archive(
@@ -30,7 +31,7 @@ def export_archive(
             open_store(store, user_id).export(snapshot, file, scratch or Path.cwd(), bars.progress)
         else:
             with connect(url, token) as gateway:
-                gateway.download(f"/admin/snapshot/{snapshot}/archive", file, bars.progress)
+                gateway.snapshots.download(snapshot, file, on_bytes=counted(bars.progress, "download"))
 
 
 def import_archive(
@@ -41,22 +42,15 @@ def import_archive(
     as_json: AsJson = False,
 ) -> None:
     """Make a snapshot of a Chroma directory or a tar of one. No Chroma may be using the directory."""
-    body, size_bytes = _as_tar(path)
+    body = _as_tar(path)
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
-        bars.progress.phase("upload", size_bytes)
-        snapshot = gateway.run_job(
-            "POST",
-            "/admin/snapshot/upload",
-            on_status=bars.show_job,
-            params={"label": label} if label else {},
-            content=counted_pieces(body, bars.progress),
-            headers={"Content-Type": "application/x-tar", "Content-Length": str(size_bytes)},
-        )
+        uploaded = counted(bars.progress, "upload")
+        snapshot = gateway.snapshots.upload(body, label, on_job=bars.show_job, on_bytes=uploaded)
     print_snapshot(snapshot, as_json)
 
 
-def _as_tar(path: Path) -> tuple[Iterator[bytes], int]:
-    """The bytes of a tar and their number.
+def _as_tar(path: Path) -> Body:
+    """A tar to upload.
 
     Raises ConfigError if `path` is neither a tar nor a directory, or if a file in the directory is a link.
     """
@@ -68,7 +62,7 @@ def _as_tar(path: Path) -> tuple[Iterator[bytes], int]:
         from gateway.snapshot.tar import tar, tar_size  # noqa: PLC0415
 
         refuse_links(path)
-        return tar(path), tar_size(path)
+        return Body(tar(path), tar_size(path))
     if not tarfile.is_tarfile(path):
         raise ConfigError(f"{path} is neither a directory nor a tar", "name a Chroma directory, or a tar of one")
-    return read_pieces(path), path.stat().st_size
+    return Body.of_file(path)

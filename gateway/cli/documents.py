@@ -1,25 +1,24 @@
 """`documents`: the training documents of avatars."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Self
-from urllib.parse import quote
+from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.client import AdminClient, connect, counted_pieces, read_pieces
+from gateway.admin.client import Documents
+from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json, whole_file
 from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
 from gateway.documents.layout import resolve
 from gateway.errors import ConfigError, NotFound
-from gateway.jobs import Progress
-
-_PAGE = 1000
+from gateway.jobs import counted
 
 DocumentPath = Annotated[
     str, typer.Argument(help="AVATAR/FOLDER/NAME of a document, e.g. ada/vectorstore_data/a.md; or AVATAR/FOLDER.")
@@ -30,60 +29,16 @@ Request = Annotated[str, typer.Option(help="The body of the training request, as
 documents = typer.Typer(help="The training documents of avatars.")
 
 
-class DocumentClient:
-    """The documents of the user that GATEWAY_USER_ID names. Paths are AVATAR, AVATAR/FOLDER or AVATAR/FOLDER/NAME.
+@contextlib.contextmanager
+def open_documents(url: str | None, token: str | None) -> Iterator[Documents]:
+    """The documents of GATEWAY_USER_ID at the gateway that the settings and options name. Raises ConfigError."""
+    with connect(url, token) as gateway:
+        yield gateway.documents(load_settings().user_id)
 
-    Methods raise the errors of `AdminClient`.
-    """
 
-    def __init__(self, gateway: AdminClient, user_id: str) -> None:
-        self.gateway = gateway
-        self._avatars = f"/admin/users/{user_id}/avatars"
-
-    @classmethod
-    def connect(cls, url: str | None, token: str | None) -> Self:
-        """The documents of the gateway that the settings and options name. Raises ConfigError."""
-        return cls(connect(url, token), load_settings().user_id)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.gateway.__exit__()
-
-    def route(self, path: str) -> str:
-        """The path of the route for a document, a folder or an avatar."""
-        return f"{self._avatars}/{quote(path)}"
-
-    def request(self, method: str, path: str, **options: Any) -> Any:
-        """Send a request about `path` and return the JSON of the answer."""
-        return self.gateway.request(method, self.route(path), **options)
-
-    def avatars(self) -> Any:
-        """All avatars that have documents."""
-        return self.gateway.request("GET", self._avatars)
-
-    def list(self, folder: str, *, digests: bool) -> Iterator[dict[str, Any]]:
-        """All documents of a folder, by name. With `digests` the gateway reads those whose SHA-256 it does not know."""
-        after = ""
-        while True:
-            page = self.request("GET", folder, params={"limit": _PAGE, "after": after, "digests": digests})
-            yield from page["documents"]
-            if page["next"] is None:
-                return
-            after = page["next"]
-
-    def upload(self, path: str, file: Path, params: dict[str, Any], progress: Progress) -> Any:
-        """Store `file` as the document `path`, and advance `progress` by the bytes sent. Return the document."""
-        headers = {"Content-Length": str(file.stat().st_size)}
-        body = counted_pieces(read_pieces(file), progress)
-        return self.request("PUT", path, content=body, headers=headers, params=params)
-
-    def train(self, avatar: str, request: dict[str, Any], bars: ProgressBars) -> dict[str, Any]:
-        """Train the collection of an avatar. Return what changed. At Ctrl-C, ask whether the training is to go on."""
-        route = f"{self.route(avatar)}/vectorstore/train"
-        goes_on = partial(_lets_it_go_on, bars)
-        return self.gateway.run_job("POST", route, on_status=bars.show_job, goes_on=goes_on, json=request)
+def train(client: Documents, avatar: str, request: dict[str, Any], bars: ProgressBars) -> dict[str, Any]:
+    """Train the collection of an avatar. Return what changed. At Ctrl-C, ask whether the training is to go on."""
+    return client.train(avatar, request, on_job=bars.show_job, goes_on=partial(_lets_it_go_on, bars))
 
 
 def _lets_it_go_on(bars: ProgressBars) -> bool:
@@ -100,8 +55,8 @@ def _lets_it_go_on(bars: ProgressBars) -> bool:
 @documents.command("avatars")
 def list_avatars(url: Url = None, token: Token = None, _as_json: AsJson = False) -> None:
     """List avatars."""
-    with DocumentClient.connect(url, token) as client:
-        print_json(client.avatars())
+    with open_documents(url, token) as client:
+        print_json({"avatars": client.avatars()})
 
 
 @documents.command("list")
@@ -110,8 +65,8 @@ def list_documents(
 ) -> None:
     """List the documents of a folder."""
     _require_folder(path)
-    with DocumentClient.connect(url, token) as client:
-        print_json(list(client.list(path, digests=digests)))
+    with open_documents(url, token) as client:
+        print_json(list(client.all(path, digests=digests)))
 
 
 @documents.command("put")
@@ -124,10 +79,8 @@ def put_document(
     as_json: AsJson = False,
 ) -> None:
     """Upload a document."""
-    params = {} if used is None else {"used": used}
-    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
-        bars.progress.phase("upload", file.stat().st_size)
-        stored = client.upload(path, file, params, bars.progress)
+    with open_documents(url, token) as client, ProgressBars(shown=not as_json) as bars:
+        stored = client.put(path, file, used=used, on_bytes=counted(bars.progress, "upload"))
     print_json(stored)
 
 
@@ -141,15 +94,15 @@ def get_document(
 ) -> None:
     """Download a document."""
     _require_document(path)
-    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars, whole_file(file) as out:
-        client.gateway.download(client.route(path), out, bars.progress)
+    with open_documents(url, token) as client, ProgressBars(shown=not as_json) as bars, whole_file(file) as out:
+        client.get(path, out, on_bytes=counted(bars.progress, "download"))
 
 
 @documents.command("delete")
 def delete_document(path: DocumentPath, url: Url = None, token: Token = None, _as_json: AsJson = False) -> None:
     """Delete a document."""
-    with DocumentClient.connect(url, token) as client:
-        client.request("DELETE", path)
+    with open_documents(url, token) as client:
+        client.delete(path)
 
 
 @documents.command("copy")
@@ -162,9 +115,8 @@ def copy_document(
     _as_json: AsJson = False,
 ) -> None:
     """Copy a document within the store."""
-    avatar, _, target = to.partition("/")
-    with DocumentClient.connect(url, token) as client:
-        print_json(client.request("POST", path, json={"avatar_id": avatar, "path": target, "replace": replace}))
+    with open_documents(url, token) as client:
+        print_json(client.copy(path, to, replace=replace))
 
 
 @documents.command("flag")
@@ -176,8 +128,8 @@ def flag_document(
     _as_json: AsJson = False,
 ) -> None:
     """Set whether training uses a document, or every document of a folder."""
-    with DocumentClient.connect(url, token) as client:
-        print_json(client.request("PATCH", path, json={"used": used}))
+    with open_documents(url, token) as client:
+        print_json(client.flag(path, used))
 
 
 @documents.command("link")
@@ -190,8 +142,8 @@ def link_document(
 ) -> None:
     """Make a link that downloads a document without a key."""
     _require_document(path)
-    with DocumentClient.connect(url, token) as client:
-        print_json(client.request("GET", path, params={"link_s": seconds}))
+    with open_documents(url, token) as client:
+        print_json(client.link(path, seconds))
 
 
 @documents.command("delete-avatar")
@@ -205,9 +157,8 @@ def delete_avatar(
     """Delete an avatar with all its documents and its collection."""
     if not yes and typer.prompt(f"This deletes everything of avatar {avatar}. Type its id again to go on") != avatar:
         raise ConfigError("the two ids differ; nothing was deleted")
-    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
-        route, body = client.route(avatar), {"avatar_id": avatar}
-        result = client.gateway.run_job("DELETE", route, on_status=bars.show_job, json=body)
+    with open_documents(url, token) as client, ProgressBars(shown=not as_json) as bars:
+        result = client.delete_avatar(avatar, on_job=bars.show_job)
     print_json(result)
 
 
@@ -222,8 +173,8 @@ def train_avatar(
 ) -> None:
     """Train the collection of an avatar."""
     body = json_object(request) | {"dry_run": dry_run}
-    with DocumentClient.connect(url, token) as client, ProgressBars(shown=not as_json) as bars:
-        result = client.train(avatar, body, bars)
+    with open_documents(url, token) as client, ProgressBars(shown=not as_json) as bars:
+        result = train(client, avatar, body, bars)
     print_json(result)
 
 

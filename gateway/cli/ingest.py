@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from gateway.cli.client import authorization, base_url, find_token
-from gateway.cli.documents import DocumentClient, Request, json_object
+from gateway.admin import Body
+from gateway.admin.client import Documents
+from gateway.admin.http import authorization
+from gateway.cli.client import base_url, find_token
+from gateway.cli.documents import Request, json_object, open_documents, train
 from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json, validation_problems
 from gateway.cli.progress_bars import ProgressBars
 from gateway.config import load_settings
 from gateway.documents.layout import VECTORSTORE_DATA, check_name
 from gateway.errors import ConfigError, GatewayError, InvalidRequest
+from gateway.jobs import Progress
 
 if TYPE_CHECKING:
     from gateway.documents.train import Training
@@ -63,7 +68,7 @@ def ingest(
     with ProgressBars(shown=not as_json) as bars:
         digests = _digests(found, bars)
         if avatar is not None:
-            with DocumentClient.connect(url, token) as client:
+            with open_documents(url, token) as client:
                 result = _ingest_into_avatar(client, avatar, found, digests, training, bars, delete=delete)
         else:
             result = _ingest_into_collection(found, digests, directory, training, url, token, bars)
@@ -174,7 +179,7 @@ def _digests(found: _Found, bars: ProgressBars) -> dict[str, str]:
 
 
 def _ingest_into_avatar(
-    client: DocumentClient,
+    client: Documents,
     avatar: str,
     found: _Found,
     digests: dict[str, str],
@@ -188,16 +193,17 @@ def _ingest_into_avatar(
     Flags of documents that are in the store stay as they are.
     """
     folder = f"{avatar}/{VECTORSTORE_DATA.path}"
-    stored = {document["name"]: document for document in client.list(folder, digests=True)}
+    stored = {document["name"]: document for document in client.all(folder, digests=True)}
     new = [name for name in found.files if name not in stored or stored[name]["digest"] != f"sha256:{digests[name]}"]
     bars.progress.phase("upload", sum(_size_bytes(found.files[name]) for name in new))
     uploaded: list[str] = []
 
     def upload(name: str) -> None:
-        # The training writes all new flags at once.
-        params = {"sha256": digests[name], "defer_flag": True}
         try:
-            client.upload(f"{folder}/{name}", found.files[name], params, bars.progress)
+            body = _counted(found.files[name], bars.progress)
+            client.put(
+                f"{folder}/{name}", body, sha256=digests[name], defer_flag=True
+            )  # the training writes all new flags
         except (OSError, GatewayError) as error:
             found.failed[name] = f"it cannot be uploaded: {error}"
         else:
@@ -209,9 +215,21 @@ def _ingest_into_avatar(
     if gone and not found.is_complete:
         raise ConfigError("nothing was deleted or trained: some folders could not be listed", "run without --delete")
     for name in gone:
-        client.request("DELETE", f"{folder}/{name}")
-    trained = client.train(avatar, training.model_dump(), bars)
+        client.delete(f"{folder}/{name}")
+    trained = train(client, avatar, training.model_dump(), bars)
     return trained | {"uploaded": sorted(uploaded), "deleted_documents": gone}
+
+
+def _counted(path: Path, progress: Progress) -> Body:
+    """The bytes of a file, which advance `progress` as they are sent. Several may be sent at once. Raises OSError."""
+    body = Body.of_file(path)
+
+    def pieces() -> Iterator[bytes]:
+        for piece in body.pieces:
+            progress.advance(len(piece))
+            yield piece
+
+    return Body(pieces(), body.size_bytes)
 
 
 def _size_bytes(path: Path) -> int:
@@ -233,11 +251,12 @@ def _ingest_into_collection(
     from gateway.cli.folder_training import FolderSource, train_folder  # noqa: PLC0415
 
     settings = load_settings()
-    key = find_token(settings, token)
+    target = base_url(settings, url)
+    key = find_token(settings, target, token)
     headers = authorization(key) if key is not None else None
     source = FolderSource(found.files, digests, unread=set(found.failed), is_complete=found.is_complete)
     owner = f"folder:{directory.resolve().name}"
-    return asyncio.run(train_folder(source, owner, training, settings, base_url(settings, url), headers, bars.progress))
+    return asyncio.run(train_folder(source, owner, training, settings, target, headers, bars.progress))
 
 
 def _counts(result: dict[str, Any], found: _Found, failed: dict[str, str]) -> dict[str, int]:

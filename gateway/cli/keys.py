@@ -7,9 +7,10 @@ from urllib.parse import quote
 
 import typer
 
+from gateway.admin import Admin, NotFoundError
 from gateway.auth.keys import parse_keys
 from gateway.auth.tokens import digest_of, id_of, new_token
-from gateway.cli.client import AdminClient, AnsweredError, connect
+from gateway.cli.client import connect
 from gateway.cli.options import Token, Url
 
 _DEFAULT_DATABASE = "default_database"
@@ -26,16 +27,14 @@ def _literal(patterns: list[str] | None) -> list[str]:
     return [each for each in patterns or () if not set(each) & {"*", "?"}]
 
 
-def _create(gateway: AdminClient, tenant: str, databases: list[str]) -> None:
+def _create(gateway: Admin, tenant: str, databases: list[str]) -> None:
     """Make a tenant and databases of it, unless they are there."""
     wanted = [("/api/v2/tenants", tenant)]
     wanted += [(f"/api/v2/tenants/{quote(tenant, safe='')}/databases", each) for each in databases]
     for path, name in wanted:
         try:
             gateway.request("GET", f"{path}/{quote(name, safe='')}")
-        except AnsweredError as error:
-            if error.name != "NotFoundError":
-                raise
+        except NotFoundError:
             gateway.request("POST", path, json={"name": name})
 
 

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -13,6 +13,7 @@ from gateway.errors import GatewayError
 from gateway.observability import logs
 
 _PROGRAM = "chroma-gateway"
+_HELP_OPTIONS = ["-h", "--help"]
 # Every command, and where this package has it: a function or a group of its own. No other place names a command, so a
 # new one needs a line here. A command is run without importing the modules of the others.
 _COMMANDS = {
@@ -61,9 +62,10 @@ def application(names: Iterable[str] = _COMMANDS) -> typer.Typer:
     """The app with the commands `names`. Imports their modules and no others."""
     app = typer.Typer(
         help="Chroma behind a gateway that takes snapshots and restores them.",
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": _HELP_OPTIONS},
         no_args_is_help=True,
-        add_completion=False,
+        # Completion starts the program without arguments, and is set up by options of the program itself.
+        add_completion=names is _COMMANDS,
         pretty_exceptions_enable=False,
     )
     app.callback()(_main)
@@ -77,25 +79,39 @@ def application(names: Iterable[str] = _COMMANDS) -> typer.Typer:
     return app
 
 
+def _hide_type_of_flags(command: Any) -> None:
+    """Leave `<bool>` out of the help of a command and those below it: a flag has no value to type."""
+    of_help = command.get_help_option(typer.Context(command, help_option_names=_HELP_OPTIONS))
+    for parameter in (*command.params, of_help):
+        if getattr(parameter, "is_bool_flag", False):
+            parameter.metavar = ""
+    for each in getattr(command, "commands", {}).values():
+        _hide_type_of_flags(each)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. An error is shown on stderr, as JSON if `--json` was given."""
     # Read here too, because a usage error is found before the command's own options are known.
     as_json = "--json" in arguments
     try:
         app = application([name for name in arguments[:1] if name in _COMMANDS] or _COMMANDS)
-        return app(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0
+        command = typer.main.get_command(app)
+        _hide_type_of_flags(command)
+        return command(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0
     except GatewayError as error:
-        from gateway.cli.client import AnsweredError  # noqa: PLC0415
+        from gateway.admin import AnsweredError  # noqa: PLC0415  # `serve` and `key` need no client
+        from gateway.cli.hints import hint_for_commands  # noqa: PLC0415
 
         name = error.name if isinstance(error, AnsweredError) else type(error).__name__
-        print_error(name, error.message, error.hint, as_json=as_json)
+        print_error(name, error.message, hint_for_commands(error), as_json=as_json)
         return error.exit_code
     except typer.TyperException as error:
         # Without a message the help was shown already: a group was called without a command.
         if message := error.format_message():
             context = getattr(error, "ctx", None)
-            command = context.command_path if context else _PROGRAM
-            print_error("UsageError", message, f"{command} --help", as_json=as_json)
+            words = context.command_path if context else _PROGRAM
+            message = message.replace("Value error, ", "")  # pydantic's words for a ValueError of ours
+            print_error("UsageError", message, f"{words} --help", as_json=as_json)
         return error.exit_code
     except typer.Abort:
         print_error("Aborted", "aborted", None, as_json=as_json)

@@ -5,8 +5,9 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar, cast
 
+from gateway.admin import Snapshot, Verification
 from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.cli.store_settings import store_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
@@ -34,32 +35,34 @@ class OfflineRepository:
         """Raises ConfigError if `store` or `user_id` is not valid."""
         self._settings = store_settings(store, user_id)
 
-    def snapshots(self) -> list[dict[str, Any]]:
+    def snapshots(self) -> list[Snapshot]:
         """All snapshots, newest first."""
 
-        async def work(repository: Repository) -> list[dict[str, Any]]:
-            return [snapshot.model_dump(mode="json") for snapshot in await repository.snapshots()]
+        async def work(repository: Repository) -> list[Snapshot]:
+            return [cast("Snapshot", each.model_dump(mode="json")) for each in await repository.snapshots()]
 
         return self._run(work)
 
-    def snapshot(self, name: str) -> dict[str, Any]:
+    def snapshot(self, name: str) -> Snapshot:
         """One snapshot; `name` is an id or `latest`."""
 
-        async def work(repository: Repository) -> dict[str, Any]:
-            return (await repository.snapshot(await _existing(repository, name))).model_dump(mode="json")
+        async def work(repository: Repository) -> Snapshot:
+            found = await repository.snapshot(await _existing(repository, name))
+            return cast("Snapshot", found.model_dump(mode="json"))
 
         return self._run(work)
 
-    def verify(self, name: str, level: Level, scratch: Path, progress: Progress) -> dict[str, Any]:
+    def verify(self, name: str, level: Level, scratch: Path, progress: Progress) -> Verification:
         """What is wrong with a snapshot. The level `boot` restores it into a directory below `scratch` for a while."""
 
-        async def work(repository: Repository) -> dict[str, Any]:
+        async def work(repository: Repository) -> Verification:
             snapshot_id = await _existing(repository, name)
-            return (await verify(repository, scratch, snapshot_id, level, progress)).model_dump(mode="json")
+            found = await verify(repository, scratch, snapshot_id, level, progress)
+            return cast("Verification", found.model_dump(mode="json"))
 
         return self._run(work)
 
-    def restore(self, name: str, data_dir: Path, progress: Progress) -> dict[str, Any]:
+    def restore(self, name: str, data_dir: Path, progress: Progress) -> Snapshot:
         """Restore a snapshot into `data_dir`, an empty directory or none yet. Raises ConfigError if it holds data.
 
         A gateway that starts there continues from it. After an error nothing is left there that was not there before.
@@ -67,13 +70,13 @@ class OfflineRepository:
         storage, directory = self._storage(), DataDirectory(data_dir.expanduser().absolute())
         _require_empty(directory)
 
-        async def work(repository: Repository) -> dict[str, Any]:
+        async def work(repository: Repository) -> Snapshot:
             snapshot_id = await _existing(repository, name)
             lease_state = await read_lease_state(storage)
             with _claimed(directory):
                 DataDirState(directory.path).see_restored(snapshot_id, lease_state)
                 restored = await restore_at_boot(repository, directory, snapshot_id, counted(progress, "fetching"))
-            return restored.model_dump(mode="json")
+            return cast("Snapshot", restored.model_dump(mode="json"))
 
         return self._run(work, storage)
 

@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from gateway.admin import Job
 from gateway.cli.output import size
-from gateway.jobs import JobStatus
 from gateway.jobs import Progress as WorkProgress
 
 _LINE_EVERY_S = 5.0
@@ -55,10 +55,10 @@ class ProgressBars:
         """Draw no more, so that something else can be shown. Safe to repeat."""
         self._bars.stop()
 
-    def show_job(self, job: JobStatus) -> None:
+    def show_job(self, job: Job) -> None:
         """Show how far a job is."""
-        if job.phase is not None:
-            self._show(job.phase, job.done, job.total, job.unit, job.rate_per_s)
+        if (phase := job.get("phase")) is not None:
+            self._show(phase, job["done"], job["total"], job["unit"], job["rate_per_s"])
 
     def _show_progress(self) -> None:
         progress = self.progress

@@ -7,17 +7,21 @@ import typer
 from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json
+from gateway.config import seconds
 
 
 def quiesce(
-    ttl_s: Annotated[float, typer.Option(help="Writes resume by themselves after so many seconds.")] = 60,
+    ttl_s: Annotated[
+        float,
+        typer.Option(parser=seconds, metavar="DURATION", help="Writes resume by themselves after this: 90, 90s or 5m."),
+    ] = 60,
     url: Url = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Hold writes back until `resume`. Returns when no write is under way; reads go on."""
     with connect(url, token) as gateway:
-        found = gateway.request("POST", "/admin/quiesce", json={"ttl_s": ttl_s})
+        found = gateway.quiesce(ttl_s)
     if as_json:
         print_json(found)
     else:
@@ -27,7 +31,7 @@ def quiesce(
 def resume(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """End a quiesce. Safe to repeat."""
     with connect(url, token) as gateway:
-        found = gateway.request("POST", "/admin/resume")
+        found = gateway.resume()
     if as_json:
         print_json(found)
     elif found["was_quiesced"]:

@@ -1,10 +1,10 @@
 """`repair`: make the index of one collection of the running gateway sound."""
 
 from typing import Annotated
-from urllib.parse import quote
 
 import typer
 
+from gateway.admin import Repaired
 from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Token, Url
 from gateway.cli.output import print_json
@@ -25,9 +25,7 @@ def repair(
 ) -> None:
     """Repair the index of a collection with one restart of Chroma. The exit code is 1 if it cannot be read after it."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
-        path = f"/admin/collections/{quote(collection, safe='')}/repair"
-        params = {"tenant": tenant, "database": database, "rebuild": rebuild}
-        found = gateway.run_job("POST", path, on_status=bars.show_job, params=params)
+        found = gateway.repair(collection, tenant=tenant, database=database, rebuild=rebuild, on_job=bars.show_job)
     if as_json:
         print_json(found)
     else:
@@ -48,7 +46,7 @@ def repair(
         )
 
 
-def _sources(found: dict[str, int]) -> str:
+def _sources(found: Repaired) -> str:
     return (
         f"{found['from_index']} record(s) from an index, {found['from_torn_files']} from torn files,"
         f" {found['from_log']} row(s) from the log, {found['lost']} lost"

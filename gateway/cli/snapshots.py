@@ -1,18 +1,16 @@
 """`snapshot`, `list`, `show`, `verify`, `restore`, `delete` and `gc`."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.client import AdminClient, connect
+from gateway.admin import Snapshot
+from gateway.cli.client import connect
 from gateway.cli.options import AsJson, Scratch, SnapshotName, StoreUrl, Token, Url, UserId
 from gateway.cli.output import print_json, size, table
 from gateway.cli.progress_bars import ProgressBars
 from gateway.errors import ConfigError, CorruptSnapshot
-
-_PAGE = 1000
 
 if TYPE_CHECKING:
     from gateway.cli.offline import OfflineRepository
@@ -34,7 +32,7 @@ def take_snapshot(
 ) -> None:
     """Take a snapshot."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
-        snapshot = gateway.run_job("POST", "/admin/snapshot", on_status=bars.show_job, json={"label": label})
+        snapshot = gateway.snapshots.take(label, on_job=bars.show_job)
     print_snapshot(snapshot, as_json)
 
 
@@ -46,7 +44,7 @@ def list_snapshots(
         snapshots = open_store(store, user_id).snapshots()
     else:
         with connect(url, token) as gateway:
-            snapshots = list(_pages(gateway))
+            snapshots = list(gateway.snapshots.all())
     if as_json:
         print_json({"snapshots": snapshots})
         return
@@ -69,7 +67,7 @@ def show_snapshot(
         found = open_store(store, user_id).snapshot(snapshot)
     else:
         with connect(url, token) as gateway:
-            found = gateway.request("GET", f"/admin/snapshot/{snapshot}")
+            found = gateway.snapshots.get(snapshot)
     print_snapshot(found, as_json)
 
 
@@ -92,8 +90,7 @@ def verify_snapshot(
             found = open_store(store, user_id).verify(snapshot, wanted, scratch or Path.cwd(), bars.progress)
         else:
             with connect(url, token) as gateway:
-                path, body = f"/admin/snapshot/{snapshot}/verify", {"level": wanted}
-                found = gateway.run_job("POST", path, on_status=bars.show_job, json=body)
+                found = gateway.snapshots.verify(snapshot, wanted, on_job=bars.show_job)
     if as_json:
         print_json(found)
     elif found["ok"]:
@@ -128,7 +125,7 @@ def restore_snapshot(
             restored = open_store(store, user_id).restore(snapshot, data_dir, bars.progress)
         else:
             with connect(url, token) as gateway:
-                restored = gateway.run_job("POST", f"/admin/snapshot/{snapshot}/restore", on_status=bars.show_job)
+                restored = gateway.snapshots.restore(snapshot, on_job=bars.show_job)
     print_snapshot(restored, as_json)
 
 
@@ -140,7 +137,7 @@ def delete_snapshot(
 ) -> None:
     """Delete a snapshot. Data that other snapshots share stays."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
-        gateway.run_job("DELETE", f"/admin/snapshot/{snapshot}", on_status=bars.show_job)
+        gateway.snapshots.delete(snapshot, on_job=bars.show_job)
     if as_json:
         print_json({"deleted": snapshot})
     else:
@@ -150,11 +147,11 @@ def delete_snapshot(
 def collect_garbage(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """Apply the retention rules, then delete data that no snapshot needs."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
-        result = gateway.run_job("POST", "/admin/gc", on_status=bars.show_job)
+        result = gateway.gc(on_job=bars.show_job)
     print_json(result)
 
 
-def print_snapshot(snapshot: dict[str, Any], as_json: bool) -> None:
+def print_snapshot(snapshot: Snapshot, as_json: bool) -> None:
     """Print one snapshot with its collections."""
     if as_json:
         print_json(snapshot)
@@ -165,24 +162,13 @@ def print_snapshot(snapshot: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"  {each['tenant']}/{each['database']}/{each['name']}: {each['records']} records")
 
 
-def _pages(gateway: AdminClient) -> Iterator[dict[str, Any]]:
-    """All snapshots of a running gateway, newest first."""
-    after: dict[str, str] = {}
-    while True:
-        page = gateway.request("GET", "/admin/snapshot", params={"limit": _PAGE, **after})
-        yield from page["snapshots"]
-        if page.get("next") is None:
-            return
-        after = {"after": page["next"]}
-
-
-def _row(snapshot: dict[str, Any]) -> list[str]:
+def _row(snapshot: Snapshot) -> list[str]:
     records = sum(collection["records"] for collection in snapshot["collections"])
     size_bytes, label = size(snapshot["size_bytes"]), snapshot["label"] or ""
     return [snapshot["id"], size_bytes, f"{records} records", _verified(snapshot), label]
 
 
-def _verified(snapshot: dict[str, Any]) -> str:
+def _verified(snapshot: Snapshot) -> str:
     """What is known of a snapshot's health, for people."""
     verified = snapshot["verified"]
     if snapshot["state"] == "damaged":

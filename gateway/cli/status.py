@@ -15,7 +15,7 @@ _MAX_COLLECTIONS = 15
 def status(url: Url = None, token: Token = None, as_json: AsJson = False) -> None:
     """Show the health, sizes, snapshots and collections of the running gateway."""
     with connect(url, token) as gateway:
-        found = gateway.request("GET", "/admin/status")
+        found = gateway.status()
     if as_json:
         print_json(found)
     else:

@@ -141,6 +141,7 @@ class _Plugin:
         options.execve = _exec
         for handler in options.logger.handlers:
             handler.handleError = _lose_line
+        options.logger.critical = functools.partial(_log_critical, options.logger.critical)
         events.subscribe(events.ProcessStateEvent, self._on_process)
         events.subscribe(events.SupervisorStoppingEvent, self._on_stopping)
         events.subscribe(events.ProcessLogStdoutEvent, self._on_output)
@@ -190,6 +191,12 @@ def _lose_line() -> None:
 
     Its terminal or reader is gone then; supervisord would report that there too, and die of it.
     """
+
+
+def _log_critical(critical: Callable[..., None], message: str, **fields: Any) -> None:
+    """Log what is critical, and not that the server asks for no password: only its own user may open its socket."""
+    if "without any HTTP authentication" not in message:
+        critical(message, **fields)
 
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

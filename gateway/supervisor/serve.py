@@ -10,18 +10,23 @@ from typing import NoReturn
 from supervisor.options import ServerOptions
 
 import gateway
+from gateway.config import URL_FILE
 from gateway.errors import ConfigError
 
 _CONFIG_NAME = "supervisord.conf"
 # sun_path holds 104 bytes on macOS, 108 on Linux, one of them the final NUL.
 _MAX_SOCKET_PATH_BYTES = 103
+# GATEWAY_LOG_LEVEL as supervisord calls it, where that leaves its own lines out.
+_QUIET = {"warning": "warn", "error": "error"}
 
 
-def serve(config_file: Path | None, *, log_format: str = "json", log_level: str = "info") -> NoReturn:
+def serve(config_file: Path | None, url: str, *, log_format: str = "json", log_level: str = "info") -> NoReturn:
     """Become supervisord in the working directory: same process, its signals and its exit status.
 
     By exec rather than by calling its `main`: that is 0.05 s slower once, but lives on 25 MB instead
-    of the 49 MB with all that the command line has imported. `log_format` and `log_level` are for Chroma's lines.
+    of the 49 MB with all that the command line has imported. `url` is where the gateway will be; it
+    is noted for the commands in this directory. `log_format` and `log_level` are for Chroma's lines, the level
+    also for supervisord's.
     Raises ConfigError when there is nothing to run by, or another gateway runs here already.
     """
     path = _find(config_file)
@@ -37,11 +42,20 @@ def serve(config_file: Path | None, *, log_format: str = "json", log_level: str 
     os.environ["GATEWAY_LOG_FORMAT"], os.environ["GATEWAY_LOG_LEVEL"] = log_format, log_level
     options = ServerOptions()
     options.realize(["-c", str(path)])
-    url: str = options.serverurl or ""
-    if url.startswith("unix://"):
-        _refuse_a_second(url.removeprefix("unix://"))
+    socket_url: str = options.serverurl or ""
+    if socket_url.startswith("unix://"):
+        _refuse_a_second(socket_url.removeprefix("unix://"))
+    try:
+        URL_FILE.write_text(f"{url}\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {URL_FILE.absolute()}: {error.strerror}") from error
     # -P: the working directory is the user's, not a place to import from.
     argv = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(path)]
+    if log_level in _QUIET:
+        argv += ["--loglevel", _QUIET[log_level]]
+    if os.getuid() == 0:
+        # The user that it is already. Without one, supervisord calls running as root critical.
+        argv += ["--user", "0"]
     os.execv(sys.executable, argv)  # noqa: S606  # nobody else's input is in it
 
 

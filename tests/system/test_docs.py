@@ -98,7 +98,7 @@ def served() -> Iterator[Gateway]:
         yield built
 
 
-@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md"])
+@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md", "admin-api.md"])
 def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
     """Each ends well, in the order of the page."""
     run(script(DOCS / name, served.port), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
@@ -109,6 +109,6 @@ def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
 
 def test_every_page_with_commands_is_run() -> None:
     """A block that is fenced as bash or python is run by a test: here, in test_exposed, or in test_documents."""
-    run_here = {"README.md", "quickstart.md", "snapshots-and-restore.md", "monitoring.md"}
+    run_here = {"README.md", "quickstart.md", "snapshots-and-restore.md", "monitoring.md", "admin-api.md"}
     fenced = {page.name for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if blocks(page, "bash", "python")}
     assert fenced == run_here | {"security.md", "training-documents.md"}

@@ -118,7 +118,8 @@ def test_a_service_from_its_start_over_upgrades_to_its_end(clone: Clone) -> None
 
 
 def test_no_upgrade_without_a_snapshot_to_come_back_to(clone: Clone) -> None:
-    assert "say to which version" in clone.service("upgrade", status=1)
+    assert "say to which version" in clone.service("upgrade", status=2)
+    assert "say start" in clone.service("begin", status=2)
     assert "not ready now" in clone.service("upgrade", "v2", status=1)
     clone.service("start")
     assert "there is no v9 here" in clone.service("upgrade", "v9", status=1)

@@ -30,7 +30,8 @@ from gateway.supervisor.serve import serve
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 SUPERVISORD = [str(Path(sys.executable).with_name("supervisord")), "-c", "supervisord.conf"]
-SERVE = [sys.executable, "-P", "-c", "from gateway.supervisor.serve import serve; serve(None)"]
+URL = "http://127.0.0.1:8000"
+SERVE = [sys.executable, "-P", "-c", "from gateway.supervisor.serve import serve; serve(None, 'http://127.0.0.1:8000')"]
 
 # Notes in `<name>.log` when it starts, is told to stop, and ends. Arguments: its name, then what it does:
 # `exit=STATUS` by itself `after=SECONDS`, or when told to stop: `drain=SECONDS`, then exit `stop=STATUS`.
@@ -442,7 +443,7 @@ def test_second_gateway_is_refused(run_here: Gateway) -> None:
     run_here.start(SUPERVISORD)
     run_here.wait_until_up()
     with pytest.raises(ConfigError, match="another gateway already runs here"):
-        serve(None)
+        serve(None, URL)
     run_here.signal(signal.SIGTERM)
     assert run_here.status(within_s=5) == 0
 
@@ -450,10 +451,10 @@ def test_second_gateway_is_refused(run_here: Gateway) -> None:
 def test_missing_configuration_is_refused(run_here: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a supervisord.conf the message says where one was looked for."""
     with pytest.raises(ConfigError, match=r"there is no elsewhere\.conf"):
-        serve(Path("elsewhere.conf"))
+        serve(Path("elsewhere.conf"), URL)
     monkeypatch.setattr("gateway.__file__", str(run_here.directory / "gateway" / "__init__.py"))
     with pytest.raises(ConfigError, match=re.escape(str(run_here.directory))):
-        serve(None)
+        serve(None, URL)
 
 
 def test_too_long_directory_is_refused(run_here: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,7 +463,7 @@ def test_too_long_directory_is_refused(run_here: Gateway, monkeypatch: pytest.Mo
     deep.mkdir()
     monkeypatch.chdir(deep)
     with pytest.raises(ConfigError, match="d" * 100):
-        serve(ROOT / "supervisord.conf")
+        serve(ROOT / "supervisord.conf", URL)
 
 
 def test_own_commands_come_first(gateway_process: Gateway) -> None:
@@ -479,3 +480,4 @@ def test_own_commands_come_first(gateway_process: Gateway) -> None:
     assert done.returncode == 4
     # The first of the two programs to end is the end of the other, which may not have spoken yet.
     assert f"PATH is {beside}:/usr/bin:/bin" in done.stdout + done.stderr
+    assert " CRIT " not in done.stdout + done.stderr  # also as root, and with a socket that asks for no password

@@ -3,6 +3,7 @@
 import base64
 import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import TypeAdapter
@@ -172,11 +173,11 @@ def test_variables_without_our_prefix_are_ignored(monkeypatch: pytest.MonkeyPatc
 
 WRONG = {
     "PORT": ["0", "65536", "eighty", "80.5"],
-    "GATEWAY_CHROMA_PORT": ["-1", "x"],
+    "GATEWAY_CHROMA_PORT": ["-1", "x", "8000"],
     "GATEWAY_STORE": ["/srv/store", "http://bucket", "s3:bucket", "gs://bucket", "S3://bucket"],
     "GATEWAY_USER_ID": ["..", ".hidden", "a/b", "a\\b", "a b", "ü", "a" * 129, "a\n"],
     "GATEWAY_RESTORE": ["newest", "LATEST", "../x", "20261120T210455Z", "20261120T210455Z-3F9A1C", "latest\n"],
-    "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "1h", "nan", "inf"],
+    "GATEWAY_SNAPSHOT_INTERVAL_S": ["-1", "-1h", "5x", "1h5", "h", "m5", "nan", "inf"],
     "GATEWAY_SNAPSHOT_CRON": ["hourly", "* * * *", "0 0 30 2 *"],
     "GATEWAY_SNAPSHOT_JITTER_S": ["-1", "nan"],
     "GATEWAY_SNAPSHOT_PING_URL": ["example.org/ping", "file:///etc/passwd"],
@@ -210,6 +211,36 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
     with pytest.raises(ConfigError, match=f"^{name}: ") as caught:
         load_settings()
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("90", 90),
+        ("0.5", 0.5),
+        ("90s", 90),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("1.5h", 5400),
+        ("7d", 604_800),
+        ("2w", 1_209_600),
+        ("250ms", 0.25),
+        (" 5 m ", 300),
+    ],
+)
+def test_a_duration_may_have_a_unit(monkeypatch: pytest.MonkeyPatch, written: str, seconds: float) -> None:
+    """As people write it; a number alone is seconds."""
+    monkeypatch.setenv("GATEWAY_SNAPSHOT_INTERVAL_S", written)
+    assert load_settings().snapshot_interval_s == seconds
+
+
+def test_every_duration_takes_units() -> None:
+    """A setting whose name ends with _S has the one type for it."""
+    durations = [field for field in Settings.model_fields if field.endswith("_s") and field != "limit_requests_per_s"]
+    assert len(durations) >= 10
+    for field in durations:
+        info = Settings.model_fields[field]
+        assert TypeAdapter(Annotated[float, *info.metadata]).validate_python("1h30m") == 5400, field
 
 
 def test_every_wrong_setting_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,3 +24,17 @@ import rich.console
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PORT": "no"}, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_admin_client_is_light() -> None:
+    """It imports httpx, and neither the server nor Chroma nor what builds models."""
+    code = """
+import sys
+import gateway.admin
+heavy = {"aiobotocore", "chromadb", "fastapi", "pydantic", "structlog", "uvicorn"} & set(sys.modules)
+ours = {name for name in sys.modules if name.startswith("gateway.")} - {"gateway.admin", "gateway.errors"}
+assert not heavy, heavy
+assert not [name for name in ours if not name.startswith("gateway.admin.")], ours
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr

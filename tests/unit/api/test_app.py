@@ -1,13 +1,19 @@
 """The application as a whole: what comes before its routes."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
-from gateway.api.app import bounded
-from gateway.api.deps import KeyHolder
+from gateway.api.app import admin_application, bounded
+from gateway.api.deps import KeyHolder, Needs
 from gateway.auth.keyring import Keyring
 from gateway.auth.scope import Role
+from gateway.config import Settings
+from gateway.jobs import Jobs
+from gateway.vectorstore import VectorStore
 
 
 @pytest.mark.parametrize(("method", "path"), [("PATCH", "/admin/users/default/avatars/a/b"), ("POST", "/admin/none")])
@@ -29,6 +35,61 @@ async def test_what_a_stranger_sends_is_not_read(method: str, path: str) -> None
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "query_string": b""}
         await bounded(application, holder, 1)(scope, receive, send)
     assert [message["status"] for message in said if message["type"] == "http.response.start"] == [401, 401]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> TestClient:
+    """The admin routes with what they need of FastAPI, and nothing behind them."""
+    keyring = Keyring("an-admin-token")
+    app = admin_application(Settings(data_dir=tmp_path), keyring)
+    for kind in (VectorStore, Jobs):
+        app.dependency_overrides[Needs(kind)] = lambda: SimpleNamespace(operations=None)
+    return TestClient(
+        bounded(app, KeyHolder(keyring, Role.ADMIN), 1), headers={"Authorization": "Bearer an-admin-token"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/admin/snapshot", "GET, POST"),
+        ("GET", "/admin/quiesce", "POST"),
+        ("POST", "/admin/snapshot/latest", "GET, DELETE"),
+        ("PUT", "/admin/jobs/7", "GET, DELETE"),
+        ("POST", "/readyz", "GET"),
+        ("PATCH", "/admin/users/default/image/a.png", "GET, HEAD, PUT, DELETE"),
+    ],
+)
+def test_a_wrong_method_is_answered_with_the_right_ones(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    """In the message, and in the header Allow (RFC 9110 §15.5.6)."""
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+    assert answer.json()["message"] == f"{method} {path}: this route takes {allowed}"
+
+
+def test_head_is_answered_as_get(client: TestClient) -> None:
+    """A health check of some load balancers asks with HEAD."""
+    answer = client.head("/healthz")
+    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "hint"),
+    [
+        ('{"lable": "x"}', "body.lable: there is no such field; did you mean label?", "GET /docs"),
+        ('{"wait": true}', "body.wait: there is no such field", "GET /docs"),
+        ("{'label': 'x'}", "the body is not JSON: Expecting property name", '{"label": "nightly"}'),
+        ('{"label": 3}', "body.label: Input should be a valid string", "GET /docs"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_said(client: TestClient, body: str, message: str, hint: str) -> None:
+    """The field, and the nearest one that there is."""
+    answer = client.post("/admin/snapshot", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]) == (400, "InvalidArgumentError")
+    assert answer.json()["message"].startswith(message)
+    assert hint in answer.json()["hint"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 import respx
 import typer
 
+from gateway.admin import Admin
+from gateway.admin.client import Documents
 from gateway.cli import documents, ingest
-from gateway.cli.client import AdminClient
-from gateway.cli.documents import DocumentClient
 from gateway.cli.folder_training import FolderSource
 from gateway.cli.main import run
 from gateway.cli.progress_bars import ProgressBars
@@ -46,9 +46,9 @@ def course(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def client() -> Iterator[DocumentClient]:
-    with AdminClient(URL, "a-token-of-tests") as gateway:
-        yield DocumentClient(gateway, "default")
+def client() -> Iterator[Documents]:
+    with Admin(URL, token="a-token-of-tests") as gateway:
+        yield gateway.documents()
 
 
 def ended(state: str = "succeeded") -> httpx.Response:
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_keeps_its_chunks(course: Path, monkeypatch: 
 
 
 @respx.mock
-def test_uploads_go_at_once_and_leave_the_flags_to_the_training(course: Path, client: DocumentClient) -> None:
+def test_uploads_go_at_once_and_leave_the_flags_to_the_training(course: Path, client: Documents) -> None:
     """Four are under way together; one that fails is reported, and the others are done."""
     respx.get(f"{ADA}/vectorstore_data").respond(json={"documents": [], "next": None})
     respx.post(f"{ADA}/vectorstore/train").respond(202, json={**JOB, "state": "running"})
@@ -172,19 +172,19 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[respx.Route]:
 
 
 def test_ctrl_c_asks_whether_the_training_is_to_go_on(
-    client: DocumentClient, monkeypatch: pytest.MonkeyPatch, interrupted: respx.Route
+    client: Documents, monkeypatch: pytest.MonkeyPatch, interrupted: respx.Route
 ) -> None:
     """If so, the command says how to watch it and fails; the job is left alone."""
     monkeypatch.setattr(documents.typer, "confirm", lambda *_, **__: True)
     with ProgressBars() as bars, pytest.raises(GatewayError, match="job 7 goes on") as ended_early:
-        client.train("ada", {}, bars)
+        documents.train(client, "ada", {}, bars)
     assert "jobs show 7" in str(ended_early.value.hint)
     assert not interrupted.called
 
 
 @pytest.mark.parametrize("how", ["no", "another Ctrl-C", "no terminal", "--json"])
 def test_ctrl_c_cancels_the_training_otherwise(
-    client: DocumentClient, monkeypatch: pytest.MonkeyPatch, interrupted: respx.Route, how: str
+    client: Documents, monkeypatch: pytest.MonkeyPatch, interrupted: respx.Route, how: str
 ) -> None:
     """Where the answer is no, or nobody can answer."""
 
@@ -198,5 +198,5 @@ def test_ctrl_c_cancels_the_training_otherwise(
     if how == "no terminal":
         monkeypatch.setattr("gateway.cli.documents.sys.stdin.isatty", lambda: False)
     with ProgressBars(shown=how != "--json") as bars, pytest.raises(KeyboardInterrupt):
-        client.train("ada", {}, bars)
+        documents.train(client, "ada", {}, bars)
     assert interrupted.called

@@ -1,18 +1,24 @@
 """What a user of the command line sees of errors, and the exit codes."""
 
+import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import respx
 import structlog
 import typer
 
+import gateway
+from gateway.cli.hints import hint_for_commands
 from gateway.cli.main import _COMMANDS, application, run
+from gateway.errors import GatewayError
 from gateway.server.program import program
 
 URL = ("--url", "http://gateway.test:8000", "--token", "a-token-of-tests")
@@ -98,9 +104,59 @@ def test_an_error_of_our_own_has_the_name_of_its_class(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (
+            {"status_code": 401, "json": {"error": "AuthorizationError", "message": "no", "hint": "send a header"}},
+            "set --token or GATEWAY_ADMIN_TOKEN to the admin token of that gateway",
+        ),
+        ({"status_code": 502, "text": "<html>Bad Gateway</html>"}, "set --url to the gateway's address"),
+        (
+            {"status_code": 404, "json": {"error": "NotFoundError", "message": "no", "hint": "GET /admin/jobs lists"}},
+            "`chroma-gateway jobs list` lists",
+        ),
+        (
+            {
+                "status_code": 409,
+                "json": {
+                    "error": "UniqueConstraintError",
+                    "message": "no",
+                    "hint": "wait for it, or for POST /admin/resume; see GET /admin/status",
+                },
+            },
+            "wait for it, or for `chroma-gateway resume`; see `chroma-gateway status`",
+        ),
+    ],
+)
+@respx.mock
+def test_hints_name_options_and_commands(capsys: pytest.CaptureFixture[str], answer: dict[str, Any], hint: str) -> None:
+    """The gateway's are about headers and routes."""
+    respx.get("http://gateway.test:8000/admin/status").respond(**answer)
+    assert refused(capsys, "status", *URL)[1].endswith(f"\ntry: {hint}\n")
+
+
+def test_every_route_in_a_hint_has_a_command() -> None:
+    """A route of `/admin/` that some hint of the package names is replaced on the command line."""
+    said = {
+        node.value
+        for file in Path(gateway.__file__).parent.rglob("*.py")
+        if file.name != "hints.py"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 200
+    }
+    routes = [text for text in said if re.search(r"(GET|POST|DELETE) /(admin|readyz)", text)]
+    assert len(routes) > 10
+    left = [text for text in routes if " /" in str(hint_for_commands(GatewayError("", text)))]
+    assert left == []
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("nonsense",),
+        ("serve", "--port", "none"),
+        ("serve", "--port", "65536"),
+        ("quiesce", "--ttl-s", "soon", *URL),
         ("list", "--nonsense"),
         ("key", "new"),
         ("key", "new", "a", "--days", "0"),
@@ -154,6 +210,36 @@ def test_help_has_a_short_option(capsys: pytest.CaptureFixture[str], command: tu
     """On every level."""
     assert run([*command, option]) == 0
     assert "Usage: chroma-gateway" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [("documents", "put"), ("status",), ("jobs", "list")], ids=" ".join)
+def test_a_flag_has_no_type_in_the_help(capsys: pytest.CaptureFixture[str], command: tuple[str, ...]) -> None:
+    """There is no value to type; other options have one."""
+    assert run([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert ("<bool>" in out, "<str>" in out) == (False, True)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    """With the script that `--show-completion` prints, which asks the program itself."""
+    with pytest.raises(SystemExit):
+        run(["--show-completion", shell])
+    assert "_CHROMA_GATEWAY_COMPLETE" in capsys.readouterr().out
+    for name, value in {
+        "_CHROMA_GATEWAY_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "chroma-gateway jo",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "chroma-gateway jo",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_WORD_TO_COMPLETE": "jo",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        run([])
+    assert "jobs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
