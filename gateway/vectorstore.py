@@ -186,6 +186,7 @@ class VectorStore:
                 "operators": options.chroma_settings,
             },
             copies=StoredCopies(repository, directory.scratch, baseline=directory.baseline).of,
+            lost=lambda: self.gate.lost,
         )
         self.operations = Operations(
             repository,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gateway.auth.scope import Names, Role, Scope
 from gateway.chroma.routes import READS, Action, Resource, RouteMatch, parse_collection_id
-from gateway.errors import Forbidden, GatewayError
+from gateway.errors import Forbidden, GatewayError, InvalidRequest
 
 
 class StaticResponse(NamedTuple):
@@ -208,6 +208,8 @@ def name_to_get(body: bytes) -> str:
             "this key is a reader's, and may get a collection but not create one",
             "ask the operator of this gateway for a writer's key",
         )
+    if not name or not name.isprintable():
+        raise InvalidRequest("this is no name of a collection")
     return name
 
 

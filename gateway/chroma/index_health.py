@@ -54,6 +54,7 @@ class IndexHealth:
         self._data_dir, self._memory = data_dir, (served_in or data_dir) / PRIVATE / "sound.json"
         self._sound: dict[str, _Signatures] | None = None
         self._asked: dict[str, _Signatures] = {}
+        self._torn: dict[str, tuple[_Signatures, list[str]]] = {}
 
     async def repair_unsound(self, copies: Copies = no_copies) -> list[Repair]:
         """Check every index that changed since it was found sound, and repair the unsound ones. Chroma must be stopped.
@@ -96,6 +97,22 @@ class IndexHealth:
             return False
         self._asked[segment.id] = signatures
         return True
+
+    def torn(self, collection_id: str) -> str | None:
+        """What is wrong with the index files of a collection, None if nothing is. Chroma may be running.
+
+        Files that have not changed since the last call are not read again. Raises GatewayError.
+        """
+        path = self._data_dir / DATABASE
+        with translated(path), closing(open_database(path)) as connection:
+            segments = [each for each in read_segments(connection) if each.collection_id == collection_id]
+        found = []
+        for segment in segments:
+            signatures = self._signatures(segment.id)
+            if segment.id not in self._torn or self._torn[segment.id][0] != signatures:
+                self._torn[segment.id] = (signatures, _texts(self.check(segment.id, segment)))
+            found += self._torn[segment.id][1]
+        return "; ".join(found) or None
 
     def check(self, segment_id: str, segment: Segment | None = None) -> IndexCheck:
         """Check the files of one index, whose writer may be running. `segment` says what its collection expects.
@@ -170,18 +187,6 @@ class IndexHealth:
             write_durably(self._memory, json.dumps(self._remembered()).encode())
         except GatewayError as error:
             log.warning("the memory of sound indexes cannot be saved", cause=error.message)
-
-
-def torn_files(data_dir: Path, collection_id: str) -> str | None:
-    """What is wrong with the index files of a collection, None if nothing is. Chroma may be running.
-
-    Raises GatewayError.
-    """
-    path = data_dir / DATABASE
-    with translated(path), closing(open_database(path)) as connection:
-        segments = [each for each in read_segments(connection) if each.collection_id == collection_id]
-    checks = (IndexHealth(data_dir).check(each.id, each) for each in segments)
-    return "; ".join(str(problem) for check in checks for problem in check.problems) or None
 
 
 def missing_in_log(state: ReadTransaction, segment: Segment) -> list[str]:

@@ -82,17 +82,20 @@ class ManagedChroma:
         *,
         settings: Mapping[str, Any] | None = None,
         copies: Copies = no_copies,
+        lost: Callable[[], str | None] = lambda: None,
     ) -> None:
         """`config` is the file that the process manager's command names; it is written before each start.
 
         `settings` are the keywords of `merged_config`.
 
-        `copies` gives older copies of an index, for the repair of an unsound one.
+        `copies` gives older copies of an index, for the repair of an unsound one. `lost()`: why what Chroma writes
+        would be lost now, None if it would not. It is not started then.
         """
         self._directory, self._watch, self._control = directory, watch, control
         self._quarantine = quarantine or Quarantine()
         self._config, self._settings = config, settings or {}
-        self._health, self._copies = IndexHealth(directory.path), copies
+        self._health, self._copies, self._lost = IndexHealth(directory.path), copies, lost
+        self._had_database = False
         self.repairs: list[Repair] = []
         """Indexes that were unsound at Chroma's last start, and what was done."""
         self._lost_on_trial: dict[str, str] = {}
@@ -196,10 +199,20 @@ class ManagedChroma:
         """Write to Chroma's log what a repair would lose and a running Chroma still has."""
         try:
             ids = await asyncio.to_thread(at_risk, self._directory.path, segment.id, copies)
-            if ids and self._watch.up:
-                await self.write_to_log(segment, ids, hold)
         except (GatewayError, OSError, sqlite3.Error) as error:
-            log.warning("vectors in Chroma's memory cannot be saved", collection=segment.name, cause=str(error))
+            log.warning("it cannot be told what only Chroma has", collection=segment.name, cause=str(error))
+            return
+        if not ids or not self._watch.up:
+            return
+        # An error ends the repair: Chroma still has the vectors, and nothing has changed.
+        gone = await self.write_to_log(segment, ids, hold)
+        left = set(await asyncio.to_thread(at_risk, self._directory.path, segment.id, copies)) - set(gone)
+        if left:
+            raise GatewayError(
+                f"{len(left)} vector(s) of {segment.name} are in Chroma's memory alone, and Chroma cannot write them to"
+                " its log",
+                "nothing was changed; see GET /readyz for what keeps Chroma from writing, and repair it again then",
+            )
 
     def find(self, collection: str, tenant: str, database_name: str) -> Segment:
         """The vector segment of a collection, by its id or its name. Blocks. Raises NotFound, GatewayError."""
@@ -247,8 +260,11 @@ class ManagedChroma:
         blamed = set(self._quarantine.quarantined)
         if blamed - self._blamed:
             # Chroma is not to touch what it died of. However many such collections there are, it comes up at last.
-            await self.require_control().forget_deaths()
             self._deaths = []
+            try:
+                await self.require_control().forget_deaths()
+            except Unavailable as error:
+                log.warning("the deaths of Chroma still count", cause=error.message)
         self._blamed = blamed
         self._deaths = [*(died for died in self._deaths if now - died < _REMEMBERED_S), now]
         pause_s = min(len(self._deaths) - 1, _LONGEST_PAUSE_S)
@@ -267,12 +283,21 @@ class ManagedChroma:
 
     def _prepare(self) -> None:
         """Make the data directory ready for a start. Blocks."""
+        if why := self._lost():
+            raise GatewayError(f"Chroma is not started: {why}")
         require_free_port(self._watch.port)
         self._directory.recover()
         if not self._directory.may_run_trial():
             log.error("Chroma died of the restored snapshot, rolling back", snapshot=self._directory.on_trial)
             self._directory.roll_back()
+        if self._had_database and not (self._directory.path / DATABASE).exists():
+            # A new one would be empty, and its snapshot would be the newest.
+            raise GatewayError(
+                f"the database in {self._directory.path} is gone, so Chroma is not started",
+                "put it back, or restart everything: an empty data directory gets the latest snapshot",
+            )
         mode = database.prepare(self._directory.path)
+        self._had_database = True
         if mode != "wal":
             log.warning(
                 "this file system cannot do WAL: a snapshot holds writes while the database is copied", mode=mode

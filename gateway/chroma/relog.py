@@ -44,7 +44,10 @@ async def _vectors(client: httpx.AsyncClient, url: str, ids: Sequence[str], lost
         found = answer.json()
         return dict(zip(found["ids"], found["embeddings"], strict=True))
     if len(ids) == 1:
-        lost += ids
+        known = await _post(client, f"{url}/get", {"ids": ids, "include": []})
+        if known.status_code != httpx.codes.OK:
+            raise GatewayError(f"Chroma does not answer for vectors that only it has: {known.text[:500]}")
+        lost += known.json()["ids"]
         return {}
     # One record without a vector fails the whole request (`rust/frontend/src/executor/local.rs`).
     middle = len(ids) // 2

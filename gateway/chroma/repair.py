@@ -181,6 +181,7 @@ def at_risk(data_dir: Path, segment_id: str, copies: Sequence[IndexCopy] = ()) -
         if plan is None:
             return sorted(check.missing_ids)
         unscaled = {each for source in plan.sources for each in source.unscaled}
+        unscaled -= _with_vector(log_rows(connection, segment, plan.position))
         return sorted(plan.lost | plan.doubtful | unscaled)
 
 

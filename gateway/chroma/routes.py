@@ -180,7 +180,7 @@ class RouteMatch(NamedTuple):
 
 _UNKNOWN = RouteMatch(Action.UNKNOWN, Kind.WRITE)
 # One handler for all of them (`rust/frontend/src/server.rs`, `v1_deprecation_notice`).
-_RETIRED = RouteMatch(Action.RETIRED, Kind.WRITE)
+_RETIRED = RouteMatch(Action.RETIRED, Kind.READ)
 _API_V1 = re.compile(rb"/api/v1(?:/[^#]*)?")
 # A browser's preflight is answered by a layer above Chroma's handlers (`rust/frontend/src/server.rs`, `CorsLayer`).
 _OPTIONS = RouteMatch(Action.UNKNOWN, Kind.READ)

@@ -25,7 +25,7 @@ import structlog
 from gateway.aio import poll_until
 from gateway.chroma.database import Collection, read_contents
 from gateway.chroma.disk_probe import named
-from gateway.chroma.index_health import torn_files
+from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.log import keep_log
 from gateway.chroma.process import HOST, base_url, http_client
 from gateway.chroma.quarantine import Quarantine
@@ -59,7 +59,7 @@ class ChromaWatch:
     ) -> None:
         """`ticket(what, collection_id)` admits one first read; `on_gone` is called when Chroma's process ended."""
         self._data_dir, self.port, self._ticket, self._on_gone = data_dir, port, ticket, on_gone
-        self._quarantine = quarantine or Quarantine()
+        self._quarantine, self._health = quarantine or Quarantine(), IndexHealth(data_dir)
         self._changed = asyncio.Event()
         self.up = False
         self.starts = 0
@@ -202,7 +202,7 @@ class ChromaWatch:
 
         async def warm(collection: Collection) -> None:
             async with places:
-                if problem := await self._read(client, collection, is_first=names is None):
+                if problem := await self._read(client, collection):
                     found[collection.id] = problem.why
                     if problem.is_whole:
                         refused.add(collection.id)
@@ -215,21 +215,28 @@ class ChromaWatch:
         for collection in wanted:
             if collection.id in suspects:
                 await warm(collection)
+        for collection in wanted if names is not None else ():
+            # Chroma answers from its memory while it cannot write its files.
+            if collection.id not in found and (torn := await self._torn(collection)):
+                found[collection.id] = f"its index is torn on the disk: {torn}"
         self._quarantine.unreadable = {each: found[each] for each in refused - set(quarantined)}
         self.unreadable = {_full_name(each): found[each.id] for each in collections if each.id in found}
         self.refused = frozenset(_full_name(each) for each in collections if each.id in refused)
 
-    async def _read(self, client: httpx.AsyncClient, collection: Collection, *, is_first: bool) -> "_Problem | None":
+    async def _torn(self, collection: Collection) -> str | None:
+        try:
+            return await asyncio.to_thread(self._health.torn, collection.id)
+        except GatewayError as error:
+            log.warning("an index cannot be checked", collection=_full_name(collection), cause=error.message)
+            return None
+
+    async def _read(self, client: httpx.AsyncClient, collection: Collection) -> "_Problem | None":
         name = _full_name(collection)
         try:
             async with self._ticket(f"warming {name}", collection.id):
                 self._quarantine.begin_probe(collection.id)
                 why = await probe(client, collection)
                 problem = _Problem(why, not await _answers(client, collection)) if why else None
-                if not problem and not is_first:
-                    # Chroma answers from its memory while it cannot write its files.
-                    torn = await asyncio.to_thread(torn_files, self._data_dir, collection.id)
-                    problem = _Problem(f"its index is torn on the disk: {torn}", False) if torn else None
                 self._quarantine.end_probe(collection.id)
                 if problem:
                     raise _Unreadable(problem)

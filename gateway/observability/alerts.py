@@ -52,19 +52,20 @@ class Alerts:
         self._url, self._source, self._timeout_s, self._pauses_s = url, source, timeout_s, pauses_s
         self._pending: set[asyncio.Task[None]] = set()
 
-    def send(self, event: str, message: str, hint: str | None = None) -> None:
-        """Tell of `event`, one of `EVENTS`. Returns at once and never raises."""
+    def send(self, event: str, message: str, hint: str | None = None) -> bool:
+        """Tell of `event`, one of `EVENTS`. Returns at once, False if it was dropped, and never raises."""
         if self._url is None:
-            return
+            return True
         if len(self._pending) >= _MOST_PENDING:
             log.error("an alert is dropped, as too many others wait to be accepted", alert=event)
-            return
+            return False
         now = datetime.now(UTC).isoformat(timespec="seconds")
         text = f"Chroma Gateway {self._source.get('where', '')}: {EVENTS[event]}. {message}"
         body = {"event": event, "text": text, "message": message, "hint": hint, "at": now, **self._source}
         task = asyncio.create_task(self._deliver(self._url, event, body))
         self._pending.add(task)
         task.add_done_callback(self._pending.discard)
+        return True
 
     def send_error(self, event: str, error: GatewayError) -> None:
         """As `send`, of an error."""
@@ -76,8 +77,8 @@ class Alerts:
         while True:
             found = problems()
             for event in (found.keys() & seen) - told:
-                self.send(event, found[event])
-                told.add(event)
+                if self.send(event, found[event]):
+                    told.add(event)
             told &= found.keys()
             seen = frozenset(found)
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -108,7 +109,7 @@ class Alerts:
             return type(error).__name__, False
         except httpx.InvalidURL as error:
             return type(error).__name__, True
-        if not answer.is_error:
+        if answer.is_success:
             return None, True
         may_pass = answer.is_server_error or answer.status_code in (
             httpx.codes.REQUEST_TIMEOUT,

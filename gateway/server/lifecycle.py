@@ -80,7 +80,8 @@ class Lifecycle:
             if self.failure is None and (failure := await vectorstore.save_final(self._left_s)):
                 gateway.alerts.send_error("final-snapshot-failed", failure)
                 self.failure = failure
-            await vectorstore.release_lease(self._left_s)
+            # At the same time: each may need the least that there is when nothing is left.
+            await asyncio.gather(vectorstore.release_lease(self._left_s), self._end_alerts())
             await _end(*lasting)
             await self._close()
 
@@ -108,10 +109,13 @@ class Lifecycle:
         self.failure = self.failure or error
         self._stop()
 
+    async def _end_alerts(self) -> None:
+        await self._gateway.alerts.close(max(_LEAST_FOR_ALERTS_S, min(_MOST_FOR_ALERTS_S, self._left_s())))
+
     async def _close(self) -> None:
         gateway = self._gateway
         await self._switch.close()
-        await gateway.alerts.close(max(_LEAST_FOR_ALERTS_S, min(_MOST_FOR_ALERTS_S, self._left_s())))
+        await gateway.alerts.close(0)
         gateway.data_path.close()
         await asyncio.to_thread(gateway.audit.close)
         if gateway.tracing is not None:

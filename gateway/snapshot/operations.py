@@ -15,7 +15,7 @@ from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.orphans import remove_orphaned_directories
-from gateway.errors import Conflict, GatewayError, NotFound, SnapshotError
+from gateway.errors import Conflict, GatewayError, NotFound, SnapshotError, Unavailable
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
@@ -43,6 +43,9 @@ class Gate(Protocol):
 
     @property
     def admitted_writes(self) -> int: ...
+
+    @property
+    def lost(self) -> str | None: ...
 
     def hold(self, drain_timeout_s: float) -> AbstractAsyncContextManager[float]: ...
 
@@ -159,6 +162,8 @@ class Operations:
 
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
+        if self._gate.lost is not None:
+            raise Unavailable(self._gate.lost)
         with self.exclusively(f"the restore of snapshot {name}"):
             if name != "latest":  # which one that is shows afterwards
                 # No other gateway is to leave for a snapshot that is not there.

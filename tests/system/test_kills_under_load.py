@@ -239,9 +239,9 @@ def run(built: Gateway, writers: list[Writer], kills: int, kill: Kill, until: fl
 
 
 def recall(collection: Collection, writer: Writer) -> float:
-    """Of the ten nearest by brute force, how many a query finds; the mean of 50 queries."""
+    """Of the ten nearest by brute force, how many a query finds; the mean of 300 queries."""
     ids, vectors = list(writer.held), np.stack(list(writer.held.values()))
-    queries = np.random.default_rng(1).standard_normal((50, writer.dimension)).astype(np.float32)
+    queries = np.random.default_rng(1).standard_normal((300, writer.dimension)).astype(np.float32)
     answers = collection.query(query_embeddings=queries, n_results=10, include=[])["ids"]
     hits = 0
     for query, answer in zip(queries, answers, strict=True):
@@ -251,7 +251,7 @@ def recall(collection: Collection, writer: Writer) -> float:
             scale = np.linalg.norm(vectors, axis=1) if writer.space == "cosine" else 1
             distances = -(vectors @ query) / scale
         hits += len({ids[place] for place in np.argsort(distances)[:10].tolist()} & set(answer))
-    return hits / 500
+    return hits / 3000
 
 
 def recall_of_a_fresh_index(path: Path, writer: Writer) -> float:

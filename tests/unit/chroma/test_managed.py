@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.watch import ChromaWatch
-from gateway.errors import ConfigError, Unavailable
+from gateway.errors import ConfigError, GatewayError, Unavailable
 
 
 class Process:
@@ -60,14 +61,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(managed, "_LONGEST_PAUSE_S", 0)
 
 
-def made(path: Path, *lives: str, quarantine: Quarantine | None = None) -> tuple[ManagedChroma, Process]:
+def made(
+    path: Path, *lives: str, quarantine: Quarantine | None = None, lost: Callable[[], str | None] = lambda: None
+) -> tuple[ManagedChroma, Process]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     directory = DataDirectory(path)
     directory.make()
     watch = ChromaWatch(path, port, admitted, lambda: None)
     process = Process(watch, *lives)
-    return ManagedChroma(directory, watch, process, path / "chroma.yaml", quarantine), process
+    return ManagedChroma(directory, watch, process, path / "chroma.yaml", quarantine, lost=lost), process
 
 
 async def test_a_chroma_that_died_is_started_again(tmp_path: Path) -> None:
@@ -126,6 +129,30 @@ async def test_a_taken_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", process.watch.port)), pytest.raises(ConfigError, match="is taken"):
         await chroma.launch()
     assert process.starts == 0
+
+
+async def test_it_is_not_started_where_its_writes_would_be_lost(tmp_path: Path) -> None:
+    """A data directory that is gone stays so: an empty one in its place would be published as the newest state."""
+    lost = ["the data directory is another one now"]
+    chroma, process = made(tmp_path, lost=lambda: lost[0] if lost else None)
+    with pytest.raises(GatewayError, match="is not started: the data directory is another one now"):
+        await chroma.launch()
+    assert process.starts == 0
+    lost.clear()
+    await chroma.launch()
+    assert process.starts == 1
+
+
+async def test_a_database_that_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    """Chroma died of it, or with it. After a few attempts the process ends, and its next start restores."""
+    chroma, process = made(tmp_path)
+    await chroma.start()
+    (tmp_path / "chroma.sqlite3").unlink()
+    process.die()
+    with pytest.raises(GatewayError, match="is gone"):
+        await chroma.keep_running()
+    assert process.starts == 1
+    assert not (tmp_path / "chroma.sqlite3").exists()
 
 
 async def test_a_running_chroma_is_left_alone(tmp_path: Path) -> None:

@@ -85,7 +85,12 @@ async def test_a_state_is_told_once_each_time_that_it_begins(monkeypatch: pytest
         return {"index-torn": found} if found else {}
 
     monkeypatch.setattr(alerts, "_LOOK_EVERY_S", 0)
-    monkeypatch.setattr(told, "send", lambda event, message: sent.append((event, message)))
+
+    def send(event: str, message: str) -> bool:
+        sent.append((event, message))
+        return True
+
+    monkeypatch.setattr(told, "send", send)
     watching = asyncio.create_task(told.watch(problems))
     await asyncio.wait_for(over.wait(), 10)
     watching.cancel()

@@ -45,6 +45,7 @@ class Gate:
     """Lets everything through."""
 
     admitted_writes = 0
+    lost: str | None = None
 
     @asynccontextmanager
     async def hold(self, drain_timeout_s: float) -> AsyncIterator[float]:
