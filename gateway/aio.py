@@ -37,9 +37,11 @@ class TaskPool:
     async def start(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Wait until fewer than `size` tasks run, then start `work(*args)` and return."""
         await self._free.acquire()
+        doing = self._do(work, args)
         try:
-            self._group.create_task(self._do(work, args))
-        except BaseException:
+            self._group.create_task(doing)
+        except BaseException:  # the group ends already, as another task has failed
+            doing.close()
             self._free.release()
             raise
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ class Gateway:
 
     def __init__(self, directory: Path, **env: str) -> None:
         self.directory = directory
-        self.port, self.chroma_port = free_port(), free_port()
+        self.port, self.chroma_port = free_ports(2)
         self.log = directory / "log"
         self.command = [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")]
         self.env = {
@@ -177,7 +177,13 @@ def gateway_process(**env: str) -> Iterator[Gateway]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ports that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]

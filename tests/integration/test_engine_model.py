@@ -168,6 +168,7 @@ class Walk:
         return Operations(self.repository, self.directory, chroma, self, leader, drain_timeout_s=1)
 
     admitted_writes = 0
+    lost: str | None = None
 
     @contextlib.asynccontextmanager
     async def refuse(self, reason: str, drain_timeout_s: float) -> AsyncIterator[None]:
