@@ -125,7 +125,8 @@ async def test_a_silent_server_is_storage_unavailable(
         started = time.monotonic()
         for call, error in (await failures(store)).items():
             assert isinstance(error, StorageUnavailable), call
-        assert time.monotonic() - started < 5
+        # By their own defaults they would wait for minutes.
+        assert time.monotonic() - started < 30
 
 
 async def test_a_body_that_always_breaks_off_is_storage_unavailable(hasty: S3Storage, proxy: FaultProxy) -> None:

@@ -314,6 +314,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     return Matrix(tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("older"))
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda each: each.__name__[1:])
 @pytest.mark.parametrize("file", FILES)
@@ -368,6 +369,7 @@ def _named_or_there(case: Case) -> set[str]:
     return case.survives | set(case.repair.doubtful_ids)
 
 
+@pytest.mark.soak
 def test_most_of_the_matrix_was_damage(matrix: Matrix) -> None:
     """A damage that is none proves nothing: nearly every case was repaired."""
     untouched = [case.name for case in matrix.cases if case.repair and case.repair.way is Way.NONE]

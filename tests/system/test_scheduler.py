@@ -161,7 +161,7 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(server: S3Server, budget
             proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=30)]
             began = time.monotonic()
             assert built.stop() != 0
-            assert time.monotonic() - began < budget_s + 2.5, "Chroma's own stop comes on top"
+            assert time.monotonic() - began < budget_s + 5, "Chroma's own stop comes on top"
             assert "did not fit" in built.output()
             assert "what was written since the latest snapshot is not in the store" in built.output()
             proxy.rules = []
