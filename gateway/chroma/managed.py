@@ -11,7 +11,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from gateway.chroma.disk import DATABASE
 from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.process import merged_config, require_free_port, write_config
 from gateway.chroma.quarantine import Quarantine, fingerprints
-from gateway.chroma.relog import write_to_log
+from gateway.chroma.relog import Hold, write_to_log
 from gateway.chroma.repair import IndexCopy, Repair, Way, at_risk, repair_segment
 from gateway.chroma.routes import parse_collection_id
 from gateway.chroma.segments import Segment, read_segments
@@ -113,9 +113,7 @@ class ManagedChroma:
         """See `ChromaWatch.require_same_run`."""
         await self._watch.require_same_run(run)
 
-    async def write_to_log(
-        self, segment: Segment, ids: Sequence[str], hold: Callable[[], AbstractAsyncContextManager[object]]
-    ) -> Sequence[str]:
+    async def write_to_log(self, segment: Segment, ids: Sequence[str], hold: Hold) -> Sequence[str]:
         """See `gateway.chroma.relog`. A collection that Chroma must not touch has nothing in its memory."""
         if self._quarantine.refuses(segment.collection_id):
             return ids
@@ -157,7 +155,7 @@ class ManagedChroma:
     async def repair(
         self,
         segment: Segment,
-        hold: Callable[[], AbstractAsyncContextManager[object]],
+        hold: Hold,
         progress: Callable[[int, int], None],
         *,
         rebuild: bool = False,
@@ -194,7 +192,7 @@ class ManagedChroma:
         self,
         segment: Segment,
         copies: Sequence[IndexCopy],
-        hold: Callable[[], AbstractAsyncContextManager[object]],
+        hold: Hold,
     ) -> None:
         """Write to Chroma's log what a repair would lose and a running Chroma still has."""
         try:

@@ -11,19 +11,19 @@ from gateway.chroma.segments import Segment
 from gateway.chroma.watch import collection_url
 from gateway.errors import GatewayError
 
+Hold = Callable[[], AbstractAsyncContextManager[object]]
+"""Keeps writes back for the time of a block."""
+
 _BATCH = 100
 _TIMEOUT_S = 30.0
 
 
-async def write_to_log(
-    port: int, segment: Segment, ids: Sequence[str], hold: Callable[[], AbstractAsyncContextManager[object]]
-) -> list[str]:
+async def write_to_log(port: int, segment: Segment, ids: Sequence[str], hold: Hold) -> list[str]:
     """Upsert these records of a collection with the vectors that Chroma on `port` itself answers.
 
     Returns the ids of records of which Chroma has no vector either. Their texts and metadata stay: an upsert changes
-    what it names. `hold` keeps writes back for the time of a block, so that none comes between the reading of a vector
-    and its writing. Records that are gone by then are left out. Safe to retry. Raises GatewayError if Chroma does not
-    answer, and what `hold` raises.
+    what it names. No write comes between the reading of a vector and its writing. Records that are gone by then are
+    left out. Safe to retry. Raises GatewayError if Chroma does not answer, and what `hold` raises.
     """
     url, lost = collection_url(segment.tenant, segment.database, segment.collection_id), list[str]()
     async with http_client(base_url(port), _TIMEOUT_S) as client:

@@ -206,16 +206,24 @@ async def test_only_the_gateway_starts_a_chroma_that_died(gateway_process: Gatew
     assert gateway_process.status(within_s=5) == 0
 
 
+async def until_dead(gateway_process: Gateway, chroma: SupervisedProcess, deaths: int) -> None:
+    gateway_process.wait_for("chroma", "end", deaths)
+    await reach(chroma, "EXITED")
+
+
+async def start_to_die(chroma: SupervisedProcess) -> None:
+    with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
+        await chroma.start(0.5)
+
+
 async def test_deaths_can_be_forgotten(gateway_process: Gateway) -> None:
     """The gateway says so over supervisord's socket when it knows what Chroma died of."""
     gateway_process.start(SUPERVISORD, chroma="exit=101")
     chroma = SupervisedProcess(gateway_process.url, "chroma")
     for deaths in range(1, MAX_DEATHS + 3):
-        gateway_process.wait_for("chroma", "end", deaths)
-        await reach(chroma, "EXITED")
+        await until_dead(gateway_process, chroma, deaths)
         await chroma.forget_deaths()
-        with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
-            await chroma.start(0.5)
+        await start_to_die(chroma)
     gateway_process.signal(signal.SIGTERM)
     assert gateway_process.status(within_s=5) == 0
 
@@ -225,10 +233,8 @@ async def test_chroma_that_dies_too_often_ends_everything(gateway_process: Gatew
     gateway_process.start(SUPERVISORD, chroma="exit=101")
     chroma = SupervisedProcess(gateway_process.url, "chroma")
     for deaths in range(1, MAX_DEATHS + 1):
-        gateway_process.wait_for("chroma", "end", deaths)
-        await reach(chroma, "EXITED")
-        with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
-            await chroma.start(0.5)
+        await until_dead(gateway_process, chroma, deaths)
+        await start_to_die(chroma)
     assert gateway_process.status(within_s=5) == 101
     assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 1
     assert "chroma ended 6 times in 60 s" in gateway_process.output
