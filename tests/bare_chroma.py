@@ -12,7 +12,7 @@ import chromadb
 import httpx
 from chromadb.api import ClientAPI
 
-from tests.gateway_process import free_port
+from tests.ports import free_port
 
 # What the `chroma` command runs, without the second that importing all of chromadb takes.
 _RUN = "import sys, chromadb_rust_bindings; chromadb_rust_bindings.cli(sys.argv[1:])"

@@ -27,7 +27,8 @@ import httpx
 import numpy as np
 
 from tests.bare_chroma import bare_chroma
-from tests.gateway_process import free_port, gateway_process
+from tests.gateway_process import gateway_process
+from tests.ports import free_port
 
 DIM = 384
 RECORDS = 5000

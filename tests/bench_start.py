@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.gateway_process import ROOT, free_port
+from tests.gateway_process import ROOT
+from tests.ports import free_port
 
 BESIDE = Path(sys.executable).parent
 TIMEOUT_S = 120

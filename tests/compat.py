@@ -21,7 +21,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.gateway_process import ROOT, free_port, gateway_process
+from tests.gateway_process import ROOT, gateway_process
+from tests.ports import free_port
 
 ALL = ["test_api.py", "test_client.py", "test_chroma.py", "api", "client", "configurations"]
 FAST = [

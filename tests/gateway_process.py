@@ -2,13 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ import httpx
 from chromadb.api import ClientAPI
 
 from gateway.supervisor.client import _call
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 ADMIN_TOKEN = "a-token-for-tests-only"
@@ -28,7 +28,7 @@ class Gateway:
 
     def __init__(self, directory: Path, **env: str) -> None:
         self.directory = directory
-        self.port, self.chroma_port = free_ports(2)
+        self.port, self.chroma_port = free_port(), free_port()
         self.log = directory / "log"
         self.command = [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")]
         self.env = {
@@ -174,16 +174,3 @@ def gateway_process(**env: str) -> Iterator[Gateway]:
             yield built
         finally:
             built.kill()
-
-
-def free_port() -> int:
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """So many different ports that nobody listens on."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

@@ -23,7 +23,8 @@ import httpx
 import numpy as np
 from chromadb.api import ClientAPI
 
-from tests.servers import free_port, ministack
+from tests.ports import free_port
+from tests.servers import ministack
 
 ROOT = Path(__file__).parents[1]
 DIMENSIONS = 384

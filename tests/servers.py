@@ -11,7 +11,6 @@ conditions of conditional writes.
 import contextlib
 import http.client
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 import botocore.session
 
+from tests.ports import free_port
 from tests.store_faults import FaultProxy
 
 ACCESS_KEY, SECRET_KEY, REGION = "test", "test", "us-east-1"
@@ -109,13 +109,6 @@ def faults(upstream_port: int) -> Iterator[FaultProxy]:
     """A proxy in front of the server on `upstream_port`; see `tests.store_faults` for its faults."""
     with FaultProxy(upstream_port) as proxy:
         yield proxy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from gateway.storage.options import StoreOptions
 from gateway.storage.s3 import S3Storage
 from tests import servers
 from tests.contract.conftest import BUCKET, CALLS, DATA, KEY, failure_of, failures, keys
+from tests.ports import free_port
 from tests.store_faults import FaultProxy, Rule
 
 # Short, for tests that wait for them.
@@ -284,7 +285,7 @@ async def test_a_refused_connection_is_storage_unavailable(
     make: Callable[..., S3Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message has the address that was tried."""
-    port = servers.free_port()
+    port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     store = make(attempts=2)
     for call, error in (await failures(store)).items():

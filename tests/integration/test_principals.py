@@ -14,7 +14,7 @@ from gateway.chroma.names import CollectionNames
 from gateway.proxy import data_path, proxied_request
 from gateway.proxy.policy import RequestPolicy
 from tests.front import COLLECTION, MIB, Front, front, until
-from tests.gateway_process import free_port
+from tests.ports import free_port
 
 LONG = 700_000
 

@@ -32,7 +32,8 @@ from gateway.snapshot.packing import PackWriter, unpack
 from gateway.snapshot.plan import plan_restore
 from gateway.snapshot.repository import Repository
 from gateway.storage import FileStorage
-from tests.gateway_process import Gateway, free_port, gateway_process
+from tests.gateway_process import Gateway, gateway_process
+from tests.ports import free_port
 from tests.records import embed, everything, prose
 from tests.servers import S3Server, faults, ministack
 from tests.store_faults import FaultProxy, Rule

@@ -13,7 +13,8 @@ import pytest
 
 from tests.bare_chroma import bare_chroma
 from tests.commands import run_command, run_process
-from tests.gateway_process import ADMIN_TOKEN, Gateway, free_port, gateway_process
+from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
+from tests.ports import free_port
 
 DATA = Path(__file__).parents[1] / "data"
 

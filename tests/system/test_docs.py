@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.documentation import DOCS, ROOT, blocks
-from tests.gateway_process import Gateway, free_port, gateway_process
+from tests.gateway_process import Gateway, gateway_process
+from tests.ports import free_port
 
 BIN = Path(sys.prefix) / "bin"
 TIMEOUT_S = 280

@@ -12,7 +12,8 @@ import chromadb
 import httpx
 import pytest
 
-from tests.gateway_process import ROOT, free_port
+from tests.gateway_process import ROOT
+from tests.ports import free_port
 
 TOKEN = "a-token-of-an-admin-0123456789abcdef"
 NEEDED = ("scripts/install-service", "scripts/image/healthcheck", "supervisord.conf", "pyproject.toml")

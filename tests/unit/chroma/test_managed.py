@@ -15,6 +15,7 @@ from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.quarantine import Quarantine
 from gateway.chroma.watch import ChromaWatch
 from gateway.errors import ConfigError, GatewayError, Unavailable
+from tests.ports import free_port
 
 
 class Process:
@@ -64,8 +65,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(
     path: Path, *lives: str, quarantine: Quarantine | None = None, lost: Callable[[], str | None] = lambda: None
 ) -> tuple[ManagedChroma, Process]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     directory = DataDirectory(path)
     directory.make()
     watch = ChromaWatch(path, port, admitted, lambda: None)
