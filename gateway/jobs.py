@@ -44,8 +44,16 @@ class JobStatus(BaseModel):
     remaining_s: float | None = Field(None, description="estimate of the time until this phase is done, in seconds")
     started_at: AwareDatetime = Field(description="when it began")
     ended_at: AwareDatetime | None = Field(None, description="when it ended")
-    result: dict[str, Any] | None = Field(None, description="what it returned, if it succeeded")
-    error: dict[str, Any] | None = Field(None, description="what failed, in the shape of all errors")
+    result: dict[str, Any] | None = Field(
+        None,
+        description="what the route answers that waits for it, if it succeeded",
+        examples=[{"id": "20261120T210455Z-3f9a1c"}],
+    )
+    error: dict[str, Any] | None = Field(
+        None,
+        description="what failed: `error`, `message` and `hint`, as in the answers of all routes",
+        examples=[{"error": "StorageUnavailable", "message": "…", "hint": "…"}],
+    )
     exit_code: int | None = Field(None, description="the exit code of a command that waits for it; null while it runs")
 
 

@@ -1,4 +1,6 @@
-"""Every route of the gateway itself: `/admin/*`, `/healthz`, `/readyz` and `/metrics`. docs/admin-api.md lists them.
+"""Every route of the gateway itself: `/admin/*`, `/healthz`, `/readyz`, `/metrics` and the pages that describe routes.
+
+docs/admin-api.md lists them.
 
 Vocabulary: a *dependency* is an object that a route names in its signature, and that FastAPI passes. A *job* is a long
 operation: a request waits for its end, or gets 202 and asks `/admin/jobs` for it.
@@ -9,5 +11,6 @@ A request passes:
 2. `audit`        writes an audit line if it changes something
 3. `app`          refuses it without an admin's key, or with a body that is too long; finds the route; shapes errors
 4. `deps`         the objects and keys that the route depends on
-5. the route, by group: `snapshots`, `collections`, `documents`, `jobs`, `health`
+5. `parameters`   refuses parameters that the route does not take
+6. the route, by group: `snapshots`, `collections`, `documents`, `jobs`, `health` with `status`, `reference`
 """

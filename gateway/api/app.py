@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -18,8 +18,10 @@ from gateway.api import collections as collections_api
 from gateway.api import documents as documents_api
 from gateway.api import health as health_api
 from gateway.api import jobs as jobs_api
+from gateway.api import reference
 from gateway.api import snapshots as snapshot_api
 from gateway.api.deps import KeyHolder, provide
+from gateway.api.parameters import fields_of_body, require_known_parameters
 from gateway.auth.keyring import Keyring
 from gateway.auth.scope import Role
 from gateway.config import Settings
@@ -35,7 +37,7 @@ log = structlog.get_logger()
 
 _MAX_ADMIN_BODY_BYTES = 64 << 10
 _DESCRIPTION = """
-Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own and not described here.
+Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own: [/chroma/docs](/chroma/docs) describes it.
 
 Errors have Chroma's shape: `error`, `message` and, where we know what to do next, `hint`.
 """
@@ -48,15 +50,19 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         version=gateway.__version__,
         description=_DESCRIPTION,
         max_body_size=_MAX_ADMIN_BODY_BYTES,
+        docs_url=None,  # `gateway.api.reference` has pages that work without a network
+        redoc_url=None,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     scraper = KeyHolder(keyring, Role.READER, anonymous=not settings.is_closed)
     provide(app, settings, scraper, *provided)
     app.include_router(health_api.public)
+    app.include_router(reference.router)
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
     admin = (health_api.admin, snapshot_api.router, collections_api.router, jobs_api.router, documents_api.router)
     for router in admin:
-        app.include_router(router, dependencies=[Depends(KeyHolder(keyring, Role.ADMIN))])
+        dependencies = [Depends(KeyHolder(keyring, Role.ADMIN)), Depends(require_known_parameters)]
+        app.include_router(router, dependencies=dependencies)
 
     @app.exception_handler(GatewayError)
     async def _ours(_request: Request, error: GatewayError) -> JSONResponse:
@@ -65,7 +71,7 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         problems = error.errors()
-        message = "; ".join(_described(each, _fields_of_body(request)) for each in problems)[:1000]
+        message = "; ".join(_described(each, fields_of_body(request)) for each in problems)[:1000]
         hint = "GET /docs describes every route"
         if not request.headers.get("content-type", "application/json").startswith("application/json"):
             hint = "send JSON, and with it the header 'Content-Type: application/json'"
@@ -112,14 +118,6 @@ def _described(problem: dict[str, Any], fields: Collection[str]) -> str:
             return f"{where}: there is no such field" + (f"; did you mean {near[0]}?" if near else "")
         case _:
             return f"{where}: {problem['msg']}"
-
-
-def _fields_of_body(request: Request) -> list[str]:
-    """The names that the JSON body of a request's route may have."""
-    field = getattr(request.scope.get("route"), "body_field", None)
-    annotation = field.field_info.annotation if field is not None else None
-    models = [each for each in (annotation, *get_args(annotation)) if isinstance(each, type)]
-    return [name for model in models if issubclass(model, BaseModel) for name in model.model_fields]
 
 
 def _methods_of(request: Request) -> list[str]:

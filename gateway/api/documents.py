@@ -89,11 +89,20 @@ class AvatarList(BaseModel):
 
 class ChangeFlags(_RequestBody):
     used: StrictBool | None = Field(None, description="the flag of the document, or of every document of the folder")
-    flags: dict[str, StrictBool] | None = Field(None, description="for a folder: flags by document name")
+    flags: dict[str, StrictBool] | None = Field(
+        None, description="for a folder: flags by document name", examples=[{"a.md": True, "b.md": False}]
+    )
 
 
 class Flags(BaseModel):
-    flags: dict[str, bool] = Field(description="of every document of the folder")
+    flags: dict[str, bool] = Field(
+        description="of every document of the folder", examples=[{"a.md": True, "b.md": False}]
+    )
+
+
+class DocumentLink(BaseModel):
+    url: str = Field(description="anybody who has it can download the document")
+    expires_in_s: int = Field(description="how long it is valid, in seconds")
 
 
 class CopyTo(_RequestBody):
@@ -105,6 +114,24 @@ class CopyTo(_RequestBody):
 class DeleteAvatar(_RequestBody):
     avatar_id: str = Field(description="must repeat the id in the path, against mistakes")
     keep_collection: bool = Field(False, description="keep its collection in Chroma")
+
+
+_BYTES = {"type": "string", "format": "binary"}
+_CONTENT: dict[str, Any] = {"*/*": {"schema": _BYTES}}  # the media type is that of the name
+_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": _BYTES}}}}
+_LISTED: dict[int | str, dict[str, Any]] = {200: {"model": DocumentList}}
+_READ: dict[int | str, dict[str, Any]] = {
+    200: {"model": DocumentLink, "content": _CONTENT, "description": "the document; with `link_s` a link to it"},
+    206: {"content": _CONTENT, "description": "the bytes that `Range` names"},
+    304: {"description": "not changed since `If-None-Match`"},
+}
+_LISTED_OR_READ = _READ | {
+    200: {
+        "model": DocumentList | DocumentLink,
+        "content": _CONTENT,
+        "description": "a folder: its documents; a document: its bytes, or with `link_s` a link to it",
+    }
+}
 
 
 def body_bound(scope: Scope, max_document_bytes: int) -> int | None:
@@ -217,12 +244,13 @@ async def _list_or_read(
         page_body = DocumentList(documents=[_body(each) for each in page.documents], next=page.next)
         return JSONResponse(page_body.model_dump(mode="json"))
     if link_s is not None:
-        return JSONResponse({"url": await store.link(folder, name, link_s), "expires_in_s": link_s})
+        link = DocumentLink(url=await store.link(folder, name, link_s), expires_in_s=link_s)
+        return JSONResponse(link.model_dump())
     return await _read(request, store, folder, name)
 
 
 @router.head(_ANY, include_in_schema=False)
-@router.get(_ANY, summary="List a folder, or read a document", response_model=None)
+@router.get(_ANY, summary="List a folder, or read a document", response_model=None, responses=_LISTED_OR_READ)
 async def get_documents(
     request: Request,
     documents: DocumentsOf,
@@ -239,7 +267,7 @@ async def get_documents(
     return await _list_or_read(request, documents, folder, name, (prefix, after, limit, digests, link_s))
 
 
-@router.put(_ANY, summary="Store a document", max_body_size=_UNBOUNDED)
+@router.put(_ANY, summary="Store a document", max_body_size=_UNBOUNDED, openapi_extra=_BODY)
 async def put_document(
     request: Request,
     response: Response,
@@ -309,7 +337,7 @@ async def delete_document(
 # ------------------------------------------------------------------ the user's own image
 
 
-@router.get("/image", summary="List the user's own images", response_model=None)
+@router.get("/image", summary="List the user's own images", response_model=None, responses=_LISTED)
 async def list_images(
     request: Request,
     documents: DocumentsOf,
@@ -323,14 +351,14 @@ async def list_images(
 
 
 @router.head("/image/{path:path}", include_in_schema=False)
-@router.get("/image/{path:path}", summary="Read an image", response_model=None)
+@router.get("/image/{path:path}", summary="Read an image", response_model=None, responses=_READ)
 async def get_image(
     request: Request, documents: DocumentsOf, user_id: UserId, path: Name, link_s: LinkS = None
 ) -> Response:
     return await _list_or_read(request, documents, image_folder(user_id), path, ("", "", 1, False, link_s))
 
 
-@router.put("/image/{path:path}", summary="Store an image", max_body_size=_UNBOUNDED)
+@router.put("/image/{path:path}", summary="Store an image", max_body_size=_UNBOUNDED, openapi_extra=_BODY)
 async def put_image(
     request: Request, response: Response, documents: DocumentsOf, user_id: UserId, path: Name, sha256: Sha256 = None
 ) -> DocumentBody:

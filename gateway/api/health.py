@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from gateway.api.deps import CollectorOf, HealthOf, ScraperOf
+from gateway.api.status import Status
 from gateway.errors import Unavailable
 from gateway.observability.collector import CONTENT_TYPE
 from gateway.vectorstore import Phase
@@ -20,7 +21,9 @@ class Ready(BaseModel):
     status: str = Field(description="`ready`: Chroma is up, restored, and every collection was read once")
     warnings: list[str] = Field(description="what an operator should know although everything else works")
     unreadable: dict[str, str] | None = Field(
-        None, description="a handful of the collections that cannot be read, and why; all others are served"
+        None,
+        description="a handful of the collections that cannot be read, and why; all others are served",
+        examples=[None],
     )
 
 
@@ -35,7 +38,9 @@ class NotReady(BaseModel):
     collections_done: int | None = Field(None, description="while every collection is read once: how many were")
     collections_total: int | None = Field(None, description="while every collection is read once: how many there are")
     unreadable: dict[str, str] | None = Field(
-        None, description="a handful of the collections that cannot be read, and why"
+        None,
+        description="a handful of the collections that cannot be read, and why",
+        examples=[{"notes": "its index is torn"}],
     )
 
 
@@ -80,14 +85,19 @@ async def readyz(request: Request, health: HealthOf, scraper: ScraperOf) -> Resp
     "/metrics",
     summary="What Prometheus asks for",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}}, "description": "Prometheus text"}},
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus text"}},
 )
 async def metrics(collector: CollectorOf) -> Response:
     """Where the data path wants keys, so does this: one of any role that sees everything."""
     return Response(await collector.render(), media_type=CONTENT_TYPE)
 
 
-@admin.get("/status", summary="What an operator asks first")
+@admin.get(
+    "/status",
+    summary="What an operator asks first",
+    response_model=None,
+    responses={200: {"model": Status, "description": "also while it is not ready"}},
+)
 async def status(health: HealthOf) -> dict[str, Any]:
     """Version, readiness, gate, Chroma, what is under way, data directory, store and last snapshot."""
     return await health.status()

@@ -14,6 +14,14 @@ JobId = Annotated[str, Path(description="a job's id", examples=["7"])]
 Wait = Annotated[
     bool, Query(description="answer when the job has ended; `false`: answer at once, with 202 and the job")
 ]
+_EVENTS = "text/event-stream"
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "description": "the state of the job"},
+        "data": {"type": "string", "description": "the job, as JSON"},
+    },
+}
 ACCEPTED: dict[int | str, dict[str, Any]] = {
     202: {"model": JobStatus, "description": "for `wait=false`: the job has begun"}
 }
@@ -45,7 +53,12 @@ async def show_job(jobs: JobsOf, job_id: JobId) -> JobStatus:
     return jobs.get(job_id).status()
 
 
-@router.get("/{job_id}/events", summary="Watch one job", response_class=StreamingResponse)
+@router.get(
+    "/{job_id}/events",
+    summary="Watch one job",
+    response_class=StreamingResponse,
+    responses={200: {"content": {_EVENTS: {"schema": _EVENT}}, "description": "events"}},
+)
 async def watch_job(jobs: JobsOf, job_id: JobId) -> StreamingResponse:
     """Server-sent events. Each has the job as `GET /admin/jobs/{id}` shows it. The last one says how it ended."""
     job = jobs.get(job_id)
@@ -54,7 +67,7 @@ async def watch_job(jobs: JobsOf, job_id: JobId) -> StreamingResponse:
         async for status in job.events():
             yield f"event: {status.state}\ndata: {status.model_dump_json()}\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(events(), media_type=_EVENTS, headers={"Cache-Control": "no-store"})
 
 
 @router.delete("/{job_id}", summary="Cancel one job")

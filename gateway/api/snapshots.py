@@ -35,6 +35,8 @@ After = Annotated[str | None, Query(description="only snapshots after this one i
 UPLOAD_PATH = "/admin/snapshot/upload"
 # FastAPI's own limit is fixed at import. The upload checks GATEWAY_MAX_UPLOAD_BYTES itself.
 _NO_LIMIT = 1 << 62
+_TAR = "application/x-tar"
+_BYTES = {"type": "string", "format": "binary"}
 
 
 class _Asked(BaseModel):
@@ -117,7 +119,7 @@ def _created(snapshot: Result, response: Response) -> Result:
     response_model=Snapshot | JobStatus,
     responses=ACCEPTED,
     max_body_size=_NO_LIMIT,
-    openapi_extra={"requestBody": {"required": True, "content": {"application/x-tar": {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {_TAR: {"schema": _BYTES}}}},
 )
 async def upload_snapshot(
     request: Request,
@@ -174,7 +176,12 @@ async def show_snapshot(operator: Operator, snapshot_id: SnapshotId) -> Snapshot
     return await repository.snapshot(await repository.resolve(snapshot_id))
 
 
-@router.get("/snapshot/{snapshot_id}/archive", summary="Download a snapshot", response_class=StreamingResponse)
+@router.get(
+    "/snapshot/{snapshot_id}/archive",
+    summary="Download a snapshot",
+    response_class=StreamingResponse,
+    responses={200: {"content": {_TAR: {"schema": _BYTES}}, "description": "the archive"}},
+)
 async def download_snapshot(operator: Operator, snapshot_id: SnapshotId) -> StreamingResponse:
     """A plain tar of a directory that Chroma opens without a gateway.
 
@@ -211,7 +218,7 @@ class _ArchiveResponse(StreamingResponse):
     def __init__(
         self, pieces: AsyncIterator[bytes], scratch: contextlib.AsyncExitStack, headers: dict[str, str]
     ) -> None:
-        super().__init__(pieces, headers=headers, media_type="application/x-tar")
+        super().__init__(pieces, headers=headers, media_type=_TAR)
         self._scratch = scratch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

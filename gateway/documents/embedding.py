@@ -50,6 +50,7 @@ class Embedding(BaseModel):
     config: dict[str, Any] = Field(
         default_factory=dict,
         description="the function's own configuration. Keys of providers stay in the environment",
+        examples=[{"model_name": "text-embedding-3-small"}],
     )
 
     @classmethod

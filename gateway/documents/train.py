@@ -53,11 +53,17 @@ class Training(BaseModel):
         None, description="by default GATEWAY_EMBEDDING; must be the one that the collection was created with"
     )
     hnsw: dict[str, Value] = Field(
-        default_factory=dict, description="of a new collection: `space`, `ef_construction`, `max_neighbors`, …"
+        default_factory=dict,
+        description="of a new collection: `space`, `ef_construction`, `max_neighbors`, …",
+        examples=[{"space": "cosine"}],
     )
-    metadata: dict[str, Value] = Field(default_factory=dict, description="for every record")
+    metadata: dict[str, Value] = Field(
+        default_factory=dict, description="for every record", examples=[{"source": "handbook"}]
+    )
     document_metadata: dict[str, dict[str, Value]] = Field(
-        default_factory=dict, description="for the records of one document, by its name"
+        default_factory=dict,
+        description="for the records of one document, by its name",
+        examples=[{"a.md": {"chapter": 1}}],
     )
     dry_run: bool = Field(False, description="write nothing, only report what would change")
     adopt: bool = Field(

@@ -51,7 +51,8 @@ class GcResult(BaseModel):
 
     dropped_snapshots: list[str] = Field(description="ids of the snapshots that no rule keeps; they were deleted")
     kept_snapshots: dict[str, list[str]] = Field(
-        description="ids of the other snapshots, newest first, at most a thousand, each with why"
+        description="ids of the other snapshots, newest first, at most a thousand, each with why",
+        examples=[{"20261120T210455Z-3f9a1c": ["last", "daily"]}],
     )
     deleted_packs: int = Field(0, description="packs that no snapshot named; they were deleted")
     deleted_bytes: int = Field(0, description="size of the deleted packs")

@@ -368,6 +368,15 @@ def test_unknown_routes_get_chromas_own_answer(served: Gateway, method: str, pat
     assert (through.status_code, through.content) == (bare.status_code, bare.content)
 
 
+def test_chromas_description_of_itself_is_passed_on(served: Gateway) -> None:
+    """`/chroma/openapi.json` is the running Chroma's own, and `/chroma/docs` shows it."""
+    through = httpx.get(f"{served.url}/chroma/openapi.json")
+    bare = httpx.get(f"http://127.0.0.1:{served.chroma_port}/openapi.json")
+    assert (through.status_code, through.content) == (200, bare.content)
+    assert "/api/v2/heartbeat" in through.json()["paths"]
+    assert "'/chroma/openapi.json'" in httpx.get(f"{served.url}/chroma/docs").text
+
+
 def test_while_writes_are_held_back_reads_go_on(served: Gateway, client: ClientAPI) -> None:
     """A quiesce is felt by writes alone: they wait, count and query answer, and afterwards all is as before."""
     collection = filled(client)

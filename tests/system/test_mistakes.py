@@ -41,6 +41,8 @@ REQUESTS = [
     Request("HEAD instead of GET", "HEAD", "/readyz", 200, token=None),
     Request("a misspelt route", "GET", "/admin/snapshots", 404, ("nothing at /admin/snapshots", "GET /docs")),
     Request("a misspelt field", "POST", "/admin/snapshot", 400, ("did you mean label?",), content='{"lable": "x"}'),
+    Request("a misspelt parameter", "POST", "/admin/snapshot?wiat=false", 400, ("did you mean wait?", "takes wait")),
+    Request("a field in the URL", "POST", "/admin/snapshot?label=x", 400, ("label as a field of a JSON body",)),
     Request(
         "quotes lost in a shell", "POST", "/admin/snapshot", 400, ("not JSON", "single quotes"), content="{label: x}"
     ),

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -103,6 +104,36 @@ async def test_every_field_and_route_is_explained(admin: FastAPI) -> None:
         for name, model in api["components"]["schemas"].items()
         for field, schema in model.get("properties", {}).items()
         if "description" not in schema and "$ref" not in schema
+    ]
+    assert not bare
+
+
+def is_map(schema: dict[str, Any]) -> bool:
+    """Whether it is of objects with any names, or may be."""
+    return any(each.get("additionalProperties") for each in (schema, *schema.get("anyOf", [])))
+
+
+async def test_every_body_has_a_schema(admin: FastAPI) -> None:
+    """What a route takes and answers is described. Swagger UI would show an empty box else, or `additionalProp1`."""
+    bare = []
+    for path, methods in admin.openapi()["paths"].items():
+        for method, operation in methods.items():
+            bodies = {status: each for status, each in operation["responses"].items() if status not in ("204", "304")}
+            bodies |= {"body": operation["requestBody"]} if "requestBody" in operation else {}
+            for which, body in bodies.items():
+                schemas = [each.get("schema", {}) for each in body.get("content", {}).values()]
+                if not schemas or any(is_map(each) or not each.keys() & {"$ref", "anyOf", "type"} for each in schemas):
+                    bare.append(f"{method} {path}: {which}")
+    assert not bare
+
+
+async def test_every_map_has_an_example(admin: FastAPI) -> None:
+    """Swagger UI invents the names `additionalProp1` to 3 for objects that may have any."""
+    bare = [
+        f"{name}.{field}"
+        for name, model in admin.openapi()["components"]["schemas"].items()
+        for field, schema in model.get("properties", {}).items()
+        if is_map(schema) and not schema.get("examples")
     ]
     assert not bare
 

@@ -1,5 +1,6 @@
 """The application as a whole: what comes before its routes."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from gateway.auth.scope import Role
 from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.vectorstore import VectorStore
+from tests.gateway_process import free_port
 
 
 @pytest.mark.parametrize(("method", "path"), [("PATCH", "/admin/users/default/avatars/a/b"), ("POST", "/admin/none")])
@@ -41,7 +43,7 @@ async def test_what_a_stranger_sends_is_not_read(method: str, path: str) -> None
 def client(tmp_path: Path) -> TestClient:
     """The admin routes with what they need of FastAPI, and nothing behind them."""
     keyring = Keyring("an-admin-token")
-    app = admin_application(Settings(data_dir=tmp_path), keyring)
+    app = admin_application(Settings(data_dir=tmp_path, chroma_port=free_port()), keyring)
     for kind in (VectorStore, Jobs):
         app.dependency_overrides[Needs(kind)] = lambda: SimpleNamespace(operations=None)
     return TestClient(
@@ -90,6 +92,56 @@ def test_what_is_wrong_with_a_body_is_said(client: TestClient, body: str, messag
     assert (answer.status_code, answer.json()["error"]) == (400, "InvalidArgumentError")
     assert answer.json()["message"].startswith(message)
     assert hint in answer.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "message", "hint"),
+    [
+        ("POST", "/admin/snapshot?wiat=false", "wiat: there is no such parameter; did you mean wait?", "takes wait"),
+        ("POST", "/admin/snapshot?label=x", "label: there is no such parameter; send label as a field", "takes wait"),
+        (
+            "GET",
+            "/admin/snapshot?limt=3&after=x",
+            "limt: there is no such parameter; did you mean limit?",
+            "limit, after",
+        ),
+        ("DELETE", "/admin/jobs/7?force=true", "force: there is no such parameter", "takes no parameters"),
+    ],
+)
+def test_a_misspelt_parameter_is_refused(client: TestClient, method: str, target: str, message: str, hint: str) -> None:
+    """It would be ignored otherwise: `?wiat=false` would wait for the end of the job."""
+    answer = client.request(method, target)
+    assert (answer.status_code, answer.json()["error"]) == (400, "InvalidArgumentError")
+    assert message in answer.json()["message"]
+    assert hint in answer.json()["hint"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/docs"])
+def test_health_checks_may_add_parameters(client: TestClient, path: str) -> None:
+    """Load balancers and scrapers append some of their own, against caches."""
+    assert client.get(f"{path}?nocache=1").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/docs", "/chroma/docs"])
+def test_pages_of_routes_need_no_network(client: TestClient, path: str) -> None:
+    """All that such a page loads is served by this process, without a key."""
+    client.headers.clear()
+    page = client.get(path)
+    assert page.headers["Content-Type"].startswith("text/html")
+    loaded = re.findall(r"""(?:src|href|url)[=:] ?["']([^"']+)""", page.text)
+    assert {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"} < set(loaded)
+    assert not [url for url in loaded if not url.startswith(("/", "data:"))]
+    script, style = client.get("/docs/swagger-ui-bundle.js"), client.get("/docs/swagger-ui.css")
+    assert (script.status_code, script.headers["Content-Type"]) == (200, "text/javascript; charset=utf-8")
+    assert "SwaggerUIBundle" in script.text
+    assert (style.status_code, style.headers["Content-Type"]) == (200, "text/css; charset=utf-8")
+    assert not re.search(r"url\((?!['\"]?data:)", style.text)
+
+
+def test_without_chroma_there_is_no_description_of_it(client: TestClient) -> None:
+    """Its document comes from the Chroma that runs."""
+    answer = client.get("/chroma/openapi.json")
+    assert (answer.status_code, answer.json()["hint"]) == (503, "GET /readyz says why")
 
 
 @pytest.mark.parametrize(

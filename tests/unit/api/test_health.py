@@ -1,5 +1,6 @@
 """`/readyz` says why not to whoever may know, and that not to everybody."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from gateway.api.status import Status
 from gateway.config import Settings
 from gateway.errors import StorageDenied
 from gateway.server.container import Gateway
@@ -101,3 +103,12 @@ async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
     body = (await ask(gateway_process.admin(), {})).json()
     assert (body["phase"], body["bytes_done"], body["bytes_total"]) == ("restoring", 5, 9)
     assert "5 of 9 bytes" in body["message"]
+
+
+async def test_the_status_is_as_described(tmp_path: Path) -> None:
+    """`Status` has every field of `GET /admin/status`, with its type, and no other that must be there."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "store").mkdir()
+    body = await Gateway(settings_of(tmp_path), "an-admin-token").health.status()
+    described = Status.model_validate(body).model_dump(mode="json", exclude_unset=True)
+    assert described == json.loads(json.dumps(body))
