@@ -113,6 +113,7 @@ class StoreCheck:
         self._can_delete = await self._try("delete", "delete", self._delete)
         if self._can_delete:
             self._prefix = f"{_FOLDER}{uuid.uuid4().hex}/"
+            await self._try("delete many", "delete", self._delete_many)
         for name, operation, work, needed in (
             ("get", "get", self._get, True),
             ("get a range", "get", self._get_range, True),
@@ -174,6 +175,14 @@ class StoreCheck:
         if not self._may_delete:
             raise _Skipped("GATEWAY_STORE_NEVER_DELETE is set")
         await self._store.delete(self._key("first", _FOLDER))
+
+    async def _delete_many(self) -> None:
+        keys = [self._key(f"many/{number}") for number in range(_PAGED)]
+        for key in keys:
+            await self._store.put(key, _SMALL)
+        await self._timed(lambda: self._store.delete_all(keys[1:]))
+        if [info.key for info in await self._listed(f"{self._prefix}many/")] != keys[:1]:
+            raise _Wrong("objects that were deleted are still there, or one that was not is gone")
 
     async def _get(self) -> None:
         await self._store.put(self._key("small"), _SMALL)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from tests.store_faults import FaultProxy, Rule
 
 BUCKET = "checked"
 # Of a gateway, by method and query: pages of lists, and uploads in parts.
-QUERIES = ("continuation-token", "list-type", "partNumber", "uploadId", "uploads")
+QUERIES = ("continuation-token", "?delete", "list-type", "partNumber", "uploadId", "uploads")
 REQUESTS = {
     *(("GET", ""), ("GET", "list-type"), ("GET", "continuation-token"), ("HEAD", "")),
     *(("PUT", ""), ("POST", "uploads"), ("PUT", "partNumber"), ("POST", "uploadId")),
-    *(("DELETE", ""), ("DELETE", "uploadId")),
+    *(("DELETE", ""), ("POST", "?delete"), ("DELETE", "uploadId")),
 }
 Check = Callable[..., "Checked"]
 
@@ -151,6 +151,21 @@ def test_one_thing_that_is_denied_is_found(
     assert (checked.status, checked.not_ok[denied]) == (3, "denied")
     assert checked.step("get")["state"] == "ok"
     assert checked.report["left_behind"] == left(server, tmp_path.name) == []
+
+
+class KeepsWhatIsDeleted(FileStorage):
+    """A server that takes a request to delete many objects, and deletes all but one of them."""
+
+    async def delete_all(self, keys: Sequence[str]) -> None:
+        await super().delete_all(keys[1:])
+
+
+async def test_a_store_that_deletes_not_all_of_many_is_found(tmp_path: Path) -> None:
+    """Garbage collection would count on it."""
+    store = KeepsWhatIsDeleted(tmp_path)
+    report = await StoreCheck(store, may_delete=True, on_step=lambda _: None).run()
+    assert [(step.name, step.state) for step in report.steps if step.state != "ok"] == [("delete many", "wrong")]
+    assert [info.key async for info in store.list("")] == []
 
 
 class Unreachable(FileStorage):
