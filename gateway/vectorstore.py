@@ -173,7 +173,7 @@ class VectorStore:
             partial(self._save, OwnLabel.HANDOVER),
             LeaseOptions(takeover_timeout_s=options.takeover_timeout_s, may_delete=options.may_delete),
         )
-        repository = Repository(store, self.leader, directory.history)
+        repository = Repository(store, self.leader)
         self.chroma = ManagedChroma(
             directory,
             self.watch,
@@ -200,6 +200,7 @@ class VectorStore:
         self._presence = Presence(directory.path)
         self._disk_problems: list[str] = []
         self._start = Readiness(Phase.PREPARING, Phase.PREPARING.text)
+        self._has_finished_swap = asyncio.Event()
 
     @property
     def repository(self) -> Repository:
@@ -214,6 +215,7 @@ class VectorStore:
         """
         if self.directory.is_swapping():
             await self.operations.finish_interrupted_restore()
+        self._has_finished_swap.set()
         await asyncio.to_thread(self.directory.drop_leftovers)
         if await self.chroma.is_running():
             self._enter(Phase.STARTING)
@@ -230,6 +232,11 @@ class VectorStore:
             await asyncio.to_thread(self._data_dir_state.begin_anew)
         await asyncio.to_thread(self._data_dir_state.name)
         self.leader.begin(has_data=has_data)
+
+    async def lead(self) -> None:
+        """Take part in the leader election, once it is known which data are there; until cancelled."""
+        await self._has_finished_swap.wait()
+        await self.leader.run()
 
     async def _fill(self) -> None:
         """Restore into an empty data directory what the options say."""
@@ -267,9 +274,6 @@ class VectorStore:
             self._start = Readiness(Phase.RESTORING, reason, {"bytes_done": done, "bytes_total": total})
 
         log.info("restoring", snapshot=snapshot_id, store=repository.url)
-        if self.leader.epoch is None:  # With the lease it is noted already what these data are.
-            await asyncio.to_thread(self._data_dir_state.see_restored, snapshot_id, None)
-            self.leader.note_data()
         await self._demanded(restore_at_boot(repository, self.directory, snapshot_id, progress))
         if wanted == "latest":
             self._nothing_to_save()
@@ -340,7 +344,8 @@ class VectorStore:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything else works."""
-        return [*self.leader.warnings, *self._disk_problems, *self.repository.damage, *self._index_problems()]
+        found = [*self.leader.warnings, *self._disk_problems, *self.repository.damage, *self._index_problems()]
+        return [*found, problem] if (problem := self.operations.gc_problem) else found
 
     @property
     def problems(self) -> dict[str, str]:
@@ -350,6 +355,7 @@ class VectorStore:
             "lease-lost": self.leader.lost or (self.leader.reason if self.leader.role is LeaderRole.BEHIND else None),
             "store-refused": self.leader.store_problem,
             "store-damaged": "; ".join(self.repository.damage),
+            "gc-failed": self.operations.gc_problem,
             "index-torn": "; ".join(self._index_problems()),
         }
         return {event: problem for event, problem in found.items() if problem}

@@ -5,12 +5,12 @@
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             baseline                     what the store has of the live data
-            history                      what was read of the manifests in the store
             scratch/                     a directory for each verification, archive or upload in progress
             incoming/                    restored data that is verified before it goes live
             previous/                    the data that was live before, until the new data is settled
             rejected/                    data that was rolled back and is being deleted
             swap.json                    the phase of the swap in progress
+            settled.json                 swap.json of the last swap, from the moment on at which it was settled
 
 All of it is inside the data directory, which may be a mount point: then nothing beside it is on the same file system,
 and the directory itself cannot be renamed. So a swap consists of several renames. Its phase is stored before each step,
@@ -35,6 +35,7 @@ from gateway.errors import ConfigError
 from gateway.files import sync_directory, write_durably, write_error
 
 PRIVATE = ".gateway"
+_SWAP, _SETTLED = "swap.json", "settled.json"
 
 
 class _Move(NamedTuple):
@@ -136,11 +137,6 @@ class DataDirectory:
         return self._private / "baseline"
 
     @property
-    def history(self) -> Path:
-        """A file for what was read of the manifests in the store, so that a restart need not read them again."""
-        return self._private / "history"
-
-    @property
     def scratch(self) -> Path:
         """The parent of scratch directories. It may not exist yet."""
         return self._private / "scratch"
@@ -189,9 +185,23 @@ class DataDirectory:
         return True
 
     def settle(self) -> None:
-        """Keep the new data for good and delete the previous data."""
-        self._write_swap(None)
+        """Keep the new data for good and delete the previous data. From then on `settled` tells of it."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._private / _SWAP).rename(self._private / _SETTLED)
+        sync_directory(self._private)
         self._remove("previous")
+
+    @property
+    def settled(self) -> str | None:
+        """The id of the snapshot that was settled last; None if there is none since `forget_settled`."""
+        try:
+            return str(json.loads((self._private / _SETTLED).read_text())["snapshot"])
+        except FileNotFoundError:
+            return None
+
+    def forget_settled(self) -> None:
+        """To be called once what `settled` tells is noted elsewhere."""
+        (self._private / _SETTLED).unlink(missing_ok=True)
 
     def roll_back(self) -> None:
         """Make the previous data live again and delete the new data. Chroma must not run. May be repeated."""
@@ -247,13 +257,13 @@ class DataDirectory:
 
     def _swap(self) -> dict[str, Any] | None:
         try:
-            swap: dict[str, Any] = json.loads((self._private / "swap.json").read_text())
+            swap: dict[str, Any] = json.loads((self._private / _SWAP).read_text())
         except FileNotFoundError:
             return None
         return swap
 
     def _write_swap(self, swap: dict[str, Any] | None) -> None:
-        path = self._private / "swap.json"
+        path = self._private / _SWAP
         if swap is None:
             path.unlink(missing_ok=True)
             sync_directory(self._private)

@@ -6,13 +6,16 @@
         stems_from  names of directories that had these data before: this one before it moved or the machine was
                     rebooted, the original of a copy, the one whose snapshot a command restored here
         seen        snapshots that these data hold or came after, the newest last
+        restoring   snapshots that count as seen too once the restore that is under way is settled
         anew        true if these data are to be the repository's next ones, whatever it holds
 
 A copy of a directory has a copy of this file, and so has an older image of it. Therefore the name is bound to the
 place, and a snapshot is in `seen` before it is published: a copy gets a name of its own, and an older image lacks what
 was published since.
 
-`home.json` is written before data come in, so that no crash leaves data without it.
+`home.json` is written before data come in, so that no crash leaves data without it. A restore that replaces data may be
+rolled back. So what the new data will have seen is `restoring` first. It is seen, and so is the restored snapshot, from
+the step on that settles the restore (`DataDirectory.settled`).
 """
 
 import contextlib
@@ -22,7 +25,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gateway.chroma.directory import PRIVATE
+from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.errors import DiskFull
 from gateway.files import sync_file, write_durably, write_error
 from gateway.lease.state import LeaseState
@@ -41,6 +44,7 @@ class DataDirState:
 
     def __init__(self, path: Path) -> None:
         self._data_dir, self._path = path, path / PRIVATE / _NAME
+        self._directory = DataDirectory(path)
 
     def name(self) -> str:
         """The directory's own name in its place; given to it by the first call there."""
@@ -50,6 +54,8 @@ class DataDirState:
             stems_from = [*memory.get("stems_from", []), *([name] if name else [])][-_MAX_STEMS_FROM:]
             name = uuid.uuid4().hex
             self._write({"seen": []} | memory | {"home": name, "place": place, "stems_from": stems_from})
+        elif self._directory.settled:
+            self._write(memory)
         return str(name)
 
     def knows(self, home: str) -> bool:
@@ -64,6 +70,14 @@ class DataDirState:
         """A snapshot is about to be restored here on purpose, from the repository that `lease_state` shows."""
         holder = [lease_state.home] if lease_state else []
         self._remember([*_shown(lease_state), snapshot_id], stems_from=holder)
+
+    def about_to_restore(self, lease_state: LeaseState | None) -> None:
+        """A snapshot is about to replace the data here, from the repository that `lease_state` shows.
+
+        Nothing of it counts unless that restore is settled. Of a `lease_state` of None only the snapshot will count.
+        """
+        self.name()
+        self._write(self._read() | {"restoring": _shown(lease_state)})
 
     def begin_anew(self) -> None:
         """The data here are to be the repository's next ones, whatever it holds."""
@@ -93,10 +107,8 @@ class DataDirState:
         name = self.name()
         memory = self._read()
         names = [*memory.get("stems_from", []), *(each for each in stems_from or [] if each != name)]
-        before = memory["seen"] if isinstance(memory.get("seen"), list) else []
-        seen = [*(each for each in before if each not in snapshot_ids), *snapshot_ids]
-        changes = {"stems_from": names[-_MAX_STEMS_FROM:], "seen": seen[-_MAX_SEEN:], "anew": False}
-        self._write({**memory, **changes})
+        changes = {"stems_from": names[-_MAX_STEMS_FROM:], "seen": _with(memory, snapshot_ids), "anew": False}
+        self._write({**memory, **changes, "restoring": []})
 
     def _place(self) -> str:
         """Where the directory is. No two directories that exist at the same time are in the same place."""
@@ -108,10 +120,14 @@ class DataDirState:
 
     def _read(self) -> dict[str, Any]:
         """What is there; nothing where there is none, or where it is damaged: then the data are a stranger's."""
+        memory: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError, ValueError):
             document = json.loads(self._path.read_text())
-            return document if isinstance(document, dict) else {}
-        return {}
+            memory = document if isinstance(document, dict) else {}
+        if settled := self._directory.settled:
+            seen = _with(memory, [settled, *memory.get("restoring", [])])
+            memory |= {"seen": seen, "restoring": [], "anew": False}
+        return memory
 
     def _write(self, memory: dict[str, Any]) -> None:
         data = json.dumps(memory).encode()
@@ -126,6 +142,13 @@ class DataDirState:
                     sync_file(file)
             except OSError:
                 raise error from None
+        self._directory.forget_settled()
+
+
+def _with(memory: dict[str, Any], snapshot_ids: list[str]) -> list[str]:
+    """What is seen according to `memory`, and `snapshot_ids`."""
+    before = memory["seen"] if isinstance(memory.get("seen"), list) else []
+    return [*(each for each in before if each not in snapshot_ids), *snapshot_ids][-_MAX_SEEN:]
 
 
 def _shown(lease_state: LeaseState | None) -> list[str]:

@@ -164,10 +164,6 @@ class LeaderElection:
         self._had_data = has_data
         self._refuse("this gateway does not hold the lease of its store yet")
 
-    def note_data(self) -> None:
-        """The data directory gets data although the lease could not be taken. They may be behind when it can be."""
-        self._had_data = True
-
     async def acquire(self) -> None:
         """Become the writer, after asking the present one to leave. Returns at once if that was decided already.
 
@@ -241,12 +237,19 @@ class LeaderElection:
             self._become_writer()
 
     async def adopt(self) -> None:
-        """Before a restore: take the lease although these data are behind, since they are about to be replaced."""
-        if self.role is LeaderRole.BEHIND and self._lease is None:
+        """Before a restore: take the lease although these data are behind, since they are about to be replaced.
+
+        Raises LeaseLost, StorageError, DiskFull.
+        """
+        is_behind = self.role is LeaderRole.BEHIND
+        if is_behind and self._lease is None:
             async with self._taking:
                 lease = await self._make_lease()
                 await lease.take()
                 self._lease = lease
+        known = self._held().known if is_behind else None
+        # A process that is killed after the restore cannot call `adopted`.
+        await asyncio.to_thread(self._data_dir_state.about_to_restore, known)
 
     async def adopted(self) -> None:
         """After a restore that went well: these data are the repository's now."""

@@ -26,6 +26,7 @@ EVENTS = {
     "lease-lost": "writes are refused: another gateway has the lease, or these data are older than the store's",
     "store-refused": "the store cannot be asked, or refuses the gateway",
     "store-damaged": "snapshots cannot be restored, as manifests or packs are missing or damaged in the store",
+    "gc-failed": "a garbage collection failed, so the store grows",
     "index-torn": "an index is torn, or a collection cannot be read",
 }
 """What each event means, by its name in JSON."""

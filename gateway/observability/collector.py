@@ -134,6 +134,11 @@ class MetricsCollector:
                 "Time since the oldest write that the last snapshot lacks, 0 if it lacks none.",
                 self._vectorstore.operations.unsaved_writes.age_s(time.monotonic()),
             ),
+            (
+                "gc_failing",
+                "Whether the last garbage collection failed.",
+                self._vectorstore.operations.gc_problem is not None,
+            ),
             ("unreadable_snapshots", "Snapshots whose manifests cannot be read.", len(repository.unreadable)),
             ("broken_snapshots", "Snapshots that need packs which are not in the store.", len(repository.broken)),
             (

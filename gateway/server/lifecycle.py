@@ -65,7 +65,7 @@ class Lifecycle:
             self._run(gateway.alerts.watch(lambda: vectorstore.problems)),
         ]
         opening = self._run(self._open())
-        deciding = [opening, self._run(vectorstore.leader.run()), *map(self._run, self._schedules())]
+        deciding = [opening, self._run(vectorstore.lead()), *map(self._run, self._schedules())]
         # Their first steps: an interrupted restore refuses requests before there can be one.
         await asyncio.sleep(0)
         log.info("gateway is listening", host=gateway.settings.host, port=gateway.settings.port)

@@ -6,9 +6,9 @@ the snapshots that need such a pack are broken, no rule counts them, and the nex
 A pack is deleted only if all of this holds:
 
 - The committed manifests were listed after the packs were, and no manifest names the pack.
-- No manifest that cannot be read may name it. A manifest is written after the packs that it names. So a pack that the
-  store shows as clearly younger than the manifest is not named by it; clearly is `_CLEARLY`, since a store that was
-  copied shows when its objects were copied. A manifest that was read before cannot hide what it names.
+- No manifest that cannot be read may name it. A manifest that was read before cannot hide what it names, also not from
+  another process: the store has summaries of manifests. While one was never read, no pack is deleted: it may name any
+  of them. Ages do not tell, since a pack may have been stored again after the manifest.
 - The pack is older than the grace age, by the store's own clock. The clock is read from an object that is written
   before the packs are listed.
 - The pack is marked pending delete in the lease. Only the holder can do that (`gateway.lease.state`).
@@ -41,8 +41,6 @@ from gateway.snapshot.retention import Candidate, Keep, RetentionPlan, plan_rete
 
 log = structlog.get_logger()
 
-_CLEARLY = timedelta(days=1)
-_ALWAYS = datetime.max.replace(tzinfo=UTC)
 _MAX_NAMED, _MAX_KEPT_NAMED = 100, 1000
 
 
@@ -105,14 +103,14 @@ async def collect_garbage(
     await repository.delete_manifests(read.listing.aborted, read.listing.verified)
     named = await asyncio.to_thread(read.named, plan.dropped)
     garbage = {name: pack for name, pack in packs.items() if bytes.fromhex(name) not in named}
-    held_until = _held_until(read)
-    held = {name for name, pack in garbage.items() if held_until and pack.modified_at <= held_until}
+    held = garbage if read.unreadable.keys() - read.summaries.keys() else {}
     old = [
         name
         for name, pack in garbage.items()
         if name not in held and now - pack.modified_at.astimezone(UTC) >= timedelta(seconds=grace_s)
     ]
     await repository.delete_packs(old)
+    await repository.save_summaries()
     result.deleted_packs, result.deleted_bytes = len(old), sum(packs[name].size_bytes for name in old)
     result.held_packs = len(held)
     result.young_packs = len(garbage) - len(old) - len(held)
@@ -141,11 +139,3 @@ async def _apply_retention(repository: Repository, read: AllRead, keep: Keep) ->
     for snapshot_id in plan.dropped:
         log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)
     return plan
-
-
-def _held_until(read: AllRead) -> datetime | None:
-    """Return until when the packs were stored that a manifest which cannot be read may name; None without any such."""
-    unknown = [read.listing.manifests[each] for each in read.unreadable if each not in read.summaries]
-    if not unknown:
-        return None
-    return max(info.modified_at + _CLEARLY if info else _ALWAYS for info in unknown)

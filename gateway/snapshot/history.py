@@ -6,22 +6,24 @@ are, by snapshot:
 - what retention and garbage collection ask: when it was taken, its label, and the packs that it names, 8 bytes each
 - how the admin API shows it, as JSON: only of the snapshots that were shown last, up to `_SHOWN_BYTES` in all
 
-`encode` and `decode` give the summaries the form of a file, so that a restarted gateway need not read all manifests
-again. Pure.
+`encode` and `decode` give the summaries the form of an object in the store, so that a gateway need not read all
+manifests again after a restart or on another disk. docs/format.md describes it. Pure.
 """
 
 import bisect
 import hashlib
-import json
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterable, KeysView, Mapping
 from datetime import datetime
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, Field
 
 from gateway.snapshot.model import Manifest, Snapshot
 
 _SHOWN_BYTES = 16 << 20
+_MAX_DOCUMENT_BYTES = 256 << 20
 
 
 class Summary(NamedTuple):
@@ -37,37 +39,46 @@ class Summary(NamedTuple):
     version: tuple[int, str] | None
 
 
+class _Document(BaseModel):
+    """What `encode` compresses. By snapshot: its time, its label, its version, and the numbers of its packs."""
+
+    format: Literal[1] = 1
+    packs: list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    snapshots: dict[str, tuple[datetime, str | None, int, str, list[Annotated[int, Field(ge=0)]]]]
+
+
 def encode(summaries: Mapping[str, Summary]) -> bytes:
-    """Return the contents of a file with those of `summaries` whose version is known: a digest, then zlib's JSON."""
+    """Return an object with those of `summaries` whose version is known: a SHA-256, then JSON compressed by zlib."""
     numbers: dict[bytes, int] = {}
     snapshots = {
-        snapshot_id: [
-            summary.created_at.isoformat(),
+        snapshot_id: (
+            summary.created_at,
             summary.label,
             *summary.version,
             [numbers.setdefault(name, len(numbers)) for name in summary.packs],
-        ]
+        )
         for snapshot_id, summary in summaries.items()
         if summary.version and summary.version[1]
     }
-    document = {"packs": [name.hex() for name in numbers], "snapshots": snapshots}
-    body = zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 1)
+    document = _Document(packs=[name.hex() for name in numbers], snapshots=snapshots)
+    body = zlib.compress(document.model_dump_json().encode(), 1)
     return hashlib.sha256(body).digest() + body
 
 
 def decode(data: bytes) -> dict[str, Summary]:
-    """Return the summaries that `encode` was given. Raises ValueError if a byte has changed since."""
+    """Return the summaries that `encode` was given. Raises ValueError if they are damaged or of another format."""
     digest, body = data[:32], data[32:]
     if hashlib.sha256(body).digest() != digest:
         raise ValueError("the digest does not match")
-    document = json.loads(zlib.decompress(body))
-    names = [bytes.fromhex(name) for name in document["packs"]]
-    return {
-        snapshot_id: Summary(
-            datetime.fromisoformat(moment), label, tuple(names[number] for number in packs), (size_bytes, tag)
-        )
-        for snapshot_id, (moment, label, size_bytes, tag, packs) in document["snapshots"].items()
-    }
+    try:
+        document = _Document.model_validate_json(zlib.decompressobj().decompress(body, _MAX_DOCUMENT_BYTES))
+        names = [bytes.fromhex(name) for name in document.packs]
+        return {
+            snapshot_id: Summary(created_at, label, tuple(names[number] for number in packs), (size_bytes, tag))
+            for snapshot_id, (created_at, label, size_bytes, tag, packs) in document.snapshots.items()
+        }
+    except (zlib.error, IndexError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
 
 
 class History:

@@ -3,7 +3,8 @@
 A list of many snapshots takes many requests, and so do their manifests. Therefore:
 
 - A page of snapshots lists the end of the store's list alone, as far back as the page needs.
-- A manifest is read once. `gateway.snapshot.history` keeps what is needed of it.
+- A manifest is read once. `gateway.snapshot.history` keeps what is needed of it, and so does one object in the store,
+  `summaries`. What it says of a manifest counts only while a list shows that manifest with the same size and tag.
 - Manifests are read many at a time, within a bound on their bytes.
 
 Whether a snapshot is committed is said by the lease, which is read after every list (`gateway.lease.state`).
@@ -11,26 +12,23 @@ Whether a snapshot is committed is said by the lease, which is read after every 
 
 import asyncio
 import contextlib
-import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 from pydantic import ValidationError
 
-from gateway.aio import TaskPool, run_in_thread_uninterrupted
+from gateway.aio import TaskPool
 from gateway.errors import (
-    GatewayError,
     InvalidRequest,
     NotFound,
     ObjectArchived,
     ObjectMissing,
     SnapshotError,
+    StorageError,
     StorageUnavailable,
 )
-from gateway.files import write_durably
 from gateway.lease.lease import read_lease_state
 from gateway.lease.state import LeaseState
 from gateway.snapshot.history import History, Summary, decode, encode
@@ -50,6 +48,7 @@ SNAPSHOTS = "snapshots/"
 MANIFEST = "manifest.json"
 VERIFIED = "verified.json"
 DATA = "data/"
+SUMMARIES = "summaries"
 
 READS_AT_ONCE = 32
 # Bytes of manifests that are being read at once. A larger one is read alone.
@@ -59,9 +58,10 @@ _SMALL_BYTES = 32 << 10
 # Bounds for untrusted JSON. A manifest takes about 200 bytes for 1 MiB of data.
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_VERIFIED_BYTES = 1 << 20
+_MAX_SUMMARIES_BYTES = 64 << 20
 # A page is shorter if its manifests have more than this: each snapshot in it names all of its collections.
 _PAGE_BYTES = 8 << 20
-# So many manifests, and one in 64, are read again after a restart rather than saved at once.
+# So many manifests, and one in 64, are read again after a restart rather than summarised at once.
 _SAVED_AFTER = 32
 # How far back a page is looked for: a store lists from the oldest to the newest, so the beginning is guessed.
 _LOOK_BACK_H = (1, 8, 64, 512, 4096, 32768)
@@ -119,11 +119,10 @@ class AllRead(NamedTuple):
 class Manifests:
     """The manifests in `store`, which is this gateway's own prefix. Every method raises StorageError."""
 
-    def __init__(self, store: Storage, memory: Path | None = None) -> None:
-        """`memory`: a file in which what was read of the manifests outlives this process."""
-        self._store, self._memory = store, memory
+    def __init__(self, store: Storage) -> None:
+        self._store = store
         self._history = History()
-        self._is_loaded, self._remembering = memory is None, asyncio.Lock()
+        self._is_loaded, self._summarising = False, asyncio.Lock()
         # By id: the version of the object and its bytes. A verification may be replaced.
         self._verified: dict[str, tuple[tuple[int, str], bytes | None]] = {}
         self._reading = _ByteLimit(_BYTES_AT_ONCE)
@@ -310,7 +309,7 @@ class Manifests:
         After each one it waits for `pause_s`, so that it does not take all of the processor. With `at_most`, raises
         SnapshotError and reads nothing if there are more than that to read, or many snapshots.
         """
-        await self._load_memory()
+        await self._load_summaries()
         try:
             if at_most is not None and self._has_many:
                 raise _TooMany
@@ -346,33 +345,41 @@ class Manifests:
                     await pool.start(read, snapshot_id)
         # Taken at once: what is kept may change with the next await.
         summaries = {each: self._history[each] for each in listing.ids if each in self._history}
-        await self._save_memory(summaries)
+        await self.save_summaries()
         return AllRead(listing._replace(ids=[each for each in listing.ids if each not in gone]), summaries, unreadable)
 
-    async def _load_memory(self) -> None:
+    async def _load_summaries(self) -> None:
         """Take over what an earlier process read. The next list shows which of it still holds."""
-        async with self._remembering:
-            if self._memory is None or self._is_loaded:
+        async with self._summarising:
+            if self._is_loaded:
                 return
-            self._is_loaded = True
             summaries: dict[str, Summary] = {}
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, zlib.error):
-                summaries = await asyncio.to_thread(lambda memory: decode(memory.read_bytes()), self._memory)
+            with contextlib.suppress(ObjectMissing, ObjectArchived, ValueError):
+                data = await self._store.get_range(SUMMARIES, 0, _MAX_SUMMARIES_BYTES)
+                summaries = await asyncio.to_thread(decode, data)
             for snapshot_id, summary in summaries.items():
                 if snapshot_id not in self._history:
                     self._history.put(snapshot_id, summary)
-            self._saved = len(summaries)
+            self._is_loaded, self._saved = True, len(summaries)
 
-    async def _save_memory(self, summaries: Mapping[str, Summary]) -> None:
-        """Save what was read, once that is much more, or much else, than the file has."""
-        async with self._remembering:
-            if self._memory is None or self._changed < _SAVED_AFTER + self._saved // 64:
+    async def save_summaries(self) -> None:
+        """Store what was read, once that is much more, or much less, than the object in the store has.
+
+        Gateways may overwrite each other's: each of them is right about every manifest that it names.
+        """
+        async with self._summarising:
+            if not self._may_save_summaries or self._changed < _SAVED_AFTER + self._saved // 64:
                 return
+            summaries = dict(self._history.summaries)
             try:
-                await run_in_thread_uninterrupted(lambda memory: write_durably(memory, encode(summaries)), self._memory)
-            except GatewayError as error:
+                await self._store.put(SUMMARIES, await asyncio.to_thread(encode, summaries))
+            except StorageError as error:
                 log.warning("what was read of the manifests cannot be saved", cause=error.message)
             self._saved, self._changed = len(summaries), 0
+
+    @property
+    def _may_save_summaries(self) -> bool:
+        return False
 
     async def failed_verifications(self, listing: Listing) -> set[str]:
         """Return those snapshots of `listing` whose latest verification failed."""

@@ -36,6 +36,7 @@ log = structlog.get_logger()
 _REFUSAL_GRACE_S = 5.0
 # At most 40 manifests a second: less than a tenth of the processor.
 _SLOW_READS_AT_ONCE, _SLOW_READS_PAUSE_S = 2, 0.05
+_GC = "garbage collection"
 
 
 class Gate(Protocol):
@@ -160,6 +161,12 @@ class Operations:
         """The newest error of a snapshot, a garbage collection or the store that no later success has settled."""
         return next(reversed(self._errors.values()), None)
 
+    @property
+    def gc_problem(self) -> str | None:
+        """Why the newest garbage collection failed, None if it did not."""
+        error = self._errors.get(_GC)
+        return f"garbage collection fails, so nothing is deleted: {error['message']}" if error else None
+
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""
         if self._gate.lost is not None:
@@ -226,7 +233,7 @@ class Operations:
         Then remove the index directories of collections that were deleted longer ago than `grace_s`.
         """
         with self.exclusively("a garbage collection", removes=True):
-            with self._noting_errors("garbage collection"):
+            with self._noting_errors(_GC):
                 result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
             self._note_damage()
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)

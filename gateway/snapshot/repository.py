@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import structlog
 
@@ -41,11 +40,11 @@ class Repository(Manifests):
     """The snapshots in `store`, which is this gateway's own prefix. Every method raises StorageError.
 
     `leader` guards what is published and deleted. Without it, the repository is for reading, or for a store that has
-    no other writer. `memory` is that of `Manifests`.
+    no other writer.
     """
 
-    def __init__(self, store: Storage, leader: LeaderElection | None = None, memory: Path | None = None) -> None:
-        super().__init__(store, memory)
+    def __init__(self, store: Storage, leader: LeaderElection | None = None) -> None:
+        super().__init__(store)
         self._leader = leader
         self._corrupt_packs: set[str] = set()
         self.unreadable: dict[str, str] = {}
@@ -71,6 +70,10 @@ class Repository(Manifests):
         if not await self.check_format():
             document = {"format": FORMAT, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
             await self._store.put_if_absent(_REPOSITORY, json.dumps(document).encode())
+
+    @property
+    def _may_save_summaries(self) -> bool:
+        return self._leader is not None and self._leader.epoch is not None
 
     # ------------------------------------------------------------------ snapshots
 
@@ -144,6 +147,7 @@ class Repository(Manifests):
             for snapshot_id in some:
                 if self._count is not None and (snapshot_id in self._history or snapshot_id in self.unreadable):
                     self._count -= 1
+                self._changed += snapshot_id in self._history
                 self._history.forget(snapshot_id)
                 self.unreadable.pop(snapshot_id, None)
 

@@ -9,8 +9,9 @@ import pytest
 from gateway import vectorstore as module
 from gateway.chroma.disk import DATABASE
 from gateway.config import Settings
-from gateway.errors import StorageUnavailable, Unavailable
+from gateway.errors import LeaseLost, StorageUnavailable, Unavailable
 from gateway.lease.election import LeaderRole
+from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.vectorstore import Phase, VectorStore
 
@@ -117,4 +118,35 @@ async def test_a_state_that_needs_a_person_is_told(served: VectorStore) -> None:
     served.leader._problem = StorageUnavailable("the store is down")
     served.watch.unreadable = {"a/b/c": "torn"}
     served.leader.role, served.leader.reason = LeaderRole.BEHIND, "behind"
-    assert set(served.problems) == {"store-refused", "index-torn", "lease-lost"}
+    with pytest.raises(LeaseLost):
+        await served.tidy()
+    assert set(served.problems) == {"store-refused", "index-torn", "lease-lost", "gc-failed"}
+    assert set(served.problems) <= set(EVENTS)
+    assert served.problems["gc-failed"] in served.warnings
+
+
+async def test_the_leader_election_waits_for_an_interrupted_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is settled or rolled back nobody knows which data are there, and whether they are behind."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
+    vectorstore = vectorstore_of(settings, storage_of(settings))
+    vectorstore.directory.make()
+    vectorstore.directory.make_incoming()
+    vectorstore.directory.swap_in("20261120T210455Z-3f9a1c")
+    steps = list[str]()
+
+    async def finish() -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        steps.append("it is known which data are there")
+
+    async def run() -> None:
+        steps.append("the lease is looked at")
+
+    monkeypatch.setattr(vectorstore.operations, "finish_interrupted_restore", finish)
+    monkeypatch.setattr(vectorstore.leader, "run", run)
+    await vectorstore.begin()
+    await asyncio.gather(vectorstore.lead(), vectorstore.open())
+    assert steps == ["it is known which data are there", "the lease is looked at"]
+    await vectorstore.close()

@@ -81,3 +81,19 @@ async def test_damage_of_the_store_is_told_everywhere(gateway_process: Gateway, 
     assert status["store"]["last_snapshot"]["state"] == "damaged"
     listed = (await client.get("/admin/snapshot")).json()["snapshots"]
     assert [snapshot["state"] for snapshot in listed] == ["damaged", "complete", "damaged"]
+
+
+async def test_failed_garbage_collection_is_told_everywhere(
+    gateway_process: Gateway, client: httpx.AsyncClient
+) -> None:
+    """In `/readyz`, as a metric and in the status, until one succeeds."""
+    lease = Path(gateway_process.vectorstore.repository.url.removeprefix("file://")) / "lease.json"
+    whole = lease.read_bytes()
+    for data, fails in ((b"{", 1.0), (whole, 0.0)):
+        lease.write_bytes(data)
+        answer = await client.post("/admin/gc")
+        assert answer.is_success is not bool(fails)
+        warnings = (await client.get("/readyz")).json()["warnings"]
+        assert any("garbage collection fails" in each for each in warnings) is bool(fails)
+        assert f"chroma_gateway_gc_failing {fails}" in (await client.get("/metrics")).text.splitlines()
+        assert ((await client.get("/admin/status")).json()["last_error"] is not None) is bool(fails)

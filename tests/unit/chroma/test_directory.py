@@ -44,7 +44,7 @@ def live(directory: DataDirectory) -> State:
 
 def left_over(directory: DataDirectory) -> list[str]:
     """Entries that a swap left behind."""
-    return sorted(set(os.listdir(directory.path / ".gateway")) - {"home.json", "incoming"})
+    return sorted(set(os.listdir(directory.path / ".gateway")) - {"home.json", "incoming", "settled.json"})
 
 
 def made(path: Path, old: State = OLD) -> DataDirectory:
@@ -142,8 +142,9 @@ def test_a_settled_swap_leaves_only_the_new_data(tmp_path: Path) -> None:
     directory.swap_in(SNAPSHOT)
     assert directory.on_trial == SNAPSHOT
     assert live(directory) == NEW
+    assert directory.settled is None
     directory.settle()
-    assert (directory.on_trial, directory.is_swapping()) == (None, False)
+    assert (directory.on_trial, directory.is_swapping(), directory.settled) == (None, False, SNAPSHOT)
     assert live(directory) == NEW
     assert left_over(directory) == []
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
@@ -155,7 +156,7 @@ def test_a_swap_that_is_rolled_back_leaves_the_old_data(tmp_path: Path) -> None:
     write(tmp_path, {"chroma.sqlite3-wal": "trial", "chroma.sqlite3-shm": "trial", f"{A}/header.bin": "trial"})
     directory.roll_back()
     assert live(directory) == OLD
-    assert not directory.is_swapping()
+    assert (directory.is_swapping(), directory.settled) == (False, None)
     assert left_over(directory) == []
     assert {name: (tmp_path / name).read_text() for name in FOREIGN} == FOREIGN
 
@@ -231,7 +232,7 @@ def test_a_crash_at_any_step_of_rolling_back_leads_to_the_old_data(tmp_path: Pat
 
 
 def test_a_crash_at_any_step_of_settling_keeps_the_new_data(tmp_path: Path) -> None:
-    """The swap is settled, or still on trial with the old data whole."""
+    """The swap is settled, which is told from then on, or still on trial with the old data whole."""
     path, seen = tmp_path / "data", set()
     for last in range(steps_of(path, on_trial, DataDirectory.settle) + 1):
         directory = on_trial(path)
@@ -239,6 +240,7 @@ def test_a_crash_at_any_step_of_settling_keeps_the_new_data(tmp_path: Path) -> N
             directory.settle()
         directory = require_settled_or_on_trial(path, f"step {last}")
         seen.add(directory.on_trial)
+        assert {directory.on_trial, directory.settled} == {None, SNAPSHOT}
         assert live(directory) == NEW
         if directory.on_trial:
             directory.roll_back()

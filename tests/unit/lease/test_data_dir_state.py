@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.chroma.directory import DataDirectory
 from gateway.errors import DiskFull, GatewayError
 from gateway.lease import data_dir_state
 from gateway.lease.data_dir_state import DataDirState
@@ -101,6 +102,43 @@ def test_what_was_restored_on_purpose_is_not_behind(home: DataDirState) -> None:
     assert home.is_behind(shown) is None
     assert home.is_behind(published(ID, "other")) is None
     assert home.knows("other")
+
+
+def restored(path: Path, snapshot_id: str, *, keep: bool = True) -> None:
+    """Swap a snapshot into the data directory `path`, and settle it or roll it back."""
+    directory = DataDirectory(path)
+    directory.make_incoming()
+    directory.swap_in(snapshot_id)
+    if keep:
+        directory.settle()
+    else:
+        directory.roll_back()
+
+
+def test_a_restore_counts_from_the_step_on_that_settles_it(home: DataDirState, tmp_path: Path) -> None:
+    """So a kill right after it leaves no data that are behind of what they hold, and a roll back leaves no others."""
+    shown = published(NEWER, "other")
+    home.about_to_restore(shown)
+    assert home.is_behind(shown) == NEWER
+    restored(tmp_path, ID, keep=False)
+    assert home.is_behind(shown) == NEWER
+    restored(tmp_path, ID)
+    for _ in range(2):  # as the next processes see it
+        after = DataDirState(tmp_path)
+        assert (after.is_behind(shown), after.is_behind(published(ID, "other"))) == (None, None)
+        after.name()
+        assert DataDirectory(tmp_path).settled is None
+
+
+def test_what_one_restore_was_about_does_not_count_for_the_next(home: DataDirState, tmp_path: Path) -> None:
+    """The first one was on purpose, and failed. The second one is of a reader, so its data hold the snapshot alone."""
+    home.about_to_restore(published(NEWER, "other"))
+    home.about_to_restore(None)
+    restored(tmp_path, ID)
+    assert home.is_behind(published(ID, "other")) is None
+    assert home.is_behind(published(NEWER, "other")) == NEWER
+    home.about_to_restore(published(NEWER, "other"))
+    assert home.is_behind(published(NEWER, "other")) == NEWER, "the restore before is not this one"
 
 
 def test_a_full_disk_does_not_keep_it_from_noting(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavailable
+from gateway.chroma.directory import DataDirectory
+from gateway.errors import GatewayError, LeaseLost, StorageUnavailable
 from gateway.lease import data_dir_state
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
@@ -237,6 +238,24 @@ async def test_data_that_are_behind_are_not_written_to(made: Callable[..., Gatew
     await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
 
 
+async def test_a_kill_after_a_restore_leaves_them_no_longer_behind(made: Callable[..., Gateway]) -> None:
+    """The process had no time to note it. Of what was published they hold an older snapshot, as was asked for."""
+    store = MemoryStore()
+    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
+    for snapshot_id in (ID, NEWER):
+        async with other.leader.publishing(snapshot_id):
+            pass
+    await other.leader.end()
+    again = await made(store, "old", has_data=True).start().until_role(LeaderRole.BEHIND)
+    await again.leader.adopt()
+    directory = DataDirectory(again.path)
+    directory.make_incoming()
+    directory.swap_in(ID)
+    directory.settle()
+    await again.kill()
+    await made(store, "old", has_data=True).start().until_role(LeaderRole.WRITER)
+
+
 async def test_a_restore_that_failed_leaves_them_behind(made: Callable[..., Gateway]) -> None:
     """Also for the next start."""
     store = MemoryStore()
@@ -369,28 +388,6 @@ async def test_only_a_lease_that_was_not_handed_over_is_lost(
     await store.put(LEASE, taken.succeeded_by("another", "another", "another").to_bytes())
     await new.until_role(LeaderRole.READER)
     assert new.leader.lost
-
-
-async def test_data_restored_without_the_lease_are_compared_once_it_can_be_taken(
-    made: Callable[..., Gateway],
-) -> None:
-    """The credentials could only read at the start. Another gateway published meanwhile."""
-    store = MemoryStore()
-    other = await made(store, "other").start().until_role(LeaderRole.WRITER)
-    async with other.leader.publishing(ID):
-        pass
-    store.put_error = StorageDenied("read only")
-    denied = made(store, "denied")
-    with pytest.raises(StorageDenied):
-        await denied.leader.acquire()
-    DataDirState(denied.path).see_restored(ID, None)
-    denied.leader.note_data()
-    store.put_error = None
-    async with other.leader.publishing(NEWER):
-        pass
-    await other.leader.end()
-    await denied.start().until_role(LeaderRole.BEHIND)
-    assert NEWER in denied.refusal
 
 
 async def test_a_start_anew_is_not_behind(made: Callable[..., Gateway], tmp_path: Path) -> None:

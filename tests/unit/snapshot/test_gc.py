@@ -16,7 +16,9 @@ from gateway.errors import GatewayError, LeaseLost, StorageDenied, StorageUnavai
 from gateway.jobs import Progress
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.lease.lease import read_lease_state
+from gateway.snapshot import manifests
 from gateway.snapshot.gc import GcResult, collect_garbage
+from gateway.snapshot.history import decode
 from gateway.snapshot.model import Manifest, Verification
 from gateway.snapshot.packing import PackWriter
 from gateway.snapshot.repository import Repository
@@ -56,7 +58,8 @@ class AgingStore(MemoryStore):
         self._reach()
         for key in sorted(self.objects):
             if key.startswith(prefix) and key > after and key not in self.unlisted:
-                yield ObjectInfo(key, len(self.objects[key]), self.modified.get(key, self.now))
+                data = self.objects[key]
+                yield ObjectInfo(key, len(data), self.modified.get(key, self.now), sha(data))
 
     async def delete(self, key: str) -> None:
         if self.unreachable_for_deletes:
@@ -145,26 +148,23 @@ async def test_no_pack_is_deleted_while_a_manifest_cannot_be_read(tmp_path: Path
     assert packs_in(store) == {b"one", b"two"}
 
 
-async def test_garbage_that_an_unreadable_manifest_cannot_name_is_deleted(tmp_path: Path) -> None:
-    """It was written after the packs that it names. So it holds what is older, and what is not clearly younger."""
+async def test_pack_that_was_stored_again_after_an_unreadable_manifest_stays(tmp_path: Path) -> None:
+    """So the age of a pack does not tell whether such a manifest names it. Once it is deleted, so is the garbage."""
     repository, leader = await writer(store := AgingStore(), tmp_path)
-    await repository.put_pack(sha(b"older"), b"older")
     await stored(repository, ID, b"one")
     store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
-    store.now += timedelta(hours=20)
-    await repository.put_pack(sha(b"hardly younger"), b"hardly younger")
-    store.now += timedelta(days=2)
-    await stored(repository, NEWER, b"two")
-    await repository.put_pack(sha(b"younger"), b"younger")
+    store.now += timedelta(days=7)
+    await stored(repository, NEWER, b"one", b"two")
+    await repository.delete(NEWER)
     store.now += timedelta(days=2)
     repository = Repository(store, leader)
     collected = await collect_garbage(repository, leader, Keep(), DAY_S)
-    assert packs_in(store) == {b"older", b"one", b"hardly younger", b"two"}
-    assert (collected.deleted_packs, collected.held_packs, collected.young_packs) == (1, 3, 0)
+    assert packs_in(store) == {b"one", b"two"}
+    assert (collected.deleted_packs, collected.held_packs, collected.young_packs) == (0, 2, 0)
     assert ID in repository.damage[0]
     await repository.delete(ID)
     collected = await collect_garbage(repository, leader, Keep(), DAY_S)
-    assert packs_in(store) == {b"two"}
+    assert packs_in(store) == set()
     assert (collected.problem, repository.damage) == (None, [])
 
 
@@ -180,6 +180,33 @@ async def test_manifest_that_was_read_before_holds_what_it_names(tmp_path: Path)
     assert packs_in(store) == {b"one", b"two"}
     assert (collected.kept_snapshots[ID], collected.held_packs) == (["damaged"], 0)
     assert ID in (collected.problem or "")
+
+
+async def test_manifest_that_another_process_read_holds_what_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has its summary. So garbage is collected beside a damaged manifest on a new disk too."""
+    monkeypatch.setattr(manifests, "_SAVED_AFTER", 0)
+    repository, leader = await writer(store := AgingStore(), tmp_path / "first")
+    await stored(repository, ID, b"one")
+    await collect_garbage(repository, leader, Keep(), DAY_S)
+    store.objects[f"snapshots/{ID}/manifest.json"] = b"{"
+    await repository.put_pack(sha(b"garbage"), b"garbage")
+    store.now += timedelta(days=2)
+    repository, leader = await writer(store, tmp_path / "second")
+    collected = await collect_garbage(repository, leader, Keep(last=1), DAY_S)
+    assert packs_in(store) == {b"one"}
+    assert (collected.deleted_packs, collected.held_packs, list(repository.unreadable)) == (1, 0, [ID])
+
+
+async def test_summaries_that_were_dropped_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collection that drops most leaves no name for which the next gateway has to ask the store."""
+    monkeypatch.setattr(manifests, "_SAVED_AFTER", 1)
+    repository, leader = await writer(store := AgingStore(), tmp_path)
+    for number in range(5):
+        await stored(repository, f"2026112{number}T000000Z-000000", b"shared")
+    await collect_garbage(repository, leader, Keep(last=1), DAY_S)
+    assert list(decode(store.objects[manifests.SUMMARIES])) == ["20261124T000000Z-000000"]
 
 
 # ---------------------------------------------------------------------- what is named and not there

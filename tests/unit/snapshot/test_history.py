@@ -1,6 +1,8 @@
 """What is kept of manifests is small, and says exactly which packs they name."""
 
+import hashlib
 import tracemalloc
+import zlib
 
 import pytest
 from hypothesis import given
@@ -58,8 +60,8 @@ def test_a_changed_object_is_not_the_one_that_was_read() -> None:
     assert history.is_current(NEWER, (10, "tag"))
 
 
-def test_summaries_survive_as_a_file() -> None:
-    """Those that a list has shown. A changed byte is noticed, wherever it is."""
+def test_summaries_survive_as_an_object() -> None:
+    """Those that a list has shown. A changed byte is noticed, wherever it is, and so is what only looks like one."""
     history = History()
     for number, snapshot_id in enumerate((OLDER, NEWER)):
         history.add(manifest(snapshot_id, (b"shared", snapshot_id.encode())), (number, f"tag-{number}"))
@@ -69,6 +71,35 @@ def test_summaries_survive_as_a_file() -> None:
     for place in (0, 40, len(data) - 1):
         with pytest.raises(ValueError, match="digest"):
             decode(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"",
+        b"[]",
+        b'{"format": 2, "packs": [], "snapshots": {}}',
+        b'{"format": 1, "packs": ["ab"], "snapshots": {}}',
+        b'{"format": 1, "packs": [], "snapshots": {"a": ["2026-11-20T00:00:00Z", [], 1, "t", []]}}',
+        b'{"format": 1, "packs": [], "snapshots": {"a": ["2026-11-20T00:00:00Z", null, 1, "t", [0]]}}',
+        b'{"format": 1, "packs": [], "snapshots": {"a": ["2026-11-20T00:00:00Z", null, 1, "t", [-1]]}}',
+    ],
+)
+def test_another_document_is_no_summaries(document: bytes) -> None:
+    """A later format, and whatever has the right digest and other contents."""
+    for body in (zlib.compress(document), document):
+        with pytest.raises(ValueError, match=r"."):
+            decode(hashlib.sha256(body).digest() + body)
+
+
+def test_summaries_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small object does not fill the memory."""
+    history = History()
+    history.add(manifest(ID), (10, "tag"))
+    data = encode(history.summaries)
+    monkeypatch.setattr(module, "_MAX_DOCUMENT_BYTES", 100)
+    with pytest.raises(ValueError, match=r"."):
+        decode(data)
 
 
 def test_ids_are_found_from_the_end() -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import InvalidRequest, ObjectArchived, SnapshotError
+from gateway.errors import InvalidRequest, ObjectArchived, SnapshotError, StorageDenied, StorageUnavailable
 from gateway.lease.state import LeaseState
 from gateway.snapshot import manifests, repository
+from gateway.snapshot.history import decode
+from gateway.snapshot.manifests import SUMMARIES
 from gateway.snapshot.model import new_snapshot_id
 from gateway.snapshot.repository import Repository
 from gateway.storage.protocol import ObjectInfo
@@ -159,21 +161,60 @@ async def test_garbage_collection_reads_each_manifest_once(store: CountingStore)
     assert store.counted() == (MANY, 0)
 
 
-async def test_a_restart_reads_only_what_is_new(store: CountingStore, tmp_path: Path) -> None:
-    """What was read is in a file. A damaged file is as none, and what it says of another object does not count."""
-    memory = tmp_path / "history"
-    before = await Repository(store, memory=memory).read_all()
+async def writer(home: Path, store: CountingStore) -> Repository:
+    """The repository of a gateway that holds the lease."""
+    leader = candidate(home, store, may_delete=False)
+    await leader.require()
+    return Repository(store, leader)
+
+
+async def test_another_disk_reads_only_what_is_new(store: CountingStore, tmp_path: Path) -> None:
+    """What was read is in the store. Damaged it is as none, and what it says of another object does not count."""
+    before = await (await writer(tmp_path / "first", store)).read_all()
     store.objects[f"snapshots/{IDS[0]}/manifest.json"] = manifest(IDS[0], (b"another",)).to_bytes()
     store.counted()
-    read = await Repository(store, memory=memory).read_all()
+    read = await (await writer(tmp_path / "second", store)).read_all()
     assert store.counted() == (MANY, 1)
     assert read.named() == before.named() - {bytes.fromhex(sha(IDS[0].encode()))} | {bytes.fromhex(sha(b"another"))}
     assert {each: read.taken(each) for each in IDS} == {each: before.taken(each) for each in IDS}
-    data = bytearray(memory.read_bytes())
+    data = bytearray(store.objects[SUMMARIES])
     data[len(data) // 2] ^= 1
-    memory.write_bytes(data)
-    assert (await Repository(store, memory=memory).read_all()).named() == read.named()
+    store.objects[SUMMARIES] = bytes(data)
+    assert (await (await writer(tmp_path / "third", store)).read_all()).named() == read.named()
     assert store.counted() == (MANY, MANY)
+
+
+async def test_what_was_read_is_stored_by_the_holder_of_the_lease_alone(store: CountingStore, tmp_path: Path) -> None:
+    """And again only once much has changed. A store that refuses it changes nothing else."""
+    await Repository(store).read_all()
+    assert SUMMARIES not in store.objects
+    repository = await writer(tmp_path, store)
+    await repository.read_all()
+    stored = store.objects[SUMMARIES]
+    await repository.publish(manifest(NEWER))
+    await repository.read_all()
+    assert store.objects[SUMMARIES] == stored
+    await repository.delete_manifests(IDS[:50], ())
+    store.put_error = StorageDenied("not here")
+    await repository.read_all()
+    assert store.objects[SUMMARIES] == stored
+    store.put_error = None
+    await repository.delete_manifests(IDS[50:100], ())
+    await repository.save_summaries()
+    assert len(decode(store.objects[SUMMARIES])) == MANY - 100 + 1
+
+
+async def test_what_was_read_is_asked_for_again_after_an_error(store: CountingStore, tmp_path: Path) -> None:
+    """A store that is away has not said that it holds none."""
+    await (await writer(tmp_path / "first", store)).read_all()
+    repository = await writer(tmp_path / "second", store)
+    store.counted()
+    store.unreachable = True
+    with pytest.raises(StorageUnavailable):
+        await repository.read_all()
+    store.unreachable = False
+    await repository.read_all()
+    assert store.counted() == (MANY, 0)
 
 
 async def test_a_deletion_reads_few_manifests(

@@ -248,7 +248,7 @@ async def test_failed_snapshot_is_the_last_error_when_it_is_told(tmp_path: Path)
 
 
 async def test_failed_garbage_collection_is_the_last_error_until_one_succeeds(tmp_path: Path) -> None:
-    """A log line alone would be overlooked for weeks."""
+    """A log line alone would be overlooked for weeks. So it is a problem of its own, too."""
     one = made(tmp_path, store := MemoryStore())
     await damaged(store, one, b"older")
     store.objects[f"data/{sha(b'older')}"] = b"older"
@@ -257,6 +257,7 @@ async def test_failed_garbage_collection_is_the_last_error_until_one_succeeds(tm
         await one.collect_garbage(Keep(), 0)
     assert one.last_error is not None
     assert one.last_error["error"] == "StorageUnavailable"
+    assert "the store is down" in (one.gc_problem or "")
     store.unreachable = False
     await one.collect_garbage(Keep(), 0)
-    assert one.last_error is None
+    assert (one.last_error, one.gc_problem) == (None, None)
