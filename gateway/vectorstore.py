@@ -46,7 +46,7 @@ from gateway.proxy.gate import Gate
 from gateway.snapshot.budget import Estimate, Record
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.index_copies import StoredCopies
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.model import Snapshot, is_snapshot_id
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
@@ -251,6 +251,8 @@ class VectorStore:
             reraise=True,
         ):
             with attempt:
+                if is_snapshot_id(self._options.restore):  # no other gateway is to leave for one that is not there
+                    await self._demanded(self.repository.manifest(self._options.restore))
                 self._enter(Phase.WAITING_FOR_LEASE)
                 # Not without it: what clients write to a store that denies writes would be lost with the disk.
                 await self.leader.acquire()

@@ -66,8 +66,8 @@ class Writes(Protocol):
 class LeaseOptions:
     """`may_delete` says whether objects of the store may be deleted at all."""
 
-    takeover_timeout_s: float = 30
-    may_delete: bool = True
+    takeover_timeout_s: float
+    may_delete: bool
     poll_s: float = POLL_S
     answer_timeout_s: float = ANSWER_TIMEOUT_S
 
@@ -81,13 +81,13 @@ class LeaderElection:
         data_dir_state: DataDirState,
         writes: Writes,
         save: Callable[[], Awaitable[None]],
-        options: LeaseOptions | None = None,
+        options: LeaseOptions,
         *,
         where: str = "",
     ) -> None:
         """`save` takes a last snapshot; `where` names this process to people."""
         self._store, self._data_dir_state, self._writes, self._save = store, data_dir_state, writes, save
-        self._options, self._where = options or LeaseOptions(), where or this_process()
+        self._options, self._where = options, where or this_process()
         self._taking = asyncio.Lock()
         self._had_data = False
         self._lease: Lease | None = None

@@ -93,7 +93,7 @@ class Lease:
         where: str,
         *,
         conditional: bool,
-        takeover_timeout_s: float = 30,
+        takeover_timeout_s: float,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -24,7 +24,8 @@ ID, OTHER = "20261120T210455Z-3f9a1c", "20261120T210456Z-000000"
 
 
 def lease(store: Storage, home: str = "", **kwargs: float) -> Lease:
-    return Lease(store, home or uuid.uuid4().hex, "a test", conditional=True, **kwargs)
+    options = {"takeover_timeout_s": 30.0} | kwargs
+    return Lease(store, home or uuid.uuid4().hex, "a test", conditional=True, **options)
 
 
 # ---------------------------------------------------------------------- the probe

@@ -9,8 +9,9 @@ import pytest
 from gateway import vectorstore as module
 from gateway.chroma.disk import DATABASE
 from gateway.config import Settings
-from gateway.errors import LeaseLost, StorageUnavailable, Unavailable
+from gateway.errors import LeaseLost, NothingToRestore, StorageUnavailable, Unavailable
 from gateway.lease.election import LeaderRole
+from gateway.lease.lease import read_lease_state
 from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.vectorstore import Phase, VectorStore
@@ -150,3 +151,27 @@ async def test_the_leader_election_waits_for_an_interrupted_restore(
     await asyncio.gather(vectorstore.lead(), vectorstore.open())
     assert steps == ["it is known which data are there", "the lease is looked at"]
     await vectorstore.close()
+
+
+async def test_a_start_that_demands_an_unknown_snapshot_takes_the_lease_from_no_gateway(tmp_path: Path) -> None:
+    """Otherwise the one that writes would hand over to a process that ends. The store is as it was."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", restore="20261120T210455Z-3f9a1c")
+    writer = vectorstore_of(settings.model_copy(update={"data_dir": tmp_path / "other"}), storage_of(settings))
+    vectorstore = vectorstore_of(settings, storage_of(settings))
+    for each in (writer, vectorstore):
+        each.directory.make()
+        each.chroma.is_running = not_running  # type: ignore[method-assign]
+    await writer.begin()
+    await writer.leader.require()
+    lease_state = await read_lease_state(writer.repository._store)
+    await vectorstore.begin()
+    with pytest.raises(NothingToRestore):
+        await vectorstore.open()
+    assert await read_lease_state(writer.repository._store) == lease_state
+    assert not (vectorstore.directory.path / DATABASE).exists()
+    for each in (writer, vectorstore):
+        await each.close()
+
+
+async def not_running() -> bool:
+    return False

@@ -40,7 +40,7 @@ class Gateway:
         self.extended: list[tuple[float, str]] = []
         self.heard: asyncio.Event = asyncio.Event()
         self.save_error: Exception | None = None
-        options = LeaseOptions(takeover_timeout_s=patience_s, poll_s=poll_s, answer_timeout_s=answer_timeout_s)
+        options = LeaseOptions(patience_s, may_delete=True, poll_s=poll_s, answer_timeout_s=answer_timeout_s)
         self.leader = LeaderElection(store, DataDirState(path), self, self.save, options, where=path.name)
         self.leader.begin(has_data=has_data)
         self._task: asyncio.Task[None] | None = None
@@ -178,7 +178,7 @@ async def test_a_lease_that_nobody_takes_comes_back(
     monkeypatch.setattr("gateway.lease.election._UNCLAIMED_S", 0.1)
     store = MemoryStore()
     old = await made(store, "old", patience_s=30).start().until_role(LeaderRole.WRITER)
-    asking = Lease(store, "new", "new", conditional=True)
+    asking = Lease(store, "new", "new", conditional=True, takeover_timeout_s=30)
     taking = asyncio.create_task(asking.take())
     await old.until(lambda: b'"wanted_by": null' not in store.objects[LEASE])
     taking.cancel()

@@ -27,7 +27,10 @@ LASTING: dict[str, Callable[[Gateway], object]] = {
     "schedule": lambda _gateway: lifecycle,
     "data directory": lambda gateway: gateway.vectorstore,
     "alerts": lambda gateway: gateway.alerts,
+    "disk": lambda gateway: gateway.vectorstore,
 }
+# Tasks of the lifecycle itself.
+OWN = {"last snapshot": "_note_last_snapshot", "last line of the start": "_tell_when_ready"}
 METHODS = {
     "bound of the log": "keep_bounded",
     "clock of the data path": "watch_the_clock",
@@ -36,6 +39,7 @@ METHODS = {
     "schedule": "run_schedule",
     "data directory": "watch_data_dir",
     "alerts": "watch",
+    "disk": "probe_disk",
 }
 
 
@@ -71,7 +75,25 @@ async def test_the_last_line_of_a_start_says_where_it_is(tmp_path: Path, monkeyp
     assert line["admin_token_in"].endswith("var/admin-token")
 
 
-@pytest.mark.parametrize("task", LASTING)
+async def test_every_background_task_is_known_to_the_test_of_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is added here and not there could end unnoticed."""
+    gateway, started = built(tmp_path, snapshot_interval_s=3600), list[object]()
+    for each, owner in LASTING.items():
+        monkeypatch.setattr(owner(gateway), METHODS.get(each, "run"), no_work)
+    run = Lifecycle._run
+
+    def counted(self: Lifecycle, work: Any) -> asyncio.Task[None]:
+        started.append(work)
+        return run(self, work)
+
+    monkeypatch.setattr(Lifecycle, "_run", counted)
+    async with Lifecycle(gateway, asyncio.Event().set).running():
+        assert len(started) == len(LASTING) + len(OWN)
+
+
+@pytest.mark.parametrize("task", [*LASTING, *OWN])
 async def test_a_background_task_that_fails_ends_the_process(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +101,8 @@ async def test_a_background_task_that_fails_ends_the_process(
     gateway = built(tmp_path, snapshot_interval_s=3600)
     for each, owner in LASTING.items():
         monkeypatch.setattr(owner(gateway), METHODS.get(each, "run"), broken if each == task else no_work)
+    if task in OWN:
+        monkeypatch.setattr(Lifecycle, OWN[task], broken)
     stopped = asyncio.Event()
     served = Lifecycle(gateway, stopped.set)
     async with served.running(), asyncio.timeout(20):
