@@ -23,6 +23,12 @@ def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
     return [(language, text) for language, text in _FENCE.findall(page.read_text()) if language in languages]
 
 
+def section(page: Path, heading: str, *languages: str) -> list[str]:
+    """The texts of the fenced blocks in one of `languages` between `heading` and the next one of the same level."""
+    below = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return [text for language, text in _FENCE.findall(below) if language in languages]
+
+
 def prose(page: Path) -> str:
     """The text of `page` without its fenced blocks."""
     return _FENCE.sub("", page.read_text())

@@ -109,7 +109,7 @@ def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
 
 
 def test_every_page_with_commands_is_run() -> None:
-    """A block that is fenced as bash or python is run by a test: here, in test_exposed, or in test_documents."""
+    """A block that is fenced as bash or python is run: here, or by the tests of keys, documents and clients."""
     run_here = {"README.md", "quickstart.md", "snapshots-and-restore.md", "monitoring.md", "admin-api.md"}
     fenced = {page.name for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if blocks(page, "bash", "python")}
-    assert fenced == run_here | {"security.md", "training-documents.md"}
+    assert fenced == run_here | {"security.md", "training-documents.md", "clients.md"}
