@@ -5,7 +5,9 @@ them lies the package of the Google provider for Terraform's CDK, whose types sa
 `terraform validate` itself needs the provider, which only HashiCorp's registry has.
 """
 
+import itertools
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -123,6 +125,24 @@ def check_example() -> Iterator[str]:
         yield from problems_of(document)
 
 
+def check_pages() -> Iterator[str]:
+    """The commands of the documentation name values of the chart and variables of the Terraform files."""
+    declared = set(re.findall(r'variable "(\w+)"', (TERRAFORM / "variables.tf").read_text()))
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text().replace("\\\n", " ")
+        for command in re.findall(r"^helm (?:install|upgrade) .*$", text, re.MULTILINE):
+            words = shlex.split(command)
+            given = ",".join(value for option, value in itertools.pairwise(words) if option == "--set")
+            kept = VALUES["least"] if "--reuse-values" in words else {}
+            try:
+                with helm_python.Chart.load(ROOT / words[3]) as chart:
+                    chart.render(kept | helm_python.parse_set_string_values(given), name=words[2])
+            except helm_python.HelmError as error:
+                yield f"{page.name}: {command}: {error}"
+        named = set(re.findall(r"-var (\w+)=", text)) | set(re.findall(r"\bTF_VAR_(\w+)", text))
+        yield from (f"{page.name}: there is no variable {each}" for each in sorted(named - declared))
+
+
 # Of the Prometheus Operator (Documentation/api-reference/api.md, ServiceMonitor). Kubernetes' own schemas lack it.
 _OF_A_MONITOR = {
     "selector": {"matchLabels", "matchExpressions"},
@@ -227,6 +247,7 @@ def main(provider: Path) -> int:
     for what, found in (
         ("the Helm chart", check_chart()),
         ("kubernetes.yaml", check_example()),
+        ("the commands of the documentation", check_pages()),
         ("the Terraform files", check_terraform(provider)),
     ):
         problems = list(found)

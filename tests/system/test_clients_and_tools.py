@@ -106,7 +106,7 @@ def python_of(environment: str) -> str:
     ],
 )
 def test_an_example_works(served: Served, environment: str, heading: str) -> None:
-    """With a writer's key all of it. With a reader's up to the write, which is refused in words that the client shows."""
+    """With a writer's key all of it. With a reader's up to the write, whose refusal the client shows."""
     command = [python_of(environment), "-c", served.text(heading, "python")]
     written = served.run("writer", command)
     assert written.returncode == 0, written.stderr

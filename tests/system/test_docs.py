@@ -54,15 +54,34 @@ def run(text: str, directory: Path, env: dict[str, str]) -> str:
 
 @pytest.fixture
 def clone() -> Iterator[Path]:
-    """What a clone has after its first setup: the scripts, and an environment in .venv."""
+    """What a clone has after its first setup: scripts, and an environment in .venv."""
     with tempfile.TemporaryDirectory(prefix="clone", dir="/tmp") as name:  # short, for the supervisor's socket
         directory = Path(name)
-        (directory / "scripts").mkdir()
-        shutil.copy(ROOT / "scripts/run", directory / "scripts/run")
+        (directory / "scripts/image").mkdir(parents=True)
+        for each in ("scripts/run", "scripts/install-service", "scripts/image/healthcheck"):
+            shutil.copy(ROOT / each, directory / each)
         (directory / "scripts/setup").write_text("#!/bin/sh\n")
         (directory / "scripts/setup").chmod(0o755)
         (directory / ".venv").symlink_to(sys.prefix)
         yield directory
+
+
+def follow(page: Path, clone: Path) -> str:
+    """Do in `clone` what `page` says, from the first start to the last stop; return what it printed."""
+    port, chroma_port = free_port(), free_port()
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(clone),
+        "PORT": str(port),
+        "GATEWAY_CHROMA_PORT": str(chroma_port),
+    }
+    # Whatever fails, nothing of it stays.
+    clean = (
+        "scripts/install-service stop --background >/dev/null 2>&1 || true; kill $(jobs -p) 2>/dev/null || true; wait"
+    )
+    printed = run(f"trap '{clean}' EXIT\n{script(page, port)}", clone, env)
+    assert list((clone / "var/store/users/default/vectorstore/snapshots").iterdir())
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -71,20 +90,22 @@ def clone() -> Iterator[Path]:
     ids=lambda page: page.name,
 )
 def test_a_newcomer_loses_the_disk_and_gets_everything_back(page: Path, clone: Path) -> None:
-    """README and quickstart, from the first start to the last stop: what was written before is there after."""
-    port = free_port()
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(clone),
-        "PORT": str(port),
-        "GATEWAY_CHROMA_PORT": str(free_port()),
-    }
-    text = script(page, port)
-    assert text.count("rm -rf var/chroma") == 1
-    # Whatever fails, nothing of it stays.
-    printed = run(f"trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n{text}", clone, env)
-    assert "remember the milk" in printed
-    assert list((clone / "var/store/users/default/vectorstore/snapshots").iterdir())
+    """README and quickstart: what was written before is there after."""
+    assert page.read_text().count("rm -rf var/chroma") == 1
+    assert "remember the milk" in follow(page, clone)
+
+
+@pytest.mark.soak
+def test_a_laptop_goes_back_after_an_experiment(clone: Path) -> None:
+    """And keeps its settings in .env."""
+    assert "remember the milk" in follow(DOCS / "start/laptop.md", clone)
+    assert "GATEWAY_SNAPSHOT_INTERVAL_S=1h" in (clone / ".env").read_text()
+
+
+@pytest.mark.soak
+def test_a_pod_serves_from_a_clone(clone: Path) -> None:
+    """It is started, used and stopped by the commands of the page, with its settings in .env."""
+    assert "ready" in follow(DOCS / "start/pod.md", clone)
 
 
 # ---------------------------------------------------------------------- beside a running gateway
@@ -99,7 +120,7 @@ def served() -> Iterator[Gateway]:
         yield built
 
 
-@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md", "admin-api.md"])
+@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md", "admin-api.md", "start/on-call.md"])
 def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
     """Each ends well, in the order of the page."""
     run(script(DOCS / name, served.port), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
@@ -110,6 +131,7 @@ def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
 
 def test_every_page_with_commands_is_run() -> None:
     """A block that is fenced as bash or python is run: here, or by the tests of keys, documents and clients."""
-    run_here = {"README.md", "quickstart.md", "snapshots-and-restore.md", "monitoring.md", "admin-api.md"}
+    run_here = {"README.md", "quickstart.md", "laptop.md", "pod.md"}
+    run_here |= {"snapshots-and-restore.md", "monitoring.md", "admin-api.md", "on-call.md"}
     fenced = {page.name for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if blocks(page, "bash", "python")}
     assert fenced == run_here | {"security.md", "training-documents.md", "clients.md"}

@@ -43,6 +43,12 @@ def test_the_readme_stays_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@pytest.mark.parametrize("page", sorted((DOCS / "start").iterdir()), ids=name_of)
+def test_a_page_to_start_from_stays_short(page: Path) -> None:
+    """At most two screens of 45 lines."""
+    assert len(page.read_text().splitlines()) <= 90
+
+
 @every_page
 def test_every_link_leads_somewhere(page: Path) -> None:
     """Files that are linked exist, and have the heading that the link names."""

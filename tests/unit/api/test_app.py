@@ -15,7 +15,7 @@ from gateway.auth.scope import Role
 from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.vectorstore import VectorStore
-from tests.gateway_process import free_port
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(("method", "path"), [("PATCH", "/admin/users/default/avatars/a/b"), ("POST", "/admin/none")])
