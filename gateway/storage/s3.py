@@ -20,6 +20,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -877,12 +878,12 @@ def _reason(error: BaseException) -> str:
 
 
 def _timestamp(value: Any) -> datetime:
-    """Return what `botocore.utils.parse_timestamp` does; lists have ISO 8601, and headers have other forms."""
-    try:
-        parsed = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return parse_timestamp(value)
-    return parsed if parsed.tzinfo else parse_timestamp(value)
+    """Return what `botocore.utils.parse_timestamp` does, faster: lists have ISO 8601, and headers have RFC 5322."""
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        with contextlib.suppress(AttributeError, TypeError, ValueError):  # also of a number
+            if (parsed := parse(value)).tzinfo:
+                return parsed
+    return parse_timestamp(value)
 
 
 def _tag(etag: str) -> str:
