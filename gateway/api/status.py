@@ -54,7 +54,7 @@ class MemoryStatus(BaseModel):
 
 
 class LeaseStatus(BaseModel):
-    role: str = Field(description="`leader` if this gateway may write to the store")
+    role: str = Field(description="`writer` if this gateway may write to the store")
     epoch: int | None = Field(description="counts the changes of the writer")
     holder: str | None = Field(description="which process has the lease, as far as is known")
     conditional_writes: str | None = Field(
