@@ -23,7 +23,7 @@ BESIDE_A_GATEWAY = [
 START = "./scripts/run >gateway.log 2>&1 &\nuntil curl -fso /dev/null http://127.0.0.1:8000/readyz; do sleep 1; done\n"
 # What ends a step of README.md, in its order: the first command after it.
 STEPS = ((".venv/bin/python -", "ready"), ("kill ", "first snapshot"), (".venv/bin/python -", "first restore"))
-# Whatever fails, nothing of it stays. Each command is printed with its time; as root, bash takes no PS4 of the environment.
+# Whatever fails, nothing of it stays. Each command is printed with its time. As root, bash reads no PS4 from outside.
 _BEGIN = "trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\nPS4='+@$EPOCHREALTIME '\nset -x"
 
 

@@ -36,7 +36,8 @@ def screen(found: dict[str, Any]) -> str:
         _schedule(found["snapshots"], found["final_snapshot"]),
     ]
     if lease := found.get("lease"):
-        lines.append("lease " + ", ".join(f"{name} {value}" for name, value in lease.items()))
+        known = {name.replace("_", " "): value for name, value in lease.items() if value is not None and value != []}
+        lines.append("lease " + ", ".join(f"{name} {value}" for name, value in known.items()))
     if error := found["last_error"]:
         lines.append(f"LAST ERROR at {error['at']}: {error['message']}")
     return "\n".join([*lines, *_collections(found["collections"])])

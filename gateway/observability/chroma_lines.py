@@ -29,7 +29,7 @@ _IN_REQUEST = "HTTP request"  # the span's name, rust/tracing/src/tower_tracing.
 _BANNER = re.compile(
     r"[\s(#.*]+|Saving data to: .*|Connect to Chroma at: .*|Getting started guide: .*"
     r"|.*To deploy your DB - try Chroma Cloud!|- Sign up: .*|- Copy your data to Cloud: .*"
-    r"|={10}|\{\"persist_path\": .*\}"  # the configuration file (`rust/frontend/src/config.rs`, `load_from_path`)
+    r"|={10}|\{.*\"persist_path\": .*\}"  # the configuration file (`rust/frontend/src/config.rs`, `load_from_path`)
 )
 _MAX_EVENT_BYTES = 256 * 1024
 

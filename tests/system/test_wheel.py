@@ -3,17 +3,20 @@
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from pathlib import Path
 
 import pytest
 
 from tests.gateway_process import ROOT, gateway_process
+from tests.system.test_docs import follow
 
 
-@pytest.mark.soak
-def test_a_wheel_serves(tmp_path: Path) -> None:
-    """In an environment of its own, outside the checkout. Its dependencies come from the environment of the tests."""
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with the wheel in it, outside the checkout. Its dependencies come from the environment of the tests."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(copy_of_sources(tmp_path))], check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
@@ -23,10 +26,28 @@ def test_a_wheel_serves(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*install, str(wheel)], check=True, timeout=120)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    # Nothing of the checkout is on the path, and the admin token is made at the start.
+    return tmp_path / "venv"
+
+
+@pytest.mark.soak
+def test_a_wheel_serves(environment: Path) -> None:
+    """At the address of its options. No checkout is on the path, and the admin token is made at the start."""
     with gateway_process(PYTHONPATH="", GATEWAY_ADMIN_TOKEN="") as installed:
-        installed.command = [str(tmp_path / "venv/bin/chroma-gateway"), "serve"]
+        where = ("--host", "127.0.0.1", "--port", installed.env.pop("PORT"))
+        installed.command = [str(environment / "bin/chroma-gateway"), "serve", *where]
         assert installed.start().stop() == 0, installed.output()
+
+
+@pytest.mark.soak
+def test_the_demonstration_of_the_readme_works_on_a_wheel(environment: Path) -> None:
+    """All of it, with the installed command for `scripts/run`: what was written before the disk was lost is there."""
+    with tempfile.TemporaryDirectory(prefix="wheel", dir="/tmp") as name:  # short, for the supervisor's socket
+        directory = Path(name)
+        (directory / "scripts").mkdir()
+        (directory / "scripts/run").write_text("#!/bin/sh\nexec .venv/bin/chroma-gateway serve\n")
+        (directory / "scripts/run").chmod(0o755)
+        (directory / ".venv").symlink_to(environment)
+        assert "remember the milk" in follow(ROOT / "README.md", directory)
 
 
 def copy_of_sources(directory: Path) -> Path:

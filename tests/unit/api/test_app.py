@@ -15,6 +15,7 @@ from gateway.auth.scope import Role
 from gateway.config import Settings
 from gateway.jobs import Jobs
 from gateway.vectorstore import VectorStore
+from tests.keys import Keys
 from tests.ports import free_port
 
 
@@ -120,6 +121,16 @@ def test_a_misspelt_parameter_is_refused(client: TestClient, method: str, target
 def test_health_checks_may_add_parameters(client: TestClient, path: str) -> None:
     """Load balancers and scrapers append some of their own, against caches."""
     assert client.get(f"{path}?nocache=1").status_code == 200
+
+
+def test_a_scraper_hears_which_key_will_do(tmp_path: Path) -> None:
+    """Not the admin's: Prometheus reads."""
+    keys = Keys(tmp_path / "keys.json")
+    client = TestClient(admin_application(Settings(data_dir=tmp_path, keys_file=keys.path), Keyring("an-admin-token")))
+    answer = client.get("/metrics")
+    assert answer.status_code == 401
+    assert "a reader's will do" in answer.json()["hint"]
+    assert "admin" not in answer.json()["hint"]
 
 
 @pytest.mark.parametrize("path", ["/docs", "/chroma/docs"])

@@ -15,7 +15,7 @@ BANNER = (
     "Getting started guide: https://docs.trychroma.com/docs/overview/getting-started\n\n"
     "☁️ To deploy your DB - try Chroma Cloud!\n- Sign up: https://trychroma.com/signup\n"
     "- Copy your data to Cloud: chroma copy --to-cloud --all\n\n"
-    '==========\n{"persist_path": "/data", "listen_address": "127.0.0.1", "port": 8001}\n==========\n\n'
+    '==========\n{"stdout_tracing": true, "persist_path": "/data", "port": 8001}\n==========\n\n'
 ).encode()
 EVENT = (
     b"  \x1b[2m2026-11-21T05:45:07.141011Z\x1b[0m \x1b[33m WARN\x1b[0m  \x1b[33mFrontend server, "
