@@ -1,6 +1,8 @@
 """The pages of the documentation, and what tests read out of them."""
 
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,32 @@ def section(page: Path, heading: str, *languages: str) -> list[str]:
     """The texts of the fenced blocks in one of `languages` between `heading` and the next one of the same level."""
     below = page.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     return [text for language, text in _FENCE.findall(below) if language in languages]
+
+
+def script(page: Path, python: str) -> str:
+    """What `page` tells people to type, in its order, as a script of bash. Blocks of Python are run by `python`."""
+    return "".join(
+        text if language == "bash" else f"{python} - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n"
+        for language, text in blocks(page, "bash", "python")
+    )
+
+
+def run_script(text: str, directory: Path, env: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run `text` in bash until its first failure. All that it prints is in `stdout`."""
+    # Into a file: what it starts in the background holds what it was given.
+    with tempfile.TemporaryFile() as output:
+        ended = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", text],
+            cwd=directory,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            timeout=timeout_s,
+            check=False,
+        )
+        output.seek(0)
+        return subprocess.CompletedProcess(ended.args, ended.returncode, output.read().decode())
 
 
 def prose(page: Path) -> str:

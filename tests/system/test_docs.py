@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documentation import DOCS, ROOT, blocks
+from tests.documentation import DOCS, ROOT, blocks, run_script, script
 from tests.gateway_process import Gateway, gateway_process
 from tests.ports import free_port
 
@@ -19,34 +18,18 @@ TIMEOUT_S = 280
 pytestmark = pytest.mark.timeout(TIMEOUT_S + 20)
 
 
-def script(page: Path, port: int) -> str:
-    """What `page` tells people to type, in its order, for a gateway at `port`."""
-    parts = (
-        text if language == "bash" else f"{sys.executable} - <<'END_OF_PYTHON'\n{text}END_OF_PYTHON\n"
-        for language, text in blocks(page, "bash", "python")
-    )
-    return "".join(parts).replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("port=8000", f"port={port}")
+def at(port: int, page: Path) -> str:
+    """The commands of `page`, for a gateway at `port`."""
+    text = script(page, sys.executable)
+    return text.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("port=8000", f"port={port}")
 
 
 def run(text: str, directory: Path, env: dict[str, str]) -> str:
-    """Run `text` in bash until its first failure, which fails the test; return what it printed."""
-    # Into a file: what it starts in the background holds what it was given.
-    with tempfile.TemporaryFile() as output:
-        ended = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            cwd=directory,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-        output.seek(0)
-        printed = output.read().decode()
+    """Run `text`, which may not fail; return what it printed."""
+    ended = run_script(text, directory, env, TIMEOUT_S)
     log = directory / "gateway.log"
-    assert ended.returncode == 0, printed[-8000:] + (log.read_text()[-8000:] if log.exists() else "")
-    return printed
+    assert ended.returncode == 0, ended.stdout[-8000:] + (log.read_text()[-8000:] if log.exists() else "")
+    return ended.stdout
 
 
 # ---------------------------------------------------------------------- from a clone
@@ -79,7 +62,7 @@ def follow(page: Path, clone: Path) -> str:
     clean = (
         "scripts/install-service stop --background >/dev/null 2>&1 || true; kill $(jobs -p) 2>/dev/null || true; wait"
     )
-    printed = run(f"trap '{clean}' EXIT\n{script(page, port)}", clone, env)
+    printed = run(f"trap '{clean}' EXIT\n{at(port, page)}", clone, env)
     assert list((clone / "var/store/users/default/vectorstore/snapshots").iterdir())
     return printed
 
@@ -123,7 +106,7 @@ def served() -> Iterator[Gateway]:
 @pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md", "admin-api.md", "start/on-call.md"])
 def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
     """Each ends well, in the order of the page."""
-    run(script(DOCS / name, served.port), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
+    run(at(served.port, DOCS / name), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
     served.until(
         lambda: all(job["state"] != "running" for job in served.admin("GET", "/jobs").json()["jobs"]), "it is idle"
     )
