@@ -17,6 +17,8 @@ _TRIES = 6
 # A provider answers so to a text that it does not take, not to a wrong key or an overload.
 _REFUSED = {400, 413, 422}
 _HINT = "install what is missing beside the gateway, set the key in its environment, or choose another function"
+# A tokenizer that knows no limit says 10^30 (transformers' VERY_LARGE_INTEGER).
+_MOST_TOKENS = 1 << 20
 _DEFAULT_MODEL_IN = "~/.cache/chroma/onnx_models"
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
@@ -193,7 +195,7 @@ def tokenizer_of(function: Any) -> tuple[str, int] | None:
     if not isinstance(tokenizer, Tokenizer):
         return None
     limit = limit or (tokenizer.truncation or {}).get("max_length")
-    if not isinstance(limit, int):
+    if not isinstance(limit, int) or limit > _MOST_TOKENS:
         return None
     return tokenizer.to_str(), limit - tokenizer.num_special_tokens_to_add(is_pair=False)
 

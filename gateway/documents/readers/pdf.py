@@ -1,10 +1,13 @@
 """PDF documents, by PDFium. Each page fails alone."""
 
+import contextlib
 import ctypes
 import math
 import re
 import unicodedata
-from typing import Any
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pypdfium2
 import pypdfium2.raw as pdfium
@@ -21,6 +24,14 @@ _OCR_DOTS_PER_INCH = 300
 _POINTS_PER_INCH = 72
 _OCR_MAX_PIXELS = 25_000_000
 _MAX_VALUE_BYTES = 1 << 16
+_WORD = re.compile(r"[^\W_]+")
+# What may be before a heading in its line: its number.
+_MAX_NUMBER_CHARACTERS = 12
+_MAX_HEADINGS_OF_PAGE = 200
+# Where the views that an outline leads to have their upper edge.
+_TOP_IN_VIEW = {pdfium.PDFDEST_VIEW_XYZ: 1, pdfium.PDFDEST_VIEW_FITH: 0, pdfium.PDFDEST_VIEW_FITBH: 0}
+_COMPRESSED = re.compile(rb"/FlateDecode[^<>\]]{0,200}>>\s*stream\r?\n")
+_CHECKED_BYTES = 1 << 16
 
 
 def read_pdf(data: bytes, out: TextBuilder) -> None:
@@ -41,29 +52,62 @@ def read_pdf(data: bytes, out: TextBuilder) -> None:
         out.set("author", described.get("Author"))
         if document.get_formtype():
             document.init_forms()
-        heading, headings = "", _outline(document)
-        scanned: list[int] = []
+        outline = _outline(document)
+        without_text = _PagesWithoutText([], [])
         for index in range(len(document)):
-            heading = headings.get(index, heading)
             try:
                 page = _loaded(document, index)
             except pypdfium2.PdfiumError as error:
                 out.problem(f"page {index + 1} cannot be read: {error}")
+                for lost in outline.get(index, []):
+                    out.start_section(lost.title, lost.level)
                 continue
             # PDFium drops a font with the last open page that uses it. So the next page is loaded before one is closed.
             _close(document, open_page)
             open_page = page
             try:
-                _add_page(document, page, index, heading, scanned, out)
+                _add_page(document, page, index, outline.get(index, []), without_text, out)
             except pypdfium2.PdfiumError as error:
                 out.problem(f"page {index + 1} cannot be read: {error}")
-        if scanned:
-            shown = ", ".join(str(number) for number in scanned[:_SHOWN_PAGES])
-            more = f" and {len(scanned) - _SHOWN_PAGES} more" if len(scanned) > _SHOWN_PAGES else ""
-            out.problem(f"{len(scanned)} pages have images and no text, they may be scanned: {shown}{more}")
+        if scanned := without_text.scanned:
+            out.problem(f"{len(scanned)} pages have images and no text, they may be scanned: {_listed(scanned)}")
+        if (empty := without_text.empty) and _is_damaged(data):
+            out.problem(f"the file is damaged, and {len(empty)} pages are empty: {_listed(empty)}")
     finally:
         _close(document, open_page)
         document.close()
+
+
+class _Heading(NamedTuple):
+    """An entry of the outline. `top` is how far above the page's bottom it is, in points; None if that is not said."""
+
+    level: int
+    title: str
+    top: float | None
+
+
+class _PagesWithoutText(NamedTuple):
+    """Numbers of pages: those with images, and those with nothing at all."""
+
+    scanned: list[int]
+    empty: list[int]
+
+
+def _listed(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - _SHOWN_PAGES} more" if len(numbers) > _SHOWN_PAGES else ""
+    return ", ".join(map(str, numbers[:_SHOWN_PAGES])) + more
+
+
+def _is_damaged(data: bytes) -> bool:
+    """Return whether a compressed stream cannot be decompressed. PDFium reports no error and leaves the page empty."""
+    if b"/Encrypt" in data:
+        return False
+    for match in _COMPRESSED.finditer(data):
+        try:
+            zlib.decompressobj().decompress(data[match.end() : match.end() + _CHECKED_BYTES], _CHECKED_BYTES)
+        except zlib.error:
+            return True
+    return False
 
 
 # Pages and their text by PDFium's own functions: the objects that pypdfium2 wraps round them take a tenth of the time.
@@ -84,37 +128,64 @@ def _close(document: pypdfium2.PdfDocument, page: Any) -> None:
     pdfium.FPDF_ClosePage(page)
 
 
-def _text(page: Any) -> str:
+@contextlib.contextmanager
+def _text_page(page: Any) -> Iterator[Any]:
     text_page = pdfium.FPDFText_LoadPage(page)
     if not text_page:
         raise pypdfium2.PdfiumError("its text cannot be loaded")
     try:
-        first, last = 0, pdfium.FPDFText_CountChars(text_page) - 1
-        # PDFium returns nothing of a range whose first or last character is no text (crbug.com/pdfium/2079).
-        while first <= last and pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, first) == -1:
-            first += 1
-        while first <= last and pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, last) == -1:
-            last -= 1
-        if first > last:
-            return ""
-        begin, end = (pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, each) for each in (first, last))
-        buffer = (ctypes.c_ushort * (end - begin + 2))()
-        size = pdfium.FPDFText_GetText(text_page, first, last - first + 1, buffer)
-        return bytes(buffer)[: 2 * (size - 1)].decode("utf-16-le", "ignore")
+        yield text_page
     finally:
         pdfium.FPDFText_ClosePage(text_page)
 
 
+def _text(text_page: Any) -> str:
+    first, last = 0, pdfium.FPDFText_CountChars(text_page) - 1
+    # PDFium returns nothing of a range whose first or last character is no text (crbug.com/pdfium/2079).
+    while first <= last and pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, first) == -1:
+        first += 1
+    while first <= last and pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, last) == -1:
+        last -= 1
+    if first > last:
+        return ""
+    begin, end = (pdfium.FPDFText_GetTextIndexFromCharIndex(text_page, each) for each in (first, last))
+    buffer = (ctypes.c_ushort * (end - begin + 2))()
+    size = pdfium.FPDFText_GetText(text_page, first, last - first + 1, buffer)
+    return bytes(buffer)[: 2 * (size - 1)].decode("utf-16-le", "ignore")
+
+
+def _characters_above(text_page: Any, page: Any, heading: _Heading) -> int:
+    if heading.top is None:
+        return 0
+    width, height = pdfium.FPDF_GetPageWidthF(page), pdfium.FPDF_GetPageHeightF(page)
+    return int(pdfium.FPDFText_GetBoundedText(text_page, 0, height, width, heading.top, None, 0))
+
+
 def _add_page(
-    document: pypdfium2.PdfDocument, page: Any, index: int, heading: str, scanned: list[int], out: TextBuilder
+    document: pypdfium2.PdfDocument,
+    page: Any,
+    index: int,
+    headings: list[_Heading],
+    without_text: _PagesWithoutText,
+    out: TextBuilder,
 ) -> None:
-    text = _normalised(_text(page))
-    where: dict[str, Any] = {"page": index + 1, "heading": heading or None}
-    out.add(text, **where)
+    with _text_page(page) as text_page:
+        text = _normalised(_text(text_page))
+        places = _places(headings, text, lambda heading: _characters_above(text_page, page, heading))
+    where: dict[str, Any] = {"page": index + 1}
+    added = 0
+    for at, heading in places:
+        out.add(text[added:at], **where)
+        out.start_section(heading.title, heading.level)
+        added = at
+    out.add(text[added:], **where)
     if document.formenv is not None:
         out.add("\n".join(_form_values(page, document.formenv)), **where)
     if not text.strip():
-        _add_scanned(document, index, where, scanned, out)
+        if pdfium.FPDFPage_CountObjects(page) == 0:
+            without_text.empty.append(index + 1)
+        else:
+            _add_scanned(document, index, where, without_text.scanned, out)
 
 
 def _add_scanned(
@@ -157,21 +228,69 @@ def _has_images(page: pypdfium2.PdfPage) -> bool:
     return next(iter(page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_IMAGE], max_depth=2)), None) is not None
 
 
-def _outline(document: pypdfium2.PdfDocument) -> dict[int, str]:
-    """Return the path of headings at the beginning of each page that the outline names."""
-    found: dict[int, str] = {}
-    path: list[str] = []
+def _outline(document: pypdfium2.PdfDocument) -> dict[int, list[_Heading]]:
+    """Return the headings on each page that the outline names."""
+    found: dict[int, list[_Heading]] = {}
     try:
         for item in document.get_toc():
-            title = " ".join((item.get_title() or "").split())
-            path = [*path[: item.level], title]
+            title = _normalised(" ".join((item.get_title() or "").split()))
             dest = item.get_dest()
             index = dest.get_index() if dest is not None else None
-            if index is not None and title:
-                found.setdefault(index, " > ".join(path)[:500])
+            if dest is not None and index is not None and title and len(found.get(index, [])) < _MAX_HEADINGS_OF_PAGE:
+                mode, view = dest.get_view()
+                at = _TOP_IN_VIEW.get(mode)
+                top = view[at] if at is not None and at < len(view) else None
+                found.setdefault(index, []).append(_Heading(item.level + 1, title, top))
     except (pypdfium2.PdfiumError, ValueError):
         return found
     return found
+
+
+def _places(
+    headings: list[_Heading], text: str, characters_above: Callable[[_Heading], int]
+) -> list[tuple[int, _Heading]]:
+    """Return where each heading begins in the text of its page, in order.
+
+    That is where its words begin a line, after a number at most. If that is nowhere, or in several places because a
+    running head has the same words, it is the line nearest to where the heading is on the page.
+    """
+    lowered = text.lower() if headings else ""
+    places = []
+    for heading in headings:
+        found = _lines_with(heading.title.lower(), lowered)
+        if len(found) == 1:
+            places.append((found[0], heading))
+        else:
+            expected = characters_above(heading)
+            line = text.rfind("\n", 0, expected) + 1
+            places.append((min(found, key=lambda at: abs(at - expected), default=line), heading))
+    return sorted(places, key=lambda place: place[0])
+
+
+def _lines_with(title: str, text: str) -> list[int]:
+    """Return where the lines begin that begin with a title, or else with its words and any other signs between them."""
+    # Compiling a pattern for each title takes longer than to search for it.
+    found = _lines_at(text, _occurrences(title, text))
+    if not found and (words := _WORD.findall(title)):
+        found = _lines_at(text, (match.start() for match in re.finditer(r"\W{1,8}".join(words), text)))
+    return found
+
+
+def _occurrences(part: str, text: str) -> Iterator[int]:
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
+
+
+def _lines_at(text: str, places: Iterable[int]) -> list[int]:
+    lines = []
+    for at in places:
+        first = max(0, at - _MAX_NUMBER_CHARACTERS - 1)
+        line = text.rfind("\n", first, at) + 1
+        if line or first == 0:
+            lines.append(line)
+    return lines
 
 
 def _form_values(page: Any, form: Any) -> list[str]:

@@ -77,18 +77,25 @@ class SentenceTransformer:
     """As the function of that name: the model has the tokenizer and says how much it reads."""
 
     class _Model:
-        max_seq_length = 384
+        max_seq_length: int
         tokenizer: Any
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = 384) -> None:
         self._model = self._Model()
+        self._model.max_seq_length = limit
         self._model.tokenizer = type("Fast", (), {"backend_tokenizer": tokenizer(128)})
 
 
 @pytest.mark.parametrize(
     ("function", "most"),
-    [(WithTokenizer(256), 254), (SentenceTransformer(), 382), (WithTokenizer(None), None), (Function(), None)],
-    ids=["a tokenizer", "a model", "no limit", "no tokenizer"],
+    [
+        (WithTokenizer(256), 254),
+        (SentenceTransformer(), 382),
+        (SentenceTransformer(10**30), None),
+        (WithTokenizer(None), None),
+        (Function(), None),
+    ],
+    ids=["a tokenizer", "a model", "a model without a limit", "no limit", "no tokenizer"],
 )
 def test_a_function_reads_its_limit_without_its_special_tokens(function: Any, most: int | None) -> None:
     """[CLS] and [SEP] take two of 256."""

@@ -19,6 +19,8 @@ from pypdf.generic import DictionaryObject, NameObject, NumberObject, StreamObje
 from gateway.documents.readers import kinds
 from gateway.documents.readers.encoding import decode
 from gateway.documents.readers.text import NoText, Text
+from gateway.documents.split import Splitting, split
+from gateway.documents.worker_pool import _READ_TIMEOUT_S, _READ_TIMEOUT_S_PER_MB
 
 W = nsdecls("w")
 FRIDAY = "The exam is on Friday."
@@ -91,18 +93,54 @@ def test_words_of_a_pdf_are_told_by_their_places(content: str) -> None:
     assert read("a.pdf", drawn(content)).text == FRIDAY
 
 
-def test_one_broken_page_does_not_cost_the_book() -> None:
+def test_sections_of_a_pdf_begin_where_its_outline_says() -> None:
+    """Also amid a page, and not at a running head: a chunk does not end between a heading and its text."""
+    made = FPDF()
+    made.set_font("helvetica", size=12)
+    for title, level, lines in (("Course", 0, ["About."]), ("Dates", 1, ["In May.", FRIDAY]), ("Rooms", 1, ["A1"])):
+        if level == 0 or title == "Rooms":
+            made.add_page()
+            made.cell(0, 8, "Rooms and more", new_x="LMARGIN", new_y="NEXT")
+            made.cell(0, 8, "The head of the page.", new_x="LMARGIN", new_y="NEXT")
+        made.start_section(title, level)
+        for line in (f"1.{level} {title.upper()}", *lines):
+            made.cell(0, 8, line, new_x="LMARGIN", new_y="NEXT")
+    text = read("a.pdf", bytes(made.output()))
+    assert where(text, FRIDAY) == {"page": 1, "heading": "Course > Dates"}
+    assert where(text, "About.") == {"page": 1, "heading": "Course"}
+    assert where(text, "A1") == {"page": 2, "heading": "Course > Rooms"}
+    sections = [text.text[each.start : each.end] for each in text.blocks if each.begins_section]
+    assert [each.partition("\n")[0] for each in sections] == ["1.0 COURSE", "1.1 DATES", "1.1 ROOMS"]
+
+
+@pytest.mark.parametrize("how", ["no page", "its content"])
+def test_one_broken_page_does_not_cost_the_book(how: str) -> None:
     """It is named, and the others are read."""
     writer = PdfWriter(io.BytesIO(pdf("First page.", "Second page.", "Third page.")))
-    writer.pages[1][NameObject("/Type")] = NameObject("/Nothing")
-    writer.pages[1][NameObject("/MediaBox")] = NumberObject(7)
-    writer._objects[writer.pages[1].indirect_reference.idnum - 1] = DictionaryObject()  # type: ignore[union-attr]
+    page = writer.pages[1]
+    if how == "no page":
+        assert page.indirect_reference is not None
+        writer._objects[page.indirect_reference.idnum - 1] = NumberObject(7)
+    else:
+        content = page["/Contents"].get_object()
+        assert isinstance(content, StreamObject)
+        content._data = b"x\x9cis not what was compressed"
     out = io.BytesIO()
     writer.write(out)
     text = read("a.pdf", out.getvalue())
-    assert "First page." in text.text
-    assert "Third page." in text.text
-    assert any("page 2" in problem for problem in text.problems) or "Second page." not in text.text
+    assert text.text == "First page.\n\nThird page."
+    (problem,) = text.problems
+    assert "page 2" in problem or "empty: 2" in problem
+
+
+def test_an_empty_page_is_no_problem() -> None:
+    """It says nothing, and nothing of it is missing."""
+    made = FPDF()
+    made.set_font("helvetica", size=12)
+    for text in (FRIDAY, ""):
+        made.add_page()
+        made.cell(0, 8, text)
+    assert read("a.pdf", bytes(made.output())).problems == []
 
 
 def test_a_pdf_that_is_partly_scanned_says_so() -> None:
@@ -476,6 +514,49 @@ def test_messages_are_read_with_their_attachments() -> None:
     assert ("same in HTML" in text.text, "p.png" in text.problems[0]) == (False, True)
 
 
+def test_every_text_of_a_message_is_read_once() -> None:
+    """Texts one after the other, a forwarded message with its headers, and of alternatives one: HTML if it is alone."""
+    forwarded = email.message.EmailMessage()
+    forwarded["Subject"], forwarded["From"] = "The room", "bob@example.org"
+    forwarded.set_content("It is in A1.")
+    forwarded.add_attachment("Bring a pen.", filename="notes")
+    message = email.message.EmailMessage()
+    message["Subject"] = "Two things"
+    message.set_content(FRIDAY)
+    message.make_mixed()
+    page = email.message.EmailMessage()
+    page.set_content("<p>A <b>page</b></p>", subtype="html")
+    footer = email.message.EmailMessage()
+    footer.set_content("To unsubscribe, say so.")
+    for part in (page, footer):
+        message.attach(part)
+    message.add_attachment(forwarded)
+    text = read("a.eml", message.as_bytes())
+    assert text.text.split("\n\n") == [
+        "Subject: Two things",
+        FRIDAY,
+        "A page",
+        "To unsubscribe, say so.",
+        "From: bob@example.org\nSubject: The room",
+        "It is in A1.",
+        "Bring a pen.",
+    ]
+    assert (text.problems, text.metadata["title"]) == ([], "Two things")
+
+
+def test_a_report_of_a_delivery_is_read() -> None:
+    """Its fields are no text part."""
+    text = read(
+        "a.eml",
+        "Subject: Undelivered\nContent-Type: multipart/report; boundary=b; report-type=delivery-status\n\n"
+        "--b\nContent-Type: text/plain\n\nIt failed.\n--b\nContent-Type: message/delivery-status\n\n"
+        "Reporting-MTA: dns; example.org\n\nAction: failed\nStatus: 5.7.1\n--b--\n",
+    ).text
+    assert text.endswith("It failed.\n\nReporting-MTA: dns; example.org\n\nAction: failed\nStatus: 5.7.1")
+    broken = read("a.eml", f"Subject: x\nContent-Type: multipart/mixed\n\n--b\n\n{FRIDAY}\n--b--\n")
+    assert (FRIDAY in broken.text, "damaged" in broken.problems[0]) == (True, True)
+
+
 def test_notebooks_and_rich_text_are_read() -> None:
     """Cells in order; control words are not text."""
     cells = [
@@ -497,6 +578,22 @@ def test_front_matter_is_metadata() -> None:
     assert "tags" not in text.text
     assert where(text, "More") == {"heading": "One > Two"}
     assert read("a.md", "---\nnot: [closed\n---\nText").text.startswith("---")
+
+
+def test_sections_of_restructured_text_are_a_path() -> None:
+    """By the order in which their underlines come, with an overline or without; the text is kept as it is."""
+    text = "======\nCourse\n======\n\nIntro\n\nDates\n-----\n\nFriday\n\nRooms\n-----\n\nA1\n"
+    made = read("a.rst", text)
+    assert made.text == text
+    assert where(made, "Friday") == {"heading": "Course > Dates"}
+    assert where(made, "A1") == {"heading": "Course > Rooms"}
+
+
+def test_json_says_the_path_of_its_values() -> None:
+    """And each record of a list its number."""
+    text = read("a.json", json.dumps([{"day": {"name": "Friday", "rooms": ["A1", "B2"]}, "seats": 30}, {"day": None}]))
+    assert text.text == "day.name: Friday\nday.rooms: A1\nday.rooms: B2\nseats: 30"
+    assert where(text, "Friday") == {"row": 1}
 
 
 def test_a_bad_line_fails_alone() -> None:
@@ -551,6 +648,27 @@ def test_reading_takes_time_that_grows_with_the_document(name: str, unit: str) -
         assert "the end" in read(name, data).text
         took.append(time.process_time() - since)
     assert took[1] < max(took[0], 0.02) * 64, took
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "unit", "size"),
+    [
+        ("a.html", "<p>Some <b>bold</b> and <i>other</i> words</p>", 26 << 20),
+        ("a.html", "word ", 26 << 20),
+        ("a.txt", "x", 5 << 20),
+        ("a.csv", "1,Friday,A1\n", 16 << 20),
+    ],
+    ids=["HTML", "HTML on one line", "no space", "CSV"],
+)
+def test_a_large_document_is_read_and_split_within_its_time(name: str, unit: str, size: int) -> None:
+    """In less than half of the time after which its reader would be ended."""
+    data = (unit * (size // len(unit)) + "\nthe end").encode()
+    since = time.process_time()
+    chunks = sum(1 for _ in split(read(name, data), Splitting()))
+    assert chunks > 1000
+    assert time.process_time() - since < (_READ_TIMEOUT_S + _READ_TIMEOUT_S_PER_MB * (size >> 20)) / 2
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,23 @@ def test_work_grows_with_the_text_and_not_faster(kind: str, *, with_tokens: bool
     assert took[1] < max(took[0], 0.05) * 10, took
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["one line", "no space", "Japanese without punctuation"])
+def test_a_text_of_64_million_characters_is_split_in_linear_time(kind: str, counter: TokenCounter) -> None:
+    """Sixteen times the text takes about sixteen times as long, and no chunk is over the limit."""
+    unit = LONG[kind]
+    took = []
+    for size in (4_000_000, 64_000_000):
+        text = plain((unit * (size // len(unit) + 1))[:size])
+        since = time.process_time()
+        over = sum(1 for number, chunk in enumerate(split(text, Splitting(), counter))
+                   if number % 100 == 0 and counter.count(chunk.text) > counter.limit)  # fmt: skip
+        took.append(time.process_time() - since)
+        assert over == 0
+    assert took[1] < took[0] * 32, took
+
+
 def test_many_blocks_take_no_longer() -> None:
     """A table of 100,000 short rows."""
     out = TextBuilder()
