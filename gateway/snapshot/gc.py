@@ -131,10 +131,8 @@ async def _apply_retention(repository: Repository, read: AllRead, keep: Keep) ->
     failed = await repository.failed_verifications(listing)
     # A broken snapshot must not be kept by a rule in place of one that may be intact.
     unusable = failed.union(repository.broken, read.unreadable)
-    plan = plan_retention(
-        (Candidate(snapshot_id, *read.taken(snapshot_id), snapshot_id not in unusable) for snapshot_id in listing.ids),
-        keep,
-    )
+    candidates = [Candidate(each, *read.taken(each), each not in unusable) for each in listing.ids]
+    plan = await asyncio.to_thread(plan_retention, candidates, keep)
     await repository.delete_manifests(plan.dropped, listing.verified)
     for snapshot_id in plan.dropped:
         log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)

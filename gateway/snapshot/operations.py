@@ -15,7 +15,7 @@ from gateway.chroma.database import write_lock
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.managed import ManagedChroma
 from gateway.chroma.orphans import remove_orphaned_directories
-from gateway.errors import Conflict, GatewayError, NotFound, SnapshotError, Unavailable
+from gateway.errors import Conflict, GatewayError, LeaseLost, NotFound, SnapshotError, Unavailable
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
@@ -163,9 +163,11 @@ class Operations:
 
     @property
     def gc_problem(self) -> str | None:
-        """Why the newest garbage collection failed, None if it did not."""
+        """Why the newest garbage collection failed, None if it did not, or if it is for another gateway to do."""
         error = self._errors.get(_GC)
-        return f"garbage collection fails, so nothing is deleted: {error['message']}" if error else None
+        if error is None or error["error"] == LeaseLost.__name__:
+            return None
+        return f"garbage collection fails, so nothing is deleted: {error['message']}"
 
     async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
         """Go back to a snapshot while running; see `restore_live`."""

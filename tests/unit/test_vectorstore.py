@@ -15,6 +15,7 @@ from gateway.lease.lease import read_lease_state
 from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.vectorstore import Phase, VectorStore
+from tests.unit.snapshot.stores import MemoryStore
 
 
 @pytest.fixture
@@ -121,6 +122,12 @@ async def test_a_state_that_needs_a_person_is_told(served: VectorStore) -> None:
     served.leader.role, served.leader.reason = LeaderRole.BEHIND, "behind"
     with pytest.raises(LeaseLost):
         await served.tidy()
+    assert "gc-failed" not in served.problems, "it is for the other gateway to do"
+    served.leader.role, served.repository._store = LeaderRole.WRITER, MemoryStore()
+    served.repository._store.unreachable = True
+    with pytest.raises(StorageUnavailable):
+        await served.tidy()
+    served.leader.role = LeaderRole.BEHIND
     assert set(served.problems) == {"store-refused", "index-torn", "lease-lost", "gc-failed"}
     assert set(served.problems) <= set(EVENTS)
     assert served.problems["gc-failed"] in served.warnings
