@@ -1,25 +1,27 @@
 """What do operations cost when a store has many snapshots? The store is an S3 server on this machine.
 
 One snapshot is taken by a gateway, and copied as often as wanted: each copy has an id and a pack of its own, and a
-manifest of about 4.7 KB. A gateway is started on each such store, and each operation is timed as a client sees it. The
-revision before a change can run on the same stores. No test: nothing here fails for being slow.
+manifest of about 4.7 KB. A gateway is started on each such store, and each operation is timed as a client sees it. In
+brackets is what the gateway took of the processor, which other work on the machine changes little. The revision before
+a change can run on the same stores. No test: nothing here fails for being slow.
 """
 
 import argparse
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -34,7 +36,15 @@ KEPT = 10
 TIMEOUT_S = 900
 DIM = 8
 
-Row = dict[str, float]
+
+class Cost(NamedTuple):
+    """Seconds until the answer came, and seconds of the processor that the gateway took for it."""
+
+    passed_s: float
+    processor_s: float
+
+
+Row = dict[str, Cost | float]
 
 
 def records(first: int) -> dict[str, Any]:
@@ -106,21 +116,25 @@ class Timed:
     """Requests to one gateway, of which the seconds are kept."""
 
     def __init__(self, built: Gateway) -> None:
-        self._built = built
+        self._built, self._process = built, Path(f"/proc/{built.pid('gateway')}/stat")
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
         self._client = httpx.Client(base_url=f"{built.url}/admin", headers=headers, timeout=TIMEOUT_S)
 
-    def seconds(self, method: str, path: str, **body: Any) -> float:
-        started = time.monotonic()
+    def cost(self, method: str, path: str, **body: Any) -> Cost:
+        started, processor_s = time.monotonic(), self._processor_s()
         answer = self._client.request(method, path, **body)
-        passed = time.monotonic() - started
+        passed_s = time.monotonic() - started
         answer.raise_for_status()
-        return passed
+        return Cost(passed_s, self._processor_s() - processor_s)
 
-    def snapshot(self, first: int) -> float:
-        """Seconds of a snapshot with ten new records."""
+    def snapshot(self, first: int) -> Cost:
+        """A snapshot with ten new records."""
         self._built.client().get_collection("bench", embedding_function=None).add(**records(first))
-        return self.seconds("POST", "/snapshot", json={})
+        return self.cost("POST", "/snapshot", json={})
+
+    def _processor_s(self) -> float:
+        user, system = self._process.read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def measured(kind: str, code: Path, made: Path, count: int) -> Row:
@@ -140,25 +154,23 @@ def measured(kind: str, code: Path, made: Path, count: int) -> Row:
         started = time.monotonic()
         timed = Timed(built.start())
         row["start, until ready"] = time.monotonic() - started
-        row["`GET /admin/status`, first call"] = timed.seconds("GET", "/status")
+        row["`GET /admin/status`, first call"] = timed.cost("GET", "/status")
         row["`POST /admin/snapshot`, ten new records, first"] = timed.snapshot(100)
-        row["the same, median of 5 more"] = statistics.median(timed.snapshot(200 + 10 * each) for each in range(TURNS))
-        row["`GET /admin/snapshot?limit=100`, first"] = timed.seconds("GET", "/snapshot?limit=100")
-        row["the same again, median of 5"] = statistics.median(
-            timed.seconds("GET", "/snapshot?limit=100") for _ in range(TURNS)
-        )
-        row["`POST /admin/gc`, nothing to drop, first of all: no manifest was ever read"] = timed.seconds("POST", "/gc")
-        row["the same again"] = timed.seconds("POST", "/gc")
+        row["the same, median of 5 more"] = median(timed.snapshot(200 + 10 * each) for each in range(TURNS))
+        row["`GET /admin/snapshot?limit=100`, first"] = timed.cost("GET", "/snapshot?limit=100")
+        row["the same again, median of 5"] = median(timed.cost("GET", "/snapshot?limit=100") for _ in range(TURNS))
+        row["`POST /admin/gc`, nothing to drop, first of all: no manifest was ever read"] = timed.cost("POST", "/gc")
+        row["the same again"] = timed.cost("POST", "/gc")
         oldest = new_snapshot_id(oldest_moment(made, count), None)
-        row["`DELETE /admin/snapshot/{id}`"] = timed.seconds("DELETE", f"/snapshot/{oldest}") if count > 1 else 0
+        row["`DELETE /admin/snapshot/{id}`"] = timed.cost("DELETE", f"/snapshot/{oldest}") if count > 1 else 0.0
         row["memory of the gateway, MB"] = memory_mb(built)
         built.stop()
         shutil.rmtree(directory / "made/data")
-        row["the same gc, first after a start on an empty disk"] = Timed(built.start()).seconds("POST", "/gc")
+        row["the same gc, first after a start on an empty disk"] = Timed(built.start()).cost("POST", "/gc")
         built.stop()
         built.env["GATEWAY_KEEP_LAST"] = str(KEPT)
         timed = Timed(built.start())
-        row[f"`POST /admin/gc`, first after a start, drops all but {KEPT}"] = timed.seconds("POST", "/gc")
+        row[f"`POST /admin/gc`, first after a start, drops all but {KEPT}"] = timed.cost("POST", "/gc")
         built.stop()
     return row
 
@@ -166,6 +178,10 @@ def measured(kind: str, code: Path, made: Path, count: int) -> Row:
 def oldest_moment(made: Path, count: int) -> Any:
     (path,) = (made / "store" / USER / "snapshots").glob("*/manifest.json")
     return Manifest.parse(path.read_bytes(), path.parent.name).snapshot.created_at - timedelta(hours=count - 1)
+
+
+def median(costs: Iterable[Cost]) -> Cost:
+    return Cost(*map(statistics.median, zip(*costs, strict=True)))
 
 
 def memory_mb(built: Gateway) -> float:
@@ -185,10 +201,12 @@ def code_of(revision: str) -> Iterator[Path]:
 def table(columns: dict[str, Row]) -> str:
     names = list(next(iter(columns.values())))
     lines = ["| seconds | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
-    for name in names:
-        form: Callable[[float], str] = "{:.0f}".format if "MB" in name else "{:.2f}".format
-        lines.append(f"| {name.strip()} | " + " | ".join(form(row[name]) for row in columns.values()) + " |")
+    lines += [f"| {name} | " + " | ".join(cell(row[name]) for row in columns.values()) + " |" for name in names]
     return "\n".join(lines)
+
+
+def cell(value: Cost | float) -> str:
+    return f"{value.passed_s:.2f} ({value.processor_s:.2f})" if isinstance(value, Cost) else f"{value:.3g}"
 
 
 def main() -> None:
