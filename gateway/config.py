@@ -9,6 +9,7 @@ import difflib
 import os
 import re
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,7 @@ URL_FILE = Path("var/url")
 _AMOUNT = r"(\d+(?:\.\d+)?)"
 _DURATION = re.compile("".join(rf"(?:{_AMOUNT}\s*{unit}\s*)?" for unit in ("w", "d", "h", "m(?!s)", "s", "ms")))
 _UNITS_S = (7 * 86400, 86400, 3600, 60, 1, 0.001)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
 _ENV_FILE = Path(".env")
 _ENV_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)")
 
@@ -62,6 +64,17 @@ def seconds(text: str) -> float:
     if match is None or not any(match.groups()):
         raise ValueError("must be seconds, or a duration such as 90s, 5m, 1h30m or 7d")
     return sum(float(amount) * unit_s for amount, unit_s in zip(match.groups(), _UNITS_S, strict=True) if amount)
+
+
+def moment(text: str, now: datetime | None = None) -> datetime | None:
+    """The moment that `text` means: as in RFC 3339 with its zone, or `-15m` for so long ago; None if it is none."""
+    try:
+        if text.startswith("-") and len(text) > 1:
+            return (now or datetime.now(UTC)) - timedelta(seconds=seconds(text[1:]))
+        found = datetime.fromisoformat(text) if _DATE.match(text) else None
+    except (ValueError, OverflowError):
+        return None
+    return found.astimezone(UTC) if found is not None and found.tzinfo else None
 
 
 Seconds = Annotated[
@@ -99,6 +112,10 @@ class Settings(BaseSettings):
     cors_origins: str = ""
     audit_file: Path | None = None
     restore: str = "latest"
+    journal_interval_s: Seconds = Field(1, ge=0)
+    ack: Literal["local", "stored"] = "local"
+    history_s: Seconds = Field(24 * 3600, ge=0)
+    recovery_s: Seconds = Field(10, gt=0)
     snapshot_interval_s: Seconds = Field(0, ge=0)
     snapshot_cron: Annotated[str | None, Optional] = None
     snapshot_jitter_s: Seconds = Field(0, ge=0)
@@ -233,8 +250,18 @@ class Settings(BaseSettings):
     @field_validator("restore")
     @classmethod
     def _restorable(cls, value: str) -> str:
-        if not re.fullmatch(r"latest|none|\d{8}T\d{6}Z-[0-9a-f]{6}", value):
-            raise ValueError("must be 'latest', 'none' or a snapshot's id such as 20261120T210455Z-3f9a1c")
+        if not re.fullmatch(r"latest|none|\d{8}T\d{6}Z-[0-9a-f]{6}", value) and moment(value) is None:
+            raise ValueError(
+                "must be 'latest', 'none', a snapshot's id such as 20261120T210455Z-3f9a1c, or a moment such as"
+                " 2026-11-20T21:04:55Z"
+            )
+        return value
+
+    @field_validator("ack")
+    @classmethod
+    def _can_be_stored(cls, value: str, others: ValidationInfo) -> str:
+        if value == "stored" and others.data.get("journal_interval_s") == 0:
+            raise ValueError("'stored' needs the journal, which GATEWAY_JOURNAL_INTERVAL_S=0 turns off")
         return value
 
     @field_validator("snapshot_cron")
@@ -274,6 +301,17 @@ class Settings(BaseSettings):
     def takes_final_snapshot(self) -> bool:
         """`GATEWAY_SNAPSHOT_ON_EXIT`; by default true if the store outlives the container."""
         return registry.outlives_container(self.store) if self.snapshot_on_exit is None else self.snapshot_on_exit
+
+    @property
+    def is_unsaved(self) -> bool:
+        """Whether the store outlives the container and neither the journal nor a schedule saves anything in it."""
+        saves = self.journal_interval_s or self.snapshot_interval_s or self.snapshot_cron
+        return registry.outlives_container(self.store) and not saves
+
+    @property
+    def restore_at(self) -> datetime | None:
+        """The moment in `GATEWAY_RESTORE`; None if it says something else."""
+        return moment(self.restore)
 
     @property
     def store_options(self) -> StoreOptions:

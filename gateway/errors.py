@@ -18,7 +18,8 @@
     │   ├── Overloaded                503  retry           too many requests are waiting for Chroma
     │   ├── GateTimeout               503  retry           a write waited too long for the gate
     │   ├── QuiesceTimeout            503  retry           Chroma did not finish its writes in time
-    │   └── LeaseLost                 503  retry           another gateway writes to this store now
+    │   ├── LeaseLost                 503  retry           another gateway writes to this store now
+    │   └── NotStored                 503  retry           a write was applied, and the store does not have it yet
     ├── BadUpstream                   502                  Chroma closed the connection, or its answer is not HTTP
     ├── UpstreamTimeout               504                  Chroma did not answer a read in time
     ├── DiskFull                      507                  the data directory or a file:// store is full
@@ -156,6 +157,10 @@ class QuiesceTimeout(Unavailable):
 
 
 class LeaseLost(Unavailable):
+    retry_after_s = 5
+
+
+class NotStored(Unavailable):
     retry_after_s = 5
 
 

@@ -15,17 +15,19 @@ reached is asked again for `restore_retry_s` and is then an error: an unreachabl
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 import tenacity
 
 from gateway.aio import shielded, within
+from gateway.chroma.database import holds_anything
 from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.chroma.disk_probe import Presence, write_problems
 from gateway.chroma.managed import ManagedChroma, ProcessControl
@@ -35,19 +37,28 @@ from gateway.chroma.watch import ChromaWatch
 from gateway.errors import (
     Conflict,
     GatewayError,
+    LeaseLost,
     NotFound,
     NothingToRestore,
+    QuiesceTimeout,
+    SnapshotError,
     StorageUnavailable,
 )
 from gateway.jobs import Progress, counted
+from gateway.journal.history import History
+from gateway.journal.journal import Base, Journal, JournalOptions
+from gateway.journal.merge import Merger
+from gateway.journal.plan import restore_s
+from gateway.journal.replay import RestorePoint, find_point, replay_of
+from gateway.journal.sequence import Sequence
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole, LeaseOptions
+from gateway.lease.lease import this_process
 from gateway.proxy.gate import Gate
-from gateway.snapshot.budget import Estimate, Record
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.index_copies import StoredCopies
-from gateway.snapshot.model import Snapshot, is_snapshot_id
-from gateway.snapshot.operations import Operations
+from gateway.snapshot.model import Snapshot, SnapshotCollection, is_snapshot_id, moment_of
+from gateway.snapshot.operations import Operations, Wanted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
 from gateway.snapshot.retention import Keep, OwnLabel
@@ -66,6 +77,17 @@ _PROBE_DISK_EVERY_S = 5.0
 # What makes writes be lost is seen within a second.
 _LOOK_AT_DATA_DIR_EVERY_S = 0.5
 _LOOK_AT_STORE_AGAIN_S = 5.0
+_LOOK_AT_RECOVERY_EVERY_S = 1.0
+_CHECKPOINT_AGAIN_S = 5.0
+_MERGE_EVERY_S = 60.0
+_FIRST_TIDY_S = 300.0
+_TIDY_EVERY_S = 3600.0
+_LOOK_AT_HISTORY_EVERY_S = 600.0
+_LAG_WARNING_S, _LAG_PROBLEM_S = 10.0, 60.0
+_LOST_WITH_A_KILL = (
+    "if this machine is lost or killed, everything written since the latest snapshot is lost: the journal is off"
+    " (GATEWAY_JOURNAL_INTERVAL_S=0), and no snapshot is scheduled (GATEWAY_SNAPSHOT_INTERVAL_S)"
+)
 
 
 class Phase(Enum):
@@ -119,18 +141,21 @@ class VectorStoreOptions:
 
     `written_config` is the file that the gateway writes for Chroma; the command of the program `chroma` in
     supervisord.conf names it. `chroma_settings` is what the operator's own file, GATEWAY_CHROMA_CONFIG, has for it.
+    `is_unsaved`: the store outlives the container, and neither a journal nor a schedule saves anything in it.
     """
 
     restore: str
+    restore_at: datetime | None
     restore_retry_s: float
     takeover_timeout_s: float
     drain_timeout_s: float
     gate_timeout_s: float
-    exit_budget_s: float
     snapshot_on_exit: bool
+    is_unsaved: bool
     may_delete: bool
     keep: Keep
     gc_grace_s: float
+    journal: JournalOptions
     allow_reset: bool
     ready_requires_all: bool
     max_body_bytes: int
@@ -145,6 +170,50 @@ class RepairReport:
     repair: Repair
     outage_s: float
     unreadable: str | None
+
+
+class HistoryNeeds(NamedTuple):
+    """The snapshots from `history_from` on, and the entries after `base`; None if all of them."""
+
+    history_from: str
+    base: int | None
+
+
+class Restored(NamedTuple):
+    """What a restore brought back. `at`: the moment of these data; `return_to`: the moment to undo it, if there is one.
+
+    `entries`: how many entries of the journal were replayed over the snapshot. `stored`: whether the store knows
+    already that these are the data now.
+    """
+
+    snapshot: Snapshot
+    entries: int
+    at: datetime
+    return_to: datetime | None
+    stored: bool
+
+
+class Preview(NamedTuple):
+    """What a restore would bring back. `duration_s`: about how long it would take on a machine such as ours."""
+
+    point: RestorePoint
+    fetched_bytes: int
+    duration_s: float
+    collections: tuple[SnapshotCollection, ...]
+
+
+class _Checkpoints:
+    """What the journal asks of snapshots."""
+
+    def __init__(self, operations: Operations) -> None:
+        self._operations = operations
+
+    async def base(self) -> Base | None:
+        found = await self._operations.snapshotter.base()
+        return Base(*found) if found else None
+
+    async def take(self) -> None:
+        await self._operations.snapshot(OwnLabel.CHECKPOINT)
 
 
 class VectorStore:
@@ -196,9 +265,27 @@ class VectorStore:
             self.leader,
             drain_timeout_s=options.drain_timeout_s,
         )
-        self._record = Record()
+        self.journal = Journal(
+            Sequence(store),
+            self.operations.snapshotter.tracker,
+            self.leader,
+            _Checkpoints(self.operations),
+            lambda: bool(self.watch.starts) and self.gate.lost is None,
+            lambda: holds_anything(directory.path),
+            options.journal,
+            where=this_process(),
+        )
+        self.leader.why_behind = partial(self.journal.why_behind, directory.path, self._data_dir_state)
+        self.leader.first_epoch = self.journal.sequence.first_epoch
+        self.journal.is_behind = lambda head: self.journal._why_behind(head, directory.path, self._data_dir_state)
+        self.operations.snapshotter.journal = self.journal
+        self.operations.before_swap, self.operations.beside_swap = self._save_before_swap, self._beside_swap
+        self.history = History(self.journal.sequence, repository, options.journal.history_s)
         self._presence = Presence(directory.path)
         self._disk_problems: list[str] = []
+        self._restoring_to: datetime | None = None
+        self._return_to: datetime | None = None
+        self._is_saved = False
         self._start = Readiness(Phase.PREPARING, Phase.PREPARING.text)
         self._has_finished_swap = asyncio.Event()
 
@@ -230,8 +317,11 @@ class VectorStore:
         has_data = await self.chroma.is_running() or not await asyncio.to_thread(self.directory.is_empty)
         if not has_data and self._options.restore == "none":
             await asyncio.to_thread(self._data_dir_state.begin_anew)
+            self.journal.begin_anew()
         await asyncio.to_thread(self._data_dir_state.name)
         self.leader.begin(has_data=has_data)
+        if self._options.is_unsaved:
+            log.warning(_LOST_WITH_A_KILL)
 
     async def lead(self) -> None:
         """Take part in the leader election, once it is known which data are there; until cancelled."""
@@ -261,24 +351,35 @@ class VectorStore:
     async def _restore(self) -> None:
         wanted, repository = self._options.restore, self.repository
         await repository.check_format()
-        if wanted == "latest":
-            latest = await repository.latest_id()
-            if latest is None:
-                log.info("the store holds no snapshot, starting empty", store=repository.url)
-                self._nothing_to_save()
-                return
-            snapshot_id = latest
-        else:
-            snapshot_id = await self._demanded(repository.resolve(wanted))
+        if self.leader.epoch is not None:
+            # From here on, nothing is added by the gateway before this one.
+            await self.journal.seal()
+        point = await self._demanded(self._find(wanted, self._options.restore_at))
+        if point is None:
+            log.info("the store holds no snapshot, starting empty", store=repository.url)
+            self._nothing_to_save()
+            return
+        snapshot_id, entries = point.manifest.snapshot.id, len(point.entries)
 
         def progress(done: int, total: int) -> None:
             reason = f"restoring snapshot {snapshot_id}: {done} of {total} bytes"
             self._start = Readiness(Phase.RESTORING, reason, {"bytes_done": done, "bytes_total": total})
 
-        log.info("restoring", snapshot=snapshot_id, store=repository.url)
-        await self._demanded(restore_at_boot(repository, self.directory, snapshot_id, progress))
+        log.info("restoring", snapshot=snapshot_id, entries=entries, at=point.at.isoformat(), store=repository.url)
+        replay = replay_of(self.journal.sequence, point)
+        await self._demanded(restore_at_boot(repository, self.directory, snapshot_id, progress, replay))
         if wanted == "latest":
             self._nothing_to_save()
+        else:
+            self.journal.restored_to = point.at
+
+    async def _find(self, wanted: str, at: datetime | None) -> RestorePoint | None:
+        """What `wanted` names: `latest`, or a snapshot's id; or the state at the moment `at`, if that is given."""
+        repository = self.repository
+        if wanted == "latest" or at is not None:
+            return await find_point(self.journal.sequence, repository, at)
+        manifest = await repository.manifest(await repository.resolve(wanted))
+        return RestorePoint(manifest, manifest.snapshot.created_at)
 
     async def _demanded(self, work: Awaitable[_T]) -> _T:
         try:
@@ -304,7 +405,177 @@ class VectorStore:
         self._start = Readiness(phase, reason or phase.text)
         log.debug("phase", phase=phase.value)
 
+    # ------------------------------------------------------------------ back to a moment
+
+    async def find(self, wanted: str, at: datetime | None = None) -> RestorePoint:
+        """What a restore of the snapshot `wanted`, of `latest`, or of the moment `at` would bring back.
+
+        Raises NotFound, NothingToRestore, SnapshotError, StorageError.
+        """
+        point = await self._find(wanted, at)
+        if point is None:
+            raise NotFound("there is no snapshot yet", "take one: POST /admin/snapshot")
+        return point
+
+    async def preview(self, wanted: str, at: datetime | None, progress: Progress) -> Preview:
+        """What `restore` would bring back. Of a moment between snapshots the database is fetched to count its records.
+
+        Raises what `find` and `Operations.contents` do. Changes nothing; safe to retry.
+        """
+        progress.phase("reading", None)
+        point = await self.find(wanted, at)
+        manifest, head = point.manifest, point.head
+        rows = max(0, head.log - max(manifest.segments.values(), default=0)) if head else 0
+        snapshot_bytes = sum(piece.stored_bytes for file in manifest.files for piece in file.pieces)
+        return Preview(
+            point,
+            snapshot_bytes + point.journal_bytes,
+            restore_s(manifest.snapshot.size_bytes, len(point.entries), point.journal_bytes, rows),
+            await self.operations.contents(Wanted(manifest.snapshot.id, replay_of(self.journal.sequence, point))),
+        )
+
+    async def restore(self, wanted: str, at: datetime | None, progress: Progress) -> Restored:
+        """Go back to the snapshot `wanted`, to `latest`, or to the moment `at`, while the gateway serves.
+
+        What is served now is saved first, so that there is a way back. Raises what `find` and `Operations.restore` do.
+        """
+        if wanted != "latest" or at is not None:  # what `latest` is shows afterwards
+            # No other gateway is to leave for what is not there.
+            await self.find(wanted, at)
+        return await self._restore_live(at.isoformat() if at else wanted, lambda: self.find(wanted, at), progress)
+
+    async def restore_snapshot(self, name: str, progress: Progress) -> Restored:
+        """As `restore`, of a snapshot, where `latest` is the newest snapshot and not the newest state."""
+        if name != "latest":
+            return await self.restore(name, None, progress)
+
+        async def find() -> RestorePoint:
+            return await self.find(await self.repository.resolve(name))
+
+        return await self._restore_live(name, find, progress)
+
+    async def _restore_live(
+        self, name: str, find: Callable[[], Awaitable[RestorePoint]], progress: Progress
+    ) -> Restored:
+        found: list[RestorePoint] = []
+
+        async def wanted() -> Wanted:
+            if self.leader.epoch is not None:
+                await self.journal.seal()
+            point = await find()
+            found.append(point)
+            self._restoring_to = point.at
+            return Wanted(point.manifest.snapshot.id, replay_of(self.journal.sequence, point))
+
+        self._return_to, self._is_saved = None, await self._save_before_restore()
+        try:
+            snapshot = await self.operations.restore(name, progress, wanted)
+        finally:
+            self._restoring_to = None
+        return_to, stored = self._return_to, False
+        if self.journal.is_on:
+            try:
+                await self.journal.stored()
+                stored = True
+            except GatewayError as error:
+                log.warning("the restored data are served, and not stored yet", cause=str(error))
+        return Restored(snapshot, len(found[-1].entries), found[-1].at, return_to, stored)
+
+    @contextlib.asynccontextmanager
+    async def _beside_swap(self) -> AsyncIterator[None]:
+        async with self.journal.new_run():
+            yield
+            self.journal.restored_to = self._restoring_to
+
+    def _can_save(self) -> bool:
+        return self.journal.is_on and self.leader.role is LeaderRole.WRITER and self.watch.up
+
+    async def _save_before_restore(self) -> bool:
+        """Store what is served now, while requests go on. False if that cannot be done: it may be what is broken."""
+        if not self._can_save():
+            return False
+        try:
+            await self.journal.stored()
+        except LeaseLost:
+            raise
+        except GatewayError as error:
+            log.warning(
+                "what is served now cannot be stored, so there is no way back from the restore", cause=str(error)
+            )
+            return False
+        return True
+
+    async def _save_before_swap(self) -> None:
+        """What came since must be in the store too, or the restore would be a way without return."""
+        if self._is_saved and self._can_save():
+            await self.journal.stored()
+            self._return_to = self.journal.moment()
+
+    async def keep_recovery_short(self) -> None:
+        """Take a checkpoint whenever a restore would take too long without it, until cancelled."""
+        repairs: list[Repair] = []
+        while True:
+            await asyncio.sleep(_LOOK_AT_RECOVERY_EVERY_S)
+            if self.chroma.repairs != repairs:
+                repairs = [*self.chroma.repairs]
+                if repairs:
+                    self.operations.snapshotter.outdate_snapshot()
+            if (
+                self.journal.recovery_s <= self._options.journal.recovery_s
+                or not self.watch.up
+                or self.leader.role is not LeaderRole.WRITER
+            ):
+                continue
+            try:
+                await self.operations.snapshot(OwnLabel.CHECKPOINT)
+            except Exception as error:  # any: this must go on while there is a gateway
+                log.info("a checkpoint could not be taken, trying again", cause=str(error))
+                await asyncio.sleep(_CHECKPOINT_AGAIN_S)
+
+    async def watch_history(self) -> None:
+        """Look every ten minutes which moments can be restored, until cancelled; see `History.known`."""
+        while True:
+            if self.readiness().phase is Phase.READY:
+                try:
+                    await self.history.window()
+                except GatewayError as error:
+                    log.info("the history cannot be read, trying again", cause=str(error))
+                else:
+                    await asyncio.sleep(_LOOK_AT_HISTORY_EVERY_S)
+            await asyncio.sleep(_LOOK_AT_STORE_AGAIN_S)
+
     # ------------------------------------------------------------------ how it is
+
+    @property
+    def unsaved_s(self) -> float:
+        """How long the oldest write has waited to be in the store: in the journal, or without one in a snapshot."""
+        now_s = time.monotonic()
+        return self.journal.lag_s if self.journal.is_on else self.operations.unsaved_writes.age_s(now_s)
+
+    def journal_status(self) -> dict[str, Any]:
+        """For `/admin/status`. The window is as of the last look, and ends with the newest entry."""
+        window = self.history.known
+        newest = max((each for each in (self.journal.at, window and window.newest) if each), default=None)
+        return {
+            **self.journal.status(),
+            "restorable_from": window.oldest if window else None,
+            "restorable_to": newest if window else None,
+        }
+
+    def _journal_problem(self, most_s: float) -> str | None:
+        """Why what is written does not reach the store, if that has lasted for `most_s`."""
+        journal = self.journal
+        if not journal.is_on or journal.lag_s <= most_s:
+            return None
+        why = f": {journal.problem.message}" if journal.problem else ""
+        return f"what was written in the last {journal.lag_s:.0f} s is not in the store yet{why}"
+
+    def _journal_warnings(self) -> list[str]:
+        journal, found = self.journal, self._journal_problem(_LAG_WARNING_S)
+        if found is None and journal.problem is not None:
+            found = f"the journal cannot be written: {journal.problem.message}"
+        warnings = [found, journal.unsupported, _LOST_WITH_A_KILL if self._options.is_unsaved else None]
+        return [each for each in warnings if each]
 
     def readiness(self) -> Readiness:
         """What keeps it from being served, or `Phase.READY`."""
@@ -346,7 +617,13 @@ class VectorStore:
     @property
     def warnings(self) -> list[str]:
         """What an operator should know although everything else works."""
-        found = [*self.leader.warnings, *self._disk_problems, *self.repository.damage, *self._index_problems()]
+        found = [
+            *self.leader.warnings,
+            *self._disk_problems,
+            *self._journal_warnings(),
+            *self.repository.damage,
+            *self._index_problems(),
+        ]
         return [*found, problem] if (problem := self.operations.gc_problem) else found
 
     @property
@@ -359,6 +636,7 @@ class VectorStore:
             "store-damaged": "; ".join(self.repository.damage),
             "gc-failed": self.operations.gc_problem,
             "index-torn": "; ".join(self._index_problems()),
+            "journal-behind": self._journal_problem(_LAG_PROBLEM_S),
         }
         return {event: problem for event, problem in found.items() if problem}
 
@@ -405,7 +683,7 @@ class VectorStore:
                     segment, lambda: self.gate.hold(self._options.drain_timeout_s), note, rebuild=rebuild
                 )
             )
-            self.operations.unsaved_writes.nothing_is_saved()
+            self.operations.nothing_is_saved()
             full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
             return RepairReport(repair, outage_s, self.watch.unreadable.get(full_name))
 
@@ -455,22 +733,56 @@ class VectorStore:
                     return
             await asyncio.sleep(_LOOK_AT_STORE_AGAIN_S)
 
-    def final_snapshot(self) -> Estimate:
-        """Whether a final snapshot taken now would fit into the time there is after SIGTERM."""
-        return self._record.estimate(self.changed_bytes(), self._options.exit_budget_s)
-
-    def changed_bytes(self) -> int | None:
-        """What a snapshot taken now would upload, in bytes; None if that is not known."""
-        return self.operations.snapshotter.changed_bytes() if self.operations.unsaved_writes.any else 0
-
-    def note_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember how long it took, for estimates."""
-        self._record.add(snapshot.uploaded_bytes, snapshot.duration_s)
-
     async def tidy(self) -> GcResult:
         """Apply the retention, collect the garbage."""
         options = self._options
-        return await self.operations.collect_garbage(options.keep, options.gc_grace_s, may_delete=options.may_delete)
+        needed = HistoryNeeds("", None)
+
+        async def needs() -> str | None:
+            nonlocal needed
+            if not self.journal.is_on:
+                return None
+            needed = await self._history_needs()
+            return needed.history_from
+
+        result = await self.operations.collect_garbage(
+            options.keep, options.gc_grace_s, may_delete=options.may_delete, needs=needs
+        )
+        if needed.base is not None and options.may_delete:
+            await Merger(self.journal.sequence).drop_until(needed.base)
+        return result
+
+    async def _history_needs(self) -> HistoryNeeds:
+        """What the moments of the last `GATEWAY_HISTORY_S` are restored from."""
+        limit = datetime.now(UTC) - timedelta(seconds=self._options.journal.history_s)
+        base: int | None = None
+        async for snapshot_id in self.repository.newest_first():
+            if base is not None:
+                # One more: an entry may have been written over it while the one after it was taken.
+                return HistoryNeeds(snapshot_id, base)
+            if moment_of(snapshot_id) <= limit:
+                with contextlib.suppress(SnapshotError, NotFound):
+                    base = (await self.repository.manifest(snapshot_id)).journal
+        return HistoryNeeds("", base)
+
+    async def keep_history(self) -> None:
+        """Merge old entries of the journal, and drop what no moment of the history needs, until cancelled."""
+        # Soon after the start too: many a container lives for less than an hour.
+        tidied_at, merger, entries = time.monotonic() - _TIDY_EVERY_S + _FIRST_TIDY_S, Merger(self.journal.sequence), -1
+        while True:
+            await asyncio.sleep(_MERGE_EVERY_S)
+            if not self.journal.is_on or self.leader.role is not LeaderRole.WRITER or not self._options.may_delete:
+                continue
+            try:
+                await self.leader.require()
+                if merger.has_more or entries != self.journal.counts.entries:
+                    entries = self.journal.counts.entries
+                    await merger.merge_old(datetime.now(UTC))
+                if time.monotonic() - tidied_at > _TIDY_EVERY_S:
+                    await self.tidy()
+                    tidied_at = time.monotonic()
+            except Exception as error:  # any: history that is not bounded fills the store
+                log.warning("old history could not be merged or dropped, trying again", cause=str(error))
 
     # ------------------------------------------------------------------ the end
 
@@ -483,12 +795,14 @@ class VectorStore:
         self.gate.refuse_writes("this gateway is stopping")
         await self.operations.resume()
         budget_s, writes, failure = left_s(), self.operations.unsaved_writes.writes, None
-        wanted = self._options.snapshot_on_exit and self.watch.starts and self.leader.may_write
+        saves = self._options.snapshot_on_exit or self.journal.is_on
+        wanted = saves and self.watch.starts and self.leader.may_write
         work = self._save(OwnLabel.FINAL) if wanted else self._drain(budget_s)
         try:
             await within(budget_s, work, break_off_s=_BREAK_OFF_S)
         except TimeoutError:
-            what = "the final snapshot did not fit into" if wanted else "what was under way did not end within"
+            last = "the last cut was not stored within" if self.journal.is_on else "the final snapshot did not fit into"
+            what = last if wanted else "what was under way did not end within"
             failure = GatewayError(f"{what} the {budget_s:.1f} s that were left")
         except GatewayError as error:
             failure = error
@@ -533,6 +847,16 @@ class VectorStore:
                 return
 
     async def _save_now(self, label: OwnLabel) -> None:
+        if self.journal.is_on:
+            await self.journal.stored()
+            # What Chroma has not answered yet is acknowledged too. It takes a moment, or is given up after that cut.
+            try:
+                async with self.gate.hold(self._options.drain_timeout_s):
+                    await self.journal.stored()
+            except (Conflict, QuiesceTimeout) as error:
+                log.warning("writes that are under way may come too late to be stored", cause=str(error))
+            log.info("everything that was acknowledged is in the journal", position=self.journal.stored_position)
+            return
         if not self.operations.unsaved_writes.any or (
             not self.watch.starts and await asyncio.to_thread(self.directory.is_empty)
         ):

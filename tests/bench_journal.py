@@ -1,73 +1,293 @@
-"""What write-ahead logging alone is worth: bare Chroma in its default mode against bare Chroma with the same in WAL.
+"""What the journal costs, and what it gives. One run, one machine; no test: nothing here fails for being slow.
 
-    .venv/bin/python -m tests.bench_journal [seconds] [rounds]
-
-Adds of 1 and of 10 records of 384 dimensions, from 1 and from 16 connections, no gateway. The two take turns, so
-that a noisy machine is noisy to both; the median of the rounds' ratios is what counts.
+Two gateways on copies of the same data, one with the journal and one without, take turns on an S3 server that answers
+each PUT 30 ms later. Litestream follows the database of a bare Chroma that gets the same writes.
 """
 
-import json
+import argparse
+import itertools
+import os
+import shutil
+import signal
 import statistics
-import sys
+import subprocess
 import tempfile
 import threading
 import time
-from itertools import count
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 
 from gateway.chroma.database import prepare
-from tests.bare_chroma import BareChroma, bare_chroma
+from gateway.chroma.disk import DATABASE
+from tests.bare_chroma import bare_chroma
+from tests.bench_snapshot import data_of, records
+from tests.gateway_process import Gateway, gateway_process
+from tests.servers import S3Server, ministack
+from tests.store_faults import FaultProxy, Rule
 
+COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+PUT_S = 0.03
 DIMENSION = 384
-_number = count()
+PUT_USD, OTHER_USD = 0.005 / 1000, 0.0004 / 1000
+_numbers = itertools.count(10_000_000)
 
 
-def adds_per_s(chroma: BareChroma, url: str, records: int, connections: int, seconds: float) -> float:
-    """Requests answered per second."""
-    stop_at, done = time.monotonic() + seconds, [0] * connections
-    vector = [0.25] * DIMENSION
+def body(count: int) -> dict[str, Any]:
+    made = records([next(_numbers) for _ in range(count)])
+    return {**made, "embeddings": made["embeddings"].tolist()}
 
-    def write(who: int) -> None:
-        with httpx.Client(timeout=60) as http:
+
+def percentile(values: list[float], part: float) -> float:
+    return float(np.percentile(values, part)) if values else float("nan")
+
+
+def collection_of(url: str) -> str:
+    found = httpx.get(f"{url}{COLLECTIONS}", timeout=60).json()
+    if found:
+        return str(found[0]["id"])
+    return str(httpx.post(f"{url}{COLLECTIONS}", json={"name": "data"}, timeout=60).json()["id"])
+
+
+class Load:
+    """Adds of `batch` records from `connections` for `seconds`, with a reader beside them."""
+
+    def __init__(self, url: str, ack: str = "local", batch: int = 1) -> None:
+        self.url, self.path, self.ack, self.batch = url, f"{COLLECTIONS}/{collection_of(url)}", ack, batch
+        self.write_s: list[float] = []
+        self.read_s: list[float] = []
+        self.per_s = 0.0
+
+    def run(self, connections: int, seconds: float, *, reads: bool = False) -> "Load":
+        stop_at = time.monotonic() + seconds
+        bodies = [[body(self.batch) for _ in range(40)] for _ in range(connections)]
+        began = time.monotonic()
+        threads = [threading.Thread(target=self._write, args=(some, stop_at)) for some in bodies]
+        if reads:
+            threads.append(threading.Thread(target=self._read, args=(stop_at,)))
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        self.per_s = len(self.write_s) / (time.monotonic() - began)
+        return self
+
+    def _write(self, bodies: list[dict[str, Any]], stop_at: float) -> None:
+        with httpx.Client(base_url=self.url, timeout=120, headers={"X-Gateway-Ack": self.ack}) as http:
+            for turn in itertools.count():
+                if time.monotonic() > stop_at:
+                    return
+                made = bodies[turn % len(bodies)]
+                made["ids"] = [f"new-{next(_numbers)}" for _ in range(self.batch)]
+                began = time.monotonic()
+                http.post(f"{self.path}/upsert", json=made).raise_for_status()
+                self.write_s.append(time.monotonic() - began)
+
+    def _read(self, stop_at: float) -> None:
+        query = {"query_embeddings": [[0.5] * DIMENSION], "n_results": 10}
+        with httpx.Client(base_url=self.url, timeout=120) as http:
             while time.monotonic() < stop_at:
-                ids = [str(next(_number)) for _ in range(records)]
-                body = json.dumps({"ids": ids, "embeddings": [[*vector[1:], float(int(ids[0]) % 97)]] * records})
-                http.post(url, content=body, headers={"content-type": "application/json"}).raise_for_status()
-                done[who] += 1
+                began = time.monotonic()
+                http.post(f"{self.path}/query", json=query).raise_for_status()
+                self.read_s.append(time.monotonic() - began)
 
-    threads = [threading.Thread(target=write, args=(who,)) for who in range(connections)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(done) / seconds
+
+@contextmanager
+def built(source: Path, env: dict[str, str], journal: str) -> Iterator[Gateway]:
+    with gateway_process(**env, GATEWAY_JOURNAL_INTERVAL_S=journal, GATEWAY_SNAPSHOT_ON_EXIT="false") as gateway:
+        gateway.data_dir.parent.mkdir(parents=True)
+        shutil.copytree(source, gateway.data_dir)
+        gateway.start()
+        yield gateway
+
+
+def journal_bytes(gateway: Gateway) -> tuple[int, int]:
+    status = gateway.admin("GET", "/status").json()["journal"]
+    return int(status["stored_bytes"]), int(status["entries"])
+
+
+def side_by_side(on: Gateway, off: Gateway, seconds: float, rounds: int) -> None:
+    print("\n| connections | writes/s off | on | on to off | read p99 off, ms | on | on to off |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for connections in (1, 16):
+        found: dict[str, list[Load]] = {"off": [], "on": []}
+        for turn in range(rounds):
+            for name, gateway in [("off", off), ("on", on)][:: 1 if turn % 2 else -1]:
+                found[name].append(Load(gateway.url).run(connections, seconds, reads=True))
+        rate = {name: statistics.median(each.per_s for each in loads) for name, loads in found.items()}
+        read = {name: percentile([s for each in loads for s in each.read_s], 99) for name, loads in found.items()}
+        print(
+            f"| {connections} | {rate['off']:.1f} | {rate['on']:.1f} | {rate['on'] / rate['off']:.2f} |"
+            f" {read['off'] * 1e3:.1f} | {read['on'] * 1e3:.1f} | {read['on'] / read['off']:.2f} |"
+        )
+
+
+def acknowledgements(on: Gateway, seconds: float, rounds: int) -> None:
+    print("\n| connections | local writes/s | stored | stored to local | p50 local, ms | stored | more, in PUTs |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for connections in (1, 16, 64):
+        found: dict[str, list[Load]] = {"local": [], "stored": []}
+        for _ in range(rounds):
+            for ack, loads in found.items():
+                loads.append(Load(on.url, ack).run(connections, seconds))
+        rate = {ack: statistics.median(each.per_s for each in loads) for ack, loads in found.items()}
+        p50 = {ack: percentile([s for each in loads for s in each.write_s], 50) for ack, loads in found.items()}
+        print(
+            f"| {connections} | {rate['local']:.1f} | {rate['stored']:.1f} | {rate['stored'] / rate['local']:.2f} |"
+            f" {p50['local'] * 1e3:.1f} | {p50['stored'] * 1e3:.1f} | {(p50['stored'] - p50['local']) / PUT_S:.2f} |"
+        )
+
+
+def paced(url: str, per_s: float, batch: int, seconds: float) -> int:
+    """Upserts at this pace. Returns how many records that were."""
+    path, count = f"{COLLECTIONS}/{collection_of(url)}/upsert", 0
+    began = time.monotonic()
+    with httpx.Client(base_url=url, timeout=120) as http:
+        while time.monotonic() - began < seconds:
+            http.post(path, json=body(batch)).raise_for_status()
+            count += batch
+            time.sleep(max(0.0, began + count / batch / per_s - time.monotonic()))
+    return count
+
+
+def beside_litestream(on: Gateway, source: Path, seconds: float) -> None:
+    print("\n| writes | records | journal, bytes a record | Litestream's | journal to Litestream |")
+    print("| --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as directory:
+        live, replica = Path(directory) / "live", Path(directory) / "replica"
+        shutil.copytree(source, live)
+        prepare(live)
+        config = Path(directory) / "litestream.yml"
+        config.write_text(
+            f"dbs:\n  - path: {live / DATABASE}\n    replica:\n      type: file\n      path: {replica}\n"
+            "      sync-interval: 1s\n"
+        )
+        with bare_chroma(live) as chroma, (Path(directory) / "log").open("wb") as log:
+            litestream = subprocess.Popen(
+                ["litestream", "replicate", "-config", str(config)], stdout=log, stderr=log, env=_with_scripts()
+            )
+            try:
+                time.sleep(8)  # the first copy of all of it
+                for name, per_s, batch in (("1/s", 1.0, 1), ("100/s", 100.0, 1), ("bulk of 1,000", 2.0, 1000)):
+                    before, had = _size(replica), journal_bytes(on)[0]
+                    count = paced(chroma.url, per_s, batch, seconds)
+                    time.sleep(3)
+                    theirs = (_size(replica) - before) / count
+                    count = paced(on.url, per_s, batch, seconds)
+                    on.admin("POST", "/flush")
+                    ours = (journal_bytes(on)[0] - had) / count
+                    print(f"| {name} | {count} | {ours:.0f} | {theirs:.0f} | {ours / theirs:.2f} |")
+            finally:
+                litestream.send_signal(signal.SIGTERM)
+                litestream.wait(30)
+
+
+def _with_scripts() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path('.venv/bin').absolute()}:{os.environ['PATH']}"}
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+
+
+def requests(on: Gateway, proxy: FaultProxy, seconds: float) -> None:
+    print("\n| load | PUTs an hour | all requests | a month, USD |\n| --- | --- | --- | --- |")
+
+    def constant() -> None:
+        Load(on.url).run(4, seconds)
+
+    work: list[tuple[str, Callable[[], object]]] = [
+        ("idle", lambda: time.sleep(seconds)),
+        ("one write a second", lambda: paced(on.url, 1, 1, seconds)),
+        ("constant writes", constant),
+    ]
+    for name, do in work:
+        on.admin("POST", "/flush")
+        time.sleep(2)
+        before, began = len(proxy.requests), time.monotonic()
+        do()
+        took, seen = time.monotonic() - began, proxy.requests[before:]
+        puts = sum(method == "PUT" for method, _ in seen)
+        hour = 3600 / took
+        month = 730 * hour * (puts * PUT_USD + (len(seen) - puts) * OTHER_USD)
+        print(f"| {name} | {puts * hour:.0f} | {len(seen) * hour:.0f} | {month:.2f} |")
+
+
+def lag(on: Gateway, proxy: FaultProxy, seconds: float, away_s: float) -> None:
+    lags, done = list[float](), threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            lags.append(on.admin("GET", "/status").json()["journal"]["lag_s"])
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    Load(on.url).run(4, seconds)
+    done.set()
+    watcher.join()
+    print(f"\nlag at constant writes: {percentile(lags, 50):.2f} s p50, {percentile(lags, 99):.2f} s p99")
+    writing = threading.Thread(target=lambda: Load(on.url).run(4, away_s + 15))
+    writing.start()
+    usual, proxy.rules = proxy.rules, [Rule("status", status=503)]
+    time.sleep(away_s)
+    proxy.rules, began = usual, time.monotonic()
+    while on.admin("GET", "/status").json()["journal"]["lag_s"] > 2:
+        time.sleep(0.1)
+    print(f"the store was away for {away_s:.0f} s under writes: caught up {time.monotonic() - began:.1f} s after")
+    writing.join()
+
+
+def boots(on: Gateway, rounds: int) -> None:
+    print("\n| boot on an empty disk | seconds to ready |\n| --- | --- |")
+    Load(on.url).run(4, 10)
+    on.stop()
+    newest = ""
+    for name in ("snapshot and journal", "the snapshot alone"):
+        took = []
+        for _ in range(rounds):
+            shutil.rmtree(on.data_dir)
+            if name == "the snapshot alone":
+                on.env["GATEWAY_RESTORE"] = newest
+            began = time.monotonic()
+            on.start()
+            took.append(time.monotonic() - began)
+            newest = newest or on.admin("GET", "/snapshot/latest").json()["id"]
+            on.stop()
+        print(f"| {name} | {statistics.median(took):.1f} |")
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    print("| adds of | connections | default, req/s | WAL, req/s | WAL to default |\n| --- | --- | --- | --- | --- |")
-    with tempfile.TemporaryDirectory() as default_dir, tempfile.TemporaryDirectory() as wal_dir:
-        prepare(Path(wal_dir))
-        with bare_chroma(Path(default_dir)) as default, bare_chroma(Path(wal_dir)) as wal:
-            for records in (1, 10):
-                for connections in (1, 16):
-                    rates: dict[BareChroma, list[float]] = {default: [], wal: []}
-                    urls = {each: _collection(each, f"r{records}c{connections}") for each in rates}
-                    for _ in range(rounds):
-                        for each, seen in rates.items():
-                            seen.append(adds_per_s(each, urls[each], records, connections, seconds))
-                    ratio = statistics.median(b / a for a, b in zip(rates[default], rates[wal], strict=True))
-                    shown = [statistics.median(seen) for seen in rates.values()]
-                    print(f"| {records} | {connections} | {shown[0]:.0f} | {shown[1]:.0f} | {ratio:.2f} |", flush=True)
-
-
-def _collection(chroma: BareChroma, name: str) -> str:
-    collection = chroma.client().create_collection(name, embedding_function=None)
-    base = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-    return f"{chroma.url}{base}/{collection.id}/add"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mb", type=int, default=500, help="size of the data")
+    parser.add_argument("--seconds", type=float, default=10, help="length of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--away", type=float, default=60, help="seconds for which the store is away")
+    options = parser.parse_args()
+    source, count = data_of(options.mb)
+    with ExitStack() as stack:
+        server: S3Server = stack.enter_context(ministack())
+        proxy = stack.enter_context(FaultProxy(server.port))
+        proxy.rules = [Rule("delay", method="PUT", delay_s=PUT_S)]
+        env = {**server.env, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        gateways = {}
+        for name, journal in (("off", "0"), ("on", "1")):
+            server.make_bucket(name)
+            gateways[name] = stack.enter_context(built(source, {**env, "GATEWAY_STORE": f"s3://{name}"}, journal))
+        on, off = gateways["on"], gateways["off"]
+        on.admin("POST", "/flush")
+        print(f"{count} records, {_size(source / 'data') / 1e6:.0f} MB, {PUT_S * 1e3:.0f} ms a PUT")
+        side_by_side(on, off, options.seconds, options.rounds)
+        off.stop()
+        acknowledgements(on, options.seconds, options.rounds)
+        beside_litestream(on, source, options.seconds)
+        requests(on, proxy, options.seconds * 3)
+        lag(on, proxy, options.seconds * 2, options.away)
+        boots(on, options.rounds)
 
 
 if __name__ == "__main__":

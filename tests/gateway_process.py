@@ -38,6 +38,8 @@ class Gateway:
             "PORT": str(self.port),
             "GATEWAY_CHROMA_PORT": str(self.chroma_port),
             "GATEWAY_ADMIN_TOKEN": ADMIN_TOKEN,
+            # Most tests are about snapshots: what a journal adds to a store would hide what they look at.
+            "GATEWAY_JOURNAL_INTERVAL_S": "0",
             **env,
         }
         self._process: subprocess.Popen[bytes] | None = None

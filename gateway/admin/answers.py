@@ -46,6 +46,85 @@ class Snapshot(TypedDict):
     freeze_ms: float
 
 
+class RestoredSnapshot(Snapshot):
+    """A snapshot that is served now. `undo` is the command that goes back to the moment `return_to`."""
+
+    return_to: str | None
+    undo: str | None
+
+
+class RestoredState(TypedDict):
+    """The state that is served now. `stored`: whether the store knows already that these are the data now."""
+
+    at: str
+    snapshot: str
+    entries: int
+    return_to: str | None
+    undo: str | None
+    stored: bool
+
+
+class RestorePreview(TypedDict):
+    """What a restore would bring back."""
+
+    at: str
+    snapshot: str
+    entries: int
+    fetched_bytes: int
+    duration_s: float
+    collections: list[SnapshotCollection]
+
+
+class Flushed(TypedDict):
+    """Everything up to `position` is stored, and comes back from the moment `at`."""
+
+    position: str
+    at: str
+    waited_s: float
+
+
+class HistorySnapshot(TypedDict):
+    """A snapshot of the history."""
+
+    id: str
+    at: str
+    label: str | None
+
+
+class HistoryMark(TypedDict):
+    """Where the line of the history changes."""
+
+    kind: Literal["seal", "restore", "run"]
+    at: str
+    position: str
+    epoch: int
+    where: str
+    snapshot: str | None
+    restored_to: str | None
+
+
+class HistoryGap(TypedDict):
+    """Numbers of entries that are missing."""
+
+    first: int
+    last: int
+
+
+class History(TypedDict):
+    """Which moments can be restored. `next` is the `before` of the following page of marks, None at the end."""
+
+    oldest: str | None
+    newest: str | None
+    full_since: str | None
+    merged_resolution_s: float
+    snapshots: list[HistorySnapshot]
+    marks: list[HistoryMark]
+    gaps: list[HistoryGap]
+    entries: int
+    stored_bytes: int
+    next: int | None
+
+
 class SnapshotList(TypedDict):
     """A page of snapshots, newest first. `next` is the `after` of the following page, None at the end."""
 

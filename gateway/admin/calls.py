@@ -81,6 +81,8 @@ class Call(Generic[_T]):
     key: str | None = None
     on_job: OnJob | None = None
     """Set for a request that starts a job. The result of the job is what the method returns."""
+    always_a_job: bool = False
+    """Whether the route starts a job in any case, and so takes no parameter `wait`."""
     goes_on: Callable[[], bool] = never
     """Says whether the job is left running when the waiting for it is interrupted."""
     into: IO[bytes] | None = None

@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
 def options_of(call: Call[Any]) -> dict[str, Any]:
     """The options of `httpx.Client.request` for a call, without its body."""
     params, headers = dict(call.params), dict(call.headers)
-    if call.on_job is not None:
+    if call.on_job is not None and not call.always_a_job:
         params["wait"] = "false"
     if call.body is not None:
         headers["Content-Length"] = str(call.body.size_bytes)

@@ -13,11 +13,16 @@ from gateway.admin.answers import (
     Document,
     DocumentList,
     Flags,
+    Flushed,
     GcResult,
+    History,
     Job,
     Link,
     Quiesced,
     Repaired,
+    RestoredSnapshot,
+    RestoredState,
+    RestorePreview,
     Resumed,
     Snapshot,
     SnapshotList,
@@ -42,6 +47,33 @@ class GatewayRoutes:
     def status(self) -> Call[dict[str, Any]]:
         """Health, sizes, collections, lease, store and last error. Safe to retry."""
         return Call("GET", "/admin/status")
+
+    @call
+    def flush(self, position: str | None = None) -> Call[Flushed]:
+        """Wait until everything that was acknowledged before is stored, or up to `position`. Safe to retry.
+
+        Raises UniqueConstraintError where the journal is off, and where what was written at `position` was lost.
+        """
+        return Call("POST", "/admin/flush", json={"position": position})
+
+    @call
+    def restore(self, at: str, *, on_job: OnJob = ignore) -> Call[RestoredState]:
+        """Go back to a moment (RFC 3339, or `-15m`), a snapshot's id, or `latest`, the newest state that is stored.
+
+        What is served now is stored first: `return_to` is the moment that undoes the restore. After an error the data
+        are as before. A retry after a success changes `return_to`.
+        """
+        return Call("POST", "/admin/restore", json={"at": at}, on_job=on_job)
+
+    @call
+    def preview(self, at: str, *, on_job: OnJob = ignore) -> Call[RestorePreview]:
+        """Say what `restore` would bring back, and how long it would take. Changes nothing. Safe to retry."""
+        return Call("POST", "/admin/restore", json={"at": at, "dry_run": True}, on_job=on_job)
+
+    @call
+    def history(self, *, limit: int = 100, before: int | None = None) -> Call[History]:
+        """Which moments can be restored, and at most `limit` marks below the number `before`. Safe to retry."""
+        return Call("GET", "/admin/history", params={"limit": limit} | ({} if before is None else {"before": before}))
 
     @call
     def quiesce(self, ttl_s: float = 60) -> Call[Quiesced]:
@@ -106,8 +138,8 @@ class SnapshotRoutes:
         return Call("DELETE", _snapshot(snapshot), on_job=on_job)
 
     @call
-    def restore(self, snapshot: str = "latest", *, on_job: OnJob = ignore) -> Call[Snapshot]:
-        """Serve a snapshot in place of the present data. Everything written since is lost.
+    def restore(self, snapshot: str = "latest", *, on_job: OnJob = ignore) -> Call[RestoredSnapshot]:
+        """Serve a snapshot in place of the present data. `return_to` is the moment that undoes it, if there is one.
 
         Returns when the restored data are served. After an error the data are as before. A retry of `latest` restores
         what is the latest snapshot then.
@@ -256,12 +288,12 @@ class DocumentRoutes:
         If the waiting is interrupted, the training is cancelled unless `goes_on` returns true.
         """
         path = f"{self._path(avatar)}/vectorstore/train"
-        return Call("POST", path, json=request or {}, on_job=on_job, goes_on=goes_on)
+        return Call("POST", path, json=request or {}, on_job=on_job, goes_on=goes_on, always_a_job=True)
 
     @call
     def delete_avatar(self, avatar: str, *, on_job: OnJob = ignore) -> Call[dict[str, Any]]:
         """Delete an avatar with all its documents and its collection. Safe to retry until it raises NotFoundError."""
-        return Call("DELETE", self._path(avatar), json={"avatar_id": avatar}, on_job=on_job)
+        return Call("DELETE", self._path(avatar), json={"avatar_id": avatar}, on_job=on_job, always_a_job=True)
 
     def _path(self, path: str = "") -> str:
         avatars = f"/admin/users/{quote(self.user_id, safe='')}/avatars"

@@ -18,6 +18,7 @@ from gateway.api import collections as collections_api
 from gateway.api import documents as documents_api
 from gateway.api import health as health_api
 from gateway.api import jobs as jobs_api
+from gateway.api import journal as journal_api
 from gateway.api import reference
 from gateway.api import snapshots as snapshot_api
 from gateway.api.deps import KeyHolder, provide
@@ -59,7 +60,14 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
     app.include_router(health_api.public)
     app.include_router(reference.router)
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
-    admin = (health_api.admin, snapshot_api.router, collections_api.router, jobs_api.router, documents_api.router)
+    admin = (
+        health_api.admin,
+        snapshot_api.router,
+        journal_api.router,
+        collections_api.router,
+        jobs_api.router,
+        documents_api.router,
+    )
     for router in admin:
         dependencies = [Depends(KeyHolder(keyring, Role.ADMIN)), Depends(require_known_parameters)]
         app.include_router(router, dependencies=dependencies)

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.aio import background
 from gateway.api.deps import Operator, SettingsOf
 from gateway.api.jobs import ACCEPTED, Wait, accepted
+from gateway.api.journal import RestoredSnapshot, restored_snapshot
 from gateway.config import Seconds
 from gateway.errors import InvalidRequest
 from gateway.jobs import JobStatus, Progress, Result
@@ -276,20 +277,23 @@ async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wai
 @router.post(
     "/snapshot/{snapshot_id}/restore",
     summary="Restore a snapshot",
-    response_model=Snapshot | JobStatus,
+    response_model=RestoredSnapshot | JobStatus,
     responses=ACCEPTED,
 )
 async def restore_snapshot(
     operator: Operator, response: Response, snapshot_id: SnapshotId, wait: Wait = True
 ) -> Result:
-    """Answers when the restored data are served. Everything written since the snapshot is lost.
+    """Answers when the restored data are served. `return_to` is the moment that undoes it.
 
-    The snapshot is fetched and verified while the present data are served. During the swap clients get 503 with
-    `Retry-After`. After an error the data are as before.
+    Without a journal, everything written since the latest snapshot is lost. The snapshot is fetched and verified while
+    the present data are served. During the swap clients get 503 with `Retry-After`. After an error the data are as
+    before.
     """
-    job = await operator.begin(
-        "restore", snapshot_id, lambda progress: operator.operations.restore(snapshot_id, progress)
-    )
+
+    async def work(progress: Progress) -> RestoredSnapshot:
+        return restored_snapshot(await operator.store.restore_snapshot(snapshot_id, progress))
+
+    job = await operator.begin("restore", snapshot_id, work)
     return await job.outcome() if wait else accepted(job, response)
 
 

@@ -67,16 +67,32 @@ class LeaseStatus(BaseModel):
 class ScheduleStatus(BaseModel):
     interval_s: float = Field(description="GATEWAY_SNAPSHOT_INTERVAL_S; 0 is off")
     cron: str | None = Field(description="GATEWAY_SNAPSHOT_CRON")
-    final: bool = Field(description="whether a snapshot is taken at SIGTERM")
-    unsaved_s: float = Field(description="age of the oldest write that no snapshot has, in seconds; 0 if there is none")
+    final: bool = Field(description="whether a snapshot is taken at SIGTERM; with a journal there is none")
+    unsaved_s: float = Field(
+        description="age of the oldest write that the journal lacks, or without a journal every snapshot, in seconds"
+    )
 
 
-class FinalSnapshotStatus(BaseModel):
-    changed_bytes: int | None = Field(description="what a snapshot taken now would upload, before compression")
-    bandwidth_bytes_per_s: float | None = Field(description="as measured at earlier snapshots")
-    estimate_s: float | None = Field(description="how long the final snapshot would take")
-    budget_s: float = Field(description="how long it may take: GATEWAY_EXIT_BUDGET_S")
-    fits: bool | None = Field(description="whether it fits; null if that is not known")
+class JournalStatus(BaseModel):
+    on: bool = Field(description="whether what is written goes to the journal")
+    position: str = Field(description="everything up to there is stored, as `{epoch}-{number}`")
+    at: AwareDatetime | None = Field(description="the moment of the newest entry that is stored; null if none is known")
+    lag_s: float = Field(description="age of the oldest write that is not stored, in seconds; 0 if there is none")
+    unstored_bytes: int | None = Field(description="at most so many bytes are not stored; null if that is not known")
+    recovery_s: float = Field(description="about how much longer than of the newest snapshot a restore takes now")
+    waiting: int = Field(description="requests that wait until what they wrote is stored")
+    cut_p50_s: float | None = Field(description="how long a cut takes: median of the newest hundred")
+    put_p50_s: float | None = Field(description="how long the store takes for an entry: median of the newest hundred")
+    entries: int = Field(description="stored since the gateway's start")
+    stored_bytes: int = Field(description="of these entries")
+    failures: int = Field(description="attempts to store an entry that failed, since the gateway's start")
+    requests_last_hour: int = Field(description="requests (PUT) that stored entries in the last hour")
+    requests_last_hour_usd: float = Field(description="what these cost at the list price of S3 Standard, in USD")
+    problem: str | None = Field(description="why nothing can be stored at this moment, or no journal is possible")
+    restorable_from: AwareDatetime | None = Field(
+        description="any moment from here on can be restored, as of the last look; null if that is not known yet"
+    )
+    restorable_to: AwareDatetime | None = Field(description="the newest moment that can be restored")
 
 
 class SnapshotSummary(BaseModel):
@@ -126,7 +142,7 @@ class Status(BaseModel):
     memory: MemoryStatus = Field(description="memory of this process")
     lease: LeaseStatus = Field(description="who may write to the store")
     snapshots: ScheduleStatus = Field(description="when snapshots are taken, and what is not in one")
-    final_snapshot: FinalSnapshotStatus = Field(description="whether the snapshot at a stop would fit into its time")
+    journal: JournalStatus = Field(description="what of the writes is stored, and which moments can be restored")
     store: StoreStatus = Field(description="the store, asked just now")
     last_error: LastError | None = Field(
         description="the newest error of a snapshot, a garbage collection or the store that no later success settled"

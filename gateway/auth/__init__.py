@@ -11,6 +11,7 @@ anonymous client.
    `keys`     what a keys file may say                                               pure
    `scope`    roles, and patterns of names                                           pure
 3. `access`   may this role, in this scope, do that? and if not, what is the response? pure
+   `ack`      when is a write answered?                                              pure
 4. `quota`    requests per second and in flight, of a key or an address              pure
    `addresses`  which address a request comes from                                   pure
 5. `audit`    one line for each request that destroys or renames something

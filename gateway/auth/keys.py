@@ -11,6 +11,7 @@ A keys file is TOML or JSON:
     databases = ["web-*"]
     collections = ["pages-*", "links"]
     expires = 2027-01-31T00:00:00Z      # optional
+    ack = "stored"                      # optional: no write is answered before the store has it; or "local"
     limits = { requests_per_s = 50, in_flight = 8, body_bytes = 1000000, records = 500 }   # optional
 
 Unknown fields are errors: a misspelt `collections` must not mean all collections.
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gateway.auth.ack import Ack
 from gateway.auth.quota import QuotaLimits
 from gateway.auth.scope import EVERYTHING, Names, Role, Scope
 from gateway.auth.tokens import is_digest
@@ -40,7 +42,7 @@ ANONYMOUS_NAME = "anonymous"
 class Key(NamedTuple):
     """What the gateway knows about a token. `expires_at_s` is in seconds since the epoch.
 
-    With `limits` of None the limits of `GATEWAY_LIMIT_*` apply.
+    With `limits` of None the limits of `GATEWAY_LIMIT_*` apply. `ack` is the least acknowledgement level of its writes.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Key(NamedTuple):
     scope: Scope = EVERYTHING
     expires_at_s: float | None = None
     limits: QuotaLimits | None = None
+    ack: Ack | None = None
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=512)]
@@ -81,6 +84,7 @@ class _Key(_Strict):
     collections: Patterns | None = None
     expires: Annotated[datetime | None, BeforeValidator(_moment)] = None
     limits: _Limits | None = None
+    ack: Literal["local", "stored"] | None = None
 
     @field_validator("name")
     @classmethod
@@ -128,6 +132,7 @@ class _Key(_Strict):
             scope,
             self.expires.astimezone(UTC).timestamp() if self.expires else None,
             QuotaLimits(**self.limits.model_dump()) if self.limits else None,
+            Ack(self.ack) if self.ack else None,
         )
 
 

@@ -95,6 +95,22 @@ def is_empty(data_dir: Path) -> bool:
         return False  # `prepare` reports what it is
 
 
+def holds_anything(data_dir: Path) -> bool:
+    """Whether somebody made a collection, a database or a tenant: Chroma begins with one tenant and one database."""
+    with translated(data_dir / DATABASE), closing(open_database(data_dir / DATABASE)) as connection:
+        row = connection.execute(
+            "select exists(select 1 from collections) or (select count(*) from databases) > 1"
+            " or (select count(*) from tenants) > 1"
+        ).fetchone()
+        return bool(row[0])
+
+
+def newest_log_row(data_dir: Path) -> int:
+    """The highest sequence number in Chroma's log at this moment, 0 if it is empty."""
+    with translated(data_dir / DATABASE), closing(ReadTransaction(data_dir)) as reader:
+        return reader.newest_log_row()
+
+
 # ---------------------------------------------------------------------- while it runs
 
 
@@ -174,6 +190,10 @@ class ReadTransaction:
             "select 1 from embeddings_queue where seq_id = ? and topic = ?", (seq_id, topic)
         ).fetchone()
         return row is not None
+
+    def newest_log_row(self) -> int:
+        """The highest sequence number in Chroma's log, 0 if it is empty."""
+        return int(self._connection.execute("select coalesce(max(seq_id), 0) from embeddings_queue").fetchone()[0])
 
     @property
     def keeps_log(self) -> bool:

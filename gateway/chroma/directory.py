@@ -5,6 +5,7 @@
         .gateway/
             gateway.lock, chroma.lock    held for life by the one gateway and the one Chroma
             baseline                     what the store has of the live data
+            snapshot-outdated            see `DataDirectory.outdated`
             scratch/                     a directory for each verification, archive or upload in progress
             incoming/                    restored data that is verified before it goes live
             previous/                    the data that was live before, until the new data is settled
@@ -135,6 +136,11 @@ class DataDirectory:
     def baseline(self) -> Path:
         """The file that says what the store has of the data."""
         return self._private / "baseline"
+
+    @property
+    def outdated(self) -> Path:
+        """A file that is there while the log does not lead from the newest snapshot's indexes to the data."""
+        return self._private / "snapshot-outdated"
 
     @property
     def scratch(self) -> Path:

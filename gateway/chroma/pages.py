@@ -11,6 +11,8 @@ unnoticed restart would lose changes, so `PageTracker` keeps a reader open from 
 
 The open reader makes the WAL grow. `bound` replaces it by a newer one, remembers the pages that changed in between, and
 so lets the WAL restart.
+
+Snapshots and the journal each ask what changed since their own last cut. A `Mark` tells them apart.
 """
 
 import os
@@ -18,6 +20,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
+from enum import Enum
 from pathlib import Path
 
 from gateway.chroma import wal
@@ -29,16 +32,23 @@ from gateway.errors import GatewayError
 _READ_BYTES = 4 << 20
 
 
+class Mark(Enum):
+    """For whom a cut is made: its `changed` pages are those since the last cut with the same mark."""
+
+    SNAPSHOT = "snapshot"
+    JOURNAL = "journal"
+
+
 class DatabaseCut(ReadTransaction):
     """One state of the database, with its pages. It stays readable until `close`."""
 
-    def __init__(self, data_dir: Path, files: DatabaseFiles) -> None:
+    def __init__(self, data_dir: Path, files: DatabaseFiles, mark: Mark) -> None:
         super().__init__(data_dir)
-        self._files = files
+        self._files, self.mark = files, mark
         self.page_bytes = self._number("pragma page_size")
         self.pages = self._number("pragma page_count")
         self.changed: set[int] | None = None
-        """Numbers (from 1) of the pages that may differ from those of the last kept cut. None: any page may."""
+        """Numbers (from 1) of the pages that may differ from those of the mark's last kept cut. None: any may."""
         self.frames: dict[int, int] = {}
         """Frames of the WAL that are newer than the database file, by page number."""
 
@@ -102,41 +112,49 @@ class PageTracker:
         self._seen = WalHead(b"", 0, 0)
         # The newest frame of each page in the present WAL.
         self._frames: dict[int, int] = {}
-        self._passed: set[int] | None = None
-        """Pages that changed since the last cut. None: unknown."""
+        self._passed: dict[Mark, set[int] | None] = dict.fromkeys(Mark)
+        """Pages that changed since the last cut of a mark. None: unknown."""
 
-    def cut(self, and_then: Callable[[DatabaseCut], None] = lambda _: None) -> DatabaseCut:
+    def cut(self, and_then: Callable[[DatabaseCut], None] = lambda _: None, mark: Mark = Mark.SNAPSHOT) -> DatabaseCut:
         """Take SQLite's write lock, open a read transaction, call `and_then`, release the lock. Takes milliseconds.
 
         The caller closes the cut. A caller that does not use the cut passes it to `undo`, so that the next one
         contains its changes. Raises QuiesceTimeout if the lock is not free; a retry is safe.
         """
         with self._lock:
-            cut = self._cut(and_then)
-            cut.changed, self._passed = self._passed, set()
+            cut = self._cut(and_then, mark=mark)
+            cut.changed = self._passed[mark]
+            # Without a WAL, what changes from here on is not known either.
+            self._passed[mark] = set() if self._reader is not None else None
             return cut
 
     def undo(self, cut: DatabaseCut) -> None:
         """Count the changes of `cut` as changes of the next one, because nothing was made of it."""
         with self._lock:
-            if cut.changed is None or self._passed is None:
-                self._passed = None
-            else:
-                self._passed |= cut.changed
+            passed = self._passed[cut.mark]
+            self._passed[cut.mark] = None if cut.changed is None or passed is None else passed | cut.changed
 
     def wal_bytes(self) -> int:
         """The size of the WAL in use, approximately."""
         head = self._files.head()
         return head.frames * self._page_bytes() if head else 0
 
-    def changed_bytes(self) -> int | None:
-        """An upper bound for the bytes of the pages that changed since the last cut. None if unknown."""
-        passed, seen = self._passed, self._seen
-        head = self._files.head() if self._reader is not None else None
-        if passed is None or head is None:
+    def changed_bytes(self, mark: Mark) -> int | None:
+        """An upper bound for the bytes of the pages that changed since the last cut of `mark`. None if unknown."""
+        passed, new = self._passed[mark], self._new_frames()
+        return None if passed is None or new is None else (len(passed) + new) * self._page_bytes()
+
+    def may_have_changed(self, mark: Mark) -> bool:
+        """Whether the database may differ from the last cut of `mark`. Reads a few bytes."""
+        # New frames first: another thread may move them to those that are known.
+        return self._new_frames() != 0 or self._passed[mark] != set()
+
+    def _new_frames(self) -> int | None:
+        """How many frames were committed since they were looked at last; None if that is not known."""
+        seen, head = self._seen, self._files.head() if self._reader is not None else None
+        if head is None:
             return None
-        new = head.frames - seen.frames if head.salts == seen.salts else head.frames
-        return (len(passed) + max(0, new)) * self._page_bytes()
+        return max(0, head.frames - seen.frames) if head.salts == seen.salts else head.frames
 
     @property
     def is_tracking(self) -> bool:
@@ -164,7 +182,10 @@ class PageTracker:
     # ------------------------------------------------------------------ inside
 
     def _cut(
-        self, and_then: Callable[[DatabaseCut], None], checkpoint: sqlite3.Connection | None = None
+        self,
+        and_then: Callable[[DatabaseCut], None],
+        checkpoint: sqlite3.Connection | None = None,
+        mark: Mark = Mark.SNAPSHOT,
     ) -> DatabaseCut:
         if self._reader is not None:
             # The reader keeps committed frames in place. So most of them are read before the lock is taken.
@@ -175,7 +196,7 @@ class PageTracker:
                 if checkpoint is not None and self._reader is not None:
                     self._reader.close()
                     checkpoint.execute("pragma wal_checkpoint(passive)").fetchone()
-                reader, cut = ReadTransaction(self._data_dir), DatabaseCut(self._data_dir, self._files)
+                reader, cut = ReadTransaction(self._data_dir), DatabaseCut(self._data_dir, self._files, mark)
                 if self._reader is not None:
                     self._reader.close()
                 self._reader = reader
@@ -187,7 +208,8 @@ class PageTracker:
                 if not cut.keeps_writers_going:
                     # Without a WAL, changes are unknown, and an open reader would block writers.
                     reader.close()
-                    self._reader = self._passed = None
+                    self._reader = None
+                    self._forget_changes()
                 return cut
             except BaseException:
                 self._release()
@@ -203,14 +225,15 @@ class PageTracker:
             first = self._seen.frames + 1
         else:
             if self._reader is None or not wal.follows(self._seen, head):
-                self._passed = None
+                self._forget_changes()
             self._frames, first = {}, 1
         if first <= head.frames:
             page_bytes = self._page_bytes()
             new = wal.pages_in(self._files.wal, first, head.frames, page_bytes)
             self._frames |= new
-            if self._passed is not None:
-                self._passed.update(new)
+            for passed in self._passed.values():
+                if passed is not None:
+                    passed.update(new)
         return head
 
     def _page_bytes(self) -> int:
@@ -220,5 +243,9 @@ class PageTracker:
     def _release(self) -> None:
         if self._reader is not None:
             self._reader.close()
-        self._reader, self._frames, self._passed = None, {}, None
+        self._reader, self._frames = None, {}
+        self._forget_changes()
         self._seen = WalHead(b"", 0, 0)
+
+    def _forget_changes(self) -> None:
+        self._passed = dict.fromkeys(Mark)

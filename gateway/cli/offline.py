@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
@@ -13,8 +14,11 @@ from gateway.cli.store_settings import store_settings
 from gateway.errors import ConfigError, NotFound, NothingToRestore
 from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
+from gateway.journal.replay import find_point, replay_of
+from gateway.journal.sequence import Sequence
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.lease import read_lease_state
+from gateway.snapshot.operations import Wanted
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_at_boot
 from gateway.snapshot.sound import fetch_sound
@@ -23,6 +27,7 @@ from gateway.snapshot.verify import Level, verify
 from gateway.storage import PrefixedStorage, Storage, open_storage
 
 _T = TypeVar("_T")
+_LIST = "see the snapshots of this store with `chroma-gateway list --store …`"
 
 
 class OfflineRepository:
@@ -67,15 +72,42 @@ class OfflineRepository:
 
         A gateway that starts there continues from it. After an error nothing is left there that was not there before.
         """
-        storage, directory = self._storage(), DataDirectory(data_dir.expanduser().absolute())
+        storage = self._storage()
+
+        async def find(repository: Repository) -> Wanted:
+            return Wanted(await _existing(repository, name))
+
+        return self._restore(find, storage, data_dir, progress)
+
+    def restore_at(self, at: datetime | None, data_dir: Path, progress: Progress) -> Snapshot:
+        """As `restore`, of the state at the moment `at`, or of the newest one."""
+        storage = self._storage()
+        sequence = Sequence(storage)
+
+        async def find(repository: Repository) -> Wanted:
+            point = await find_point(sequence, repository, at)
+            if point is None:
+                raise NothingToRestore(f"there is nothing in {repository.url}", _LIST)
+            return Wanted(point.manifest.snapshot.id, replay_of(sequence, point))
+
+        return self._restore(find, storage, data_dir, progress)
+
+    def _restore(
+        self, find: Callable[[Repository], Awaitable[Wanted]], storage: Storage, data_dir: Path, progress: Progress
+    ) -> Snapshot:
+        directory = DataDirectory(data_dir.expanduser().absolute())
         _require_empty(directory)
 
         async def work(repository: Repository) -> Snapshot:
-            snapshot_id = await _existing(repository, name)
+            wanted = await find(repository)
             lease_state = await read_lease_state(storage)
             with _claimed(directory):
-                DataDirState(directory.path).see_restored(snapshot_id, lease_state)
-                restored = await restore_at_boot(repository, directory, snapshot_id, counted(progress, "fetching"))
+                memory = DataDirState(directory.path)
+                memory.see_restored(wanted.snapshot_id, lease_state)
+                if (newest := await Sequence(storage).newest()) is not None:
+                    memory.see_journal(newest.head.number)
+                note = counted(progress, "fetching")
+                restored = await restore_at_boot(repository, directory, wanted.snapshot_id, note, wanted.replay)
             return cast("Snapshot", restored.model_dump(mode="json"))
 
         return self._run(work, storage)
@@ -143,11 +175,10 @@ def _require_empty(directory: DataDirectory) -> None:
 
 async def _existing(repository: Repository, name: str) -> str:
     """The id of the snapshot that `name` means. Raises NothingToRestore if there is none."""
-    hint = "see the snapshots of this store with `chroma-gateway list --store …`"
     try:
         snapshot_id = await repository.resolve(name)
     except NotFound as error:
-        raise NothingToRestore(f"{error.message} in {repository.url}", hint) from error
+        raise NothingToRestore(f"{error.message} in {repository.url}", _LIST) from error
     if not await repository.exists(snapshot_id):
-        raise NothingToRestore(f"there is no snapshot {snapshot_id} in {repository.url}", hint)
+        raise NothingToRestore(f"there is no snapshot {snapshot_id} in {repository.url}", _LIST)
     return snapshot_id

@@ -1,4 +1,4 @@
-"""`snapshot`, `list`, `show`, `verify`, `restore`, `delete` and `gc`."""
+"""`snapshot`, `list`, `show`, `verify`, `delete` and `gc`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -102,31 +102,6 @@ def verify_snapshot(
         raise CorruptSnapshot(
             f"snapshot {snapshot} is damaged", "restore another one; `chroma-gateway list` shows them"
         )
-
-
-def restore_snapshot(
-    snapshot: SnapshotName = "latest",
-    url: Url = None,
-    token: Token = None,
-    store: StoreUrl = None,
-    user_id: UserId = None,
-    data_dir: Annotated[Path | None, typer.Option(help="With --store: an empty directory to restore into.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Restore a snapshot into the running gateway, or with --store into an empty directory."""
-    if store is None and data_dir is not None:
-        raise ConfigError(
-            "--data-dir is only for --store: a running gateway restores into its own directory", "leave --data-dir out"
-        )
-    if store is not None and data_dir is None:
-        raise ConfigError("--store needs --data-dir", "name an empty directory with --data-dir")
-    with ProgressBars.on_terminal(as_json=as_json) as bars:
-        if store is not None and data_dir is not None:
-            restored = open_store(store, user_id).restore(snapshot, data_dir, bars.progress)
-        else:
-            with connect(url, token) as gateway:
-                restored = gateway.snapshots.restore(snapshot, on_job=bars.show_job)
-    print_snapshot(restored, as_json)
 
 
 def delete_snapshot(

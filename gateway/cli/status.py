@@ -33,7 +33,8 @@ def screen(found: dict[str, Any]) -> str:
         _gate_and_chroma(found["gate"], found["chroma"]),
         _data_dir(found["data_dir"]),
         *_store(found["store"]),
-        _schedule(found["snapshots"], found["final_snapshot"]),
+        _journal(found["journal"]),
+        _schedule(found["snapshots"]),
     ]
     if lease := found.get("lease"):
         known = {name.replace("_", " "): value for name, value in lease.items() if value is not None and value != []}
@@ -71,12 +72,21 @@ def _store(store: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _schedule(schedule: dict[str, Any], final_snapshot: dict[str, Any]) -> str:
+def _journal(journal: dict[str, Any]) -> str:
+    if not journal["on"]:
+        return f"journal OFF: {journal['problem']}" if journal["problem"] else "journal off"
+    since = f", any moment since {journal['restorable_from']}" if journal["restorable_from"] else ""
+    problem = f"; CANNOT BE WRITTEN: {journal['problem']}" if journal["problem"] else ""
+    return (
+        f"journal {age(journal['lag_s'])} behind{since}; {journal['requests_last_hour']} request(s) in the last hour"
+        f" ({journal['requests_last_hour_usd']:.4f} USD at S3), a restore would replay for"
+        f" {age(journal['recovery_s'])}{problem}"
+    )
+
+
+def _schedule(schedule: dict[str, Any]) -> str:
     every = f"every {age(schedule['interval_s'])}" if schedule["interval_s"] else schedule["cron"] or "not scheduled"
-    if not schedule["final"]:
-        return f"snapshots {every}, no final one"
-    fits = {True: ", which fits", False: ", which does NOT FIT", None: ""}[final_snapshot["fits"]]
-    return f"snapshots {every}, a final one within {final_snapshot['budget_s']:g} s{fits}"
+    return f"snapshots {every}, {'a' if schedule['final'] else 'no'} final one"
 
 
 def _collections(collections: list[dict[str, Any]]) -> Iterator[str]:

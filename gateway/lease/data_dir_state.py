@@ -7,6 +7,8 @@
                     rebooted, the original of a copy, the one whose snapshot a command restored here
         seen        snapshots that these data hold or came after, the newest last
         restoring   snapshots that count as seen too once the restore that is under way is settled
+        journal     the number of the journal's entry that these data come after, or were put back from
+        restoring_journal  the same of what a restore is about to bring
         anew        true if these data are to be the repository's next ones, whatever it holds
 
 A copy of a directory has a copy of this file, and so has an older image of it. Therefore the name is bound to the
@@ -44,6 +46,7 @@ class DataDirState:
 
     def __init__(self, path: Path) -> None:
         self._data_dir, self._path = path, path / PRIVATE / _NAME
+        self._stored = path / PRIVATE / "stored-entry"
         self._directory = DataDirectory(path)
 
     def name(self) -> str:
@@ -70,6 +73,31 @@ class DataDirState:
         """A snapshot is about to be restored here on purpose, from the repository that `lease_state` shows."""
         holder = [lease_state.home] if lease_state else []
         self._remember([*_shown(lease_state), snapshot_id], stems_from=holder)
+
+    def see_journal(self, number: int, *, once_settled: bool = False) -> None:
+        """The data here come after the journal's entries up to `number`, or go back behind them on purpose.
+
+        `once_settled`: those that a restore is about to bring do; it counts once that restore is settled.
+        """
+        self.name()
+        self._write(self._read() | {"restoring_journal" if once_settled else "journal": number})
+
+    def seen_in_journal(self) -> int:
+        """The newest entry of the journal that these data come after; later ones may be their own."""
+        number = self._read().get("journal", 0)
+        return number if isinstance(number, int) else 0
+
+    def note_stored(self, number: int) -> None:
+        """The data here are those of the journal's entry `number`. Not flushed to the disk: see `stored_last`."""
+        with contextlib.suppress(OSError):
+            self._stored.write_text(str(number))
+
+    def stored_last(self) -> int | None:
+        """The newest entry that was noted by `note_stored`; None if none was. One more may have been stored."""
+        try:
+            return int(self._stored.read_text())
+        except (OSError, ValueError):
+            return None
 
     def about_to_restore(self, lease_state: LeaseState | None) -> None:
         """A snapshot is about to replace the data here, from the repository that `lease_state` shows.
@@ -126,7 +154,8 @@ class DataDirState:
             memory = document if isinstance(document, dict) else {}
         if settled := self._directory.settled:
             seen = _with(memory, [settled, *memory.get("restoring", [])])
-            memory |= {"seen": seen, "restoring": [], "anew": False}
+            journal = memory.pop("restoring_journal", memory.get("journal", 0))
+            memory |= {"seen": seen, "restoring": [], "anew": False, "journal": journal}
         return memory
 
     def _write(self, memory: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -101,6 +102,10 @@ class LeaderElection:
         """Why writes are refused, None while they are not."""
         self.lost: str | None = None
         """How this gateway lost the lease without handing it over, None if it did not."""
+        self.why_behind: Callable[[], Awaitable[str | None]] | None = None
+        """Why these data lack something that is in the store beside the snapshots; None if they lack nothing."""
+        self.first_epoch: Callable[[], Awaitable[int]] | None = None
+        """With which epoch a lease begins where there is none."""
 
     # ------------------------------------------------------------------ for the repository
 
@@ -156,6 +161,33 @@ class LeaderElection:
     def epoch(self) -> int | None:
         """The fencing number, while the lease is known to be ours."""
         return self._lease.epoch if self._lease else None
+
+    # ------------------------------------------------------------------ for the journal
+
+    async def home(self) -> str:
+        """The name of the data directory in its place."""
+        return await asyncio.to_thread(self._data_dir_state.name)
+
+    async def note_journal(self, number: int, *, once_settled: bool = False) -> None:
+        """See `DataDirState.see_journal`."""
+        await asyncio.to_thread(partial(self._data_dir_state.see_journal, number, once_settled=once_settled))
+
+    @property
+    def had_data(self) -> bool:
+        """Whether the data here were there before the lease was taken."""
+        return self._had_data
+
+    def fall_behind(self, why: str) -> None:
+        """These data lack what another gateway stored just before it lost the lease."""
+        self._become_behind(why)
+
+    async def note_stored(self, number: int) -> None:
+        """See `DataDirState.note_stored`."""
+        await asyncio.to_thread(self._data_dir_state.note_stored, number)
+
+    def lose(self, reason: str) -> None:
+        """The journal met an entry of another gateway: that one has the lease."""
+        self._lose(reason)
 
     # ------------------------------------------------------------------ life
 
@@ -332,12 +364,13 @@ class LeaderElection:
         """Why these data are not to be written to; None if they may be."""
         if lease_state is None or not self._had_data:
             return None
-        return await asyncio.to_thread(self._compared, lease_state)
+        if await asyncio.to_thread(self._data_dir_state.begins_anew):
+            return None
+        why = await asyncio.to_thread(self._compared, lease_state)
+        return why or (await self.why_behind() if self.why_behind else None)
 
     def _compared(self, lease_state: LeaseState) -> str | None:
         memory = self._data_dir_state
-        if memory.begins_anew():
-            return None
         if lease_state.state != "released" and not memory.knows(lease_state.home):
             return f"another gateway ({lease_state.where}) writes to this store, and these data may lack what it wrote"
         if snapshot := memory.is_behind(lease_state):
@@ -377,6 +410,7 @@ class LeaderElection:
             conditional=self.conditions is Conditions.KEPT,
             takeover_timeout_s=self._options.takeover_timeout_s,
             answer_timeout_s=self._options.answer_timeout_s,
+            first_epoch=self.first_epoch,
         )
 
     async def _leave_to_another(self, lease_state: LeaseState) -> None:
@@ -447,7 +481,7 @@ class LeaderElection:
     def _become_behind(self, why: str) -> None:
         self.role = LeaderRole.BEHIND
         self._refuse(why)
-        log.error("writes are refused", cause=why, hint="POST /admin/snapshot/latest/restore")
+        log.error("writes are refused", cause=why, hint='POST /admin/restore {"at": "latest"}')
 
     def _lose(self, reason: str) -> None:
         """Another gateway took the lease, which was not handed over unless this gateway is a reader already."""

@@ -96,7 +96,10 @@ class Lease:
         takeover_timeout_s: float,
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
+        first_epoch: Callable[[], Awaitable[int]] | None = None,
     ) -> None:
+        """`first_epoch` tells with which epoch a lease begins where there is none; without it, with 1."""
+        self._first_epoch = first_epoch
         self._store, self._conditional = store, conditional
         self.home, self._where, self._clock = home, where, clock
         self._takeover_timeout_s, self._answer_timeout_s = takeover_timeout_s, answer_timeout_s
@@ -125,7 +128,9 @@ class Lease:
         while failed_writes < _MAX_FAILED_WRITES:
             found = await self._read()
             if found is None:
-                wanted, version = LeaseState(holder=self.holder, home=self.home, where=self._where), None
+                epoch = await self._first_epoch() if self._first_epoch else 1
+                wanted = LeaseState(epoch=epoch, holder=self.holder, home=self.home, where=self._where)
+                version = None
             else:
                 current, version = found
                 if current.holder == self.holder:

@@ -27,6 +27,7 @@ EVENTS = {
     "store-refused": "the store cannot be asked, or refuses the gateway",
     "store-damaged": "snapshots cannot be restored, as manifests or packs are missing or damaged in the store",
     "gc-failed": "a garbage collection failed, so the store grows",
+    "journal-behind": "what was written has not reached the store for a minute",
     "index-torn": "an index is torn, or a collection cannot be read",
 }
 """What each event means, by its name in JSON."""

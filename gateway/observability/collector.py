@@ -71,6 +71,7 @@ class MetricsCollector:
     def collect(self) -> Iterator[Metric]:
         yield from self._requests()
         yield from self._states()
+        yield from self._journal()
         yield from self._process()
         if self._usage is not None:
             yield from _sizes(self._usage)
@@ -131,8 +132,8 @@ class MetricsCollector:
             ),
             (
                 "unsaved_seconds",
-                "Time since the oldest write that the last snapshot lacks, 0 if it lacks none.",
-                self._vectorstore.operations.unsaved_writes.age_s(time.monotonic()),
+                "Time since the oldest write that the journal lacks; without a journal, that the last snapshot lacks.",
+                self._vectorstore.unsaved_s,
             ),
             (
                 "gc_failing",
@@ -151,6 +152,34 @@ class MetricsCollector:
         yield CounterMetricFamily(
             f"{PREFIX}_chroma_starts", "Starts of Chroma since the gateway started.", value=watch.starts
         )
+
+    def _journal(self) -> Iterator[Metric]:
+        journal, window = self._vectorstore.journal, self._vectorstore.history.known
+        counts = journal.counts
+        for name, help_, value in (
+            ("journal_on", "Whether what is written goes to the journal.", journal.is_on),
+            ("journal_lag_seconds", "Time since the oldest write that the journal lacks, 0 if none.", journal.lag_s),
+            ("journal_waiting", "Requests that wait until the journal has what they wrote.", journal.waiting),
+            (
+                "journal_recovery_seconds",
+                "About how much longer than that of the newest snapshot a restore would take now.",
+                journal.recovery_s,
+            ),
+            (
+                "journal_restorable_from_timestamp_seconds",
+                "The oldest moment from which on any moment can be restored, 0 if none is known.",
+                window.oldest.timestamp() if window else 0,
+            ),
+        ):
+            yield GaugeMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))
+        for name, help_, value in (
+            ("journal_entries", "Entries stored.", counts.entries),
+            ("journal_stored_bytes", "Bytes of these entries.", counts.stored_bytes),
+            ("journal_failures", "Attempts to store an entry that failed.", counts.failures),
+            ("journal_cut_seconds", "Time spent making cuts.", counts.cuts.total_s),
+            ("journal_put_seconds", "Time spent storing entries.", counts.puts.total_s),
+        ):
+            yield CounterMetricFamily(f"{PREFIX}_{name}", help_, value=float(value))
 
     def _process(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(f"{PREFIX}_info", "Always 1. The label has the version.", labels=["version"])

@@ -84,10 +84,10 @@ class Health:
             "snapshots": {
                 "interval_s": self._settings.snapshot_interval_s,
                 "cron": self._settings.snapshot_cron,
-                "final": self._settings.takes_final_snapshot,
-                "unsaved_s": round(operations.unsaved_writes.age_s(time.monotonic()), 1),
+                "final": self._settings.takes_final_snapshot and not store.journal.is_on,
+                "unsaved_s": round(store.unsaved_s, 1),
             },
-            "final_snapshot": store.final_snapshot()._asdict(),
+            "journal": store.journal_status(),
             "store": await self._store(),
             "last_error": operations.last_error,
         }

@@ -16,6 +16,7 @@ at Chroma. A *decision* is what the policy says about a head: who sends it, and 
    `gate`             a write takes a ticket, or waits, or gets 503
 3. `upstream`         a slot, and a kept connection to Chroma
 4. `proxied_request`  streams both ways; the ticket ends with Chroma's response, not with the client
+   `acknowledged_request`  a write's position in the journal, and where asked for the wait until the store has it
    `responses`        the gateway's own responses, in Chroma's shape             pure
 
 `data_path` holds what all connections share, such as `limits`; `counters` has the numbers of the metrics; `observer`

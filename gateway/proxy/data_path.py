@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import structlog
 
+from gateway.auth.ack import Ack
 from gateway.auth.addresses import Network, client_address, counted_as
 from gateway.auth.audit import Audit
 from gateway.auth.quota import Quota
 from gateway.chroma.names import CollectionNames
 from gateway.chroma.routes import AUDITED, RECORD_WRITES, RENAMES, Kind
 from gateway.errors import GatewayError
+from gateway.proxy.acknowledged_request import AcknowledgedRequest, Journal, require_journal
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import ProxyLimits
@@ -54,9 +56,10 @@ class DataPath:
         audit: Audit | None = None,
         trusted_proxies: Iterable[Network] = (),
         tracing: RequestTracer | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """`host` and `port` are Chroma's. `names` is needed where keys have scopes, or limits on records."""
-        self._tracing = tracing
+        self._tracing, self._journal = tracing, journal
         self.gate, self.limits = gate, limits
         self.policy = policy or RequestPolicy(max_body_bytes=limits.max_body_bytes)
         self.pool = Pool(host, port, limits.max_in_flight, limits.max_queued)
@@ -92,11 +95,15 @@ class DataPath:
             render = partial(static_response, decision.response, request_id, extra_headers=decision.extra_headers)
             return _local(client, decision, decision.response.status, render)
         try:
+            if decision.ack is Ack.STORED:
+                require_journal(self._journal)
             quota = self._begin_quota(client, decision)
         except GatewayError as error:
             return _refuse(client, decision, request_id, error, record)
         request = self._proxied_request(client, decision, request_id)
         request.extra_headers = decision.extra_headers
+        if decision.ack is not None and isinstance(request, AcknowledgedRequest):
+            request.journal, request.ack = self._journal, decision.ack
         route = decision.head.route
         names = self._names if route.action in RENAMES else None
         on_end = [] if record is None else [record]
@@ -117,7 +124,8 @@ class DataPath:
         principal, action = decision.principal, decision.head.route.action
         max_records = principal.limits.records if principal and action in RECORD_WRITES else 0
         if plan.collection_id is None and plan.name_field is None and not max_records and not plan.get_only:
-            return ProxiedRequest(client, decision.head, request_id, self.gate, self.pool, decision.counter)
+            plain = ProxiedRequest if decision.ack is None else AcknowledgedRequest
+            return plain(client, decision.head, request_id, self.gate, self.pool, decision.counter)
         if self._names is None:
             raise AssertionError("scopes need the names of collections")
         return ScopedRequest(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import httptools
 
+from gateway.auth.ack import ACK
 from gateway.auth.tokens import CREDENTIALS
 from gateway.chroma.routes import Kind, RouteMatch, match_route
 from gateway.errors import HeadTooLarge, InvalidRequest
@@ -63,6 +64,8 @@ class RequestHead(NamedTuple):
     """Whether it has `Access-Control-Request-Method`, as a browser's CORS preflight does."""
     cross_origin: bool
     """Whether a browser says that a page of another origin sent it (`Sec-Fetch-Site`)."""
+    ack: bytes | None
+    """The acknowledgement level that it asks for, not parsed. Chroma does not get it."""
 
     def body(self) -> Body | None:
         """The body that follows, None if there is none."""
@@ -164,6 +167,7 @@ def parse_request(raw: bytes) -> RequestHead:
         origin=next((value for name, value in headers if name == b"origin"), None),
         cross_origin=any(name == b"sec-fetch-site" and value in _CROSS_ORIGIN for name, value in headers),
         has_request_method=any(name == b"access-control-request-method" for name, _ in headers),
+        ack=b", ".join(acks) if (acks := [value for name, value in headers if name == ACK]) else None,
     )
 
 
@@ -191,8 +195,8 @@ def _framing(headers: Headers) -> tuple[int | None, bool]:
     return int(lengths[0]), False
 
 
-# The gateway adds its own forwarding headers to each request, and keeps keys to itself.
-_NOT_PASSED_ON = frozenset((b"x-forwarded-for", b"x-request-id")) | CREDENTIALS
+# The gateway adds its own forwarding headers to each request, and keeps keys and its own headers to itself.
+_NOT_PASSED_ON = frozenset((b"x-forwarded-for", b"x-request-id", ACK)) | CREDENTIALS
 
 
 def _request_lines(method: bytes, target: bytes, headers: Headers, *, chunked: bool) -> bytes:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Collection
 
 from gateway.auth.access import UNRESTRICTED, AccessPlan, StaticResponse, identity_response, plan_access
+from gateway.auth.ack import Ack, ack_level, parse_ack
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import ANONYMOUS_NAME, Key
 from gateway.auth.quota import Quota, QuotaLimits
 from gateway.auth.scope import EVERYTHING, Role, Scope
 from gateway.auth.tokens import token_in
-from gateway.chroma.routes import AUDITED, RECORD_WRITES, RENAMES, Action, Kind
+from gateway.chroma.routes import AUDITED, READS, RECORD_WRITES, RENAMES, Action, Kind
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.proxy.counters import Counters, Label, RequestCounter
 from gateway.proxy.heads import RequestHead, parse_request
@@ -48,6 +49,7 @@ class Decision:
     """What to do with the requests of one head."""
 
     __slots__ = (
+        "ack",
         "counter",
         "expires_at_s",
         "extra_headers",
@@ -72,6 +74,8 @@ class Decision:
         self.refusal: GatewayError | None = None
         self.extra_headers = b""
         """Header lines that are added to the response."""
+        self.ack: Ack | None = None
+        """When a write is answered; None if it is no write."""
         self.expires_at_s: float | None = None
         """When the key expires, in seconds since the epoch."""
         self.pass_through = True
@@ -92,12 +96,14 @@ class RequestPolicy:
         origins: Collection[str] = (),
         counters: Counters | None = None,
         traced: bool = False,
+        ack: Ack = Ack.LOCAL,
     ) -> None:
+        """`ack` is the acknowledgement level of writes whose key and request say nothing else."""
         self._keyring, self._anonymous, self._allow_reset = keyring, anonymous, allow_reset
         self._max_body_bytes, self._limits = max_body_bytes, limits or QuotaLimits()
         self._origins = frozenset(each.encode() for each in origins)
         self.counters = counters or Counters()
-        self.traced = traced
+        self.traced, self._ack = traced, ack
         self._cache: dict[bytes, Decision] = {}
         now_s = time.monotonic()
         self._anonymous_principal = Principal(None, Role.ADMIN, EVERYTHING, self._limits, now_s)
@@ -182,6 +188,7 @@ class RequestPolicy:
             and not (limits.records and action in RECORD_WRITES)
             and action not in RENAMES
             and action not in AUDITED
+            and decision.ack is None
             and not decision.extra_headers
             and not self.traced
         )
@@ -222,8 +229,17 @@ class RequestPolicy:
                 decision.response = identity_response(principal.name, principal.scope)
             elif decision.plan.response is not None:
                 decision.response = decision.plan.response
+            asked, of_key = parse_ack(decision.head.ack), principal.key.ack if principal.key else None
+            if _writes(decision):
+                decision.ack = ack_level(self._ack, of_key, asked)
         except GatewayError as error:
             decision.refusal = error
+
+
+def _writes(decision: Decision) -> bool:
+    """Whether Chroma changes something that is worth to be stored. First reads write too, and change no records."""
+    route = decision.head.route
+    return route.kind is Kind.WRITE and route.action not in READS and not decision.plan.get_only
 
 
 class _ResetDisabled(Forbidden):

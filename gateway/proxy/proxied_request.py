@@ -287,7 +287,6 @@ class ProxiedRequest:
 
     def response_started(self, head: ResponseHead, body: Body, payload: bytes) -> None:
         """Pass on the head, and the part of the body that came with it."""
-        client = self._client
         self.responding, self._status = True, head.status
         if self._upstream is not None:
             self._counter.upstream.add(self._upstream.last_activity_s - self._sent_at_s)
@@ -300,6 +299,10 @@ class ProxiedRequest:
             # the response begins. A client that reads slowly must not hold the ticket.
             self._gate.release_at_response(self._ticket, done=head.status == 200)
             self._ticket = None
+        self._send_head(head, body, payload)
+
+    def _send_head(self, head: ResponseHead, body: Body, payload: bytes) -> None:
+        client = self._client
         http_1_0, unframed = self.head.http_1_0, isinstance(body, UntilClose)
         lines, end = head.client, b"\r\n"
         if isinstance(body, Chunked):

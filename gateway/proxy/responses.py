@@ -62,7 +62,7 @@ def cors_headers(origin: bytes) -> bytes:
     """Headers that let a page of `origin` read the response. One exact origin, never `*`."""
     return (
         b"access-control-allow-origin: %b\r\nvary: Origin\r\n"
-        b"access-control-expose-headers: x-request-id, retry-after\r\n" % origin
+        b"access-control-expose-headers: x-request-id, retry-after, x-gateway-position\r\n" % origin
     )
 
 
@@ -71,7 +71,8 @@ def preflight_head(origin: bytes) -> bytes:
     return (
         b"HTTP/1.1 204 No Content\r\n%b"
         b"access-control-allow-methods: GET, POST, PUT, PATCH, DELETE\r\n"
-        b"access-control-allow-headers: Authorization, Content-Type, X-Chroma-Token, X-Request-Id, Traceparent\r\n"
+        b"access-control-allow-headers:"
+        b" Authorization, Content-Type, X-Chroma-Token, X-Request-Id, X-Gateway-Ack, Traceparent\r\n"
         b"access-control-max-age: 600\r\n" % cors_headers(origin)
     )
 

@@ -17,6 +17,7 @@ from gateway.auth.scope import Names
 from gateway.chroma.names import CollectionNames
 from gateway.chroma.routes import match_route
 from gateway.errors import BadUpstream, BodyTooLarge, GatewayError, InvalidRequest, Overloaded, Unavailable
+from gateway.proxy.acknowledged_request import AcknowledgedRequest
 from gateway.proxy.framing import Body, Chunked
 from gateway.proxy.gate import Gate, Ticket
 from gateway.proxy.heads import RequestHead, ResponseHead
@@ -39,7 +40,7 @@ class BodyBudget:
         self.max_bytes, self.used_bytes = max_bytes, 0
 
 
-class ScopedRequest(ProxiedRequest):
+class ScopedRequest(AcknowledgedRequest):
     """A request of a key with a scope, or with a limit of `max_records` per write (0 is no limit)."""
 
     _generation: object = None  # of the collection's name, when it was checked
@@ -163,10 +164,17 @@ class ScopedRequest(ProxiedRequest):
             self._upstream.abort()
         self.fail(Unavailable(_RENAMED, "nothing happened; send it again"))
 
+    def _leave_chroma(self) -> None:
+        self._return_budget()
+        super()._leave_chroma()
+
     def _end(self) -> None:
+        self._return_budget()
+        super()._end()
+
+    def _return_budget(self) -> None:
         self._budget.used_bytes -= self._budgeted_bytes
         self._budgeted_bytes = 0
-        super()._end()
 
 
 def _get_collection(head: RequestHead, name: str) -> RequestHead:

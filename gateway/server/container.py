@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.auth.ack import Ack
 from gateway.auth.addresses import networks
 from gateway.auth.audit import Audit
 from gateway.auth.keyring import Keyring
@@ -17,6 +18,7 @@ from gateway.documents.store import DocumentStore
 from gateway.documents.train import Trainer
 from gateway.errors import LeaseLost
 from gateway.jobs import Jobs
+from gateway.journal.journal import JournalOptions
 from gateway.lease.lease import this_process
 from gateway.observability.alerts import Alerts
 from gateway.observability.collector import MetricsCollector
@@ -62,6 +64,7 @@ class Gateway:
             self.audit,
             networks(settings.trusted_proxies),
             self.tracing,
+            self.vectorstore.journal,
         )
         self.collector = MetricsCollector(self.metrics, self.data_path, self.vectorstore)
         self.health = Health(settings, self.vectorstore, self.collector)
@@ -87,7 +90,6 @@ class Gateway:
             if error and error["error"] != LeaseLost.__name__:
                 self.alerts.send("snapshot-failed", error["message"], error.get("hint"))
         else:
-            self.vectorstore.note_snapshot(snapshot)
             self.metrics.snapshot_taken(
                 at_s=snapshot.created_at.timestamp(),
                 duration_s=snapshot.duration_s,
@@ -107,12 +109,13 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
     control = SupervisedProcess(settings.supervisor_url, "chroma") if settings.supervisor_url else None
     options = VectorStoreOptions(
         restore=settings.restore,
+        restore_at=settings.restore_at,
         restore_retry_s=settings.restore_retry_s,
         takeover_timeout_s=settings.takeover_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
         gate_timeout_s=settings.gate_timeout_s,
-        exit_budget_s=settings.exit_budget_s,
         snapshot_on_exit=settings.takes_final_snapshot,
+        is_unsaved=settings.is_unsaved,
         may_delete=not settings.store_never_delete,
         keep=Keep(
             last=settings.keep_last,
@@ -123,6 +126,12 @@ def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
             yearly=settings.keep_yearly,
         ),
         gc_grace_s=settings.gc_grace_s,
+        journal=JournalOptions(
+            interval_s=settings.journal_interval_s,
+            ack_timeout_s=settings.gate_timeout_s,
+            recovery_s=settings.recovery_s,
+            history_s=settings.history_s,
+        ),
         allow_reset=settings.allow_reset,
         ready_requires_all=settings.ready_requires_all,
         max_body_bytes=settings.max_body_bytes,
@@ -157,6 +166,7 @@ def _policy(settings: Settings, keyring: Keyring) -> RequestPolicy:
         ),
         origins=settings.origins,
         traced=settings.traces,
+        ack=Ack(settings.ack),
     )
 
 

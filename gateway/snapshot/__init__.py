@@ -36,6 +36,6 @@ Modules:
 - What a snapshot is: `model`, `plan` (pure); `blocks`, `packing`, `baseline`.
 - What the store has: `repository`, on `manifests`, which remembers what it read in `history` (pure).
 - Taking and restoring: `create`, `capture`; `restore`, `fetch`, `sound`, `index_copies`; `verify`; `tar`, `import_tar`.
-- Automatic work: `schedule`, `retention`, `budget`, `unsaved_writes` (pure); `scheduler`, `gc`.
+- Automatic work: `schedule`, `retention`, `unsaved_writes` (pure); `scheduler`, `gc`.
 - One operation at a time: `operations`. How far it is: `gateway.jobs`.
 """

@@ -10,7 +10,7 @@ open or close the gate: `gateway.snapshot.create` does.
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,8 @@ class Cut:
     """max_seq_id by live vector segment"""
     signatures: dict[str, Signature] = field(default_factory=dict)
     """by path, for the files of indexes that differ from the baseline's"""
+    journal: int | None = None
+    """The number of the journal's newest cut before this one; see `Manifest.journal`"""
 
     def signatures_of(self, segment_id: str) -> dict[str, Signature]:
         """The signatures of one index's files."""
@@ -62,20 +64,26 @@ class Cut:
         self.database.close()
 
 
-def freeze(data_dir: Path, tracker: PageTracker, baseline: Baseline) -> Cut:
+def freeze(
+    data_dir: Path, tracker: PageTracker, baseline: Baseline, journal: Callable[[], int | None] = lambda: None
+) -> Cut:
     """Lock SQLite, open a reader at this moment, note the signatures of the indexes, unlock.
 
-    Blocks, for milliseconds. The gate must be closed and drained. Raises QuiesceTimeout.
+    `journal` returns the number of the journal's newest cut. Blocks, for milliseconds. The gate must be closed and
+    drained. Raises QuiesceTimeout.
     """
     segments: dict[str, int] = {}
     signatures: dict[str, Signature] = {}
+    number: int | None = None
 
     def note_indexes(database: DatabaseCut) -> None:
+        nonlocal number
+        number = journal()
         segments.update(database.segments())
         synced = [each for each, seq_id in segments.items() if seq_id and seq_id != baseline.positions.get(each)]
         signatures.update(index_signatures(data_dir, synced))
 
-    return Cut(tracker.cut(note_indexes), segments, signatures)
+    return Cut(tracker.cut(note_indexes), segments, signatures, number)
 
 
 def plan_cut(cut: Cut, baseline: Baseline) -> IndexPlan:
@@ -172,6 +180,25 @@ async def _store_file(
 # ---------------------------------------------------------------------- reading
 
 
+def scan_database(cut: DatabaseCut, known: Fingerprints | None) -> Fingerprints:
+    """Return the digest of every page of the cut: uint64, (n_pages, 2). Blocks.
+
+    `known`: the digests at the mark's last kept cut. Without them, or where it is not known what changed since, every
+    page is read.
+    """
+    if known is None or cut.changed is None:
+        return np.concatenate([page_digests(data, cut.page_bytes) for data in cut.read_all()])
+    digests = np.zeros((cut.pages, 2), np.uint64)
+    common = min(cut.pages, len(known))
+    digests[:common] = known[:common]
+    # New pages were written, so SQLite's log lists them. It does not list new pages that nothing uses.
+    listed = {*cut.changed, *range(common + 1, cut.pages + 1)}
+    numbers = sorted(number for number in listed if number <= cut.pages)
+    for number, page in zip(numbers, cut.read(numbers), strict=True):
+        digests[number - 1] = page_digests(page, cut.page_bytes)[0]
+    return digests
+
+
 class _Scan(NamedTuple):
     """A file as it is now. `changed`: the blocks that differ from what the store has."""
 
@@ -235,22 +262,9 @@ class _DatabaseReader:
 
     def scan(self, stored: StoredFile | None) -> _Scan:
         """Read the pages that changed, or all pages if that is not known, and compare them with `stored`."""
-        cut = self._cut
-        if stored is None or cut.changed is None:
-            digests = np.concatenate([page_digests(data, cut.page_bytes) for data in cut.read_all()])
-            changed = changed_blocks(stored.fingerprints if stored else digests[:0], digests)
-            return _Scan(cut.size_bytes, digest_of_pages(digests), digests, changed)
-        digests = np.zeros((cut.pages, 2), np.uint64)
-        common = min(cut.pages, len(stored.fingerprints))
-        digests[:common] = stored.fingerprints[:common]
-        # New pages were written, so SQLite's log lists them. It does not list new pages that nothing uses.
-        listed = {*cut.changed, *range(common + 1, cut.pages + 1)}
-        candidates = np.array(sorted(number - 1 for number in listed if number <= cut.pages), np.int64)
-        for number, page in zip(candidates.tolist(), self.read_blocks(candidates), strict=True):
-            digests[number] = page_digests(page, cut.page_bytes)[0]
-        old, new = candidates[candidates < common], candidates[candidates >= common]
-        differs = (digests[old] != stored.fingerprints[old]).any(axis=1)
-        return _Scan(cut.size_bytes, digest_of_pages(digests), digests, np.concatenate((old[differs], new)))
+        digests = scan_database(self._cut, stored.fingerprints if stored else None)
+        changed = changed_blocks(stored.fingerprints if stored else digests[:0], digests)
+        return _Scan(self._cut.size_bytes, digest_of_pages(digests), digests, changed)
 
     def read_all(self) -> Iterator[bytes]:
         """The database in pieces."""

@@ -26,6 +26,7 @@ from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.jobs import Progress
 from gateway.snapshot import baseline as baselines
 from gateway.snapshot.baseline import Baseline, StoredFile
+from gateway.snapshot.blocks import Fingerprints
 from gateway.snapshot.capture import Cut, freeze, plan_cut, read_database, read_index
 from gateway.snapshot.model import Manifest, MigrationRow, Snapshot, SnapshotCollection, new_snapshot_id
 from gateway.snapshot.packing import PackWriter
@@ -39,8 +40,6 @@ Hold = Callable[[], AbstractAsyncContextManager[float]]
 
 # Attempts to read the indexes. Writes go on during all but the last.
 _CAPTURE_ATTEMPTS = 3
-# Compressed size of database pages as a part of their size. 0.35 was measured (scripts/bench-snapshot).
-_COMPRESSED = 0.5
 # How often the baseline is saved to disk. After a crash, what changed since the last time is stored again.
 _SAVE_EVERY_S = 60.0
 # SQLite's log is bounded. Pages in it are remembered before it begins anew.
@@ -69,6 +68,34 @@ class ServedChroma(Protocol):
 
         Returns the ids of which it has none. Raises GatewayError.
         """
+        ...
+
+
+class JournalLine(Protocol):
+    """What a snapshot asks of the journal (`gateway.journal`), so that a restore knows where to go on."""
+
+    async def require_sealed(self) -> None:
+        """Know which entry is the newest. Raises LeaseLost, StorageError."""
+        ...
+
+    def number(self) -> int:
+        """The number of the newest cut. Called while SQLite's write lock is held."""
+        ...
+
+    def snapshot_taken(self) -> None:
+        """A snapshot was published."""
+        ...
+
+    def end_run(self) -> None:
+        """The newest snapshot will not do any more."""
+        ...
+
+    def needs(self, snapshot_id: str) -> bool:
+        """Whether the newest state is restored from this snapshot."""
+        ...
+
+    def new_run(self, *, replaces: bool) -> AbstractAsyncContextManager[None]:
+        """Enclose what makes the data differ from those that the entries so far lead to."""
         ...
 
 
@@ -107,7 +134,9 @@ class Snapshotter:
 
     def __init__(self, repository: Repository, directory: DataDirectory, chroma: ServedChroma, hold: Hold) -> None:
         self._repository, self._directory, self._chroma, self._hold = repository, directory, chroma, hold
-        self._tracker = PageTracker(directory.path)
+        self.tracker = PageTracker(directory.path)
+        self.journal: JournalLine | None = None
+        """Where the journal is; None without one."""
         self._baseline: Baseline | None = None
         self._saved_at = float("-inf")
         self._saved_id: str | None = None
@@ -116,6 +145,7 @@ class Snapshotter:
         self._torn: dict[str, str] = {}
         self._torn_in_run = 0
         self._lost: dict[str, Collection[str]] = {}
+        self._times_outdated = 0
 
     async def take(self, label: str | None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot. Return it once its manifest is stored.
@@ -127,8 +157,11 @@ class Snapshotter:
         progress = progress or Progress()
         started, run = time.monotonic(), self._chroma.require_served()
         self._torn, self._torn_in_run, self._lost = {}, run, {}
+        outdated = self._times_outdated
         progress.phase("preparing", None)
         await self._repository.make()
+        if self.journal is not None:
+            await self.journal.require_sealed()
         baseline = await self._load_baseline()
         await run_in_thread_uninterrupted(keep_log, self._directory.path)
         writer = PackWriter(self._repository, await self._packs_to_reuse(baseline), progress)
@@ -145,10 +178,14 @@ class Snapshotter:
             await shielded(self._repository.publish(manifest))
         except BaseException:
             if captured is not None:
-                self._tracker.undo(captured.cut.database)
+                self.tracker.undo(captured.cut.database)
             await shielded(self._delete_unreferenced(writer.sent))
             raise
         await self._advance_baseline(baseline, manifest, captured, writer)
+        if outdated == self._times_outdated:
+            await asyncio.to_thread(self._directory.outdated.unlink, missing_ok=True)
+        if self.journal is not None:
+            self.journal.snapshot_taken()
         snapshot = manifest.snapshot
         log.info(
             "snapshot taken",
@@ -216,8 +253,9 @@ class Snapshotter:
                 gate = await stack.enter_async_context(contextlib.AsyncExitStack())
                 drain_ms = await gate.enter_async_context(self._hold())
                 created_at, frozen_at, freeze_ms = datetime.now(UTC), time.monotonic(), 0.0
+                number = self.journal.number if self.journal is not None else _no_number
                 cut = await run_in_thread_uninterrupted(
-                    freeze, self._directory.path, self._tracker, baseline, undo=self._abandon
+                    freeze, self._directory.path, self.tracker, baseline, number, undo=self._abandon
                 )
                 stack.push_async_callback(run_in_thread_uninterrupted, cut.close)
                 if cut.database.keeps_writers_going and not holds_writes:
@@ -231,14 +269,14 @@ class Snapshotter:
                     captured.freeze_ms = freeze_ms or (time.monotonic() - frozen_at) * 1e3
         except BaseException:
             if cut is not None:
-                self._tracker.undo(cut.database)
+                self.tracker.undo(cut.database)
             raise
         if captured is None and cut is not None:
-            self._tracker.undo(cut.database)
+            self.tracker.undo(cut.database)
         return captured
 
     def _abandon(self, cut: Cut) -> None:
-        self._tracker.undo(cut.database)
+        self.tracker.undo(cut.database)
         cut.close()
 
     async def _read(
@@ -357,7 +395,8 @@ class Snapshotter:
         await self._delete_unreferenced([name for name in writer.sent if name not in named])
         try:
             advanced = captured.positions != before.positions
-            if advanced or time.monotonic() - self._saved_at > _SAVE_EVERY_S:
+            # A journal goes on over the newest snapshot, so what that has must be known after a crash.
+            if advanced or self.journal is not None or time.monotonic() - self._saved_at > _SAVE_EVERY_S:
                 await self.save()
             if advanced:
                 # Only once the baseline is saved. A saved baseline that is older than the log is of no use.
@@ -379,20 +418,40 @@ class Snapshotter:
         async with self._bounding:
             # From now on, the baseline on disk says what the store has.
             self._baseline, self._saved_id = None, None
-            await run_in_thread_uninterrupted(self._tracker.forget)
+            await run_in_thread_uninterrupted(self.tracker.forget)
             yield
+
+    def outdate_snapshot(self) -> None:
+        """An index was repaired, or the newest snapshot is broken: a journal can go on only over a new snapshot."""
+        self._note_outdated()
+        if self.journal is not None:
+            self.journal.end_run()
+
+    def _note_outdated(self) -> None:
+        # On the disk, since a restart must know it too. Before the log is trimmed.
+        self._times_outdated += 1
+        with contextlib.suppress(OSError):
+            self._directory.outdated.touch()
+
+    async def base(self) -> tuple[str, Fingerprints, int] | None:
+        """Return the newest snapshot if these data come from it: its id, the digests of its database's pages, and the
+        newest entry of the journal before it.
+
+        None if they do not, if that is not known, or if the log does not lead from its indexes to the data any more.
+        Raises StorageError.
+        """
+        if self._repository.is_latest_broken or await asyncio.to_thread(self._directory.outdated.exists):
+            return None
+        baseline = await self._load_baseline()
+        database = baseline.files.get(DATABASE)
+        if database is None or baseline.snapshot_id != await self._repository.latest_id():
+            return None
+        manifest = await self._repository.manifest(baseline.snapshot_id)
+        return None if manifest.journal is None else (baseline.snapshot_id, database.fingerprints, manifest.journal)
 
     def torn_indexes(self, run: int) -> dict[str, str]:
         """By segment, the problem of each index that the last snapshot found torn. Empty after a restart of Chroma."""
         return self._torn if run == self._torn_in_run else {}
-
-    def changed_bytes(self) -> int | None:
-        """Return about how many bytes of the database a snapshot taken now would upload; None if unknown.
-
-        Each index that Chroma synced since adds a few percent of its size.
-        """
-        changed = self._tracker.changed_bytes()
-        return None if changed is None else int(changed * _COMPRESSED)
 
     # ------------------------------------------------------------------ bounding the logs
 
@@ -404,28 +463,36 @@ class Snapshotter:
             try:
                 async with self._bounding:
                     await run_in_thread_uninterrupted(self._bound_wal)
-                    if time.monotonic() - counted_at > _COUNT_EVERY_S:
-                        counted_at = time.monotonic()
-                        await run_in_thread_uninterrupted(self._bound_log)
+                if time.monotonic() - counted_at > _COUNT_EVERY_S:
+                    counted_at = time.monotonic()
+                    await self._bound_log()
             except Exception as error:
                 # Any error: a log that is not bounded grows until the disk is full.
                 log.warning("the logs could not be bounded, trying again", cause=str(error))
 
     def _bound_wal(self) -> None:
-        if not self._tracker.is_tracking:
+        if not self.tracker.is_tracking:
             return
         with contextlib.suppress(FileNotFoundError):
             size = (self._directory.path / DATABASE).stat().st_size
-            if self._tracker.wal_bytes() > min(max(_MIN_WAL_BYTES, size * _MAX_WAL_PART), _MAX_WAL_BYTES):
-                self._tracker.bound()
+            if self.tracker.wal_bytes() > min(max(_MIN_WAL_BYTES, size * _MAX_WAL_PART), _MAX_WAL_BYTES):
+                self.tracker.bound()
 
-    def _bound_log(self) -> None:
+    async def _bound_log(self) -> None:
         """If indexes in the store are too far behind, delete the rows they need. The next snapshot stores them anew."""
         # Also without a baseline: the store may be unreachable for long.
-        data_dir = self._directory.path
-        if count_log(data_dir) <= _MAX_LOG_ROWS:
-            return
-        sound = {}
+        async with self._bounding:
+            if await run_in_thread_uninterrupted(count_log, self._directory.path) <= _MAX_LOG_ROWS:
+                return
+        # The journal's lock comes first, as in a swap of the data.
+        journal = self.journal.new_run(replaces=False) if self.journal is not None else contextlib.nullcontext()
+        async with journal, self._bounding:
+            self._note_outdated()
+            await run_in_thread_uninterrupted(self._trim_to_disk)
+
+    def _trim_to_disk(self) -> None:
+        """Delete the rows of the log that the sound indexes on the disk do not need."""
+        data_dir, sound = self._directory.path, dict[str, int]()
         for segment_id, position in synced_to(data_dir).items():
             # What the log alone has stays: rows are given up only for an index that is sound and on the disk.
             if self._health.check(segment_id).is_sound:
@@ -437,7 +504,11 @@ class Snapshotter:
         """Save the baseline and close every file."""
         with contextlib.suppress(GatewayError):
             await self.save()
-        await asyncio.to_thread(self._tracker.forget)
+        await asyncio.to_thread(self.tracker.forget)
+
+
+def _no_number() -> None:
+    """The number of the newest cut of a journal, without one."""
 
 
 def _only_on_disk(segment_id: str, problem: str) -> SnapshotError:
@@ -475,4 +546,5 @@ def _manifest(
         positions=captured.positions,
         packs=packs,
         files=files,
+        journal=captured.cut.journal,
     )

@@ -15,7 +15,8 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE, is_snapshot_path, signatures_of
 from gateway.chroma.index_health import IndexHealth
-from gateway.chroma.log import set_positions
+from gateway.chroma.log import set_positions, whole_after
 from gateway.chroma.migrations import installed_migrations
 from gateway.chroma.segments import Segment
 from gateway.chroma.structure import IndexCheck
@@ -43,7 +44,7 @@ from gateway.snapshot.blocks import (
     page_digests,
     parse_patch,
 )
-from gateway.snapshot.model import File, Manifest, Pack, Piece
+from gateway.snapshot.model import File, Manifest, Pack, Piece, Snapshot
 from gateway.snapshot.packing import unpack
 from gateway.snapshot.plan import Fetch, plan_restore
 from gateway.snapshot.repository import Repository
@@ -53,6 +54,8 @@ log = structlog.get_logger()
 OnBytes = Callable[[int, int], None]
 """Called with the bytes written so far, and the bytes to write in all."""
 GetPack = Callable[[Pack], Awaitable[bytes]]
+Replay = Callable[[Path, Fingerprints], Awaitable[None]]
+"""Makes the database in a directory a later one. Given the digests of its pages. Raises what a fetch raises."""
 
 _FETCHES_AT_ONCE = 4
 _CHECKS_AT_ONCE = 4
@@ -104,8 +107,11 @@ async def fetch_verified(
     *,
     keep_log: bool = True,
     served_in: Path | None = None,
+    replay: Replay | None = None,
 ) -> Staged:
     """Fetch a snapshot into the empty directory `target` and verify it. Chroma can serve it but for `unsound` indexes.
+
+    `replay` leads its database to a later state, for which the log in it has what the indexes of the snapshot lack.
 
     `keep_log` False prepares it for a Chroma without a gateway, see `gateway.chroma.log`. `served_in` is the data
     directory that remembers which indexes are sound. Raises CorruptSnapshot (naming the object), IncompatibleSnapshot,
@@ -119,11 +125,45 @@ async def fetch_verified(
         # The files only show that something is corrupt. The packs show what.
         await repository.verify_packs(manifest.packs)
         raise
-    await run_in_thread_uninterrupted(functools.partial(set_positions, target, manifest.positions, keep=keep_log))
+    positions = manifest.positions
+    if replay is not None:
+        await replay(target, staged.fingerprints[DATABASE])
+        positions = await run_in_thread_uninterrupted(_positions_after_replay, target, manifest)
+    await run_in_thread_uninterrupted(functools.partial(set_positions, target, positions, keep=keep_log))
     health = IndexHealth(target, served_in)
     staged.unsound = await run_in_thread_uninterrupted(health.unsound)
     await run_in_thread_uninterrupted(health.save)
     return staged
+
+
+def _positions_after_replay(target: Path, manifest: Manifest) -> dict[str, int]:
+    """Check the database after a replay, and remove the indexes of collections that it does not have any more.
+
+    Return the position of each index: that of the snapshot, 0 where it has none. Chroma replays its log from there.
+    """
+    contents = database.check(target)
+    _require_migrations(((row.dir, row.version, row.filename) for row in contents.migrations), manifest.snapshot)
+    _require_whole_log(target, manifest, contents.segments)
+    for segment_id in manifest.positions.keys() - contents.segments.keys():
+        shutil.rmtree(target / segment_id, ignore_errors=True)
+    return {segment_id: manifest.positions.get(segment_id, 0) for segment_id in contents.segments}
+
+
+def _require_whole_log(target: Path, manifest: Manifest, segments: dict[str, int]) -> None:
+    """Raise CorruptSnapshot unless the log leads from the indexes of the snapshot to the database after a replay."""
+    lagging = {
+        segment_id: position
+        for segment_id, position in manifest.positions.items()
+        if 0 < position < segments.get(segment_id, 0)
+    }
+    with closing(database.ReadTransaction(target)) as reader:
+        broken = lagging.keys() - whole_after(reader, lagging)
+    if broken:
+        raise CorruptSnapshot(
+            f"Chroma's log does not lead from the {len(broken)} index(es) of snapshot {manifest.snapshot.id} to this"
+            " moment: a snapshot in between was deleted",
+            "restore another moment, see GET /admin/history",
+        )
 
 
 def index_files(manifest: Manifest, segment_id: str) -> tuple[File, ...]:
@@ -139,7 +179,7 @@ async def fetch_index(repository: Repository, target: Path, manifest: Manifest, 
     await fetch_files(repository.get_unverified, target, manifest, index_files(manifest, segment_id))
 
 
-async def fetch_files(get: GetPack, target: Path, manifest: Manifest, files: tuple[File, ...]) -> None:
+async def fetch_files(get: GetPack, target: Path, manifest: Manifest, files: tuple[File, ...]) -> Staged:
     """Fetch some files of a snapshot into `target`, and verify their digests. `get` returns the bytes of a pack.
 
     Raises what `get` raises, CorruptSnapshot, DiskFull; then a part of them is there.
@@ -152,6 +192,18 @@ async def fetch_files(get: GetPack, target: Path, manifest: Manifest, files: tup
             await checks.start(asyncio.to_thread, _verify_file, target, file, staged)
 
         await _fetch(get, staged, target, lambda _done, _total: None, verify)
+    return staged
+
+
+async def fetch_contents(get: GetPack, target: Path, manifest: Manifest, replay: Replay) -> database.Contents:
+    """Fetch the database alone into the empty directory `target`, lead it to a later state, and return what it holds.
+
+    No Chroma can serve it. Raises what `fetch_database` and `replay` do; then a part of it is there.
+    """
+    _require_known_paths(manifest)
+    staged = await fetch_files(get, target, manifest, tuple(file for file in manifest.files if file.path == DATABASE))
+    await replay(target, staged.fingerprints[DATABASE])
+    return await run_in_thread_uninterrupted(database.check, target)
 
 
 async def fetch_database(get: GetPack, target: Path, manifest: Manifest) -> None:
@@ -191,13 +243,17 @@ def _require_known_paths(manifest: Manifest) -> None:
 
 
 def _require_known_migrations(manifest: Manifest) -> None:
+    _require_migrations(((row.dir, row.version, row.filename) for row in manifest.migrations), manifest.snapshot)
+
+
+def _require_migrations(rows: Iterable[tuple[str, int, str]], snapshot: Snapshot) -> None:
     known = installed_migrations()
-    for row in manifest.migrations:
-        if (row.dir, row.version) not in known:
+    for directory, version, name in rows:
+        if (directory, version) not in known:
             raise IncompatibleSnapshot(
-                f"snapshot {manifest.snapshot.id} was taken with chromadb {manifest.snapshot.chroma_version}, whose"
-                f" migration {row.dir}/{row.filename} the installed one does not know",
-                f"install chromadb {manifest.snapshot.chroma_version} or newer",
+                f"snapshot {snapshot.id} was taken with chromadb {snapshot.chroma_version}, whose"
+                f" migration {directory}/{name} the installed one does not know",
+                f"install chromadb {snapshot.chroma_version} or newer",
             )
 
 

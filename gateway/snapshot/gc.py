@@ -75,9 +75,17 @@ class _Pack(NamedTuple):
 
 
 async def collect_garbage(
-    repository: Repository, leader: LeaderElection, keep: Keep, grace_s: float, *, may_delete: bool = True
+    repository: Repository,
+    leader: LeaderElection,
+    keep: Keep,
+    grace_s: float,
+    *,
+    may_delete: bool = True,
+    history_from: str | None = None,
 ) -> GcResult:
     """Delete what `keep` does not keep, then the packs that no snapshot names and that are older than `grace_s`.
+
+    `history_from`: see `plan_retention`.
 
     Only one may run at a time, and no snapshot meanwhile. Safe to retry. Raises LeaseLost, StorageError.
     """
@@ -97,7 +105,7 @@ async def collect_garbage(
     if not may_delete:
         result.problem = "; ".join(["GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted", *problems])
         return result
-    plan = await _apply_retention(repository, read, keep)
+    plan = await _apply_retention(repository, read, keep, history_from)
     result.dropped_snapshots = list(plan.dropped)
     result.kept_snapshots = {name: list(why) for name, why in itertools.islice(plan.kept.items(), _MAX_KEPT_NAMED)}
     await repository.delete_manifests(read.listing.aborted, read.listing.verified)
@@ -125,14 +133,16 @@ async def collect_garbage(
     return result
 
 
-async def _apply_retention(repository: Repository, read: AllRead, keep: Keep) -> RetentionPlan:
+async def _apply_retention(
+    repository: Repository, read: AllRead, keep: Keep, history_from: str | None
+) -> RetentionPlan:
     """Delete the manifests of the snapshots that no rule keeps."""
     listing = read.listing
     failed = await repository.failed_verifications(listing)
     # A broken snapshot must not be kept by a rule in place of one that may be intact.
     unusable = failed.union(repository.broken, read.unreadable)
     candidates = [Candidate(each, *read.taken(each), each not in unusable) for each in listing.ids]
-    plan = await asyncio.to_thread(plan_retention, candidates, keep)
+    plan = await asyncio.to_thread(plan_retention, candidates, keep, history_from)
     await repository.delete_manifests(plan.dropped, listing.verified)
     for snapshot_id in plan.dropped:
         log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)

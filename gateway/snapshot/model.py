@@ -162,6 +162,9 @@ class Manifest(_Record):
     """
     packs: tuple[Pack, ...]
     files: tuple[File, ...]
+    journal: Count | None = None
+    """The number of the newest entry of the journal whose cut was before the snapshot's: it holds everything up to
+    there. None if the snapshot does not belong to the line of the journal, such as an archive that was uploaded."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

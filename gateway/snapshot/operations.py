@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
@@ -20,12 +20,13 @@ from gateway.files import scratch_directory
 from gateway.jobs import Progress, counted
 from gateway.lease.election import LeaderElection
 from gateway.snapshot.create import Snapshotter
+from gateway.snapshot.fetch import Replay, fetch_contents
 from gateway.snapshot.gc import GcResult, collect_garbage
 from gateway.snapshot.import_tar import import_tar
-from gateway.snapshot.model import Snapshot, Verification
+from gateway.snapshot.model import Snapshot, SnapshotCollection, Verification
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.restore import restore_live, start_or_roll_back
-from gateway.snapshot.retention import Keep
+from gateway.snapshot.retention import Keep, OwnLabel
 from gateway.snapshot.sound import fetch_sound
 from gateway.snapshot.unsaved_writes import UnsavedWrites
 from gateway.snapshot.verify import Level, verify
@@ -51,6 +52,17 @@ class Gate(Protocol):
     def hold(self, drain_timeout_s: float) -> AbstractAsyncContextManager[float]: ...
 
     def refuse(self, reason: str, drain_timeout_s: float) -> AbstractAsyncContextManager[None]: ...
+
+
+class Wanted(NamedTuple):
+    """What a restore is to bring back: a snapshot, and what leads it to a later state."""
+
+    snapshot_id: str
+    replay: Replay | None = None
+
+
+async def _nothing() -> None:
+    """What is done before a swap where nothing is to be done."""
 
 
 class Operations:
@@ -79,6 +91,10 @@ class Operations:
         self._idle.set()
         self.restored_bytes: tuple[int, int] | None = None
         self._errors: dict[str, dict[str, Any]] = {}
+        self.before_swap: Callable[[], Awaitable[None]] = _nothing
+        """Called before the data are swapped, when all requests have ended. What it raises ends the restore."""
+        self.beside_swap: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
+        """Entered for the time of the swap."""
         self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
         """Called for every snapshot that ended; with None for one that failed."""
 
@@ -119,6 +135,11 @@ class Operations:
             yield
         finally:
             self._inspection = None
+
+    def nothing_is_saved(self) -> None:
+        """The newest snapshot is not known to hold the data any more, nor is what the journal writes over it."""
+        self.unsaved_writes.nothing_is_saved()
+        self.snapshotter.outdate_snapshot()
 
     async def until_idle(self) -> None:
         """Wait for the operation under way, if there is one."""
@@ -169,16 +190,21 @@ class Operations:
             return None
         return f"garbage collection fails, so nothing is deleted: {error['message']}"
 
-    async def restore(self, name: str, progress: Progress | None = None) -> Snapshot:
-        """Go back to a snapshot while running; see `restore_live`."""
+    async def restore(
+        self, name: str, progress: Progress | None = None, find: Callable[[], Awaitable[Wanted]] | None = None
+    ) -> Snapshot:
+        """Go back to a snapshot while running; see `restore_live`.
+
+        `find` is asked what to restore once the lease is ours. Without it, that is the snapshot `name`.
+        """
         if self._gate.lost is not None:
             raise Unavailable(self._gate.lost)
         with self.exclusively(f"the restore of snapshot {name}"):
-            if name != "latest":  # which one that is shows afterwards
+            if find is None and name != "latest":  # which one that is shows afterwards
                 # No other gateway is to leave for a snapshot that is not there.
                 await self.repository.manifest(await self.repository.resolve(name))
             await self._leader.adopt()
-            snapshot_id = await self.repository.resolve(name)
+            wanted = await find() if find else Wanted(await self.repository.resolve(name))
             note = counted(progress or Progress(), "fetching")
 
             def fetched(done: int, total: int) -> None:
@@ -198,10 +224,11 @@ class Operations:
                     self._directory,
                     self._chroma,
                     refuse,
-                    snapshot_id,
+                    wanted.snapshot_id,
                     fetched,
+                    wanted.replay,
                 )
-                self.unsaved_writes.nothing_is_saved()
+                self.nothing_is_saved()
                 await self._leader.adopted()
                 return restored
             finally:
@@ -210,8 +237,10 @@ class Operations:
     @contextlib.asynccontextmanager
     async def _swapping(self, reason: str) -> AsyncIterator[None]:
         # Not before: a restore that comes to nothing takes nothing from what is known of the data.
-        async with self._gate.refuse(reason, _REFUSAL_GRACE_S), self.snapshotter.swapping():
-            yield
+        async with self._gate.refuse(reason, _REFUSAL_GRACE_S):
+            await self.before_swap()
+            async with self.beside_swap(), self.snapshotter.swapping():
+                yield
 
     async def finish_interrupted_restore(self) -> None:
         """Settle or roll back a restore that an earlier gateway on this directory died of, and start Chroma.
@@ -219,24 +248,40 @@ class Operations:
         Requests are refused until then. Logs the outcome; the data served is sound in either case.
         """
         with self.exclusively("the start"), contextlib.suppress(GatewayError):
-            async with self._gate.refuse("an interrupted restore is being finished", _REFUSAL_GRACE_S):
+            refuse = self._gate.refuse("an interrupted restore is being finished", _REFUSAL_GRACE_S)
+            async with refuse, self.beside_swap():
                 await start_or_roll_back(self._directory, self._chroma)
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
         with self.exclusively(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
+            journal = self.snapshotter.journal
+            if journal is not None and journal.needs(snapshot_id):
+                # The entries so far are of no use without a snapshot under them.
+                await self.snapshotter.take(OwnLabel.CHECKPOINT)
             self.unsaved_writes.nothing_is_saved()
             await self.repository.delete(snapshot_id)
 
-    async def collect_garbage(self, keep: Keep, grace_s: float, *, may_delete: bool = True) -> GcResult:
+    async def collect_garbage(
+        self,
+        keep: Keep,
+        grace_s: float,
+        *,
+        may_delete: bool = True,
+        needs: Callable[[], Awaitable[str | None]] | None = None,
+    ) -> GcResult:
         """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`.
 
-        Then remove the index directories of collections that were deleted longer ago than `grace_s`.
+        `needs` returns the oldest snapshot that the journal's history needs. Then remove the index directories of
+        collections that were deleted longer ago than `grace_s`.
         """
         with self.exclusively("a garbage collection", removes=True):
             with self._noting_errors(_GC):
-                result = await collect_garbage(self.repository, self._leader, keep, grace_s, may_delete=may_delete)
+                history_from = await needs() if needs else None
+                result = await collect_garbage(
+                    self.repository, self._leader, keep, grace_s, may_delete=may_delete, history_from=history_from
+                )
             self._note_damage()
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)
             return result.model_copy(update=removed._asdict())
@@ -262,7 +307,7 @@ class Operations:
         else:
             self._errors.pop("the store", None)
         if self.repository.is_latest_broken:
-            self.unsaved_writes.nothing_is_saved()
+            self.nothing_is_saved()
 
     # ------------------------------------------------------------------ inspected, in and out
 
@@ -272,7 +317,7 @@ class Operations:
             snapshot_id = await self.repository.resolve(name)
             found = await verify(self.repository, self._directory.scratch, snapshot_id, level, progress)
             if not found.ok:
-                self.unsaved_writes.nothing_is_saved()  # the newest snapshot may be the broken one
+                self.nothing_is_saved()  # the newest snapshot may be the broken one
             return found
 
     async def unpack_to_scratch(self, name: str, stack: contextlib.AsyncExitStack, progress: Progress) -> Path:
@@ -293,6 +338,20 @@ class Operations:
             )
             return path
 
+    async def contents(self, wanted: Wanted) -> tuple[SnapshotCollection, ...]:
+        """Return the collections of a state, and how many records each has.
+
+        Of a snapshot its manifest says so. Of a later state the database is fetched into a scratch directory and led
+        there, which needs free disk for it in the data directory. Raises what a restore raises.
+        """
+        manifest = await self.repository.manifest(wanted.snapshot_id)
+        if wanted.replay is None:
+            return manifest.snapshot.collections
+        with self._inspect(f"the preview of a restore from snapshot {wanted.snapshot_id}"):
+            async with scratch_directory(self._directory.scratch, "preview") as path:
+                found = await fetch_contents(self.repository.get_unverified, path, manifest, wanted.replay)
+        return tuple(SnapshotCollection(**each._asdict()) for each in found.collections)
+
     async def import_tar(
         self,
         body: AsyncIterator[bytes],
@@ -308,7 +367,7 @@ class Operations:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
             finally:
                 # The newest snapshot may be of other data than those that are served.
-                self.unsaved_writes.nothing_is_saved()
+                self.nothing_is_saved()
 
     # ------------------------------------------------------------------ for snapshots made by others
 

@@ -19,7 +19,7 @@ from gateway.aio import run_in_thread_uninterrupted, shielded
 from gateway.chroma.directory import DataDirectory
 from gateway.errors import Conflict, GatewayError, SnapshotError
 from gateway.snapshot import baseline as baselines
-from gateway.snapshot.fetch import OnBytes, Staged
+from gateway.snapshot.fetch import OnBytes, Replay, Staged
 from gateway.snapshot.model import Manifest, Snapshot
 from gateway.snapshot.repository import Repository
 from gateway.snapshot.sound import fetch_sound
@@ -50,11 +50,17 @@ class ChromaProcess(Protocol):
 
 
 async def stage(
-    repository: Repository, directory: DataDirectory, manifest: Manifest, progress: OnBytes, *, may_lose: bool = False
+    repository: Repository,
+    directory: DataDirectory,
+    manifest: Manifest,
+    progress: OnBytes,
+    *,
+    may_lose: bool = False,
+    replay: Replay | None = None,
 ) -> Staged:
     """Fetch a snapshot into the data directory's `incoming`, verify it, and repair its indexes. The live data stay.
 
-    `may_lose`: see `fetch_sound`. Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull,
+    `may_lose`, `replay`: see `fetch_sound`. Raises CorruptSnapshot (naming the object), IncompatibleSnapshot, DiskFull,
     StorageError; then `incoming` is removed. Safe to retry.
     """
     incoming = await asyncio.to_thread(directory.make_incoming)
@@ -67,6 +73,7 @@ async def stage(
             directory.scratch,
             served_in=directory.path,
             may_lose=may_lose,
+            replay=replay,
         )
     except SnapshotError as error:
         await asyncio.to_thread(directory.drop_incoming)
@@ -78,12 +85,16 @@ async def stage(
 
 
 async def restore_at_boot(
-    repository: Repository, directory: DataDirectory, snapshot_id: str, progress: OnBytes
+    repository: Repository,
+    directory: DataDirectory,
+    snapshot_id: str,
+    progress: OnBytes,
+    replay: Replay | None = None,
 ) -> Snapshot:
     """Fill an empty data directory, before Chroma starts. Raises NotFound, and what `stage` raises."""
     manifest = await repository.manifest(snapshot_id)
     # Records that lost their vectors are named once Chroma runs: there are no other data to serve instead.
-    staged = await stage(repository, directory, manifest, progress, may_lose=True)
+    staged = await stage(repository, directory, manifest, progress, may_lose=True, replay=replay)
     await asyncio.to_thread(directory.swap_in, snapshot_id)
     # There are no previous data to roll back to. Whether Chroma can read these is told by readiness.
     await asyncio.to_thread(directory.settle)
@@ -98,6 +109,7 @@ async def restore_live(
     refuse: Refuse,
     snapshot_id: str,
     progress: OnBytes,
+    replay: Replay | None = None,
 ) -> Snapshot:
     """Replace the data of a running gateway. Return when the restored data are being served.
 
@@ -109,7 +121,7 @@ async def restore_live(
     manifest = await repository.manifest(snapshot_id)
     if directory.is_swapping():
         raise Conflict("an earlier restore is not finished yet", "wait until GET /readyz answers 200")
-    staged = await stage(repository, directory, manifest, progress)
+    staged = await stage(repository, directory, manifest, progress, replay=replay)
     await shielded(_swap_in_and_try(staged, directory, chroma, refuse))
     return _restored(manifest)
 

@@ -7,6 +7,8 @@ for each of them. A snapshot that no rule keeps is dropped, with these exception
 - Without any rule, everything is kept.
 - The newest usable snapshot is always kept.
 - A snapshot that a person labelled is kept until a person deletes it. The gateway's own labels do not count.
+- A snapshot that the journal's history needs is kept. Checkpoints go by themselves once it does not: without any rule
+  they are not kept, and they do not count for the rule `last`.
 - A snapshot that cannot be read, that needs packs which are missing, or that failed its verification is kept: someone
   may want to examine it.
 """
@@ -24,6 +26,7 @@ class OwnLabel(StrEnum):
     SCHEDULED = "scheduled"
     FINAL = "final"
     HANDOVER = "handover"
+    CHECKPOINT = "checkpoint"
 
 
 OWN_LABELS = frozenset(OwnLabel)
@@ -78,21 +81,27 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
 }
 
 
-def plan_retention(snapshots: Iterable[Candidate], keep: Keep) -> RetentionPlan:
-    """Return which of `snapshots` to keep and which to drop."""
+def plan_retention(snapshots: Iterable[Candidate], keep: Keep, history_from: str | None = None) -> RetentionPlan:
+    """Return which of `snapshots` to keep and which to drop.
+
+    `history_from`: the oldest snapshot that the journal's history needs; None without a journal.
+    """
     newest_first = sorted(snapshots, key=lambda each: each.id, reverse=True)
     usable = [each for each in newest_first if each.usable]
     reasons: dict[str, list[str]] = {each.id: [] for each in newest_first}
     if usable:
         reasons[usable[0].id].append("newest")
     for each in newest_first:
-        if keep.everything:
+        if history_from is not None and each.id >= history_from:
+            reasons[each.id].append("history")
+        if keep.everything and each.label != OwnLabel.CHECKPOINT:
             reasons[each.id].append("no rule")
         if not each.usable:
             reasons[each.id].append("damaged")
         if each.label is not None and each.label not in OWN_LABELS:
             reasons[each.id].append("labelled")
-    for each in usable[: keep.last]:
+    taken = [each for each in usable if each.label != OwnLabel.CHECKPOINT]
+    for each in taken[: keep.last]:
         reasons[each.id].append("last")
     for name, period_of in _PERIODS.items():
         seen: set[object] = set()

@@ -11,7 +11,7 @@ from gateway.chroma.index_health import Copies, IndexHealth, no_copies
 from gateway.chroma.repair import Way
 from gateway.chroma.structure import IndexCheck
 from gateway.errors import CorruptSnapshot
-from gateway.snapshot.fetch import OnBytes, Staged, fetch_verified
+from gateway.snapshot.fetch import OnBytes, Replay, Staged, fetch_verified
 from gateway.snapshot.index_copies import StoredCopies
 from gateway.snapshot.model import Manifest
 from gateway.snapshot.repository import Repository
@@ -29,13 +29,16 @@ async def fetch_sound(
     keep_log: bool = True,
     served_in: Path | None = None,
     may_lose: bool = False,
+    replay: Replay | None = None,
 ) -> Staged:
     """As `fetch_verified`; then repair the indexes that are unsound. `scratch` takes older copies of them for a while.
 
     Records that have no vector in the snapshot stay as they are. Raises CorruptSnapshot, too, if an index cannot be
     repaired, or if records lose their vectors by it; not if they `may_lose` them.
     """
-    staged = await fetch_verified(repository, target, manifest, progress, keep_log=keep_log, served_in=served_in)
+    staged = await fetch_verified(
+        repository, target, manifest, progress, keep_log=keep_log, served_in=served_in, replay=replay
+    )
     if staged.unsound:
         health, copies = IndexHealth(target, served_in), StoredCopies(repository, scratch, before=manifest.snapshot.id)
         if may_lose:

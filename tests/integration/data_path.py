@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
+from gateway.proxy.acknowledged_request import Journal
 from gateway.proxy.data_path import DataPath as Connections
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import ProxyLimits
+from gateway.proxy.policy import RequestPolicy
 
 DEADLINE_S = 20
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -114,8 +116,11 @@ async def always_ok(peer: Peer) -> None:
 class DataPath:
     """The data path in uvicorn, and the listener that stands in for Chroma's."""
 
-    def __init__(self, port: int, upstream: asyncio.Server, gate: Gate, connections: Connections) -> None:
+    def __init__(
+        self, port: int, upstream: asyncio.Server, gate: Gate, connections: Connections, server: uvicorn.Server
+    ) -> None:
         self.port, self.upstream, self.gate, self.connections = port, upstream, gate, connections
+        self.server = server
         self.chroma_port: int = upstream.sockets[0].getsockname()[1]
         self._open: list[Peer] = []
 
@@ -142,6 +147,8 @@ async def data_path(
     read_timeout_s: float = DEADLINE_S,
     gate_timeout_s: float = DEADLINE_S,
     client_timeout_s: float = DEADLINE_S,
+    journal: Journal | None = None,
+    policy: RequestPolicy | None = None,
 ) -> AsyncIterator[DataPath]:
     """A data path. `chroma` serves each connection that it opens to Chroma."""
     serving: set[asyncio.Task[None]] = set()
@@ -173,7 +180,7 @@ async def data_path(
         max_in_flight=1000,
         max_queued=1000,
     )
-    connections = Connections(gate, "127.0.0.1", chroma_port, limits)
+    connections = Connections(gate, "127.0.0.1", chroma_port, limits, policy, journal=journal)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     config = uvicorn.Config(
@@ -188,7 +195,7 @@ async def data_path(
     server = uvicorn.Server(config)
     clock = asyncio.create_task(connections.watch_the_clock())
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    path = DataPath(listener.getsockname()[1], upstream, gate, connections)
+    path = DataPath(listener.getsockname()[1], upstream, gate, connections, server)
     try:
         yield path
     finally:

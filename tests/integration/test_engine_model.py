@@ -351,7 +351,7 @@ class Walk:
 
     async def bound_logs(self) -> None:
         await asyncio.to_thread(self.snapshotter._bound_wal)
-        await asyncio.to_thread(self.snapshotter._bound_log)
+        await self.snapshotter._bound_log()
 
     async def restart_gateway(self) -> None:
         """The gateway ends as it should, or is killed. What it saved may be lost."""
@@ -360,7 +360,7 @@ class Walk:
         if how == "closed":
             await self.snapshotter.close()
         else:
-            self.snapshotter._tracker.forget()  # the kernel closes the files of a killed process
+            self.snapshotter.tracker.forget()  # the kernel closes the files of a killed process
         if how == "baseline lost":
             self.directory.baseline.unlink(missing_ok=True)
         self.repository = Repository(self.store)

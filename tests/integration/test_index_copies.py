@@ -235,7 +235,7 @@ async def test_a_torn_snapshot_is_repaired_before_it_is_swapped_in(
     engine.add(40, 30)
     await engine.operations.restore(snapshot_id)
     assert engine.stored() == {each: vector for each, vector in engine.held.items() if int(each[1:]) < 40}
-    engine.snapshotter._tracker.forget()
+    engine.snapshotter.tracker.forget()
     await engine.snapshot()
     found = await verify(engine.repository, engine.directory.scratch, max(engine.snapshots), "data", Progress())
     assert found.ok, found.problems

@@ -96,14 +96,16 @@ def test_a_pod_serves_from_a_clone(clone: Path) -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Gateway]:
-    with gateway_process() as built:
+    with gateway_process(GATEWAY_JOURNAL_INTERVAL_S="1") as built:
         built.start()
         notes = built.client().create_collection("notes", embedding_function=None)
         notes.add(ids=["1"], embeddings=[[0.1, 0.2, 0.3]])
         yield built
 
 
-@pytest.mark.parametrize("name", ["snapshots-and-restore.md", "monitoring.md", "admin-api.md", "start/on-call.md"])
+@pytest.mark.parametrize(
+    "name", ["snapshots-and-restore.md", "journal.md", "monitoring.md", "admin-api.md", "start/on-call.md"]
+)
 def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
     """Each ends well, in the order of the page."""
     run(at(served.port, DOCS / name), served.directory, served.env | {"PATH": f"{BIN}:{os.environ['PATH']}"})
@@ -115,6 +117,6 @@ def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
 def test_every_page_with_commands_is_run() -> None:
     """A block that is fenced as bash or python is run: here, or by the tests of keys, documents and clients."""
     run_here = {"README.md", "quickstart.md", "laptop.md", "pod.md"}
-    run_here |= {"snapshots-and-restore.md", "monitoring.md", "admin-api.md", "on-call.md"}
+    run_here |= {"snapshots-and-restore.md", "journal.md", "monitoring.md", "admin-api.md", "on-call.md"}
     fenced = {page.name for page in (ROOT / "README.md", *DOCS.rglob("*.md")) if blocks(page, "bash", "python")}
     assert fenced == run_here | {"security.md", "training-documents.md", "clients.md"}

@@ -131,14 +131,11 @@ def test_a_store_that_is_never_deleted_from(tmp_path: Path) -> None:
 
 
 def test_a_final_snapshot_is_not_taken_of_nothing() -> None:
-    """It is said beforehand that it costs nothing, and afterwards that there was nothing to save."""
+    """The log says that there was nothing to save."""
     with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         built.start()
         write(built, "a")
-        assert built.admin("GET", "/status").json()["final_snapshot"]["fits"] is None
         built.snapshot()
-        final = built.admin("GET", "/status").json()["final_snapshot"]
-        assert (final["changed_bytes"], final["fits"], final["budget_s"]) == (0, True, 8)
         assert built.stop() == 0
         assert "nothing changed since the latest snapshot" in built.output()
         built.start()

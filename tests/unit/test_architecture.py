@@ -17,14 +17,14 @@ PURE_MODULES = [
     *("gateway.proxy.responses", "gateway.chroma.routes", "gateway.proxy.framing", "gateway.proxy.headers"),
     *("gateway.proxy.limits", "gateway.proxy.counters", "gateway.snapshot.model", "gateway.snapshot.plan"),
     *(
-        "gateway.snapshot.budget",
         "gateway.snapshot.history",
         "gateway.snapshot.unsaved_writes",
         "gateway.snapshot.retention",
     ),
-    *("gateway.snapshot.schedule", "gateway.lease.state"),
+    *("gateway.snapshot.schedule", "gateway.lease.state", "gateway.journal.usage"),
     *(
         "gateway.auth.access",
+        "gateway.auth.ack",
         "gateway.auth.addresses",
         "gateway.auth.quota",
         "gateway.auth.scope",
@@ -35,7 +35,7 @@ PURE_MODULES = [
 PURE_LIBRARIES = {
     *("__future__", "abc", "base64", "binascii", "bisect", "collections", "collections.abc", "cronsim", "dataclasses"),
     *("datetime", "enum", "functools", "hashlib", "heapq", "http", "itertools", "json", "math", "operator", "pydantic"),
-    *("bisect", "ipaddress", "re", "string", "struct", "types", "typing", "urllib.parse", "zlib"),
+    *("bisect", "ipaddress", "re", "statistics", "string", "struct", "types", "typing", "urllib.parse", "zlib"),
 }
 PURE_NAMES = {"pathlib.PurePath", "pathlib.PurePosixPath"}
 IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}

@@ -182,6 +182,7 @@ WRONG = {
     "GATEWAY_SNAPSHOT_JITTER_S": ["-1", "nan"],
     "GATEWAY_SNAPSHOT_PING_URL": ["example.org/ping", "file:///etc/passwd"],
     "GATEWAY_ALERT_URL": ["example.org/alert", "file:///etc/passwd"],
+    "GATEWAY_ACK": ["store", "STORED", "true"],
     "GATEWAY_SNAPSHOT_ON_EXIT": ["maybe", "2"],
     "GATEWAY_EXIT_BUDGET_S": ["0", "inf"],
     "GATEWAY_KEEP_DAILY": ["-1", "all"],
@@ -211,6 +212,15 @@ def test_a_wrong_value_names_its_variable(monkeypatch: pytest.MonkeyPatch, name:
     with pytest.raises(ConfigError, match=f"^{name}: ") as caught:
         load_settings()
     assert caught.value.exit_code == 2
+
+
+def test_no_write_waits_for_a_journal_that_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every write would be refused."""
+    monkeypatch.setenv("GATEWAY_ACK", "stored")
+    assert load_settings().ack == "stored"
+    monkeypatch.setenv("GATEWAY_JOURNAL_INTERVAL_S", "0")
+    with pytest.raises(ConfigError, match=r"^GATEWAY_ACK: .*GATEWAY_JOURNAL_INTERVAL_S"):
+        load_settings()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,16 @@ from gateway.admin.routes import DocumentRoutes, GatewayRoutes, JobRoutes, Snaps
 from gateway.api.app import admin_application
 from gateway.api.collections import Repaired
 from gateway.api.documents import DocumentBody, DocumentList, Flags
+from gateway.api.journal import (
+    Flushed,
+    History,
+    HistoryGap,
+    HistoryMark,
+    HistorySnapshot,
+    RestoredSnapshot,
+    RestoredState,
+    RestorePreview,
+)
 from gateway.api.snapshots import Quiesced, Resumed, SnapshotList
 from gateway.auth.keyring import Keyring
 from gateway.config import Settings
@@ -37,6 +47,14 @@ ANSWERED: dict[type[BaseModel], Any] = {
     DocumentBody: answers.Document,
     DocumentList: answers.DocumentList,
     Flags: answers.Flags,
+    Flushed: answers.Flushed,
+    RestoredState: answers.RestoredState,
+    RestoredSnapshot: answers.RestoredSnapshot,
+    RestorePreview: answers.RestorePreview,
+    History: answers.History,
+    HistorySnapshot: answers.HistorySnapshot,
+    HistoryMark: answers.HistoryMark,
+    HistoryGap: answers.HistoryGap,
 }
 
 
@@ -73,6 +91,7 @@ VALUES: dict[str, Any] = {
     "archive": Body(iter(()), 0),
     "content": Body(iter(()), 0),
     "used": True,
+    "at": "latest",
 }
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from gateway.auth import keyring
+from gateway.auth.ack import Ack
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import Key, parse_keys
 from gateway.auth.scope import Role
@@ -37,7 +38,9 @@ def test_every_field_of_a_key_is_read() -> None:
         collections=["pages-?", "links"],
         expires="2027-01-31T00:00:00Z",
         limits={"requests_per_s": 0.5, "in_flight": 2, "body_bytes": 10, "records": 3},
+        ack="stored",
     )
+    assert (key.ack, parsed(ack="local").ack, parsed().ack) == (Ack.STORED, Ack.LOCAL, None)
     assert (key.name, key.role) == ("crawler", Role.WRITER)
     assert key.expires_at_s == datetime(2027, 1, 31, tzinfo=UTC).timestamp()
     assert key.limits is not None
@@ -89,6 +92,8 @@ def test_every_field_of_a_key_is_read() -> None:
         {"expires": "2027-01-31"},
         {"expires": "2027-01-31T00:00:00"},
         {"expires": 5},
+        {"ack": "store"},
+        {"ack": ""},
         {"limits": {"records": -1}},
         {"limits": {"request_per_s": 1}},
         {"role": "admin", "tenants": ["acme"]},

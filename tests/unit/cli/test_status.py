@@ -35,8 +35,16 @@ ANSWER: dict[str, Any] = {
         },
         "last_snapshot_age_s": 600,
     },
-    "snapshots": {"interval_s": 3600, "cron": None, "final": True},
-    "final_snapshot": {"fits": True, "budget_s": 8},
+    "journal": {
+        "on": True,
+        "lag_s": 0.4,
+        "recovery_s": 3.2,
+        "requests_last_hour": 1200,
+        "requests_last_hour_usd": 0.006,
+        "problem": None,
+        "restorable_from": "2026-11-20T21:04:55Z",
+    },
+    "snapshots": {"interval_s": 3600, "cron": None, "final": False},
     "lease": {"state": "held", "epoch": 3},
     "last_error": None,
     "collections": [
@@ -55,7 +63,9 @@ def test_a_healthy_gateway() -> None:
         "data /data: 3.0 MiB, 9.0 GiB free, SQLite 1.0 MiB, 5 records in the log, 0 orphaned directories (0 B)",
         "store s3://bucket: 2 snapshot(s)",
         "last snapshot 20261120T210455Z-3f9a1c, 10 min ago, complete, 3.0 MiB (1.0 MiB sent), took 0.5 s",
-        "snapshots every 60 min, a final one within 8 s, which fits",
+        "journal 0 s behind, any moment since 2026-11-20T21:04:55Z; 1200 request(s) in the last hour"
+        " (0.0060 USD at S3), a restore would replay for 3 s",
+        "snapshots every 60 min, no final one",
         "lease state held, epoch 3",
         "2 collection(s)",
         "  t/d/c0  0 records  dim -  0 B",
@@ -72,7 +82,8 @@ def test_what_is_wrong_is_in_capitals() -> None:
         "warnings": ["the disk is nearly full"],
         "chroma": {"up": False, "starts": 4, "unreadable": {"t/d/c0": "torn"}},
         "store": store,
-        "snapshots": {"interval_s": 0, "cron": None, "final": False},
+        "journal": ANSWER["journal"] | {"problem": "the store is away"},
+        "snapshots": {"interval_s": 0, "cron": None, "final": True},
         "last_error": {"at": "2026-11-20T21:04:55Z", "message": "the disk is full"},
         "lease": None,
     }
@@ -83,7 +94,11 @@ def test_what_is_wrong_is_in_capitals() -> None:
     assert "Chroma DOWN, started 4 time(s)" in shown
     assert "store s3://bucket: NOT REACHABLE: no answer within 5 s" in shown
     assert "LAST ERROR at 2026-11-20T21:04:55Z: the disk is full" in shown
-    assert "snapshots not scheduled, no final one" in shown
+    assert "CANNOT BE WRITTEN: the store is away" in shown
+    assert "snapshots not scheduled, a final one" in shown
+    off = {"on": False, "problem": None}
+    assert "\njournal off\n" in screen(ANSWER | {"journal": off})
+    assert "\njournal OFF: no shared memory\n" in screen(ANSWER | {"journal": off | {"problem": "no shared memory"}})
     assert "lease" not in shown
 
 

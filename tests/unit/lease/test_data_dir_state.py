@@ -197,3 +197,17 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     """As one of our own errors, which the gateway survives."""
     with pytest.raises(GatewayError, match="home"):
         DataDirState(tmp_path / "nowhere").name()
+
+
+def test_a_restore_goes_behind_the_journal_only_once_it_is_settled(tmp_path: Path) -> None:
+    """Until then the data that are there are the old ones, which may lack what the journal has."""
+    directory = DataDirectory(tmp_path)
+    directory.make()
+    memory = DataDirState(tmp_path)
+    memory.see_journal(3)
+    memory.see_journal(9, once_settled=True)
+    assert DataDirState(tmp_path).seen_in_journal() == 3
+    directory.make_incoming()
+    directory.swap_in("20261120T210455Z-3f9a1c")
+    directory.settle()
+    assert DataDirState(tmp_path).seen_in_journal() == 9

@@ -26,7 +26,7 @@ NAME = re.compile(r"\bchroma_gateway_[a-z0-9_]+")
 
 @pytest.fixture
 async def gateway_process(tmp_path: Path) -> Gateway:
-    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store")
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", journal_interval_s=0)
     (tmp_path / "data").mkdir()
     built = Gateway(settings, "a-token-for-tests")
     built.data_path.policy.counters.of(Label("query", "POST", "crawler"), "read").add(200, 0.003)

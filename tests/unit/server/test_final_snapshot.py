@@ -21,7 +21,7 @@ from tests.unit.snapshot.manifests import manifest
 
 
 def made(path: Path) -> VectorStore:
-    settings = Settings(data_dir=path / "data", store=f"file://{path}/store")
+    settings = Settings(data_dir=path / "data", store=f"file://{path}/store", journal_interval_s=0)
     return vectorstore_of(settings, storage_of(settings))
 
 

@@ -28,6 +28,10 @@ LASTING: dict[str, Callable[[Gateway], object]] = {
     "data directory": lambda gateway: gateway.vectorstore,
     "alerts": lambda gateway: gateway.alerts,
     "disk": lambda gateway: gateway.vectorstore,
+    "journal": lambda gateway: gateway.vectorstore.journal,
+    "recovery": lambda gateway: gateway.vectorstore,
+    "history": lambda gateway: gateway.vectorstore,
+    "window of the history": lambda gateway: gateway.vectorstore,
 }
 # Tasks of the lifecycle itself.
 OWN = {"last snapshot": "_note_last_snapshot", "last line of the start": "_tell_when_ready"}
@@ -40,6 +44,9 @@ METHODS = {
     "data directory": "watch_data_dir",
     "alerts": "watch",
     "disk": "probe_disk",
+    "recovery": "keep_recovery_short",
+    "history": "keep_history",
+    "window of the history": "watch_history",
 }
 
 

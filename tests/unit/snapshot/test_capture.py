@@ -264,12 +264,14 @@ async def test_database_without_wal_is_read_while_writers_wait(
     execute(data_dir, "create table t(n)")
 
 
-def test_chromas_log_is_bounded_while_the_store_is_unreachable(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chromas_log_is_bounded_while_the_store_is_unreachable(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is known about the store then, for any length of time. The rows that Chroma itself needs are kept."""
     monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
     unused: Any = None
     snapshotter = Snapshotter(Repository(MemoryStore()), DataDirectory(data_dir), unused, unused)
     before, synced = log.count_log(data_dir), log.synced_to(data_dir)
-    snapshotter._bound_log()
+    await snapshotter._bound_log()
     assert before == 80
     assert log.count_log(data_dir) == len(synced) == 2

@@ -71,7 +71,9 @@ class Restore:
 
 @pytest.fixture
 def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restore:
-    async def stage(repository: object, directory: DataDirectory, manifest: Manifest, progress: object) -> Staged:
+    async def stage(
+        repository: object, directory: DataDirectory, manifest: Manifest, progress: object, **_: object
+    ) -> Staged:
         (directory.make_incoming() / "chroma.sqlite3").write_text("new")
         staged = Staged(manifest)
         for file in manifest.files:

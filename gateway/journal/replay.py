@@ -1,0 +1,266 @@
+"""Find what a moment is restored from, and write the journal's pages over the database of a fetched snapshot."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from collections.abc import Sequence as Series
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from gateway.aio import run_in_thread_uninterrupted
+from gateway.chroma.disk import DATABASE
+from gateway.errors import CorruptSnapshot, NotFound, NothingToRestore
+from gateway.files import sync_file, write_error
+from gateway.journal.entry import Entry, Head, Kind, digest_of
+from gateway.journal.plan import chain, not_covered
+from gateway.journal.sequence import Listed, Sequence
+from gateway.snapshot.blocks import Fingerprints, page_digests
+from gateway.snapshot.fetch import Replay
+from gateway.snapshot.model import Manifest
+from gateway.snapshot.repository import Repository
+
+_FETCHES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class RestorePoint:
+    """One state in the history: a snapshot, and the entries to be replayed over it, oldest first.
+
+    `at`: the moment of the newest of them. `head`: that of the newest entry, None without entries.
+    """
+
+    manifest: Manifest
+    at: datetime
+    entries: list[Listed] = field(default_factory=list)
+    head: Head | None = None
+
+    @property
+    def journal_bytes(self) -> int:
+        return sum(each.size_bytes for each in self.entries)
+
+
+async def find_point(sequence: Sequence, repository: Repository, at: datetime | None) -> RestorePoint | None:
+    """Return the newest state at the moment `at`, or the newest one of all; None if there never was one.
+
+    Raises NothingToRestore if history does not reach back to `at`, CorruptSnapshot if something of it is missing,
+    StorageError. Safe to retry.
+    """
+    for is_last in (False, True):
+        try:
+            return await _find_point(sequence, repository, at)
+        except CorruptSnapshot:
+            if is_last:  # else entries may have been merged meanwhile
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _find_point(sequence: Sequence, repository: Repository, at: datetime | None) -> RestorePoint | None:
+    listed = not_covered(await sequence.entries())
+    target = await _newest_at(sequence, listed, at)
+    if target is None:
+        return await _snapshot_alone(repository, at)
+    base = await _newest_base(repository, target, at)
+    if base is None:
+        return await _snapshot_alone(repository, at)
+    journal = base.journal
+    if journal is None:
+        return RestorePoint(base, base.snapshot.created_at)
+    # Marks change nothing, so what comes after the newest cut is not needed.
+    entries, missing = chain(listed, max(journal, target.run - 1), target.cut)
+    if missing is not None:
+        raise CorruptSnapshot(
+            f"entry {missing} of the journal is missing in {sequence.url}, so history cannot be followed to"
+            f" {target.at.isoformat()}",
+            await _way_out(sequence, entries, base),
+        )
+    if not entries:
+        return RestorePoint(base, base.snapshot.created_at)
+    return RestorePoint(base, target.at, entries, target)
+
+
+async def _newest_at(sequence: Sequence, listed: list[Listed], at: datetime | None) -> Head | None:
+    """The head of the newest entry at `at`. Moments grow with the numbers, so a few heads are read."""
+    if not listed:
+        return None
+    newest = await sequence.head(listed[-1].key)
+    if at is None or newest.at <= at:
+        return newest
+    low, high, found = 0, len(listed) - 1, None
+    while low < high:
+        middle = (low + high) // 2
+        head = await sequence.head(listed[middle].key)
+        if head.at <= at:
+            low, found = middle + 1, head
+        else:
+            high = middle
+    return found
+
+
+async def _newest_base(repository: Repository, target: Head, at: datetime | None) -> Manifest | None:
+    """The newest snapshot from which `target` can be reached, or which is newer than the journal."""
+    async for snapshot_id in repository.newest_first():
+        manifest = await _manifest(repository, snapshot_id)
+        if manifest is None:
+            continue
+        journal = manifest.journal
+        # Numbers tell what came first. Clocks are asked only where a snapshot has the number of the target.
+        if at is not None and manifest.snapshot.created_at > at and (journal is None or journal >= target.cut):
+            continue
+        if journal is None:  # it knows nothing of the journal: an archive that was uploaded, or of an older gateway
+            if manifest.snapshot.created_at > target.at:
+                return manifest
+            continue
+        if target.run <= journal <= target.number or (not target.run and journal <= target.number):
+            return manifest
+        if journal < target.run:
+            break
+    if not target.run:
+        return None
+    manifest = await _manifest(repository, target.snapshot)
+    if manifest is None:
+        raise CorruptSnapshot(
+            f"snapshot {target.snapshot}, over which the journal was written, is missing in {repository.url}",
+            "bring it back; or restore another snapshot, see GET /admin/snapshot",
+        )
+    # Its own number lies in the past of another run.
+    return manifest.model_copy(update={"journal": target.run - 1})
+
+
+async def _manifest(repository: Repository, snapshot_id: str) -> Manifest | None:
+    try:
+        return await repository.manifest(snapshot_id)
+    except NotFound:
+        return None
+
+
+async def _snapshot_alone(repository: Repository, at: datetime | None) -> RestorePoint | None:
+    if at is None:
+        latest = await repository.latest_id()
+        if latest is None:
+            return None
+        manifest = await repository.manifest(latest)
+        return RestorePoint(manifest, manifest.snapshot.created_at)
+    async for snapshot_id in repository.newest_first():
+        manifest = await repository.manifest(snapshot_id)
+        if manifest.snapshot.created_at <= at:
+            return RestorePoint(manifest, manifest.snapshot.created_at)
+    raise NothingToRestore(
+        f"{repository.url} has nothing as old as {at.isoformat()}", "GET /admin/history says how far back it goes"
+    )
+
+
+async def _way_out(sequence: Sequence, entries: Series[Listed], base: Manifest) -> str:
+    at = (await sequence.head(entries[-1].key)).at if entries else base.snapshot.created_at
+    return f"restore to {at.isoformat()}, which is as far as it goes"
+
+
+# ---------------------------------------------------------------------- writing the pages
+
+
+def replay_of(sequence: Sequence, point: RestorePoint) -> Replay | None:
+    """What leads the database of the point's snapshot to the point; None if nothing has to."""
+    return (lambda target, pages: replay(sequence, point, target, pages)) if point.entries else None
+
+
+async def replay(sequence: Sequence, point: RestorePoint, target: Path, pages: Fingerprints) -> None:
+    """Make the database in `target`, which is that of the point's snapshot, the one of the point. It is durable then.
+
+    `pages`: the digests of its pages. Raises CorruptSnapshot, which says how far a restore can come, StorageError,
+    DiskFull; then the database is neither of the two.
+    """
+    head = point.head
+    if head is None:
+        return
+    database = await run_in_thread_uninterrupted(_Database, target / DATABASE, pages, head)
+    try:
+        newer: Entry | None = None
+        async for listed, entry in _newest_first(sequence, point.entries):
+            _check_order(listed, entry, newer)
+            await run_in_thread_uninterrupted(database.write, entry)
+            newer = entry
+        await run_in_thread_uninterrupted(database.finish)
+    finally:
+        await asyncio.to_thread(database.close)
+
+
+async def _newest_first(sequence: Sequence, entries: Series[Listed]) -> AsyncIterator[tuple[Listed, Entry]]:
+    """Fetch entries from the newest to the oldest, a few ahead."""
+    waiting = [*entries]
+    reading: list[tuple[Listed, asyncio.Task[Entry]]] = []
+    try:
+        while waiting or reading:
+            while waiting and len(reading) < _FETCHES_AT_ONCE:
+                listed = waiting.pop()
+                reading.append((listed, asyncio.create_task(sequence.read(listed.key))))
+            listed, task = reading.pop(0)
+            yield listed, await task
+    finally:
+        for _, task in reading:
+            task.cancel()
+        await asyncio.gather(*(task for _, task in reading), return_exceptions=True)
+
+
+def _check_order(listed: Listed, entry: Entry, newer: Entry | None) -> None:
+    head = entry.head
+    if (head.first, head.number) != (listed.first, listed.last):
+        raise CorruptSnapshot(f"{listed.key} holds the entries {head.first} to {head.number}")
+    if newer is not None and newer.head.first == head.number + 1 and newer.head.previous != entry.chain:
+        raise CorruptSnapshot(
+            f"{listed.key} is not what entry {newer.head.first} was written after: one of the two is foreign",
+            f"restore to a moment before {head.at.isoformat()}",
+        )
+    if newer is not None and newer.head.epoch < head.epoch:
+        raise CorruptSnapshot(f"{listed.key} is of a later epoch than the entry after it")
+
+
+class _Database:
+    """The file, into which pages are written from the newest entry to the oldest. Blocks."""
+
+    def __init__(self, path: Path, pages: Fingerprints, head: Head) -> None:
+        self._path, self._head = path, head
+        self._digests = np.zeros((head.pages, 2), np.uint64)
+        common = min(len(pages), head.pages)
+        self._digests[:common] = pages[:common]
+        self._written = np.zeros(head.pages + 1, np.bool_)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def write(self, entry: Entry) -> None:
+        if entry.head.kind is not Kind.PAGES:
+            return
+        size, numbers_and_pages = self._head.page_bytes, entry.pages()
+        if entry.head.page_bytes != size:
+            raise CorruptSnapshot(f"entry {entry.head.number} of the journal has pages of another size")
+        numbers, pages = numbers_and_pages
+        digests = page_digests(pages, size)
+        try:
+            for index, number in enumerate(numbers.tolist()):
+                if number > self._head.pages or self._written[number]:
+                    continue
+                page, offset = pages[index * size : (index + 1) * size], (number - 1) * size
+                while page:  # a disk that is nearly full writes less than it was given
+                    done = os.pwrite(self._descriptor, page, offset)
+                    page, offset = page[done:], offset + done
+                self._written[number] = True
+                self._digests[number - 1] = digests[index]
+        except OSError as error:
+            raise write_error(f"writing {self._path} failed", error) from error
+
+    def finish(self) -> None:
+        head = self._head
+        if digest_of(self._digests) != head.database:
+            raise CorruptSnapshot(
+                f"the database is not what it was at {head.at.isoformat()}: pages of it are missing in the journal",
+                f"restore to a moment before {head.at.isoformat()}",
+            )
+        try:
+            os.ftruncate(self._descriptor, head.pages * head.page_bytes)
+            with os.fdopen(os.dup(self._descriptor), "r+b", 0) as file:
+                sync_file(file)
+        except OSError as error:
+            raise write_error(f"writing {self._path} failed", error) from error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
