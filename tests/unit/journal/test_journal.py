@@ -16,15 +16,17 @@ import pytest
 
 from gateway.aio import background
 from gateway.chroma.database import prepare
+from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
 from gateway.chroma.pages import Mark, PageTracker
-from gateway.errors import Conflict, CorruptSnapshot, InvalidRequest, NotStored, StorageUnavailable
+from gateway.errors import Conflict, CorruptSnapshot, InvalidRequest, LeaseLost, NotStored, StorageUnavailable
 from gateway.journal.entry import Entry, Kind
 from gateway.journal.journal import Base, Journal, JournalOptions
 from gateway.journal.merge import Merger
 from gateway.journal.plan import chain
 from gateway.journal.replay import RestorePoint, replay
 from gateway.journal.sequence import Sequence, Superseded, key_of
+from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot.blocks import page_digests
 from gateway.snapshot.capture import scan_database
@@ -41,6 +43,10 @@ class Leader:
     noted: list[int] = field(default_factory=list)
     last_stored: int = 0
     had_data: bool = False
+    behind: str | None = None
+
+    def fall_behind(self, why: str) -> None:
+        self.role, self.behind = LeaderRole.BEHIND, why
 
     async def home(self) -> str:
         return f"home {self.epoch}"
@@ -403,3 +409,90 @@ async def test_a_clock_that_is_set_back_makes_no_moment_older(running: Lab, monk
     moments = [head.at for head in heads]
     assert moments == sorted(moments)
     assert len(set(moments)) == len(moments)
+
+
+async def test_what_is_deleted_last_is_stored_too(running: Lab) -> None:
+    """Data of which nothing is left are not data of which nothing has to be stored."""
+    for _ in range(2):
+        running.write()
+        await running.save()
+    running.journal._has_data = lambda: False
+    running.journal.end_run()
+    running.writer.execute("delete from embeddings_queue")
+    entries = running.journal.counts.entries
+    await running.journal.stored()
+    assert running.journal.counts.entries == entries + 1
+
+
+async def test_replaced_data_get_a_number_of_their_own(running: Lab) -> None:
+    """So a snapshot of the new data is not taken for one of the old data, whatever clocks say."""
+    for _ in range(2):
+        running.write()
+        await running.save()
+    before = running.journal.number()
+    async with running.journal.new_run():
+        running.write()
+    await running.snapshots.take()
+    assert max(journal for _, journal in running.snapshots.taken.values()) == before + 1
+    running.write()
+    number = await running.save()
+    kinds = {
+        each.last: (await running.journal.sequence.read(each.key)).head.kind
+        for each in await running.journal.sequence.entries()
+    }
+    assert (kinds[before], kinds[before + 1], kinds[number]) == (Kind.PAGES, Kind.VOID, Kind.PAGES)
+    assert running.leader.noted[-1] == before
+
+
+async def test_whether_own_data_are_older_than_the_journal(running: Lab, tmp_path: Path) -> None:
+    for _ in range(3):
+        running.write()
+        await running.save()
+    newest = await running.journal.sequence.newest()
+    assert newest is not None
+    cut = newest.head.cut
+    (tmp_path / "home").mkdir()
+    DataDirectory(tmp_path / "home").make()
+    memory = DataDirState(tmp_path / "home")
+
+    async def why() -> str | None:
+        return await running.journal.why_behind(running.path, memory)
+
+    assert "another gateway has written" in str(await why())
+    memory._remember([], stems_from=[newest.head.author])
+    assert await why() is None, "the log is as new as the entry's"
+    memory.note_stored(cut - 2)
+    assert "older than the journal" in str(await why()), "as on a disk that was set back"
+    memory.note_stored(cut - 1)  # the newest one was stored, and not noted in time
+    assert await why() is None
+    running.writer.execute("delete from embeddings_queue where seq_id > 1")  # as with a collection
+    assert "older than the journal" in str(await why())
+    memory.note_stored(cut)
+    assert await why() is None
+    memory.see_journal(cut)
+    memory.note_stored(0)
+    assert await why() is None, "it was put back on purpose"
+
+
+async def test_a_lease_that_was_deleted_begins_above_the_journal(running: Lab) -> None:
+    running.leader.epoch = 7
+    running.write()
+    await running.save()
+    assert await running.journal.sequence.first_epoch() == 8
+    with pytest.raises(Superseded):
+        await running.journal.sequence.seal(7, "somebody else", "there")
+
+
+async def test_a_gateway_with_data_that_seals_after_a_last_write_of_another_falls_behind(running: Lab) -> None:
+    """Between the look at the journal and the seal, the one before may still have stored something."""
+    running.write()
+    await running.save()
+    running.leader.epoch, running.leader.had_data = 2, True
+
+    async def is_behind(_head: object) -> str:
+        return "they lack entry 2"
+
+    running.journal.is_behind = is_behind
+    with pytest.raises(LeaseLost, match="they lack entry 2"):
+        await running.journal.seal()
+    assert running.leader.behind == "they lack entry 2"
