@@ -670,7 +670,7 @@ class VectorStore:
         before. Safe to retry.
         """
         self.chroma.require_control()
-        with self.operations.exclusively(f"the repair of {collection}"):
+        async with self.operations.in_turn(f"the repair of {collection}"):
             segment = await asyncio.to_thread(self.chroma.find, collection, tenant, database)
             progress.phase("repairing", None, "vectors")
             loop, indexed = asyncio.get_running_loop(), counted(progress, "indexing", "vectors")
@@ -733,8 +733,8 @@ class VectorStore:
                     return
             await asyncio.sleep(_LOOK_AT_STORE_AGAIN_S)
 
-    async def tidy(self) -> GcResult:
-        """Apply the retention, collect the garbage."""
+    async def tidy(self, *, own: bool = False) -> GcResult:
+        """Apply the retention, collect the garbage. `own`: nobody asked for it."""
         options = self._options
         needed = HistoryNeeds("", None)
 
@@ -746,7 +746,7 @@ class VectorStore:
             return needed.history_from
 
         result = await self.operations.collect_garbage(
-            options.keep, options.gc_grace_s, may_delete=options.may_delete, needs=needs
+            options.keep, options.gc_grace_s, may_delete=options.may_delete, needs=needs, own=own
         )
         if needed.base is not None and options.may_delete:
             await Merger(self.journal.sequence).drop_until(needed.base)
@@ -779,7 +779,7 @@ class VectorStore:
                     entries = self.journal.counts.entries
                     await merger.merge_old(datetime.now(UTC))
                 if time.monotonic() - tidied_at > _TIDY_EVERY_S:
-                    await self.tidy()
+                    await self.tidy(own=True)
                     tidied_at = time.monotonic()
             except Exception as error:  # any: history that is not bounded fills the store
                 log.warning("old history could not be merged or dropped, trying again", cause=str(error))

@@ -85,7 +85,7 @@ class Operations:
         self.snapshotter = Snapshotter(repository, directory, chroma, self._hold)
         self._quiesced: _Quiesced | None = None
         self.current: str | None = None
-        self._removing = False
+        self._removing = self._is_own = False
         self._inspection: str | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -105,23 +105,40 @@ class Operations:
             yield drain_ms
 
     @contextlib.contextmanager
-    def exclusively(self, what: str, *, removes: bool = False) -> Iterator[None]:
+    def exclusively(self, what: str, *, removes: bool = False, own: bool = False) -> Iterator[None]:
         """One operation at a time. Raises Conflict while another is under way.
 
-        `removes` says that it takes away what the inspection of a snapshot needs.
+        `removes` says that it takes away what the inspection of a snapshot needs; `own`, that nobody asked for it.
         """
         if (other := self.current or (self._inspection if removes else None)) is not None:
             raise Conflict(
                 f"{other} is under way",
                 "wait for it, or for POST /admin/resume; see GET /admin/status",
             )
-        self.current, self._removing = what, removes
+        self.current, self._removing, self._is_own = what, removes, own
         self._idle.clear()
         try:
             yield
         finally:
-            self.current, self._removing = None, False
+            self.current, self._removing, self._is_own = None, False, False
             self._idle.set()
+
+    @contextlib.asynccontextmanager
+    async def in_turn(self, what: str, *, removes: bool = False) -> AsyncIterator[None]:
+        """As `exclusively`, for what people ask for: what the gateway does by itself at this moment is waited for."""
+        while self._is_own:
+            await self._idle.wait()
+        with self.exclusively(what, removes=removes):
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _own_or_in_turn(self, what: str, *, own: bool, removes: bool = False) -> AsyncIterator[None]:
+        if own:
+            with self.exclusively(what, removes=removes, own=True):
+                yield
+        else:
+            async with self.in_turn(what, removes=removes):
+                yield
 
     @contextlib.contextmanager
     def _inspect(self, what: str) -> Iterator[None]:
@@ -146,13 +163,14 @@ class Operations:
         await self._idle.wait()
 
     def require_idle(self) -> None:
-        """Raise Conflict while an operation is under way."""
-        with self.exclusively("a question"):
-            pass
+        """Raise Conflict while an operation is under way that somebody asked for."""
+        if not self._is_own:
+            with self.exclusively("a question"):
+                pass
 
     async def snapshot(self, label: str | None = None, progress: Progress | None = None) -> Snapshot:
         """Take a snapshot; see `Snapshotter.take`."""
-        with self.exclusively("a snapshot"):
+        async with self._own_or_in_turn("a snapshot", own=label == OwnLabel.CHECKPOINT):
             try:
                 with self._noting_errors("snapshot"):
                     snapshot = await self.snapshotter.take(label, progress)
@@ -199,7 +217,7 @@ class Operations:
         """
         if self._gate.lost is not None:
             raise Unavailable(self._gate.lost)
-        with self.exclusively(f"the restore of snapshot {name}"):
+        async with self.in_turn(f"the restore of snapshot {name}"):
             if find is None and name != "latest":  # which one that is shows afterwards
                 # No other gateway is to leave for a snapshot that is not there.
                 await self.repository.manifest(await self.repository.resolve(name))
@@ -254,7 +272,7 @@ class Operations:
 
     async def delete(self, name: str) -> None:
         """Remove a snapshot; see `Repository.delete`."""
-        with self.exclusively(f"the deletion of snapshot {name}", removes=True):
+        async with self.in_turn(f"the deletion of snapshot {name}", removes=True):
             snapshot_id = await self.repository.resolve(name)
             journal = self.snapshotter.journal
             if journal is not None and journal.needs(snapshot_id):
@@ -270,13 +288,14 @@ class Operations:
         *,
         may_delete: bool = True,
         needs: Callable[[], Awaitable[str | None]] | None = None,
+        own: bool = False,
     ) -> GcResult:
         """Drop snapshots that no rule keeps and packs that none names; see `gateway.snapshot.gc`.
 
-        `needs` returns the oldest snapshot that the journal's history needs. Then remove the index directories of
-        collections that were deleted longer ago than `grace_s`.
+        `needs` returns the oldest snapshot that the journal's history needs; `own`: nobody asked for it. Then remove
+        the index directories of collections that were deleted longer ago than `grace_s`.
         """
-        with self.exclusively("a garbage collection", removes=True):
+        async with self._own_or_in_turn("a garbage collection", own=own, removes=True):
             with self._noting_errors(_GC):
                 history_from = await needs() if needs else None
                 result = await collect_garbage(
@@ -361,7 +380,7 @@ class Operations:
         received: asyncio.Event,
     ) -> Snapshot:
         """Make a snapshot of an archive; see `import_tar`."""
-        with self.exclusively("an upload"):
+        async with self.in_turn("an upload"):
             scratch = self._directory.scratch
             try:
                 return await import_tar(self.repository, scratch, body, label, max_bytes, progress, received)
@@ -379,7 +398,7 @@ class Operations:
         """
         stack = contextlib.AsyncExitStack()
         async with contextlib.AsyncExitStack() as entering:
-            entering.enter_context(self.exclusively("a quiesce"))
+            await entering.enter_async_context(self.in_turn("a quiesce"))
             self._chroma.require_served()
             drain_ms = await entering.enter_async_context(self._hold())
             await entering.enter_async_context(_in_thread(lambda: write_lock(self._directory.path)))

@@ -16,14 +16,14 @@ from gateway.chroma import database
 from gateway.chroma.database import prepare
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
-from gateway.errors import NotFound, StorageUnavailable
+from gateway.errors import Conflict, NotFound, StorageUnavailable
 from gateway.jobs import Progress
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot import create, operations
 from gateway.snapshot.model import Verification
 from gateway.snapshot.operations import Operations
 from gateway.snapshot.repository import Repository
-from gateway.snapshot.retention import Keep
+from gateway.snapshot.retention import Keep, OwnLabel
 from tests.unit.snapshot.leaders import candidate
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 from tests.unit.snapshot.stores import MemoryStore
@@ -261,3 +261,25 @@ async def test_failed_garbage_collection_is_the_last_error_until_one_succeeds(tm
     store.unreachable = False
     await one.collect_garbage(Keep(), 0)
     assert (one.last_error, one.gc_problem) == (None, None)
+
+
+async def test_what_the_gateway_does_by_itself_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows of a checkpoint, so nobody is told to wait for it."""
+    built, taken, go = made(tmp_path, MemoryStore()), list[str | None](), asyncio.Event()
+
+    async def take(label: str | None, _progress: object) -> Any:
+        taken.append(label)
+        await go.wait()
+
+    monkeypatch.setattr(built.snapshotter, "take", take)
+    own = asyncio.create_task(built.snapshot(OwnLabel.CHECKPOINT))
+    await asyncio.sleep(0)
+    built.require_idle()
+    asked = [asyncio.create_task(built.snapshot(label)) for label in ("mine", "yours")]
+    await asyncio.sleep(0.01)
+    assert taken == ["checkpoint"]
+    with pytest.raises(Conflict, match="a snapshot is under way"):
+        await built.snapshot(OwnLabel.CHECKPOINT)
+    go.set()
+    await asyncio.gather(own, *asked)
+    assert taken == ["checkpoint", "mine", "yours"]
