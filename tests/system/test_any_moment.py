@@ -24,7 +24,7 @@ from gateway.storage import PrefixedStorage, open_storage
 from tests.bare_chroma import bare_chroma
 from tests.gateway_process import Gateway, gateway_process
 
-MOMENTS = int(os.environ.get("MOMENTS", "12"))
+MOMENTS = int(os.environ.get("MOMENTS", "8"))
 PREFIX = "users/default/vectorstore/"
 DEFAULT = ("default_tenant", "default_database")
 Place = tuple[str, str]
@@ -103,7 +103,7 @@ class History:
                 )
 
 
-@pytest.mark.parametrize("moments", [4, pytest.param(MOMENTS, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("moments", [3, pytest.param(MOMENTS, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 def test_any_moment_comes_back(moments: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Offline, into a directory that a bare Chroma serves; afterwards once more, of the history when it is merged."""
     known: list[tuple[datetime, State]] = []
