@@ -48,7 +48,7 @@ def write(collection: Collection, held: set[str], chance: random.Random, numbers
         held.clear()
 
 
-@pytest.mark.parametrize("runs", [3, pytest.param(40, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("runs", [3, pytest.param(25, marks=pytest.mark.soak)])
 def test_what_chroma_writes_is_sound(tmp_path: Path, runs: int) -> None:
     """After random writes, deletions of everything, and kills between requests; with few neighbors and with many."""
     chance, numbers = random.Random(runs), np.random.default_rng(runs)

@@ -37,7 +37,7 @@ def served() -> Iterator[Gateway]:
         pytest.param(ADMIN, 8, id="admin"),
         pytest.param({}, 4, id="nobody"),
         *(
-            pytest.param(headers, 20, id=f"{name}-20", marks=pytest.mark.soak)
+            pytest.param(headers, 10, id=f"{name}-10", marks=pytest.mark.soak)
             for name, headers in {"admin": ADMIN, "nobody": {}, "wrong": {"Authorization": "Bearer wrong"}}.items()
         ),
     ],
