@@ -276,8 +276,10 @@ def main() -> None:
         env = {**server.env, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
         gateways = {}
         for name, journal in (("off", "0"), ("on", "1")):
-            server.make_bucket(name)
-            gateways[name] = stack.enter_context(built(source, {**env, "GATEWAY_STORE": f"s3://{name}"}, journal))
+            server.make_bucket(f"journal-{name}")
+            gateways[name] = stack.enter_context(
+                built(source, {**env, "GATEWAY_STORE": f"s3://journal-{name}"}, journal)
+            )
         on, off = gateways["on"], gateways["off"]
         on.admin("POST", "/flush")
         print(f"{count} records, {_size(source / 'data') / 1e6:.0f} MB, {PUT_S * 1e3:.0f} ms a PUT")
