@@ -282,7 +282,7 @@ def main() -> None:
             )
         on, off = gateways["on"], gateways["off"]
         on.admin("POST", "/flush")
-        print(f"{count} records, {_size(source / 'data') / 1e6:.0f} MB, {PUT_S * 1e3:.0f} ms a PUT")
+        print(f"{count} records, {_size(source) / 1e6:.0f} MB, {PUT_S * 1e3:.0f} ms a PUT")
         side_by_side(on, off, options.seconds, options.rounds)
         off.stop()
         acknowledgements(on, options.seconds, options.rounds)
