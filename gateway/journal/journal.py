@@ -285,7 +285,7 @@ class Journal:
         """A snapshot was published: a restore needs only what comes after it."""
         self._since_snapshot, self._rows_at_snapshot = (0, 0), self._rows
         if not self._run:
-            self._forget_run()  # A run that has no entry yet is to stand on the newest snapshot.
+            self.end_run()  # A run that has no entry yet is to stand on the newest snapshot.
 
     def needs(self, snapshot_id: str) -> bool:
         """Whether the newest state is restored from this snapshot, or from one before it."""
@@ -293,7 +293,8 @@ class Journal:
 
     def end_run(self) -> None:
         """The snapshot under the present run will not do any more. The next cut begins a run on another one."""
-        self._forget_run()
+        self._over = self._now = None
+        self._runs_ended += 1
 
     @contextlib.asynccontextmanager
     async def new_run(self, *, replaces: bool = True) -> AsyncIterator[None]:
@@ -306,22 +307,20 @@ class Journal:
                 # A restore goes back on purpose: a restart must not take its data for ones that were left behind.
                 if self._epoch is not None:
                     await self._leader.note_journal(self._number, once_settled=True)
-                # What is stored from now on is of other data.
-                self._fail_waiting(NotStored("it was applied, and the data were replaced before they were stored"))
+                self._fail_waiting(_replaced())  # what is stored from now on is of other data
             try:
                 yield
             finally:
-                self._forget_run()
+                self.end_run()
                 if replaces:
-                    self._fail_waiting(NotStored("it was applied, and the data were replaced before they were stored"))
+                    self._fail_waiting(_replaced())
                     self._mark_replacement()
 
     def _mark_replacement(self) -> None:
         """A number of its own tells snapshots of the new data from the newest cut of the old ones."""
         if self.is_on and self._newest is not None and self._pending is None and self._epoch is not None:
             self._number += 1
-            head = self._newest.next_mark(Kind.VOID, self._epoch, self._newest.head.writer, self._where)
-            self._pending = Entry.make(head, NO_PAGES, ())
+            self._pending = self._void_after(self._newest)
 
     # ------------------------------------------------------------------ for the lease
 
@@ -377,7 +376,7 @@ class Journal:
             raise LeaseLost(why, 'POST /admin/restore {"at": "latest"}')
         if self._leader.role is not LeaderRole.BEHIND:  # else only what is restored comes after it
             await self._leader.note_journal(sealed.head.number)
-        self._forget_run()
+        self.end_run()
         self._newest, self._pending, self._epoch = sealed, None, epoch
         self._number, self._covered, self._anew = sealed.head.number, 0, False
 
@@ -536,13 +535,16 @@ class Journal:
             if cut is not None:
                 cut.close()
             if made is None:
-                self._forget_run()
+                self.end_run()
                 if self._number > before:
                     # Its number may be in a snapshot, so it must not be given to anything that holds data.
-                    home = newest.head.writer
-                    mark = newest.next_mark(Kind.VOID, newest.head.epoch, home, self._where)
-                    self._pending = Entry.make(mark, NO_PAGES, ())
+                    self._pending = self._void_after(newest)
         return made
+
+    def _void_after(self, newest: Entry) -> Entry:
+        """The mark for a number that no cut takes. `newest` is our own entry."""
+        head = newest.head
+        return Entry.make(newest.next_mark(Kind.VOID, head.epoch, head.writer, self._where), NO_PAGES, ())
 
     def _head(self, newest: Entry, at: datetime, cut: DatabaseCut, digest: str, run: int) -> Head:
         self._rows = cut.newest_log_row()
@@ -584,10 +586,6 @@ class Journal:
         self._settle([waiter for waiter, number in self._waiting.items() if number <= self._covered])
         await self._leader.note_stored(entry.head.number)
 
-    def _forget_run(self) -> None:
-        self._over = self._now = None
-        self._runs_ended += 1
-
     def _settle(self, waiters: list["asyncio.Future[None]"]) -> None:
         for waiter in waiters:
             if not waiter.done():
@@ -599,6 +597,10 @@ class Journal:
             if not waiter.done():
                 waiter.set_exception(error)
             self._waiting.pop(waiter, None)
+
+
+def _replaced() -> NotStored:
+    return NotStored("it was applied, and the data were replaced before they were stored")
 
 
 def _lost() -> LeaseLost:

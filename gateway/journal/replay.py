@@ -230,10 +230,10 @@ class _Database:
     def write(self, entry: Entry) -> None:
         if entry.head.kind is not Kind.PAGES:
             return
-        size, numbers_and_pages = self._head.page_bytes, entry.pages()
+        size = self._head.page_bytes
         if entry.head.page_bytes != size:
             raise CorruptSnapshot(f"entry {entry.head.number} of the journal has pages of another size")
-        numbers, pages = numbers_and_pages
+        numbers, pages = entry.pages()
         digests = page_digests(pages, size)
         try:
             for index, number in enumerate(numbers.tolist()):

@@ -32,13 +32,9 @@ import asyncio
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-import structlog
-
 from gateway.errors import CorruptSnapshot, GatewayError, LeaseLost, ObjectMissing, StorageUnavailable
 from gateway.journal.entry import HEAD_BYTES, NO_PAGES, Entry, Head, Kind, moment_after, parse_head
 from gateway.storage import Storage
-
-log = structlog.get_logger()
 
 JOURNAL = "journal/"
 MERGED = "journal-merged/"
