@@ -46,7 +46,7 @@ from gateway.errors import (
 )
 from gateway.jobs import Progress, counted
 from gateway.journal.history import History
-from gateway.journal.journal import Base, Journal, JournalOptions
+from gateway.journal.journal import Base, Journal, JournalOptions, why_behind
 from gateway.journal.merge import Merger
 from gateway.journal.plan import restore_s
 from gateway.journal.replay import RestorePoint, find_point, replay_of
@@ -275,9 +275,9 @@ class VectorStore:
             options.journal,
             where=this_process(),
         )
-        self.leader.why_behind = partial(self.journal.why_behind, directory.path, self._data_dir_state)
+        self.leader.why_behind = self.journal.why_behind
         self.leader.first_epoch = self.journal.sequence.first_epoch
-        self.journal.is_behind = lambda head: self.journal._why_behind(head, directory.path, self._data_dir_state)
+        self.journal.is_behind = lambda head: why_behind(head, directory.path, self._data_dir_state)
         self.operations.snapshotter.journal = self.journal
         self.operations.before_swap, self.operations.beside_swap = self._save_before_swap, self._beside_swap
         self.history = History(self.journal.sequence, repository, options.journal.history_s)

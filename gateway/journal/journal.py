@@ -336,27 +336,10 @@ class Journal:
         async with self._busy:
             await self._seal()
 
-    async def why_behind(self, data_dir: Path, memory: DataDirState) -> str | None:
+    async def why_behind(self) -> str | None:
         """Why these data lack something that the journal has; None if they lack nothing, as far as that can be told."""
         newest = await self.sequence.newest()
-        return await self._why_behind(newest.head, data_dir, memory) if newest else None
-
-    async def _why_behind(self, head: Head, data_dir: Path, memory: DataDirState) -> str | None:
-        if not head.cut or await asyncio.to_thread(memory.seen_in_journal) >= head.cut:
-            return None
-        if not await asyncio.to_thread(memory.knows, head.author):
-            return f"another gateway has written to the journal up to {head.at.isoformat()}, and these data lack that"
-        older = f"these data are older than the journal, which goes to {head.at.isoformat()}"
-        stored = await asyncio.to_thread(memory.stored_last)
-        if stored is not None and stored < head.cut - 1:
-            return older
-        # The last entry may have been stored without being noted. Rows of the log vanish with a collection, so it is
-        # asked only then.
-        if stored is None or stored < head.cut:
-            with contextlib.suppress(GatewayError):
-                if await asyncio.to_thread(newest_log_row, data_dir) < head.log:
-                    return older
-        return None
+        return await self.is_behind(newest.head) if newest and self.is_behind else None
 
     async def _seal(self) -> None:
         epoch = self._leader.epoch
@@ -369,7 +352,7 @@ class Journal:
             return
         home = await self._leader.home()
         sealed = await self.sequence.seal(epoch, home, self._where, anew=self._anew)
-        looks = self._leader.had_data and self._leader.role is LeaderRole.WRITER and self.is_behind is not None
+        looks = self._leader.had_data and self._leader.role is LeaderRole.WRITER
         # The one before may have stored something between the look at its entries and this seal.
         if looks and self.is_behind and (why := await self.is_behind(sealed.head)):
             self._leader.fall_behind(why)
@@ -605,3 +588,22 @@ def _replaced() -> NotStored:
 
 def _lost() -> LeaseLost:
     return LeaseLost("this gateway does not hold the lease of its store", "see GET /admin/status")
+
+
+async def why_behind(head: Head, data_dir: Path, memory: DataDirState) -> str | None:
+    """Why the data in `data_dir` lack something that an entry has; None if they do not, as far as that can be told."""
+    if not head.cut or await asyncio.to_thread(memory.seen_in_journal) >= head.cut:
+        return None
+    if not await asyncio.to_thread(memory.knows, head.author):
+        return f"another gateway has written to the journal up to {head.at.isoformat()}, and these data lack that"
+    older = f"these data are older than the journal, which goes to {head.at.isoformat()}"
+    stored = await asyncio.to_thread(memory.stored_last)
+    if stored is not None and stored < head.cut - 1:
+        return older
+    # The last entry may have been stored without being noted. Rows of the log vanish with a collection, so it is
+    # asked only then.
+    if stored is None or stored < head.cut:
+        with contextlib.suppress(GatewayError):
+            if await asyncio.to_thread(newest_log_row, data_dir) < head.log:
+                return older
+    return None

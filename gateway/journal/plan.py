@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 from gateway.journal.entry import MAX_BODY_BYTES, Head, Kind
 from gateway.journal.sequence import Listed
+from gateway.snapshot.plan import REPLAYED_ROWS_PER_S
 
-# Measured with scripts/bench-journal: how fast a restore fetches and applies entries, and replays Chroma's log.
+# How fast a restore fetches and applies entries: estimates, so that a checkpoint comes rather too early.
 _ENTRY_BYTES_PER_S = 20e6
 _ENTRIES_PER_S = 150
-_REPLAYED_ROWS_PER_S = 600
 # docs/benchmarks.md: a start with 309 and with 509 MB to restore.
 _SNAPSHOT_BYTES_PER_S = 80e6
 
@@ -50,7 +50,7 @@ def not_covered(listed: Sequence[Listed]) -> list[Listed]:
 
 def recovery_s(entries: int, size_bytes: int, rows: int) -> float:
     """Return about how long a restore takes longer for so many entries and rows of Chroma's log to be replayed."""
-    return entries / _ENTRIES_PER_S + size_bytes / _ENTRY_BYTES_PER_S + rows / _REPLAYED_ROWS_PER_S
+    return entries / _ENTRIES_PER_S + size_bytes / _ENTRY_BYTES_PER_S + rows / REPLAYED_ROWS_PER_S
 
 
 def restore_s(snapshot_bytes: int, entries: int, journal_bytes: int, rows: int) -> float:

@@ -14,7 +14,7 @@ _MAX_PATCHED = 0.5
 
 # How fast a restore replays Chroma's log, and how fast a snapshot reads an index. The cheaper of the two is done.
 # Measured on one core with 384 dimensions (scripts/bench-snapshot).
-_REPLAYED_ROWS_PER_S = 600
+REPLAYED_ROWS_PER_S = 600
 _READ_BYTES_PER_S = 500e6
 
 
@@ -92,7 +92,7 @@ def plan_indexes(segments: Mapping[str, int], stored: Mapping[str, int], replaya
 
 def is_reading_cheaper(rows_to_replay: int, size_bytes: int) -> bool:
     """Return whether to read an index of `size_bytes` now costs less than to replay `rows_to_replay` at a restore."""
-    return rows_to_replay / _REPLAYED_ROWS_PER_S > size_bytes / _READ_BYTES_PER_S
+    return rows_to_replay / REPLAYED_ROWS_PER_S > size_bytes / _READ_BYTES_PER_S
 
 
 # ---------------------------------------------------------------------- what to fetch

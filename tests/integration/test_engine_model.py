@@ -152,7 +152,7 @@ class Walk:
         for module, name, value in (
             (capture, "PIECE_BYTES", choice((16 << 10, 4 << 20))),
             (packing, "PACK_BYTES", choice((64 << 10, 8 << 20))),
-            (plan, "_REPLAYED_ROWS_PER_S", choice((1, 2000, 1e12))),
+            (plan, "REPLAYED_ROWS_PER_S", choice((1, 2000, 1e12))),
             (create, "_SAVE_EVERY_S", choice((0, 60))),
             (create, "_MAX_WAL_BYTES", choice((1, 64 << 20))),
             (create, "_MAX_LOG_ROWS", max_log_rows := choice((30, 25_000))),
@@ -498,7 +498,7 @@ def test_every_snapshot_equals_the_model(tmp_path: Path, for_s: float) -> None:
 async def test_deleted_log_rows_are_not_missed_after_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log was trimmed past the stored index, and the gateway ended: the next snapshot reads the index."""
     walk = Walk(tmp_path, 0, monkeypatch)
-    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e12)
+    monkeypatch.setattr(plan, "REPLAYED_ROWS_PER_S", 1e12)
     monkeypatch.setattr(create, "_MAX_LOG_ROWS", 10)
     walk.chroma.begin()
     try:

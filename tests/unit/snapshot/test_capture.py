@@ -215,9 +215,9 @@ def test_older_index_serves_while_the_log_has_the_rest(
 ) -> None:
     """An index is read only where reading is cheaper than a replay. Even then it is optional."""
     older = {segment: first_row(data_dir, segment) for segment in cut.segments}
-    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e12)
+    monkeypatch.setattr(plan, "REPLAYED_ROWS_PER_S", 1e12)
     assert chosen(cut, older) == IndexPlan([], [], older)
-    monkeypatch.setattr(plan, "_REPLAYED_ROWS_PER_S", 1e-6)
+    monkeypatch.setattr(plan, "REPLAYED_ROWS_PER_S", 1e-6)
     assert chosen(cut, older) == IndexPlan([], list(cut.segments), older)
 
 
