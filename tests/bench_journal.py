@@ -6,6 +6,7 @@ each PUT 30 ms later. Litestream follows the database of a bare Chroma that gets
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,9 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
@@ -53,47 +55,50 @@ def collection_of(url: str) -> str:
     return str(httpx.post(f"{url}{COLLECTIONS}", json={"name": "data"}, timeout=60).json()["id"])
 
 
-class Load:
-    """Adds of `batch` records from `connections` for `seconds`, with a reader beside them."""
+class Load(NamedTuple):
+    """What one load saw: seconds of each write and of each read, and writes a second."""
 
-    def __init__(self, url: str, ack: str = "local", batch: int = 1) -> None:
-        self.url, self.path, self.ack, self.batch = url, f"{COLLECTIONS}/{collection_of(url)}", ack, batch
-        self.write_s: list[float] = []
-        self.read_s: list[float] = []
-        self.per_s = 0.0
+    write_s: list[float]
+    read_s: list[float]
+    per_s: float
 
-    def run(self, connections: int, seconds: float, *, reads: bool = False) -> "Load":
-        stop_at = time.monotonic() + seconds
-        bodies = [[body(self.batch) for _ in range(40)] for _ in range(connections)]
-        began = time.monotonic()
-        threads = [threading.Thread(target=self._write, args=(some, stop_at)) for some in bodies]
-        if reads:
-            threads.append(threading.Thread(target=self._read, args=(stop_at,)))
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        self.per_s = len(self.write_s) / (time.monotonic() - began)
-        return self
 
-    def _write(self, bodies: list[dict[str, Any]], stop_at: float) -> None:
-        with httpx.Client(base_url=self.url, timeout=120, headers={"X-Gateway-Ack": self.ack}) as http:
-            for turn in itertools.count():
-                if time.monotonic() > stop_at:
+def load(url: str, connections: int, seconds: float, ack: str = "local", *, reads: bool = False) -> Load:
+    """Upserts of one record from `connections` for `seconds`, with a reader beside them if `reads`.
+
+    A process of its own makes them: this one runs the proxy before the store.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_loaded, url, connections, seconds, ack, next(_numbers) << 20, reads).result()
+
+
+def _loaded(url: str, connections: int, seconds: float, ack: str, first: int, reads: bool) -> Load:
+    path, numbers = f"{COLLECTIONS}/{collection_of(url)}", itertools.count(first)
+    write_s, read_s = list[float](), list[float]()
+    bodies = [[body(1) for _ in range(40)] for _ in range(connections)]
+    began = time.monotonic()
+    stop_at = began + seconds
+
+    def write(bodies: list[dict[str, Any]]) -> None:
+        with httpx.Client(base_url=url, timeout=120, headers={"X-Gateway-Ack": ack}) as http:
+            for made in itertools.cycle(bodies):
+                if (started := time.monotonic()) > stop_at:
                     return
-                made = bodies[turn % len(bodies)]
-                made["ids"] = [f"new-{next(_numbers)}" for _ in range(self.batch)]
-                began = time.monotonic()
-                http.post(f"{self.path}/upsert", json=made).raise_for_status()
-                self.write_s.append(time.monotonic() - began)
+                http.post(f"{path}/upsert", json={**made, "ids": [f"new-{next(numbers)}"]}).raise_for_status()
+                write_s.append(time.monotonic() - started)
 
-    def _read(self, stop_at: float) -> None:
+    def read() -> None:
         query = {"query_embeddings": [[0.5] * DIMENSION], "n_results": 10}
-        with httpx.Client(base_url=self.url, timeout=120) as http:
-            while time.monotonic() < stop_at:
-                began = time.monotonic()
-                http.post(f"{self.path}/query", json=query).raise_for_status()
-                self.read_s.append(time.monotonic() - began)
+        with httpx.Client(base_url=url, timeout=120) as http:
+            while (started := time.monotonic()) < stop_at:
+                http.post(f"{path}/query", json=query).raise_for_status()
+                read_s.append(time.monotonic() - started)
+
+    with ThreadPoolExecutor(connections + 1) as threads:
+        work = [threads.submit(write, some) for some in bodies] + ([threads.submit(read)] if reads else [])
+        for each in work:
+            each.result()
+    return Load(write_s, read_s, len(write_s) / (time.monotonic() - began))
 
 
 @contextmanager
@@ -117,7 +122,7 @@ def side_by_side(on: Gateway, off: Gateway, seconds: float, rounds: int) -> None
         found: dict[str, list[Load]] = {"off": [], "on": []}
         for turn in range(rounds):
             for name, gateway in [("off", off), ("on", on)][:: 1 if turn % 2 else -1]:
-                found[name].append(Load(gateway.url).run(connections, seconds, reads=True))
+                found[name].append(load(gateway.url, connections, seconds, reads=True))
         rate = {name: statistics.median(each.per_s for each in loads) for name, loads in found.items()}
         read = {name: percentile([s for each in loads for s in each.read_s], 99) for name, loads in found.items()}
         print(
@@ -133,7 +138,7 @@ def acknowledgements(on: Gateway, seconds: float, rounds: int) -> None:
         found: dict[str, list[Load]] = {"local": [], "stored": []}
         for _ in range(rounds):
             for ack, loads in found.items():
-                loads.append(Load(on.url, ack).run(connections, seconds))
+                loads.append(load(on.url, connections, seconds, ack))
         rate = {ack: statistics.median(each.per_s for each in loads) for ack, loads in found.items()}
         p50 = {ack: percentile([s for each in loads for s in each.write_s], 50) for ack, loads in found.items()}
         print(
@@ -198,7 +203,7 @@ def requests(on: Gateway, proxy: FaultProxy, seconds: float) -> None:
     print("\n| load | PUTs an hour | all requests | a month, USD |\n| --- | --- | --- | --- |")
 
     def constant() -> None:
-        Load(on.url).run(4, seconds)
+        load(on.url, 4, seconds)
 
     work: list[tuple[str, Callable[[], object]]] = [
         ("idle", lambda: time.sleep(seconds)),
@@ -227,11 +232,11 @@ def lag(on: Gateway, proxy: FaultProxy, seconds: float, away_s: float) -> None:
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    Load(on.url).run(4, seconds)
+    load(on.url, 4, seconds)
     done.set()
     watcher.join()
     print(f"\nlag at constant writes: {percentile(lags, 50):.2f} s p50, {percentile(lags, 99):.2f} s p99")
-    writing = threading.Thread(target=lambda: Load(on.url).run(4, away_s + 15))
+    writing = threading.Thread(target=lambda: load(on.url, 4, away_s + 15))
     writing.start()
     usual, proxy.rules = proxy.rules, [Rule("status", status=503)]
     time.sleep(away_s)
@@ -244,7 +249,7 @@ def lag(on: Gateway, proxy: FaultProxy, seconds: float, away_s: float) -> None:
 
 def boots(on: Gateway, rounds: int) -> None:
     print("\n| boot on an empty disk | seconds to ready |\n| --- | --- |")
-    Load(on.url).run(4, 10)
+    load(on.url, 4, 10)
     on.stop()
     newest = ""
     for name in ("snapshot and journal", "the snapshot alone"):

@@ -19,7 +19,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from gateway.chroma.wal import DatabaseFiles, WalHead
 from gateway.errors import GatewayError
 
 _READ_BYTES = 4 << 20
+_ATTEMPTS = 5
 
 
 class Mark(Enum):
@@ -122,11 +123,17 @@ class PageTracker:
         contains its changes. Raises QuiesceTimeout if the lock is not free; a retry is safe.
         """
         with self._lock:
-            cut = self._cut(and_then, mark=mark)
-            cut.changed = self._passed[mark]
-            # Without a WAL, what changes from here on is not known either.
-            self._passed[mark] = set() if self._reader is not None else None
-            return cut
+            return self._marked(self._cut(and_then, mark=mark))
+
+    def cut_beside_writers(self, begin: Callable[[], None], mark: Mark) -> DatabaseCut:
+        """As `cut`, without the write lock where it can be had so: nobody waits for it, and it waits for nobody.
+
+        Calls `begin` before: what was committed by then is in the cut.
+        """
+        with self._lock:
+            begin()
+            cut = self._cut_beside_writers(mark) or self._cut(lambda _: None, mark=mark)
+            return self._marked(cut)
 
     def undo(self, cut: DatabaseCut) -> None:
         """Count the changes of `cut` as changes of the next one, because nothing was made of it."""
@@ -197,12 +204,7 @@ class PageTracker:
                     self._reader.close()
                     checkpoint.execute("pragma wal_checkpoint(passive)").fetchone()
                 reader, cut = ReadTransaction(self._data_dir), DatabaseCut(self._data_dir, self._files, mark)
-                if self._reader is not None:
-                    self._reader.close()
-                self._reader = reader
-                after = self._files.head()
-                if after is not None and after.backfilled < after.frames:
-                    cut.frames = dict(self._frames)
+                self._keep(reader, cut, self._files.head())
                 self._seen = head or WalHead(b"", 0, 0)
                 and_then(cut)
                 if not cut.keeps_writers_going:
@@ -214,6 +216,39 @@ class PageTracker:
             except BaseException:
                 self._release()
                 raise
+
+    def _cut_beside_writers(self, mark: Mark) -> DatabaseCut | None:
+        """Return a cut that saw exactly the commits up to a known frame; None if writers left no time for one.
+
+        What was committed is the same before and after the transactions began. So they see that, and nothing else.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._reader is None or (head := self._catch_up()) is None:
+                return None
+            self._seen = head
+            with ExitStack() as opened:
+                reader = opened.enter_context(closing(ReadTransaction(self._data_dir)))
+                cut = opened.enter_context(closing(DatabaseCut(self._data_dir, self._files, mark)))
+                after = self._files.head()
+                if after is not None and (after.salts, after.frames) == (head.salts, head.frames):
+                    opened.pop_all()
+                    self._keep(reader, cut, after)
+                    return cut
+        return None
+
+    def _keep(self, reader: ReadTransaction, cut: DatabaseCut, after: WalHead | None) -> None:
+        """Let `reader` be the open one, and `cut` know what is in the WAL alone. `after`: its head since they began."""
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = reader
+        if after is not None and after.backfilled < after.frames:
+            cut.frames = dict(self._frames)
+
+    def _marked(self, cut: DatabaseCut) -> DatabaseCut:
+        cut.changed = self._passed[cut.mark]
+        # Without a WAL, what changes from here on is not known either.
+        self._passed[cut.mark] = set() if self._reader is not None else None
+        return cut
 
     def _catch_up(self) -> WalHead | None:
         """Read the frames that were committed since the last call."""

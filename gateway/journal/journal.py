@@ -128,7 +128,7 @@ class Journal:
         self._newest: Entry | None = None
         """The newest entry that is known to be stored; None as long as it is not known, or there is none."""
         self._number = 0
-        """Of the newest entry that was begun. Only changed while SQLite's write lock is held, or no cut is made."""
+        """Of the newest entry that was begun. It changes before its cut: a write that was answered before is in it."""
         self._covered = 0
         """Of the newest cut that is stored."""
         self._pending: Entry | None = None
@@ -278,7 +278,7 @@ class Journal:
             await self._seal()
 
     def number(self) -> int:
-        """The number of the newest cut. Called under SQLite's write lock, for the snapshot that is made of it."""
+        """The number of the newest cut. Called within the cut of a snapshot: none of the journal is made meanwhile."""
         return self._number
 
     def snapshot_taken(self) -> None:
@@ -408,38 +408,40 @@ class Journal:
 
     async def _advance(self) -> bool:
         """Store what changed. Return whether a snapshot must be taken first."""
-        serves = self.is_on and self._serves()
-        if serves and self._unsaved_since_s is None and await asyncio.to_thread(self._may_have_changed):
+        serves, waited = self.is_on and self._serves(), [*self._waiting]
+        changed = serves and await asyncio.to_thread(self._may_have_changed)
+        if changed and self._unsaved_since_s is None:
             self._unsaved_since_s = time.monotonic()
         if self._leader.role not in (LeaderRole.WRITER, LeaderRole.LEAVING):
             if self._waiting and not self._leader.may_write:
                 raise _lost()
             return False
         await self._seal()
-        return serves and await self._store_changes()
+        return serves and await self._store_changes(waited, changed=changed)
 
     def _may_have_changed(self) -> bool:
         return self._has_data() if self._now is None else self._tracker.may_have_changed(Mark.JOURNAL)
 
-    async def _store_changes(self) -> bool:
+    async def _store_changes(self, waited: list["asyncio.Future[None]"], *, changed: bool) -> bool:
+        """`changed`: whether anything may have been written that is not stored, after `waited` began to wait."""
         if self._pending is not None:
             await self._store(self._pending)
-        waited_before = [*self._waiting]
         if self._now is None:
             is_first = self._newest is None or not self._newest.head.cut
             if is_first and self.restored_to is None and not await asyncio.to_thread(self._has_data):
                 self._unsaved_since_s = None
-                self._settle(waited_before)
+                self._settle(waited)
                 return False
             if (base := await self._snapshots.base()) is None:
                 return True
             await self._begin_run(base)
+            changed = await asyncio.to_thread(self._tracker.may_have_changed, Mark.JOURNAL)
         over, known = self._over, self._now
         if over is None or known is None:
             return False  # there can be no journal, or the run was ended meanwhile
-        if not await asyncio.to_thread(self._tracker.may_have_changed, Mark.JOURNAL) and not self._is_first_due():
+        if not changed and not self._is_first_due():
             self._unsaved_since_s = None
-            self._settle(waited_before)
+            self._settle(waited)
             return False
         began, ended = time.monotonic(), self._runs_ended
         made = await run_in_thread_uninterrupted(self._cut, over, known)
@@ -498,14 +500,14 @@ class Journal:
         `over`: the page digests of what the entry is written over. `known`: those of the last cut.
         """
 
-        def begin(_cut: DatabaseCut) -> None:
+        def begin() -> None:
             self._number += 1
 
         before, newest = self._number, self._newest
         assert newest is not None
         cut, made = None, None
         try:
-            cut = self._tracker.cut(begin, Mark.JOURNAL)
+            cut = self._tracker.cut_beside_writers(begin, Mark.JOURNAL)
             at = moment_after(newest.head.at, datetime.now(UTC))
             now = scan_database(cut, known)
             changed = changed_blocks(over, now)

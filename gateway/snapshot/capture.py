@@ -194,8 +194,9 @@ def scan_database(cut: DatabaseCut, known: Fingerprints | None) -> Fingerprints:
     # New pages were written, so SQLite's log lists them. It does not list new pages that nothing uses.
     listed = {*cut.changed, *range(common + 1, cut.pages + 1)}
     numbers = sorted(number for number in listed if number <= cut.pages)
-    for number, page in zip(numbers, cut.read(numbers), strict=True):
-        digests[number - 1] = page_digests(page, cut.page_bytes)[0]
+    for first in range(0, len(numbers), at_once := max(1, PIECE_BYTES // cut.page_bytes)):
+        some = numbers[first : first + at_once]
+        digests[np.array(some) - 1] = page_digests(b"".join(cut.read(some)), cut.page_bytes)
     return digests
 
 

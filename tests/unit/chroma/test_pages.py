@@ -1,19 +1,20 @@
 """An image that is updated with changed pages alone equals the database at every cut."""
 
+import itertools
 import os
 import random
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from gateway.chroma import database
-from gateway.chroma.database import prepare
+from gateway.chroma.database import ReadTransaction, prepare
 from gateway.chroma.disk import DATABASE
-from gateway.chroma.pages import DatabaseCut, PageTracker
+from gateway.chroma.pages import DatabaseCut, Mark, PageTracker
 from gateway.errors import QuiesceTimeout
 
 PAGES_SEEDS = int(os.environ.get("PAGES_SEEDS", "4"))
@@ -68,6 +69,13 @@ class Image:
             assert bytes(kept) == whole, "a page changed that was not listed"
 
 
+def either_cut(tracker: PageTracker, chance: random.Random) -> DatabaseCut:
+    """A cut with SQLite's write lock or beside writers."""
+    if chance.random() < 0.5:
+        return tracker.cut()
+    return tracker.cut_beside_writers(lambda: None, Mark.SNAPSHOT)
+
+
 def by_sqlite(cut: DatabaseCut) -> bytes:
     """The pages of the cut as SQLite's own backup reads them."""
     with closing(sqlite3.connect(":memory:")) as copy:
@@ -113,7 +121,7 @@ def test_every_changed_page_is_listed(
             if chance.random() < 0.4:
                 tracker.bound()
             if chance.random() < 0.5:
-                cut = tracker.cut()
+                cut = either_cut(tracker, chance)
                 if chance.random() < 0.5:
                     write(writer, chance)  # the cut stays what it is
                     other.execute("pragma wal_checkpoint(passive)")
@@ -150,7 +158,7 @@ def test_no_page_is_missed_beside_writing_threads(
         for turn in range(40):
             if turn % 3 == 0:
                 tracker.bound()
-            cut = tracker.cut()
+            cut = either_cut(tracker, random.Random(turn))
             image.keep(cut)
             cut.close()
     finally:
@@ -176,6 +184,53 @@ def test_the_first_cut_has_no_list_and_the_second_has_a_short_one(
     assert changed[1] is not None
     assert 1 <= len(changed[1]) <= 4
     assert changed[2] == set()
+
+
+def test_a_cut_beside_writers_waits_for_no_lock(
+    data_dir: Path, tracker: PageTracker, writer: sqlite3.Connection
+) -> None:
+    """Another connection holds the write lock, with changes that are not committed: the cut lacks them."""
+    tracker.cut().close()
+    writer.execute("insert into t values (1, x'01')")
+    with closing(connect(data_dir)) as other:
+        other.execute("begin immediate")
+        other.execute("insert into t values (2, x'02')")
+        cut = tracker.cut_beside_writers(lambda: None, Mark.SNAPSHOT)
+        other.execute("commit")
+    assert cut.changed
+    assert by_sqlite(cut) == blank(b"".join(cut.read_all()))
+    assert cut.connection.execute("select id from t").fetchall() == [(1,)]
+    cut.close()
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 4, 100])
+def test_a_cut_beside_writers_has_what_was_committed_before_it_began(
+    tracker: PageTracker, writer: sqlite3.Connection, interrupted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is committed while its transactions begin, and however often that happens."""
+    image, numbers, left = Image(), itertools.count(), [0]
+
+    def write() -> None:
+        writer.execute("insert into t values (?, zeroblob(9000))", (next(numbers),))
+
+    def begun(data_dir: Path) -> ReadTransaction:
+        if left[0] and not writer.in_transaction:
+            left[0] -= 1
+            with suppress(sqlite3.OperationalError):  # the cut has the lock
+                write()
+        return ReadTransaction(data_dir)
+
+    writer.execute("pragma busy_timeout=0")
+    monkeypatch.setattr("gateway.chroma.pages.ReadTransaction", begun)
+    for _ in range(5):
+        left[0] = interrupted
+        cut = tracker.cut_beside_writers(write, Mark.JOURNAL)
+        count = cut.connection.execute("select count(*) from t").fetchone()[0]
+        assert 0 < count <= next(numbers)
+        image.keep(cut)
+        assert blank(b"".join(cut.read_all())) == by_sqlite(cut)
+        cut.close()
+    assert image.scans == 1
 
 
 def test_undo_adds_the_changes_to_the_next_cut(tracker: PageTracker, writer: sqlite3.Connection) -> None:

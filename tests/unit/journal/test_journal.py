@@ -290,7 +290,7 @@ async def test_a_cut_that_fails_leaves_a_mark_under_its_number(
     monkeypatch.setattr("gateway.journal.journal.scan_database", fails)
     running.write()
     with pytest.raises(MemoryError):
-        await running.journal._store_changes()
+        await running.journal._store_changes([], changed=True)
     await running.snapshots.take()
     running.write()
     number = await running.save()
