@@ -19,6 +19,10 @@ It imports httpx and nothing of the gateway but `gateway.errors`, so a program t
 """
 
 from gateway.admin.answers import (
+    Collection,
+    CollectionList,
+    Database,
+    DatabaseList,
     Document,
     DocumentList,
     Flags,
@@ -28,6 +32,7 @@ from gateway.admin.answers import (
     HistoryGap,
     HistoryMark,
     HistorySnapshot,
+    Index,
     Job,
     Link,
     Quiesced,
@@ -64,7 +69,11 @@ __all__ = [
     "AuthError",
     "AuthorizationError",
     "Body",
+    "Collection",
+    "CollectionList",
     "ConfigError",
+    "Database",
+    "DatabaseList",
     "Document",
     "DocumentList",
     "Flags",
@@ -75,6 +84,7 @@ __all__ = [
     "HistoryGap",
     "HistoryMark",
     "HistorySnapshot",
+    "Index",
     "InternalError",
     "InvalidArgumentError",
     "Job",

@@ -183,6 +183,53 @@ class Resumed(TypedDict):
     was_quiesced: bool
 
 
+class Index(TypedDict):
+    """The files of one index. docs/admin-api.md explains `state`."""
+
+    state: Literal["empty", "sound", "changed", "torn", "unreadable", "quarantined"]
+    problem: str | None
+    size_bytes: int
+    log_backlog: int
+
+
+class Collection(TypedDict):
+    """A collection with what is known of its index. `dimension` is None before the first record."""
+
+    tenant: str
+    database: str
+    name: str
+    id: str
+    records: int
+    dimension: int | None
+    space: str
+    max_neighbors: int
+    ef_construction: int
+    index: Index
+
+
+class CollectionList(TypedDict):
+    """One page of collections, by tenant, database and name. `next` is None on the last one."""
+
+    collections: list[Collection]
+    total: int
+    next: str | None
+
+
+class Database(TypedDict):
+    """A database, with the number of its collections."""
+
+    tenant: str
+    name: str
+    collections: int
+
+
+class DatabaseList(TypedDict):
+    """One page of databases, by tenant and name. `next` is None on the last one."""
+
+    databases: list[Database]
+    next: str | None
+
+
 class Repaired(TypedDict):
     """What the repair of one index found and did. docs/index-repair.md explains `way`."""
 

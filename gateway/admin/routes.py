@@ -10,6 +10,9 @@ from typing import IO, Any, Literal
 from urllib.parse import quote
 
 from gateway.admin.answers import (
+    Collection,
+    CollectionList,
+    DatabaseList,
     Document,
     DocumentList,
     Flags,
@@ -73,7 +76,7 @@ class GatewayRoutes:
     @call
     def history(self, *, limit: int = 100, before: int | None = None) -> Call[History]:
         """Which moments can be restored, and at most `limit` marks below the number `before`. Safe to retry."""
-        return Call("GET", "/admin/history", params={"limit": limit} | ({} if before is None else {"before": before}))
+        return Call("GET", "/admin/history", params=_given(limit=limit, before=before))
 
     @call
     def quiesce(self, ttl_s: float = 60) -> Call[Quiesced]:
@@ -87,6 +90,41 @@ class GatewayRoutes:
     def resume(self) -> Call[Resumed]:
         """End a quiesce. Safe to retry."""
         return Call("POST", "/admin/resume")
+
+    @call
+    def databases(self, *, limit: int = 100, after: str | None = None) -> Call[DatabaseList]:
+        """One page of all databases: at most `limit`, after `next` of the page before. Safe to retry."""
+        return Call("GET", "/admin/databases", params=_given(limit=limit, after=after))
+
+    @call
+    def collections(
+        self,
+        *,
+        tenant: str | None = None,
+        database: str | None = None,
+        name: str | None = None,
+        limit: int = 100,
+        after: str | None = None,
+    ) -> Call[CollectionList]:
+        """One page of the collections: at most `limit`, after `next` of the page before. Safe to retry.
+
+        Only those of `tenant`, of databases named `database`, and whose name contains `name`, where these are given.
+        """
+        given = _given(tenant=tenant, database=database, name=name, limit=limit, after=after)
+        return Call("GET", "/admin/collections", params=given)
+
+    @call
+    def collection(
+        self,
+        collection: str,
+        *,
+        tenant: str = "default_tenant",
+        database: str = "default_database",
+        check: bool = False,
+    ) -> Call[Collection]:
+        """One collection, an id or a name. With `check` the files of its index are read now. Safe to retry."""
+        path = f"/admin/collections/{quote(collection, safe='')}"
+        return Call("GET", path, params={"tenant": tenant, "database": database, "check": check})
 
     @call
     def repair(
@@ -111,6 +149,10 @@ class GatewayRoutes:
         return Call("POST", "/admin/gc", on_job=on_job)
 
 
+def _given(**params: Any) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
 class SnapshotRoutes:
     """Snapshots. A name is an id, or `latest` where it may be left out."""
 
@@ -125,7 +167,7 @@ class SnapshotRoutes:
 
         `all` yields those of all pages. Safe to retry.
         """
-        return Call("GET", "/admin/snapshot", params={"limit": limit} | ({} if after is None else {"after": after}))
+        return Call("GET", "/admin/snapshot", params=_given(limit=limit, after=after))
 
     @call
     def get(self, snapshot: str = "latest") -> Call[Snapshot]:

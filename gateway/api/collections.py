@@ -1,16 +1,67 @@
-"""The route `/admin/collections/{collection}/repair`."""
+"""The routes `/admin/databases` and `/admin/collections*`: list them, check and repair an index."""
 
-from typing import Annotated
+import asyncio
+import json
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
-from gateway.api.deps import Operator
+from gateway.api.deps import Operator, StoreOf
 from gateway.api.jobs import ACCEPTED, Wait, accepted
+from gateway.chroma.listing import ListedCollection, Name, Wanted, read_databases, read_one, read_page
+from gateway.errors import InvalidRequest, NotFound
 from gateway.jobs import JobStatus, Progress, Result
-from gateway.vectorstore import RepairReport
+from gateway.vectorstore import RepairReport, VectorStore
 
 _MAX_NAMED_IDS = 10_000
+
+CollectionPath = Annotated[str, Path(description="its UUID, or its name", examples=["notes"])]
+OfTenant = Annotated[str, Query(description="of a name")]
+OfDatabase = Annotated[str, Query(description="of a name")]
+After = Annotated[str, Query(description="only what comes after: `next` of the previous page")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="the most entries in the answer")]
+
+
+class IndexFiles(BaseModel):
+    state: Literal["empty", "sound", "changed", "torn", "unreadable", "quarantined"] = Field(
+        description="`sound`: the files were read, and have not changed since. `changed`: Chroma has written them since"
+        " they were last read. `empty`: Chroma has not synced it yet. `torn`: they are damaged, and are repaired at"
+        " Chroma's next start. `unreadable`: Chroma does not read the collection. `quarantined`: it is not asked to"
+    )
+    problem: str | None = Field(description="what is wrong, null if nothing is known to be")
+    size_bytes: int = Field(description="size of the files")
+    log_backlog: int = Field(description="rows of Chroma's log that the files do not contain")
+
+
+class ListedCollectionBody(BaseModel):
+    tenant: str = Field(description="its tenant")
+    database: str = Field(description="its database")
+    name: str = Field(description="its name")
+    id: str = Field(description="its UUID")
+    records: int = Field(description="number of records")
+    dimension: int | None = Field(description="of its vectors, null before the first record")
+    space: str = Field(description="the distance function: `l2`, `cosine` or `ip`")
+    max_neighbors: int = Field(description="HNSW's M")
+    ef_construction: int = Field(description="HNSW's ef_construction")
+    index: IndexFiles = Field(description="the files of its index")
+
+
+class CollectionList(BaseModel):
+    collections: list[ListedCollectionBody] = Field(description="sorted by tenant, database and name")
+    total: int = Field(description="how many there are on all pages")
+    next: str | None = Field(description="give it as `after` to get the next page; null at the end")
+
+
+class DatabaseBody(BaseModel):
+    tenant: str = Field(description="its tenant")
+    name: str = Field(description="its name")
+    collections: int = Field(description="number of collections")
+
+
+class DatabaseList(BaseModel):
+    databases: list[DatabaseBody] = Field(description="sorted by tenant and name")
+    next: str | None = Field(description="give it as `after` to get the next page; null at the end")
 
 
 class Repaired(BaseModel):
@@ -58,11 +109,95 @@ def _repaired(report: RepairReport) -> Repaired:
     )
 
 
-router = APIRouter(prefix="/admin/collections", tags=["collections"])
+def _cursor(after: str, parts: int) -> list[str]:
+    """The names in `next` of the previous page; empty ones for the first page. Raises InvalidRequest."""
+    if not after:
+        return [""] * parts
+    try:
+        names = json.loads(after)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or len(names) != parts or not all(isinstance(each, str) for each in names):
+        raise InvalidRequest("query.after: this is no `next` of a page", "send it as it was in the answer")
+    return names
+
+
+def _listed(found: ListedCollection, store: VectorStore, problem: str | None = None) -> ListedCollectionBody:
+    """`problem`: what a check of the files found just now."""
+    segment = found.segment
+    full_name = f"{segment.tenant}/{segment.database}/{segment.collection}"
+    known = {
+        "quarantined": store.quarantine.quarantined.get(segment.collection_id),
+        "unreadable": store.watch.unreadable.get(full_name),
+        "torn": problem or store.operations.snapshotter.torn_indexes(store.watch.starts).get(segment.id),
+    }
+    state, why = next(((each, why) for each, why in known.items() if why), (found.index_state.value, None))
+    return ListedCollectionBody(
+        tenant=segment.tenant,
+        database=segment.database,
+        name=segment.collection,
+        id=segment.collection_id,
+        records=found.records,
+        dimension=segment.dimension,
+        space=segment.space,
+        max_neighbors=segment.neighbors,
+        ef_construction=segment.ef_construction,
+        index=IndexFiles(state=state, problem=why, size_bytes=found.index_bytes, log_backlog=found.log_backlog),
+    )
+
+
+router = APIRouter(prefix="/admin", tags=["collections"])
+
+
+@router.get("/databases", summary="List databases")
+async def list_databases(store: StoreOf, limit: Limit = 100, after: After = "") -> DatabaseList:
+    """Every database of every tenant, also those without a collection."""
+    names = _cursor(after, 2)
+    found, has_more = await asyncio.to_thread(read_databases, store.directory.path, (names[0], names[1]), limit)
+    bodies = [DatabaseBody(tenant=each.tenant, name=each.database, collections=each.collections) for each in found]
+    return DatabaseList(databases=bodies, next=json.dumps(found[-1][:2]) if has_more else None)
+
+
+@router.get("/collections", summary="List collections")
+async def list_collections(
+    store: StoreOf,
+    tenant: Annotated[str, Query(description="only of this tenant")] = "",
+    database: Annotated[str, Query(description="only of databases with this name")] = "",
+    name: Annotated[str, Query(max_length=512, description="only names that contain this, in any case")] = "",
+    limit: Limit = 100,
+    after: After = "",
+) -> CollectionList:
+    """The collections of all databases, with what is known of their indexes without reading these."""
+    wanted = Wanted(tenant, database, name, Name(*_cursor(after, 3)))
+    page = await asyncio.to_thread(read_page, store.directory.path, wanted, limit)
+    return CollectionList(
+        collections=[_listed(each, store) for each in page.collections],
+        total=page.total,
+        next=json.dumps(page.last) if page.last else None,
+    )
+
+
+@router.get("/collections/{collection}", summary="Show one collection")
+async def show_collection(
+    store: StoreOf,
+    collection: CollectionPath,
+    tenant: OfTenant = "default_tenant",
+    database: OfDatabase = "default_database",
+    check: Annotated[
+        bool, Query(description="read the files of its index, which takes about a second for 500 MB")
+    ] = False,
+) -> ListedCollectionBody:
+    """As in the list. With `check` the files of its index are read, while Chroma goes on."""
+    segment = await asyncio.to_thread(store.chroma.find, collection, tenant, database)
+    problems = await store.chroma.check(segment) if check else []
+    found = await asyncio.to_thread(read_one, store.directory.path, segment.collection_id)
+    if found is None:
+        raise NotFound(f"the collection {segment.name} was just deleted")
+    return _listed(found, store, "; ".join(problems) or None)
 
 
 @router.post(
-    "/{collection}/repair",
+    "/collections/{collection}/repair",
     summary="Repair the index of a collection",
     response_model=Repaired | JobStatus,
     responses=ACCEPTED,
@@ -70,9 +205,9 @@ router = APIRouter(prefix="/admin/collections", tags=["collections"])
 async def repair_collection(
     operator: Operator,
     response: Response,
-    collection: Annotated[str, Path(description="its UUID, or its name", examples=["notes"])],
-    tenant: Annotated[str, Query(description="of a name")] = "default_tenant",
-    database: Annotated[str, Query(description="of a name")] = "default_database",
+    collection: CollectionPath,
+    tenant: OfTenant = "default_tenant",
+    database: OfDatabase = "default_database",
     rebuild: Annotated[bool, Query(description="build a sound index anew too")] = False,
     wait: Wait = True,
 ) -> Result:

@@ -25,6 +25,7 @@ Modules:
 - `structure`   whether one index is sound, by `header`, `level0`, `lengths`, `link_lists` and `id_map`, its files
 - `segments`    what the database says of each index, in any schema from chromadb 0.4 on
 - `index_health`  which indexes are sound, remembered by their files, and the repair of the others at a start
+- `listing`     collections and databases in pages, for people who look at them
 - `orphans`     directories of deleted collections
 - `doctor`      what is wrong with a data directory, and what can be repaired
 - `repair`      making one index sound: from a copy, the log, or its own vectors (`salvage`, `rebuild`)

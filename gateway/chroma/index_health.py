@@ -114,6 +114,11 @@ class IndexHealth:
             found += self._torn[segment.id][1]
         return "; ".join(found) or None
 
+    def is_known_sound(self, segment_id: str) -> bool:
+        """Whether the files are as they were when they were last read and found sound. Reads none of them."""
+        signatures = self._signatures(segment_id)
+        return bool(signatures) and self._remembered().get(segment_id) == signatures
+
     def check(self, segment_id: str, segment: Segment | None = None) -> IndexCheck:
         """Check the files of one index, whose writer may be running. `segment` says what its collection expects.
 
@@ -121,7 +126,7 @@ class IndexHealth:
         index that never rests counts as sound; its next check tells.
         """
         signatures = self._signatures(segment_id)
-        if signatures and self._remembered().get(segment_id) == signatures:
+        if self.is_known_sound(segment_id):
             return IndexCheck(())
         dimension, space = (segment.dimension, segment.space) if segment else (None, None)
         check = check_index(self._data_dir / segment_id, dimension=dimension, space=space)
@@ -139,10 +144,7 @@ class IndexHealth:
                 self._forget_others({segment.id for segment in segments})
                 index_log(connection)
                 for segment in segments:
-                    signatures = self._signatures(segment.id)
-                    if only is not None and segment.id not in only:
-                        continue
-                    if signatures and self._remembered().get(segment.id) == signatures:
+                    if (only is not None and segment.id not in only) or self.is_known_sound(segment.id):
                         continue
                     check = check_segment(self._data_dir, connection, segment)
                     if check.is_sound:

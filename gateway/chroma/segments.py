@@ -6,7 +6,7 @@ A sequence id is a number in 1.x. In 0.4 and 0.5 it is a blob, a big-endian numb
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,19 +68,25 @@ class LogRow(NamedTuple):
     has_vector: bool
 
 
-def read_segments(connection: sqlite3.Connection) -> list[Segment]:
-    """Every persistent vector segment of a live collection, by name. Raises sqlite3.Error."""
+def read_segments(connection: sqlite3.Connection, collection_ids: Sequence[str] | None = None) -> list[Segment]:
+    """Every persistent vector segment of a live collection, by name. Raises sqlite3.Error.
+
+    `collection_ids`: of these collections only.
+    """
     columns = {row[1] for row in connection.execute("pragma table_info(collections)")}
     config = "c.config_json_str" if "config_json_str" in columns else "null"
     schema = "c.schema_str" if "schema_str" in columns else "null"
     dimension = "c.dimension" if "dimension" in columns else "null"
     home = "d.tenant_id, d.name" if "database_id" in columns else "'default_tenant', 'default_database'"
     join = "left join databases d on d.id = c.database_id" if "database_id" in columns else ""
+    chosen = "c.id in (select value from json_each(?))" if collection_ids is not None else "? is null"
     rows = connection.execute(
-        f"select s.id, c.id, c.name, {home}, {dimension}, {config}, {schema},"  # noqa: S608  # names of columns
-        " (select m.id from segments m where m.collection = c.id and m.scope = 'METADATA')"
+        f"select s.id, c.id, c.name, {home}, {dimension}, {config}, {schema}, m.id"  # noqa: S608  # names of columns
         f" from segments s join collections c on c.id = s.collection {join}"
-        " where s.scope = 'VECTOR' and s.type like '%hnsw-local-persisted' order by 4, 5, 3"
+        # A join, since SQLite makes an index for it: a subquery would look through all segments for each collection.
+        " left join segments m on m.collection = c.id and m.scope = 'METADATA'"
+        f" where s.scope = 'VECTOR' and s.type like '%hnsw-local-persisted' and {chosen} order by 4, 5, 3",
+        (None if collection_ids is None else json.dumps(list(collection_ids)),),
     ).fetchall()
     found = []
     for segment_id, collection_id, name, tenant, database, dimension, config, schema, metadata_id in rows:

@@ -15,7 +15,7 @@ from gateway.admin import answers
 from gateway.admin.calls import Body, Call, call
 from gateway.admin.routes import DocumentRoutes, GatewayRoutes, JobRoutes, SnapshotRoutes
 from gateway.api.app import admin_application
-from gateway.api.collections import Repaired
+from gateway.api.collections import CollectionList, DatabaseList, IndexFiles, ListedCollectionBody, Repaired
 from gateway.api.documents import DocumentBody, DocumentList, Flags
 from gateway.api.journal import (
     Flushed,
@@ -44,6 +44,10 @@ ANSWERED: dict[type[BaseModel], Any] = {
     Quiesced: answers.Quiesced,
     Resumed: answers.Resumed,
     Repaired: answers.Repaired,
+    IndexFiles: answers.Index,
+    ListedCollectionBody: answers.Collection,
+    CollectionList: answers.CollectionList,
+    DatabaseList: answers.DatabaseList,
     DocumentBody: answers.Document,
     DocumentList: answers.DocumentList,
     Flags: answers.Flags,
