@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
 from gateway.api import collections as collections_api
+from gateway.api import console as console_api
 from gateway.api import documents as documents_api
 from gateway.api import health as health_api
 from gateway.api import jobs as jobs_api
@@ -56,9 +57,10 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     scraper = KeyHolder(keyring, Role.READER, anonymous=not settings.is_closed)
-    provide(app, settings, scraper, *provided)
+    provide(app, settings, scraper, keyring, *provided)
     app.include_router(health_api.public)
     app.include_router(reference.router)
+    app.include_router(console_api.router)
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
     admin = (
         health_api.admin,

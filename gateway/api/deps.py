@@ -3,6 +3,7 @@
 A route names what it needs (`store: StoreOf`). `provide` says, once for an application, which object that is.
 """
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -13,8 +14,10 @@ from fastapi.security.base import SecurityBase
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import Key
 from gateway.auth.scope import Role
-from gateway.auth.tokens import token_in
+from gateway.auth.tokens import credentials_in, is_session, token_in
 from gateway.config import Settings
+from gateway.console.feed import Feed
+from gateway.documents.layout import FOLDER_KINDS
 from gateway.errors import Forbidden, Unauthorized
 from gateway.jobs import Job, Jobs, Progress, Result
 from gateway.observability.collector import MetricsCollector
@@ -59,8 +62,19 @@ _HINTS = {
 }
 
 
+_FOLDERS = "|".join(kind.path for kind in FOLDER_KINDS)
+_READERS_SEE = re.compile(
+    r"/admin/(?:status|check|history|snapshot(?:/[^/]+)?|jobs(?:/[^/]+(?:/events)?)?"
+    rf"|users/[^/]+/(?:image/?|avatars(?:/[^/]+/(?:{_FOLDERS})/?)?))"
+)
+"""Paths below /admin/ that a reader's key may GET. The contents of documents and archives are not among them."""
+
+
 class KeyHolder(SecurityBase):
-    """Lets holders of a key pass that has at least `role` and sees everything."""
+    """Lets holders of a key pass that has at least `role` and sees everything.
+
+    Of the routes below /admin/, readers see those of `_READERS_SEE`.
+    """
 
     def __init__(self, keyring: Keyring, role: Role, *, anonymous: bool = False) -> None:
         self.model = HTTPBearer(description="a key; for /admin/* the admin token, or an admin's key")
@@ -69,22 +83,27 @@ class KeyHolder(SecurityBase):
 
     def __call__(self, request: Request) -> Key | None:
         """The key, None for somebody without one who may pass too. Raises Unauthorized or Forbidden."""
-        token = token_in(request.headers.raw)  # ASGI has the names in lower case
+        role = self._role
+        if request.method in ("GET", "HEAD") and _READERS_SEE.fullmatch(request.scope["path"]):
+            role = Role.READER
+        # ASGI has the names in lower case.
+        token = token_in(credentials_in(request.method.encode(), request.headers.raw))
         if token is None:
             if self._anonymous:
                 return None
-            raise Unauthorized("no key was given", _HINTS[self._role])
+            raise Unauthorized("no key was given", _HINTS[role])
         try:
             key = self._keyring.find(token)
         except Unauthorized as error:
             if self._anonymous:
                 return None
-            raise Unauthorized(error.message, _HINTS[self._role]) from None
+            hint = error.hint if is_session(token) else _HINTS[role]
+            raise Unauthorized(error.message, hint) from None
         request.state.key = key  # before it is refused: the audit tells of that too
-        if key.role < self._role or not key.scope.everything:
+        if key.role < role or not key.scope.everything:
             raise Forbidden(
                 f"this key is a {key.role.name.lower()}'s{'' if key.scope.everything else ' for a part of the data'}",
-                f"this wants the key of {'an admin' if self._role is Role.ADMIN else 'somebody who sees everything'}",
+                f"this wants the key of {'an admin' if role is Role.ADMIN else 'somebody who sees everything'}",
             )
         return key
 
@@ -102,6 +121,8 @@ JobsOf = Annotated[Jobs, Depends(Needs(Jobs))]
 HealthOf = Annotated[Health, Depends(Needs(Health))]
 SettingsOf = Annotated[Settings, Depends(Needs(Settings))]
 CollectorOf = Annotated[MetricsCollector, Depends(Needs(MetricsCollector))]
+KeyringOf = Annotated[Keyring, Depends(Needs(Keyring))]
+FeedOf = Annotated[Feed, Depends(Needs(Feed))]
 ScraperOf = Annotated[KeyHolder, Depends(Needs(KeyHolder))]
 """The keys that `/metrics` and the names in `/readyz` ask for."""
 

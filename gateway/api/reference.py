@@ -29,7 +29,7 @@ router = APIRouter(include_in_schema=False)
 
 
 def _page(title: str, openapi_url: str) -> HTMLResponse:
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=openapi_url,
         title=title,
         swagger_js_url=f"/docs/{_SCRIPT}",
@@ -37,6 +37,9 @@ def _page(title: str, openapi_url: str) -> HTMLResponse:
         swagger_favicon_url="data:,",
         swagger_ui_parameters=_PARAMETERS,
     )
+    # A page around it could lead the clicks of a person who is signed in to the console.
+    page.headers["Content-Security-Policy"] = "frame-ancestors 'none'"
+    return page
 
 
 def _file(name: str, media_type: str) -> FileResponse:

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from gateway.snapshot.model import Verification
 from gateway.vectorstore import Phase
 
 
@@ -103,6 +104,7 @@ class SnapshotSummary(BaseModel):
     size_bytes: int = Field(description="of the restored data")
     uploaded_bytes: int = Field(description="what it added to the store")
     duration_s: float = Field(description="how long it took")
+    verified: Verification | None = Field(description="result of its latest verification; null if never verified")
 
 
 class StoreStatus(BaseModel):

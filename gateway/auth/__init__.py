@@ -6,8 +6,10 @@ expiry and limits. The *keyring* holds all keys. A *principal* is the sender of 
 anonymous client.
 
 1. `tokens`   finds the one token in a request's headers; makes tokens and hashes    pure but for randomness
+   `origins`  did a page of the gateway itself send a request?                       pure
    `admin_token`  the token for `/admin/*`, made once where none is set
 2. `keyring`  token → key, in constant time; reloads the keys file when it changes
+   `sessions` which key a browser signed in with, and until when
    `keys`     what a keys file may say                                               pure
    `scope`    roles, and patterns of names                                           pure
 3. `access`   may this role, in this scope, do that? and if not, what is the response? pure

@@ -1,4 +1,4 @@
-"""The keyring: finds the key of a token, and reloads the keys file when it changes."""
+"""The keyring: finds the key of a token or of a session, and reloads the keys file when it changes."""
 
 import asyncio
 import hmac
@@ -10,7 +10,8 @@ import structlog
 
 from gateway.auth.keys import ADMIN_NAME, Key, parse_keys
 from gateway.auth.scope import Role
-from gateway.auth.tokens import digest_of, id_of
+from gateway.auth.sessions import Sessions
+from gateway.auth.tokens import digest_of, id_of, is_session
 from gateway.errors import ConfigError, Unauthorized
 
 log = structlog.get_logger()
@@ -20,6 +21,7 @@ _MAX_FILE_BYTES = 16 << 20
 # Stands in for the digest of an unknown key, so that the comparison takes as long as with a known one.
 _NO_DIGEST = "sha256:" + "0" * 64
 _HINT = "ask the operator of this gateway for a valid key"
+_SIGN_IN_HINT = "sign in again at /console"
 
 
 class Keyring:
@@ -28,6 +30,7 @@ class Keyring:
     def __init__(self, admin_token: str, keys: Iterable[Key] = (), file: Path | None = None) -> None:
         """`admin_token` becomes a key with the admin role. Raises ConfigError if `file` cannot be used."""
         self._admin = Key(ADMIN_NAME, "", digest_of(admin_token), Role.ADMIN)
+        self.sessions = Sessions()
         self._fixed = tuple(keys)
         self._file = file
         self._stamp: tuple[int, ...] | None = None
@@ -48,10 +51,12 @@ class Keyring:
         self._on_change.append(call)
 
     def find(self, token: str) -> Key:
-        """The key of `token`. Raises Unauthorized.
+        """The key of `token`, or the key that a session's token stands for. Raises Unauthorized.
 
         The time it takes does not depend on how much of a token is right.
         """
+        if is_session(token):
+            return self._find_by_session(token)
         digest = digest_of(token)
         found = self._keys.get(id_of(token) or "")
         is_admin = hmac.compare_digest(digest, self._admin.digest)
@@ -62,6 +67,27 @@ class Keyring:
             raise Unauthorized("the key is not known here", _HINT)
         require_valid(found)
         return found
+
+    def begin_session(self, token: str) -> tuple[str, Key]:
+        """Begin a session with the key of `token`. Return the session's token, and the key.
+
+        Raises Unauthorized, also for the token of a session: no session outlives its time by a new one.
+        """
+        if is_session(token):
+            raise Unauthorized("a session is no key", _HINT)
+        key = self.find(token)
+        return self.sessions.begin(key), key
+
+    def _find_by_session(self, token: str) -> Key:
+        session = self.sessions.find(token)
+        if session is None:
+            raise Unauthorized("the session has ended", _SIGN_IN_HINT)
+        key = self._admin if session.key_id == self._admin.id else self._keys.get(session.key_id)
+        if key is None or key.digest != session.key_digest:
+            self.sessions.end(token)
+            raise Unauthorized("the key of this session is not known here any more", _SIGN_IN_HINT)
+        require_valid(key)
+        return key
 
     async def run(self) -> None:
         """Reload the file when it changes, until cancelled. Polls every `_POLL_INTERVAL_S`.

@@ -1,8 +1,11 @@
-"""Tokens: their format, where a request carries them, and their hash. Pure but for `new_token`.
+"""Tokens: their format, where a request carries them, and their hash. Pure but for `new_token` and `new_session_token`.
 
 A token is `cgw_<id>_<secret>`. The id finds the key, so a look-up takes the same time with ten keys and with ten
 thousand. The secret has 256 random bits, so SHA-256 is the right hash: slow hashes protect passwords that can be
 guessed, and here they would only let invalid requests use up CPU time.
+
+A browser that signed in to the console sends a *session token* instead, in a cookie. It stands for the token that it
+signed in with; see `gateway.auth.sessions`.
 """
 
 import base64
@@ -11,6 +14,7 @@ import re
 import secrets
 from collections.abc import Iterable
 
+from gateway.auth.origins import is_same_origin
 from gateway.errors import Unauthorized
 
 _TOKEN = re.compile(r"cgw_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
@@ -18,14 +22,28 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_TOKEN_BYTES = 1024
 _HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>', or the key as a password, once"
 
-AUTHORIZATION, CHROMA_TOKEN = b"authorization", b"x-chroma-token"
-CREDENTIALS = frozenset((AUTHORIZATION, CHROMA_TOKEN))
+SESSION_COOKIE = "chroma-gateway-session"
+_SESSION = re.compile(r"cgs_[A-Za-z0-9_-]{43}")
+_IN_COOKIE = re.compile(rb"(?:^|;)[ \t]*" + SESSION_COOKIE.encode() + rb"=(cgs_[A-Za-z0-9_-]{43})[ \t]*(?=;|$)")
+
+AUTHORIZATION, CHROMA_TOKEN, COOKIE = b"authorization", b"x-chroma-token", b"cookie"
+CREDENTIALS = frozenset((AUTHORIZATION, CHROMA_TOKEN, COOKIE))
 """Header names, in lower case, that Chroma never gets."""
 
 
 def new_token() -> str:
     """A new random token."""
     return f"cgw_{secrets.token_hex(6)}_{secrets.token_urlsafe(32)}"
+
+
+def new_session_token() -> str:
+    """A new random token of a session."""
+    return f"cgs_{secrets.token_urlsafe(32)}"
+
+
+def is_session(token: str) -> bool:
+    """Whether `token` has the format of a session's."""
+    return _SESSION.fullmatch(token) is not None
 
 
 def id_of(token: str) -> str | None:
@@ -44,26 +62,44 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
-def token_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The one token in a request's headers (names in lower case), None if there is none.
+def credentials_in(method: bytes, headers: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[bytes, bytes], ...]:
+    """The headers of a request (names in lower case) that may hold a token.
+
+    A browser adds cookies to requests that any page sends, so that of a session counts only with a request of our own
+    pages. Other cookies hold nothing.
+    """
+    headers = tuple(headers)
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if name in CREDENTIALS
+        and (name != COOKIE or (_IN_COOKIE.search(value) is not None and is_same_origin(method, headers)))
+    )
+
+
+def token_in(credentials: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The one token in what `credentials_in` found, None if there is none.
 
     `X-Chroma-Token` takes precedence over `Authorization`, which a platform in front may use for itself. With Basic
-    authentication the token is the password, or the name where the password is empty. Raises Unauthorized if a header
-    is repeated or is not valid.
+    authentication the token is the password, or the name where the password is empty. The cookie of a session counts
+    where there is neither. Raises Unauthorized if a header is repeated or is not valid.
     """
     bearer: list[bytes] = []
     chroma: list[bytes] = []
-    for name, value in headers:
+    session: str | None = None
+    for name, value in credentials:
         if name == AUTHORIZATION:
             bearer.append(value)
         elif name == CHROMA_TOKEN:
             chroma.append(value)
+        elif name == COOKIE and session is None and (match := _IN_COOKIE.search(value)):
+            session = match[1].decode()
     if len(chroma) > 1 or len(bearer) > 1:
         raise Unauthorized("a key was given twice", _HINT)
     if chroma:
         return _decoded(chroma[0])
     if not bearer:
-        return None
+        return session
     scheme, _, rest = bearer[0].partition(b" ")
     match scheme.lower():
         case b"bearer":

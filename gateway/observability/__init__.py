@@ -6,6 +6,7 @@
 - `alerts`        failures, sent to GATEWAY_ALERT_URL
 - `tracing`       OpenTelemetry spans for requests to `/api/`
 - `health`        liveness, readiness with its reason, and status
+- `overview`      what the first page of the console shows; `advice` says what to do about each warning
 - `memory`        the memory of this process
 
 `scripts/deploy` has alerts and a dashboard. A test checks that the metrics that they use exist.

@@ -52,10 +52,10 @@ class MetricsCollector:
         await self.disk_usage()
         return generate_latest(self._metrics.registry)
 
-    async def disk_usage(self) -> DiskUsage | None:
-        """Sizes that are at most `_CACHED_S` old; None if they cannot be read."""
+    async def disk_usage(self, age_s: float | None = None) -> DiskUsage | None:
+        """Sizes that are at most `age_s` old, `_CACHED_S` if that is None; None if they cannot be read."""
         async with self._measuring:
-            if time.monotonic() - self._measured_at_s >= _CACHED_S:
+            if time.monotonic() - self._measured_at_s >= (_CACHED_S if age_s is None else age_s):
                 try:
                     self._usage = await asyncio.to_thread(disk_usage, self._vectorstore.directory.path)
                 except OSError as error:

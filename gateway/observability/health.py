@@ -17,7 +17,7 @@ from gateway.vectorstore import Phase, Readiness, VectorStore
 _STORE_TIMEOUT_S = 5.0
 _MAX_SHOWN = 100
 _RECENT = 5
-_SHOWN = {"id", "label", "created_at", "state", "size_bytes", "uploaded_bytes", "duration_s"}
+_SHOWN = {"id", "label", "created_at", "state", "size_bytes", "uploaded_bytes", "duration_s", "verified"}
 
 
 class Health:
@@ -42,13 +42,21 @@ class Health:
 
     async def status(self) -> dict[str, Any]:
         """What an operator asks first. Reads the store once."""
+        live, found = await self.live()
+        return {**live, "collections": _collections(found) if found else [], "store": await self.store()}
+
+    async def live(self, sizes_age_s: float | None = None) -> tuple[dict[str, Any], DiskUsage | None]:
+        """What `status` says without its list of collections and the store; and the sizes that it was made of.
+
+        Cheap, unless the sizes are older than `sizes_age_s`.
+        """
         store, readiness = self._vectorstore, self.readiness()
         gate, watch, operations = store.gate, store.watch, store.operations
-        found = await self._sizes.disk_usage()
+        found = await self._sizes.disk_usage(sizes_age_s)
         current: dict[str, Any] = {"operation": operations.current}
         if operations.restored_bytes:
             current["bytes_done"], current["bytes_total"] = operations.restored_bytes
-        return {
+        live = {
             "version": gateway.__version__,
             "chroma_version": chroma_version(),
             "uptime_s": round(time.monotonic() - self._started, 1),
@@ -78,7 +86,6 @@ class Health:
                 "orphaned_bytes": found.orphaned_bytes if found else None,
                 "problem": found.problem if found else "it cannot be looked at",
             },
-            "collections": _collections(found) if found else [],
             "memory": {"gateway_bytes": resident_bytes()},
             "lease": store.leader.status(),
             "snapshots": {
@@ -88,11 +95,12 @@ class Health:
                 "unsaved_s": round(store.unsaved_s, 1),
             },
             "journal": store.journal_status(),
-            "store": await self._store(),
             "last_error": operations.last_error,
         }
+        return live, found
 
-    async def _store(self) -> dict[str, Any]:
+    async def store(self) -> dict[str, Any]:
+        """The store, asked now: whether it answers, and its newest snapshots. Takes a few seconds at most."""
         repository = self._vectorstore.repository
         try:
             async with asyncio.timeout(_STORE_TIMEOUT_S):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import httptools
 
 from gateway.auth.ack import ACK
-from gateway.auth.tokens import CREDENTIALS
+from gateway.auth.tokens import CREDENTIALS, credentials_in
 from gateway.chroma.routes import Kind, RouteMatch, match_route
 from gateway.errors import HeadTooLarge, InvalidRequest
 from gateway.proxy.framing import BadFraming, Body, Chunked, Counted, UntilClose
@@ -162,7 +162,7 @@ def parse_request(raw: bytes) -> RequestHead:
         idempotent=route.kind is not Kind.WRITE,
         path=path,
         query=query,
-        credentials=tuple(pair for pair in headers if pair[0] in CREDENTIALS),
+        credentials=credentials_in(method, headers),
         traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
         cross_origin=any(name == b"sec-fetch-site" and value in _CROSS_ORIGIN for name, value in headers),

@@ -16,7 +16,7 @@ from gateway.auth.keyring import Keyring
 from gateway.auth.keys import ANONYMOUS_NAME, Key
 from gateway.auth.quota import Quota, QuotaLimits
 from gateway.auth.scope import EVERYTHING, Role, Scope
-from gateway.auth.tokens import token_in
+from gateway.auth.tokens import COOKIE, token_in
 from gateway.chroma.routes import AUDITED, READS, RECORD_WRITES, RENAMES, Action, Kind
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.proxy.counters import Counters, Label, RequestCounter
@@ -121,7 +121,9 @@ class RequestPolicy:
         decision = self._decide(parse_request(raw))
         principal = decision.principal
         authenticated = principal is not None and (self._anonymous or principal is not self._anonymous_principal)
-        if authenticated and len(raw) <= _MAX_CACHED_HEAD_BYTES:
+        # A session may end at any moment.
+        has_cookie = any(name == COOKIE for name, _ in decision.head.credentials)
+        if authenticated and len(raw) <= _MAX_CACHED_HEAD_BYTES and not has_cookie:
             if len(self._cache) >= _MAX_CACHED:
                 del self._cache[next(iter(self._cache))]
             self._cache[raw] = decision

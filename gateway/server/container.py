@@ -13,6 +13,7 @@ from gateway.chroma.directory import DataDirectory
 from gateway.chroma.names import CollectionNames
 from gateway.chroma.process import HOST, base_url, read_config
 from gateway.config import Settings
+from gateway.console.feed import Feed
 from gateway.documents.embedding import Embedding
 from gateway.documents.store import DocumentStore
 from gateway.documents.train import Trainer
@@ -24,6 +25,7 @@ from gateway.observability.alerts import Alerts
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.observability.metrics import Metrics
+from gateway.observability.overview import Overview
 from gateway.observability.tracing import open_tracing
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.limits import ProxyLimits
@@ -68,6 +70,8 @@ class Gateway:
         )
         self.collector = MetricsCollector(self.metrics, self.data_path, self.vectorstore)
         self.health = Health(settings, self.vectorstore, self.collector)
+        overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters)
+        self.feed = Feed(overview.make, overview.watch_store)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
         self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
         self.trainer = _trainer(settings, self.vectorstore)
@@ -79,7 +83,7 @@ class Gateway:
         from gateway.api.documents import Documents  # noqa: PLC0415
 
         documents = Documents(self.documents, self.trainer, self.jobs)
-        provided = (self.vectorstore, self.jobs, self.health, self.collector, documents)
+        provided = (self.vectorstore, self.jobs, self.health, self.collector, documents, self.feed)
         return admin_application(self.settings, self.keyring, *provided)
 
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:

@@ -44,7 +44,8 @@ class Lifecycle:
         self._stop_by: float | None = None
 
     def stopping(self) -> None:
-        """SIGTERM came: the time that is left for the end runs from now."""
+        """SIGTERM came: the time that is left for the end runs from now. Consoles are not waited for."""
+        self._gateway.feed.close()
         self._stop_by = self._stop_by or time.monotonic() + self._gateway.settings.exit_budget_s
 
     @contextlib.asynccontextmanager
@@ -104,7 +105,8 @@ class Lifecycle:
 
         await poll_until(is_ready, every_s=_LOOK_S, timeout_s=math.inf)
         token_in = "GATEWAY_ADMIN_TOKEN" if settings.admin_token else str(TOKEN_FILE.absolute())
-        log.info("ready", url=settings.local_url, admin_token_in=token_in, docs=f"{settings.local_url}/docs")
+        url = settings.local_url
+        log.info("ready", url=url, admin_token_in=token_in, console=f"{url}/console", docs=f"{url}/docs")
 
     def fail(self, error: GatewayError) -> None:
         """End the process with `error`."""

@@ -26,6 +26,7 @@ PURE_MODULES = [
         "gateway.auth.access",
         "gateway.auth.ack",
         "gateway.auth.addresses",
+        "gateway.auth.origins",
         "gateway.auth.quota",
         "gateway.auth.scope",
     ),

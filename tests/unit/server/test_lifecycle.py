@@ -78,7 +78,8 @@ async def test_the_last_line_of_a_start_says_where_it_is(tmp_path: Path, monkeyp
                 while "ready" not in [line["event"] for line in lines]:
                     await asyncio.sleep(0.02)
     (line,) = [line for line in lines if line["event"] == "ready"]
-    assert (line["url"], line["docs"]) == ("http://127.0.0.1:8000", "http://127.0.0.1:8000/docs")
+    url = "http://127.0.0.1:8000"
+    assert (line["url"], line["console"], line["docs"]) == (url, f"{url}/console", f"{url}/docs")
     assert line["admin_token_in"].endswith("var/admin-token")
 
 

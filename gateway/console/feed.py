@@ -1,0 +1,97 @@
+"""The feed: one producer of events for all consoles, so that ten cost hardly more than one.
+
+It works while there is a subscriber. A subscriber that reads slowly misses events: it gets the newest one next, and
+nothing is queued for it.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from gateway.errors import GatewayError, Overloaded
+
+log = structlog.get_logger()
+
+EVERY_S = 1.0
+MAX_SUBSCRIBERS = 64
+
+
+class Feed:
+    """Server-sent events `overview`, each with what `produce` returned. Used from the event loop's thread."""
+
+    def __init__(
+        self,
+        produce: Callable[[], Awaitable[dict[str, Any]]],
+        beside: Callable[[], Awaitable[None]],
+        every_s: float = EVERY_S,
+    ) -> None:
+        """`beside` runs while there is a subscriber, until it is cancelled: it gathers what takes long."""
+        self._produce, self._beside, self._every_s = produce, beside, every_s
+        self._newest, self._number = "", 0
+        self._changed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+        self.subscribers = 0
+
+    def require_place(self) -> None:
+        """Raise Overloaded if there are as many subscribers as there may be, or the process ends."""
+        if self._closed or self.subscribers >= MAX_SUBSCRIBERS:
+            raise Overloaded(f"{self.subscribers} consoles are open already", "close one, or try again later")
+
+    async def events(self) -> AsyncGenerator[str, None]:
+        """Yield the newest event, then each new one, until `close`."""
+        self.subscribers += 1
+        if not self._tasks:
+            self._newest, self._number = "", 0
+            self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._run_beside())]
+        seen = 0
+        try:
+            while not self._closed:
+                changed = self._changed
+                if self._number == seen:
+                    await changed.wait()
+                    continue
+                seen = self._number
+                yield self._newest
+        finally:
+            self.subscribers -= 1
+            if not self.subscribers:
+                self._stop()
+
+    def close(self) -> None:
+        """End all streams, and let none begin: the process ends."""
+        self._closed = True
+        self._wake()
+        self._stop()
+
+    def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._tasks = []
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _work(self) -> None:
+        while True:
+            event, body = "overview", dict[str, Any]()
+            try:
+                body = await self._produce()
+            except GatewayError as error:
+                event, body = "problem", error.body()
+            except Exception as error:
+                log.error("the overview of the console cannot be made", exc_info=error)
+                event, body = "problem", GatewayError("the gateway failed unexpectedly", "its log says more").body()
+            self._newest = f"event: {event}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n"
+            self._number += 1
+            self._wake()
+            await asyncio.sleep(self._every_s)
+
+    async def _run_beside(self) -> None:
+        with contextlib.suppress(GatewayError):
+            await self._beside()
