@@ -19,6 +19,8 @@ It imports httpx and nothing of the gateway but `gateway.errors`, so a program t
 """
 
 from gateway.admin.answers import (
+    CheckFinding,
+    CheckReport,
     Collection,
     CollectionList,
     Database,
@@ -69,6 +71,8 @@ __all__ = [
     "AuthError",
     "AuthorizationError",
     "Body",
+    "CheckFinding",
+    "CheckReport",
     "Collection",
     "CollectionList",
     "ConfigError",

@@ -46,6 +46,27 @@ class Snapshot(TypedDict):
     freeze_ms: float
 
 
+class CheckFinding(TypedDict):
+    """What one rule of the production check says. `unknown`: it could not be looked up, which is not a pass."""
+
+    code: str
+    status: Literal["pass", "unknown", "warn", "fail"]
+    where: str
+    message: str
+    advice: str
+
+
+class CheckReport(TypedDict):
+    """The findings of the production check, the worst first. `status` is that of the worst."""
+
+    status: Literal["pass", "unknown", "warn", "fail"]
+    at: str
+    duration_s: float
+    collections: int | None
+    collections_looked_at: int
+    findings: list[CheckFinding]
+
+
 class RestoredSnapshot(Snapshot):
     """A snapshot that is served now. `undo` is the command that goes back to the moment `return_to`."""
 

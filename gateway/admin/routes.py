@@ -10,6 +10,7 @@ from typing import IO, Any, Literal
 from urllib.parse import quote
 
 from gateway.admin.answers import (
+    CheckReport,
     Collection,
     CollectionList,
     DatabaseList,
@@ -50,6 +51,11 @@ class GatewayRoutes:
     def status(self) -> Call[dict[str, Any]]:
         """Health, sizes, collections, lease, store and last error. Safe to retry."""
         return Call("GET", "/admin/status")
+
+    @call
+    def check(self) -> Call[CheckReport]:
+        """What production asks for, looked up on the live system. Takes up to 5 s; safe to retry."""
+        return Call("GET", "/admin/check")
 
     @call
     def flush(self, position: str | None = None) -> Call[Flushed]:

@@ -12,6 +12,6 @@ A request passes:
 3. `app`          refuses it without an admin's key, or with a body that is too long; finds the route; shapes errors
 4. `deps`         the objects and keys that the route depends on
 5. `parameters`   refuses parameters that the route does not take
-6. the route, by group: `snapshots`, `journal`, `collections`, `documents`, `jobs`, `health` with `status`, `console`,
-   `reference`
+6. the route, by group: `snapshots`, `journal`, `collections`, `documents`, `jobs`, `health` with `status`, `check`,
+   `console`, `reference`
 """

@@ -14,6 +14,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import gateway
+from gateway.api import check as check_api
 from gateway.api import collections as collections_api
 from gateway.api import console as console_api
 from gateway.api import documents as documents_api
@@ -64,6 +65,7 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
     app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
     admin = (
         health_api.admin,
+        check_api.router,
         snapshot_api.router,
         journal_api.router,
         collections_api.router,

@@ -20,6 +20,7 @@ from gateway.console.feed import Feed
 from gateway.documents.layout import FOLDER_KINDS
 from gateway.errors import Forbidden, Unauthorized
 from gateway.jobs import Job, Jobs, Progress, Result
+from gateway.observability.check.gather import ProductionCheck
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.vectorstore import VectorStore
@@ -120,6 +121,7 @@ StoreOf = Annotated[VectorStore, Depends(Needs(VectorStore))]
 JobsOf = Annotated[Jobs, Depends(Needs(Jobs))]
 HealthOf = Annotated[Health, Depends(Needs(Health))]
 SettingsOf = Annotated[Settings, Depends(Needs(Settings))]
+CheckOf = Annotated[ProductionCheck, Depends(Needs(ProductionCheck))]
 CollectorOf = Annotated[MetricsCollector, Depends(Needs(MetricsCollector))]
 KeyringOf = Annotated[Keyring, Depends(Needs(Keyring))]
 FeedOf = Annotated[Feed, Depends(Needs(Feed))]

@@ -34,6 +34,7 @@ Modules:
 - `users`       which processes use a data directory
 - `names`       the name of a collection by its UUID, cached
 - `disk_usage`  sizes for metrics and status
+- `collection_facts`  settings, some records and some vectors of collections, for the production check
 - `native`      the program that becomes `chroma run`
 - `process`     Chroma's configuration file, and a Chroma for the time of a verification
 - `disk_probe`  why Chroma cannot write its files, seen before Chroma meets it

@@ -27,6 +27,8 @@ INDEX_FILES = frozenset((HEADER, LEVEL0, LENGTH, LINK_LISTS, ID_MAP))
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 _SEGMENT_DIRECTORY = re.compile(_UUID)
 
+_LEAST_FREE_BYTES = 256 << 20
+
 # https://sqlite.org/fileformat.html, "The Rollback Journal".
 _JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")
 
@@ -91,6 +93,11 @@ def signature_of(path: Path) -> Signature | None:
     except FileNotFoundError:
         return None
     return Signature(status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+
+
+def least_free_bytes(database_bytes: int) -> int:
+    """With less free space than this, Chroma may soon meet a full disk: one large write, or SQLite's own journal."""
+    return max(_LEAST_FREE_BYTES, database_bytes // 4)
 
 
 def size_bytes(directory: Path) -> int:

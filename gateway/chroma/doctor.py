@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gateway.chroma.database import is_log_kept, open_database
 from gateway.chroma.directory import PRIVATE
-from gateway.chroma.disk import DATABASE, INDEX_FILES, has_super_journal, is_chromas
+from gateway.chroma.disk import DATABASE, INDEX_FILES, has_super_journal, is_chromas, least_free_bytes
 from gateway.chroma.lost_records import drop_records
 from gateway.chroma.migrations import installed_migrations
 from gateway.chroma.orphans import allocated_bytes, orphaned_directories
@@ -31,7 +31,6 @@ from gateway.errors import ConfigError, DiskFull, GatewayError
 _MAX_MESSAGES = 20
 _LARGE_WAL_BYTES = 64 << 20
 _LARGE_LOG_ROWS = 10_000
-_LITTLE_SPACE_BYTES = 256 << 20
 # Chroma holds four files of each index open, and the map beside them now and then (`chromadb/api/rust.py`).
 _FILES_OF_AN_INDEX = 5
 _LOST_RECORDS = "lost-records.jsonl"
@@ -199,7 +198,7 @@ def _files(data_dir: Path) -> Iterator[Finding]:
                     "change its owner or mode, or mount the file system writable",
                 )
     free = shutil.disk_usage(data_dir).free
-    if free < max(_LITTLE_SPACE_BYTES, _size(data_dir / DATABASE) // 4):
+    if free < least_free_bytes(_size(data_dir / DATABASE)):
         yield Finding(
             Severity.WARNING,
             "little-space",

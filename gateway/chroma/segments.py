@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 _TOPICS = "persistent://default/default/"
 # `rust/types/src/hnsw_configuration.rs`
 COSINE = "cosine"
+VECTOR_INDEX = ("keys", "#embedding", "float_list", "vector_index", "config")
+"""Where a collection's schema has its index (`rust/types/src/collection_schema.rs`)."""
 _LOG_INDEX = "log_index"
-_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF = "l2", 16, 100
 
 ADD, UPDATE, UPSERT, DELETE = range(4)  # `rust/log/src/sqlite_log.rs`, `operation_from_code`
 
@@ -24,6 +25,19 @@ ADD, UPDATE, UPSERT, DELETE = range(4)  # `rust/log/src/sqlite_log.rs`, `operati
 def topic_of(collection_id: str) -> str:
     """Under which a collection's rows are in the log."""
     return _TOPICS + collection_id
+
+
+class IndexSettings(NamedTuple):
+    """What an index is made with, and by default. `neighbors` is M."""
+
+    space: str = "l2"
+    neighbors: int = 16
+    ef_construction: int = 100
+    ef_search: int = 100
+    sync_threshold: int = 1000
+
+
+_DEFAULTS = IndexSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +104,7 @@ def read_segments(connection: sqlite3.Connection, collection_ids: Sequence[str] 
     ).fetchall()
     found = []
     for segment_id, collection_id, name, tenant, database, dimension, config, schema, metadata_id in rows:
-        space, neighbors, ef_construction = _hnsw(connection, segment_id, config, schema)
+        told = index_settings(connection, segment_id, config, schema)
         found.append(
             Segment(
                 segment_id,
@@ -102,9 +116,7 @@ def read_segments(connection: sqlite3.Connection, collection_ids: Sequence[str] 
                 dimension,
                 _position(connection, segment_id),
                 _position(connection, metadata_id),
-                space,
-                neighbors,
-                ef_construction,
+                *told[:3],
             )
         )
     return found
@@ -157,44 +169,46 @@ def _position(connection: sqlite3.Connection, segment_id: str | None) -> int | N
     return None if row is None else decode_seq_id(row[0])
 
 
-def _hnsw(
+def index_settings(
     connection: sqlite3.Connection, segment_id: str, config: str | None, schema: str | None
-) -> tuple[str, int, int]:
-    """Space, M and ef_construction: of the schema, of the configuration, or of the segment's own metadata.
+) -> IndexSettings:
+    """What is told of an index: by the schema, by the configuration, or by the segment's own metadata.
 
     Chroma uses the metadata where the rest says nothing but defaults (`rust/types/src/collection_schema.rs`,
     `get_internal_hnsw_config_with_legacy_fallback`).
     """
-    found = (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF)
-    index = _parsed(schema, "keys", "#embedding", "float_list", "vector_index", "config")
+    found = _DEFAULTS
+    index = object_at(schema, *VECTOR_INDEX)
     # As 1.0 to 1.3 write it (`rust/types/src/collection_configuration.rs`, `InternalCollectionConfiguration`), and
     # as earlier versions did.
-    nested = _parsed(config, "vector_index", "hnsw") or _parsed(config, "hnsw") or _parsed(config, "hnsw_configuration")
+    nested = object_at(config, "vector_index", "hnsw") or object_at(config, "hnsw")
+    nested = nested or object_at(config, "hnsw_configuration")
     for told in ({**index, **index.get("hnsw", {})}, nested):
-        found = (
-            found
-            if found != (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF)
-            else (
-                str(told.get("space", _DEFAULT_SPACE)),
-                int(told.get("max_neighbors", told.get("M", _DEFAULT_NEIGHBORS))),
-                int(told.get("ef_construction", _DEFAULT_EF)),
+        if found[:3] == _DEFAULTS[:3]:
+            found = IndexSettings(
+                str(told.get("space", found.space)),
+                int(told.get("max_neighbors", told.get("M", found.neighbors))),
+                int(told.get("ef_construction", found.ef_construction)),
+                int(told.get("ef_search", found.ef_search)),
+                int(told.get("sync_threshold", found.sync_threshold)),
             )
-        )
-    if found == (_DEFAULT_SPACE, _DEFAULT_NEIGHBORS, _DEFAULT_EF):
+    if found[:3] == _DEFAULTS[:3]:
         metadata = dict(
             connection.execute(
                 "select key, coalesce(str_value, int_value) from segment_metadata where segment_id = ?", (segment_id,)
             )
         )
-        found = (
-            str(metadata.get("hnsw:space", _DEFAULT_SPACE)),
-            int(metadata.get("hnsw:M", _DEFAULT_NEIGHBORS)),
-            int(metadata.get("hnsw:construction_ef", _DEFAULT_EF)),
+        found = IndexSettings(
+            str(metadata.get("hnsw:space", found.space)),
+            int(metadata.get("hnsw:M", found.neighbors)),
+            int(metadata.get("hnsw:construction_ef", found.ef_construction)),
+            int(metadata.get("hnsw:search_ef", found.ef_search)),
+            int(metadata.get("hnsw:sync_threshold", found.sync_threshold)),
         )
     return found
 
 
-def _parsed(document: str | None, *path: str) -> dict[str, Any]:
+def object_at(document: str | None, *path: str) -> dict[str, Any]:
     """The object at `path` in a JSON document; empty if it is not there."""
     try:
         found: Any = json.loads(document) if document else {}

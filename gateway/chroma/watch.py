@@ -23,7 +23,7 @@ import httpx
 import structlog
 
 from gateway.aio import poll_until
-from gateway.chroma.database import Collection, read_contents
+from gateway.chroma.database import Collection, newest_log_row, read_contents
 from gateway.chroma.disk_probe import named
 from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.log import keep_log
@@ -63,6 +63,8 @@ class ChromaWatch:
         self._changed = asyncio.Event()
         self.up = False
         self.starts = 0
+        self.first_row: int | None = None
+        """The newest row of Chroma's log when its present run was noticed, None if that could not be read."""
         self.warmed = False
         self.to_warm = self.done_warming = 0
         self.unreadable: dict[str, str] = {}
@@ -75,7 +77,7 @@ class ChromaWatch:
         async with http_client(base_url(self.port), _PROBE_TIMEOUT_S) as client:
             while True:
                 async with self._connection(client) as ended:
-                    await asyncio.to_thread(self._keep_log)
+                    self.first_row = await asyncio.to_thread(self._keep_log)
                     self.up, self.starts = True, self.starts + 1
                     self._notify()
                     log.info("chroma is up", starts=self.starts)
@@ -92,12 +94,14 @@ class ChromaWatch:
                         self._notify()
                 log.warning("chroma is gone")
 
-    def _keep_log(self) -> None:
+    def _keep_log(self) -> int | None:
         # From the first start on: with its log, an index that a crash has torn comes back whole.
         try:
             keep_log(self._data_dir)
+            return newest_log_row(self._data_dir)
         except GatewayError as error:
             log.warning("Chroma cannot be told to keep its log", cause=error.message)
+            return None
 
     async def until(self, condition: Callable[["ChromaWatch"], bool], timeout_s: float | None) -> bool:
         """Wait until `condition` holds, e.g. `lambda watch: watch.warmed`; return whether it did in time."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gateway.cli.findings import Row, findings_table
 from gateway.cli.output import print_json, size
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 # By the worst finding that is left. 2 is a wrong path, or a directory in use.
 _EXIT_CODES = {None: 0, "note": 0, "warning": 1, "error": 5}
-_STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 _MAX_ROWS = 40
 
 
@@ -130,7 +130,7 @@ def _show(console: Console, found: "Diagnosis", treatment: "Treatment | None", *
     elif wanted:
         console.print("there is nothing that can be repaired", highlight=False)
     if found.findings:
-        console.print(_findings(found.findings))
+        console.print(findings_table(map(_row, found.findings[: 2 * _MAX_ROWS])))
         if any(each.can_repair for each in found.findings) and not wanted:
             console.print("`--repair` repairs what is marked *, after a copy of it", highlight=False)
     else:
@@ -166,16 +166,6 @@ def _collections(found: "Diagnosis") -> Table:
     return table
 
 
-def _findings(findings: "list[Finding]") -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("", "where", "what", "what to do"):
-        table.add_column(name, overflow="fold")
-    for each in findings[: 2 * _MAX_ROWS]:
-        mark = "*" if each.can_repair else ""
-        table.add_row(
-            f"[{_STYLES[each.severity]}]{each.severity}[/]{mark}",
-            escape(each.where),
-            f"{escape(each.message)} [dim]({each.code})[/]",
-            escape(each.advice),
-        )
-    return table
+def _row(finding: "Finding") -> Row:
+    mark = "*" if finding.can_repair else ""
+    return Row(finding.severity, finding.code, finding.where, finding.message, finding.advice, mark)

@@ -19,6 +19,7 @@ _HELP_OPTIONS = ["-h", "--help"]
 _COMMANDS = {
     "serve": "serve.serve",
     "status": "status.status",
+    "check": "check.check",
     "snapshot": "snapshots.take_snapshot",
     "list": "snapshots.list_snapshots",
     "show": "snapshots.show_snapshot",

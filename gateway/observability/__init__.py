@@ -7,7 +7,8 @@
 - `tracing`       OpenTelemetry spans for requests to `/api/`
 - `health`        liveness, readiness with its reason, and status
 - `overview`      what the first page of the console shows; `advice` says what to do about each warning
-- `memory`        the memory of this process
+- `memory`        the memory of this process, and how much there may be
+- `check`         the production check: rules, and the facts that they look at
 
 `scripts/deploy` has alerts and a dashboard. A test checks that the metrics that they use exist.
 """

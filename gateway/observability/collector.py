@@ -45,10 +45,13 @@ class MetricsCollector:
         self._measured_at_s = float("-inf")
         self._measuring = asyncio.Lock()
         self._started_s = time.time()
+        self.scraped_at_s: float | None = None
+        """When `render` was last called, on the monotonic clock."""
         metrics.registry.register(self)
 
     async def render(self) -> bytes:
         """All metrics as Prometheus text."""
+        self.scraped_at_s = time.monotonic()
         await self.disk_usage()
         return generate_latest(self._metrics.registry)
 

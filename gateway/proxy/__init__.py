@@ -19,7 +19,7 @@ at Chroma. A *decision* is what the policy says about a head: who sends it, and 
    `acknowledged_request`  a write's position in the journal, and where asked for the wait until the store has it
    `responses`        the gateway's own responses, in Chroma's shape             pure
 
-`data_path` holds what all connections share, such as `limits`; `counters` has the numbers of the metrics; `observer`
-tells quota, audit and tracing how a request ended. `gateway.chroma.routes` says what each route does. Everything runs
-in the event loop's callbacks, without a task per request.
+`data_path` holds what all connections share, such as `limits`; `counters` has the numbers of the metrics, `usage` those
+of the production check; `observer` tells quota, audit and tracing how a request ended. `gateway.chroma.routes` says
+what each route does. Everything runs in the event loop's callbacks, without a task per request.
 """

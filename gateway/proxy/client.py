@@ -43,6 +43,7 @@ class ClientConnection(HttpToolsProtocol):
         self._received_bytes = self._max_body_bytes = 0
         self._request: ProxiedRequest | LocalResponse | None = None
         self._in_application = False  # the ASGI application has the current request
+        self._is_noted = False  # counted in `gateway.proxy.usage`
         self._advancing = self._yielding = False
         self._linger_until_s: float | None = None
         self.last_activity_s = self.loop.time()
@@ -169,6 +170,9 @@ class ClientConnection(HttpToolsProtocol):
 
     def _begin_request(self, decision: Decision) -> None:
         data_path, head = self._data_path, decision.head
+        if not self._is_noted and decision.principal is not None and not head.route.probe:
+            self._is_noted = True
+            data_path.policy.usage.connections.note(self.forwarded_for, head)
         self._max_body_bytes = decision.max_body_bytes
         if head.length_bytes is not None and head.length_bytes > decision.max_body_bytes and decision.refusal is None:
             raise _too_large(decision.max_body_bytes)

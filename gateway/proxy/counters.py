@@ -2,11 +2,16 @@
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 CLIENT_GONE, BROKEN = 499, 0
 """In place of a status: the client disconnected before the response; the response broke off in the middle."""
+
+Note = Callable[[str | None, int, int | None, int | None, float], None]
+"""Takes what is known when Chroma's response begins: the UUID of the collection, the status, Content-Length, the gate's
+epoch and the time, in seconds of the event loop's clock."""
 
 
 class Histogram:
@@ -34,11 +39,13 @@ class Label(NamedTuple):
 class RequestCounter:
     """Counts the requests of one `Label`. All counters of one `kind` share the histograms."""
 
-    __slots__ = ("statuses", "upstream", "whole")
+    __slots__ = ("note", "statuses", "upstream", "whole")
 
     def __init__(self, whole: Histogram, upstream: Histogram) -> None:
         self.statuses: defaultdict[int, int] = defaultdict(int)
         self.whole, self.upstream = whole, upstream
+        self.note: Note | None = None
+        """Called when a response begins, for the few routes whose use is looked at; see `gateway.proxy.usage`."""
 
     def add(self, status: int, whole_s: float) -> None:
         """Count one request. `whole_s` is the time from its head to the end of its response."""

@@ -66,6 +66,9 @@ class RequestHead(NamedTuple):
     """Whether a browser says that a page of another origin sent it (`Sec-Fetch-Site`)."""
     ack: bytes | None
     """The acknowledgement level that it asks for, not parsed. Chroma does not get it."""
+    forwarded_proto: bytes | None
+    """Of the last `X-Forwarded-Proto`, in lower case: by which protocol it came to a proxy in front."""
+    user_agent: bytes | None
 
     def body(self) -> Body | None:
         """The body that follows, None if there is none."""
@@ -140,6 +143,7 @@ def parse_request(raw: bytes) -> RequestHead:
     target = _origin_form(parts.target)
     path, _, query = target.partition(b"?")
     headers = [(name.lower(), value) for name, value in parts.headers]
+    present = dict(headers)
     length_bytes, chunked = _framing(headers)
     if chunked and version == "1.0":
         raise InvalidRequest("HTTP/1.0 has no Transfer-Encoding")
@@ -168,6 +172,8 @@ def parse_request(raw: bytes) -> RequestHead:
         cross_origin=any(name == b"sec-fetch-site" and value in _CROSS_ORIGIN for name, value in headers),
         has_request_method=any(name == b"access-control-request-method" for name, _ in headers),
         ack=b", ".join(acks) if (acks := [value for name, value in headers if name == ACK]) else None,
+        forwarded_proto=present[b"x-forwarded-proto"].lower() if b"x-forwarded-proto" in present else None,
+        user_agent=present.get(b"user-agent"),
     )
 
 

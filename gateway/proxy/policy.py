@@ -22,6 +22,7 @@ from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.proxy.counters import Counters, Label, RequestCounter
 from gateway.proxy.heads import RequestHead, parse_request
 from gateway.proxy.responses import cors_headers, preflight_head
+from gateway.proxy.usage import Usage
 
 # Longer heads are rare, and would fill the memory.
 _MAX_CACHED_HEAD_BYTES = 2048
@@ -102,7 +103,7 @@ class RequestPolicy:
         self._keyring, self._anonymous, self._allow_reset = keyring, anonymous, allow_reset
         self._max_body_bytes, self._limits = max_body_bytes, limits or QuotaLimits()
         self._origins = frozenset(each.encode() for each in origins)
-        self.counters = counters or Counters()
+        self.counters, self.usage = counters or Counters(), Usage()
         self.traced, self._ack = traced, ack
         self._cache: dict[bytes, Decision] = {}
         now_s = time.monotonic()
@@ -176,6 +177,7 @@ class RequestPolicy:
         if self.traced:  # Chroma gets the gateway's own span as parent instead
             head = head._replace(upstream=_TRACEPARENT.sub(b"\r\n", head.upstream))
         decision = Decision(head, self.counters.of(label, kind), principal, max_body_bytes)
+        decision.counter.note = self.usage.note_of(action)
         decision.refusal = refusal
         self._check_origin(decision)
         if principal is not None and head.for_chroma and decision.response is None:

@@ -290,6 +290,9 @@ class ProxiedRequest:
         self.responding, self._status = True, head.status
         if self._upstream is not None:
             self._counter.upstream.add(self._upstream.last_activity_s - self._sent_at_s)
+            if self._counter.note is not None:
+                now_s = self._upstream.last_activity_s
+                self._counter.note(self.head.route.touches, head.status, head.length_bytes, self._epoch, now_s)
         if self.observer is not None:
             self.observer.response_started()
         if head.status == _FAILED and self.head.route.touches is not None:

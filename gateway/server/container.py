@@ -22,6 +22,7 @@ from gateway.jobs import Jobs
 from gateway.journal.journal import JournalOptions
 from gateway.lease.lease import this_process
 from gateway.observability.alerts import Alerts
+from gateway.observability.check.gather import ProductionCheck
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.observability.metrics import Metrics
@@ -72,6 +73,7 @@ class Gateway:
         self.health = Health(settings, self.vectorstore, self.collector)
         overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters)
         self.feed = Feed(overview.make, overview.watch_store)
+        self.check = ProductionCheck(settings, self.keyring, self.vectorstore, self.data_path, self.collector)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
         self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
         self.trainer = _trainer(settings, self.vectorstore)
@@ -83,7 +85,7 @@ class Gateway:
         from gateway.api.documents import Documents  # noqa: PLC0415
 
         documents = Documents(self.documents, self.trainer, self.jobs)
-        provided = (self.vectorstore, self.jobs, self.health, self.collector, documents, self.feed)
+        provided = (self.vectorstore, self.jobs, self.health, self.check, self.collector, documents, self.feed)
         return admin_application(self.settings, self.keyring, *provided)
 
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:

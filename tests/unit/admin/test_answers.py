@@ -31,6 +31,7 @@ from gateway.api.snapshots import Quiesced, Resumed, SnapshotList
 from gateway.auth.keyring import Keyring
 from gateway.config import Settings
 from gateway.jobs import JobStatus
+from gateway.observability.check.answers import CheckFinding, CheckReport
 from gateway.snapshot.gc import GcResult
 from gateway.snapshot.model import Snapshot, SnapshotCollection, Verification
 
@@ -59,6 +60,8 @@ ANSWERED: dict[type[BaseModel], Any] = {
     HistorySnapshot: answers.HistorySnapshot,
     HistoryMark: answers.HistoryMark,
     HistoryGap: answers.HistoryGap,
+    CheckReport: answers.CheckReport,
+    CheckFinding: answers.CheckFinding,
 }
 
 
