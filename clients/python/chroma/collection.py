@@ -1,0 +1,158 @@
+"""An embedding set at a server: its collection, its records and its statistics."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chroma.embedding_set import EmbeddingSet
+from chroma.errors import ChromaError, InvalidRecord, Refused
+from chroma.recommendation import Result, recommend
+from chroma.records import Record
+from chroma.server import Collection, Server
+from chroma.statistics import NEIGHBOURS, TRAINING, Statistics, bring_up_to_date, to_distances
+
+BODY_BYTES = 8_000_000
+"""About how large one request gets. Chroma and the gateway take 40 MiB; less keeps the memory of both small."""
+_KEPT_S = 60
+_TOO_MANY = "records at once"
+
+
+@dataclass
+class Stored:
+    """What became of records that were to be stored."""
+
+    written: int = 0
+    already_there: int = 0
+    in_store: bool = True
+    """Whether a gateway said each time that its store has them."""
+
+    def __iadd__(self, other: "Stored") -> "Stored":
+        self.written += other.written
+        self.already_there += other.already_there
+        self.in_store &= other.in_store
+        return self
+
+
+class SetCollection:
+    """One Chroma collection for each embedding set, named `{application_id}-{id of the set}`.
+
+    Methods raise ServerError, and InvalidRecord before anything is sent if an embedding has another dimension than
+    those of the collection.
+    """
+
+    def __init__(
+        self, server: Server, application_id: str, set_id: str, embedding_set: EmbeddingSet | None = None
+    ) -> None:
+        """Without `embedding_set`, of which only the id is known then, the collection can be asked and not made."""
+        self.name = f"{application_id}-{set_id}"
+        self._server, self._embedding_set = server, embedding_set
+        self._collection: Collection | None = None
+        self._statistics: Statistics | None = None
+        self._statistics_until = 0.0
+
+    def check(self, dimension: int) -> Collection | None:
+        """The collection, None if there is none. Raises InvalidRecord if its embeddings have another dimension."""
+        if self._collection is None or self._collection.dimension is None:
+            self._collection = self._server.find_collection(self.name)
+        if self._collection is not None and self._collection.dimension not in (None, dimension):
+            raise InvalidRecord(
+                f"the embedding has {dimension} dimensions, and the others of its set have"
+                f" {self._collection.dimension} (collection {self.name})"
+            )
+        return self._collection
+
+    def store(
+        self, records: Sequence[Record], more: Sequence[Mapping[str, Any]] | None = None, *, wait: bool = False
+    ) -> Stored:
+        """Write those of `records`, all of one dimension, that are not there or were logged earlier. Safe to repeat.
+
+        `more` is further metadata, a dict for each. With `wait`, wait until the gateway's store has all of them.
+        """
+        collection = self.check(records[0].dimension) or self._make(records[0].dimension)
+        content: dict[str, tuple[Record, dict[str, Any]]] = {}
+        for record, further in zip(records, more or [{}] * len(records), strict=True):
+            if record.id not in content or content[record.id][0].logged_at_us <= record.logged_at_us:
+                content[record.id] = (record, {**record.metadata(), **further})
+        there = self._logged_at(collection, list(content))
+        new = {each: what for each, what in content.items() if what[0].logged_at_us > there.get(each, -1)}
+        if new:
+            in_store = self._write(collection, new, wait)
+        elif wait:
+            # Written again, which changes nothing: the answer comes when the store has everything before it.
+            record_id, (record, _) = next(iter(content.items()))
+            again = {"ids": [record_id], "embeddings": [record.base64]}
+            in_store = self._server.upsert(collection, again, stored=True)
+        else:
+            in_store = False
+        return Stored(len(new), len(records) - len(new), in_store)
+
+    def bring_statistics_up_to_date(self) -> None:
+        """Compute the statistics anew if the set grew enough, and keep them with the collection."""
+        if (collection := self._server.find_collection(self.name)) is not None:
+            self._collection = collection
+            self._statistics = bring_up_to_date(self._server, collection)
+            self._statistics_until = time.monotonic() + _KEPT_S
+
+    def recommend(self, records: Sequence[Record], explore: float) -> list[Result]:
+        """What to do with each of `records`, all of one dimension."""
+        collection = self.check(records[0].dimension)
+        if time.monotonic() > self._statistics_until:
+            self.bring_statistics_up_to_date()
+        if collection is None or self._statistics is None:
+            nothing = np.empty(0)
+            return [recommend(record, nothing, [], None, explore) for record in records]
+        found = self._server.query(
+            collection,
+            [record.vector.tolist() for record in records],
+            n_results=NEIGHBOURS,
+            where=TRAINING,
+            include=["distances", "metadatas"],
+        )
+        answers = zip(records, found["distances"], found["metadatas"], strict=True)
+        return [
+            recommend(
+                record,
+                to_distances(collection, distances),
+                [(each or {}).get("label") for each in metadatas],
+                self._statistics,
+                explore,
+            )
+            for record, distances, metadatas in answers
+        ]
+
+    def _make(self, dimension: int) -> Collection:
+        """Cosine distances beyond three dimensions, as Cleanlab's rules have it, Euclidean ones up to three."""
+        if self._embedding_set is None:
+            raise ChromaError(f"there is no collection {self.name}")
+        metadata = {"embedding_set": self._embedding_set.canonical, "embedding_set_id": self._embedding_set.id}
+        space = "cosine" if dimension > 3 else "l2"
+        self._collection = self._server.create_collection(self.name, space, metadata)
+        return self._collection
+
+    def _logged_at(self, collection: Collection, ids: list[str]) -> dict[str, int]:
+        """When those of `ids` that are there were logged."""
+        found = self._server.get(collection, ids=ids, include=["metadatas"])
+        metadatas = zip(found["ids"], found["metadatas"], strict=True)
+        return {record_id: (metadata or {}).get("logged_at_us", -1) for record_id, metadata in metadatas}
+
+    def _write(self, collection: Collection, new: Mapping[str, tuple[Record, dict[str, Any]]], wait: bool) -> bool:
+        """Write all of `new`, in halves where it is too much for one request."""
+        content = {
+            "ids": list(new),
+            "embeddings": [record.base64 for record, _ in new.values()],
+            "metadatas": [metadata for _, metadata in new.values()],
+            "uris": [record.input_uri for record, _ in new.values()],
+        }
+        try:
+            return self._server.upsert(collection, content, stored=wait)
+        except Refused as error:
+            too_large = error.status == 413 or (error.status == 400 and _TOO_MANY in str(error))
+            if not too_large or len(new) == 1:
+                raise
+        items = list(new.items())
+        half = len(items) // 2
+        first = self._write(collection, dict(items[:half]), wait)
+        return self._write(collection, dict(items[half:]), wait) and first

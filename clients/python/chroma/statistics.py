@@ -1,0 +1,117 @@
+"""What is usual in an embedding set: how far its training records are from each other.
+
+It is kept in the metadata of the set's collection, and computed anew each time the training records became a quarter
+more. A sample of them is enough: its median and quartiles are those of all, within a few percent.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chroma.errors import Denied
+from chroma.records import Mode
+from chroma.server import Collection, Server
+
+NEIGHBOURS = 10
+LEAST_RECORDS = 100
+SAMPLE = 1000
+_GROWTH = 1.25
+_PAGE = 10_000
+_AT_ONCE = 50
+TRAINING = {"mode": Mode.TRAINING.value}
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Distances among the training records, in the metric of the collection."""
+
+    training_records: int
+    """How many there were."""
+    median_nearest: float
+    """The median of the distances to the nearest other record."""
+    mean_distance_q3: float
+    """The third quartile of the mean distances to the 10 nearest others."""
+    mean_distance_iqr: float
+    """The interquartile range of the same."""
+    computed_at: float
+    """Seconds since 1970."""
+
+
+def from_metadata(collection: Collection) -> Statistics | None:
+    """The statistics that are kept with the collection; None if there are none yet."""
+    kept = {each.name: collection.metadata.get(each.name) for each in fields(Statistics)}
+    if not all(isinstance(value, (int, float)) for value in kept.values()):
+        return None
+    return Statistics(**kept)  # type: ignore[arg-type]  # checked above
+
+
+def bring_up_to_date(server: Server, collection: Collection) -> Statistics | None:
+    """The statistics of `collection`, computed anew and kept if it grew enough; None while it has under 100 records.
+
+    A key that may not write leaves the kept ones as they are. Safe to call by several processes at once.
+    """
+    kept = from_metadata(collection)
+    at_least = max(LEAST_RECORDS, int(kept.training_records * _GROWTH) if kept else 0)
+    if not has_training_records(server, collection, at_least):
+        return kept
+    computed = compute(server, collection)
+    metadata: dict[str, Any] = collection.metadata | asdict(computed)
+    try:
+        server.set_metadata(collection, metadata)
+    except Denied:
+        pass
+    collection.metadata = metadata
+    return computed
+
+
+def has_training_records(server: Server, collection: Collection, at_least: int) -> bool:
+    """Whether the collection has that many, without counting them all."""
+    found = server.get(collection, where=TRAINING, include=[], limit=1, offset=at_least - 1)
+    return bool(found["ids"])
+
+
+def compute(server: Server, collection: Collection) -> Statistics:
+    """Statistics of the training records, from a random sample of 1000 of them."""
+    chosen: list[str] = []
+    count = 0
+    choose = random.Random(collection.id)  # noqa: S311  # the same records give the same statistics
+    for record_id in _training_ids(server, collection):
+        count += 1
+        if len(chosen) < SAMPLE:
+            chosen.append(record_id)
+        elif (place := choose.randrange(count)) < SAMPLE:
+            chosen[place] = record_id
+    nearest: list[float] = []
+    means: list[float] = []
+    for start in range(0, len(chosen), _AT_ONCE):
+        some = server.get(collection, ids=chosen[start : start + _AT_ONCE], include=["embeddings"])
+        found = server.query(
+            collection, some["embeddings"], n_results=NEIGHBOURS + 1, where=TRAINING, include=["distances"]
+        )
+        for record_id, ids, raw in zip(some["ids"], found["ids"], found["distances"], strict=True):
+            others = to_distances(
+                collection, [each for other, each in zip(ids, raw, strict=True) if other != record_id]
+            )
+            if others.size:
+                nearest.append(float(others[0]))
+                means.append(float(others[:NEIGHBOURS].mean()))
+    q1, q3 = np.percentile(means, [25, 75])
+    return Statistics(count, float(np.median(nearest)), float(q3), float(q3 - q1), time.time())
+
+
+def to_distances(collection: Collection, raw: list[float]) -> NDArray[np.float64]:
+    """Distances out of Chroma's. It gives squared Euclidean ones, and rounding can make one of zero negative."""
+    distances = np.maximum(np.asarray(raw, np.float64), 0)
+    return np.sqrt(distances) if collection.space == "l2" else distances
+
+
+def _training_ids(server: Server, collection: Collection) -> Iterator[str]:
+    offset = 0
+    while ids := server.get(collection, where=TRAINING, include=[], limit=_PAGE, offset=offset)["ids"]:
+        yield from ids
+        offset += len(ids)
