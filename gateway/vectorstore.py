@@ -45,6 +45,7 @@ from gateway.errors import (
     StorageUnavailable,
 )
 from gateway.jobs import Progress, counted
+from gateway.journal.deletion import drop_with
 from gateway.journal.history import History
 from gateway.journal.journal import Base, Journal, JournalOptions, why_behind
 from gateway.journal.merge import Merger
@@ -266,7 +267,7 @@ class VectorStore:
             drain_timeout_s=options.drain_timeout_s,
         )
         self.journal = Journal(
-            Sequence(store),
+            Sequence(store, lambda: self.leader.conditions),
             self.operations.snapshotter.tracker,
             self.leader,
             _Checkpoints(self.operations),
@@ -280,6 +281,7 @@ class VectorStore:
         self.journal.is_behind = lambda head: why_behind(head, directory.path, self._data_dir_state)
         self.operations.snapshotter.journal = self.journal
         self.operations.before_swap, self.operations.beside_swap = self._save_before_swap, self._beside_swap
+        self.operations.before_deletion = self._drop_moments_of
         self.history = History(self.journal.sequence, repository, options.journal.history_s)
         self._presence = Presence(directory.path)
         self._disk_problems: list[str] = []
@@ -751,6 +753,12 @@ class VectorStore:
         if needed.base is not None and options.may_delete:
             await Merger(self.journal.sequence).drop_until(needed.base)
         return result
+
+    async def _drop_moments_of(self, snapshot_id: str) -> None:
+        """What cannot be restored without a snapshot goes with it, so that history does not list it."""
+        await self.leader.require()
+        if entries := await drop_with(self.journal.sequence, self.repository, snapshot_id):
+            log.info("moments go with the snapshot that they are restored from", snapshot=snapshot_id, entries=entries)
 
     async def _history_needs(self) -> HistoryNeeds:
         """What the moments of the last `GATEWAY_HISTORY_S` are restored from."""

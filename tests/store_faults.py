@@ -14,12 +14,24 @@ import socketserver
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal, Self
 
 Fault = Literal[
-    "status", "close", "reset", "drop_reply", "delay", "stall", "drip", "truncate", "flip", "ignore_range", "replace"
+    "status",
+    "close",
+    "reset",
+    "drop_reply",
+    "conflict",
+    "delay",
+    "stall",
+    "drip",
+    "truncate",
+    "flip",
+    "ignore_range",
+    "replace",
 ]
 
 _ERROR_CODES = {403: "AccessDenied", 409: "ConditionalRequestConflict", 500: "InternalError", 503: "SlowDown"}
@@ -32,12 +44,13 @@ class Rule:
     """A fault and the requests that it applies to. The first rule that fits a request and is not used up applies.
 
     `method` and `contains` (a part of the URL) select requests; the first `skip` of them pass, the next `count`
-    get the fault, without `count` all of them.
+    get the fault, without `count` all of them. With `every`, each of that many does.
 
     status        answer `status` with an S3 error; the server gets nothing
     close         close the connection; the server gets nothing
     reset         reset the connection; the server gets nothing
     drop_reply    let the server act, then reset the connection
+    conflict      pass the request on `delay_s` later; answer others for the same object with 409 meanwhile, as AWS does
     delay         pass the request on `delay_s` later
     stall         never answer; with `at_byte`, stop at that byte of the answer's body
     drip          send the answer in 20 pieces, which takes `delay_s` in all
@@ -56,6 +69,7 @@ class Rule:
     delay_s: float = 0
     body: bytes = b""
     skip: int = 0
+    every: int = 1
 
     def fits(self, method: str, target: str) -> bool:
         return self.count != 0 and self.method in ("", method) and self.contains in target
@@ -72,7 +86,10 @@ class FaultProxy:
         self.rules: list[Rule] = []
         self.requests: list[tuple[str, str]] = []
         self.closed = threading.Event()
+        self.conflicts = 0
+        """How many requests were answered with 409 by `conflict`."""
         self._lock = threading.Lock()
+        self._under_way: set[str] = set()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self.port: int = self._server.server_address[1]
@@ -94,10 +111,26 @@ class FaultProxy:
                     if rule.skip:
                         rule.skip -= 1
                         continue
+                    rule.skip = rule.every - 1
                     if rule.count is not None:
                         rule.count -= 1
                     return rule
         return None
+
+    @contextlib.contextmanager
+    def write_of(self, target: str) -> Iterator[bool]:
+        """For the time of a write. Yields False if another one of the same object is under way."""
+        with self._lock:
+            if is_alone := target not in self._under_way:
+                self._under_way.add(target)
+            else:
+                self.conflicts += 1
+        try:
+            yield is_alone
+        finally:
+            if is_alone:
+                with self._lock:
+                    self._under_way.discard(target)
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -130,6 +163,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self.reset()
             case "stall" if rule.at_byte is None:
                 self.stall()
+            case "conflict":
+                with self.server.proxy.write_of(self.path) as is_alone:
+                    if is_alone:
+                        self.ask(self.server.proxy.upstream_port, body, rule)
+                    else:
+                        self.answer(409, [("Content-Type", "application/xml")], _error(409))
             case _:
                 self.ask(self.server.proxy.upstream_port, body, rule)
 

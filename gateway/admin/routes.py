@@ -182,7 +182,10 @@ class SnapshotRoutes:
 
     @call
     def delete(self, snapshot: str, *, on_job: OnJob = ignore) -> Call[None]:
-        """Delete a snapshot. Data that others share stay. A retry raises NotFoundError if the first one succeeded."""
+        """Delete a snapshot. Data that others share stay, and the moments that need it go.
+
+        A retry raises NotFoundError if the first one succeeded.
+        """
         return Call("DELETE", _snapshot(snapshot), on_job=on_job)
 
     @call

@@ -133,7 +133,7 @@ async def upload_snapshot(
     """The body is a plain tar of a directory that Chroma 0.4 or newer wrote.
 
     A second Chroma migrates it and reads every collection before it becomes a snapshot. The served data do not change.
-    The snapshot is the latest one until another is taken.
+    The snapshot is the latest one until another is taken, which the journal soon does by itself.
     """
     received, max_bytes = asyncio.Event(), settings.max_upload_bytes
     _of_people(label)
@@ -260,7 +260,11 @@ async def verify_snapshot(
     "/snapshot/{snapshot_id}", status_code=204, summary="Delete a snapshot", response_model=None, responses=ACCEPTED
 )
 async def delete_snapshot(operator: Operator, snapshot_id: SnapshotId, wait: Wait = True) -> Response:
-    """Data that other snapshots share with it stay."""
+    """Data that other snapshots share with it stay.
+
+    The moments from it to the next snapshot go with it, unless they can be restored from the one before it. History
+    does not list them any more. What is served now is stored first.
+    """
 
     async def work(progress: Progress) -> None:
         progress.phase("deleting", None)

@@ -48,6 +48,10 @@ def new_key(
     database: Annotated[list[str] | None, typer.Option(help="The same for databases.")] = None,
     collection: Annotated[list[str] | None, typer.Option(help="The same for names of collections.")] = None,
     days: Annotated[int | None, typer.Option(help="The key expires after so many days.", min=1, max=36500)] = None,
+    ack: Annotated[
+        str | None,
+        typer.Option(help="stored: its writes are answered when the store has them; local: when Chroma has them."),
+    ] = None,
     create: Annotated[
         bool, typer.Option("--create", help="Make the tenants and databases too, at a running gateway.")
     ] = False,
@@ -68,6 +72,8 @@ def new_key(
             lines.append(f"{field} = {json.dumps(patterns)}")
     if days:
         lines.append(f"expires = {(datetime.now(UTC) + timedelta(days=days)).isoformat(timespec='seconds')}")
+    if ack:
+        lines.append(f"ack = {json.dumps(ack)}")
     entry = "\n".join(lines)
     parse_keys(entry, "this key")  # refuses what the gateway would refuse
     named = [(each, _literal(database) or [_DEFAULT_DATABASE]) for each in _literal(tenant)]

@@ -110,7 +110,7 @@ def delete_snapshot(
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete a snapshot. Data that other snapshots share stays."""
+    """Delete a snapshot. Data that other snapshots share stays; moments that need it go."""
     with connect(url, token) as gateway, ProgressBars.on_terminal(as_json=as_json) as bars:
         gateway.snapshots.delete(snapshot, on_job=bars.show_job)
     if as_json:

@@ -22,6 +22,7 @@ Modules:
 - `journal`: makes cuts, stores them, and tells who waits.
 - `plan`: what to read, merge and drop. Pure.
 - `merge`: make old history coarser, and drop what is too old.
+- `deletion`: what goes with a snapshot that is deleted.
 - `replay`: find what a moment is restored from, and write the pages.
 - `history`: which moments can be restored, and what happened in between.
 - `usage`: what cuts and requests cost. Pure.

@@ -12,7 +12,7 @@ anything else uses it.
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, NamedTuple
@@ -230,23 +230,20 @@ def _text(total: Fingerprints) -> str:
     return total.astype("<u8").tobytes().hex()
 
 
-def newest_pages(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Numbers, memoryview]]:
-    """Yield, for each entry from the newest to the oldest, its pages that no newer entry has.
+class NewestPages:
+    """The pages of entries that no newer entry has. It is given entries from the newest to the oldest."""
 
-    `entries`: newest first. Numbers are from 1 and at most the newest entry's number of pages. Blocks.
-    """
-    written: np.ndarray | None = None
-    for entry in entries:
+    def __init__(self, pages: int) -> None:
+        """`pages`: how many the database has after the newest entry. Those past its end are left out."""
+        self._seen = np.zeros(pages + 1, np.bool_)
+
+    def of(self, entry: Entry) -> tuple[Numbers, memoryview]:
+        """Return the numbers (from 1) of these pages, and the pages. Blocks. Raises CorruptSnapshot."""
         numbers, pages = entry.pages()
-        if written is None:
-            written = np.zeros(entry.head.pages + 1, np.bool_)
-        fits = numbers < len(written)
-        wanted = fits.copy()
-        wanted[fits] = ~written[numbers[fits]]
-        written[numbers[wanted]] = True
-        size = entry.head.page_bytes
-        if wanted.all():
-            yield entry, numbers, pages
-        elif wanted.any():
-            rows = np.frombuffer(pages, np.uint8).reshape(len(numbers), size)[wanted]
-            yield entry, numbers[wanted], memoryview(rows.tobytes())
+        is_new = numbers < len(self._seen)
+        is_new[is_new] = ~self._seen[numbers[is_new]]
+        self._seen[numbers[is_new]] = True
+        if is_new.all():
+            return numbers, pages
+        rows = np.frombuffer(pages, np.uint8).reshape(len(numbers), entry.head.page_bytes)
+        return numbers[is_new], memoryview(rows[is_new].tobytes())

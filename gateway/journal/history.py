@@ -193,7 +193,7 @@ class History:
         if oldest is None:
             return None
         newest_at = (await self._head(listed[-1])).at
-        merged = [each for each in listed if each.last > each.first]
+        merged = [each for each in listed if each.is_merged]
         full_since = (await self._head(merged[-1])).at if merged else oldest.at
         return Window(oldest.at, max(newest_at, oldest.at), max(full_since, oldest.at))
 

@@ -177,7 +177,13 @@ class Journal:
         wanted, leads = self._number + 1, self._leader.epoch
         if position is not None:
             epoch, number = _parsed(position)
-            if not epoch and number == self._unsealed:
+            if not epoch:
+                if number != self._unsealed:
+                    raise Conflict(
+                        f"position {position} was given by another process before it had the lease: whether that was"
+                        " stored cannot be told",
+                        "read what was written; a flush without a position stores everything that is here",
+                    )
                 number = wanted
             elif epoch != self._epoch:
                 await self._require_stored(epoch, number, position)
@@ -557,6 +563,7 @@ class Journal:
         began = time.monotonic()
         self.counts.requests.add(began)
         await self.sequence.append(entry)
+        await self._leader.confirm()
         self._pending, self._newest = None, entry
         counts = self.counts
         counts.puts.add(time.monotonic() - began)

@@ -15,7 +15,7 @@ import structlog
 
 from gateway.aio import TaskPool, run_in_thread_uninterrupted
 from gateway.errors import CorruptSnapshot
-from gateway.journal.entry import Entry, Head, Kind, newest_pages
+from gateway.journal.entry import NO_PAGES, Entry, Head, Kind, NewestPages
 from gateway.journal.plan import FULL_RESOLUTION, not_covered, plan_merges
 from gateway.journal.sequence import Listed, Sequence, key_of
 
@@ -49,9 +49,7 @@ class Merger:
         needed = {each.key for each in not_covered(listed)}
         if leftovers := [each.key for each in listed if each.key not in needed]:  # an earlier merge was killed
             await sequence.delete(leftovers)
-        single = [
-            each for each in listed if each.first == each.last and each.key in needed and each.key not in self._kept
-        ]
+        single = [each for each in listed if not each.is_merged and each.key in needed and each.key not in self._kept]
         self.has_more = len(single) > _MOST_AT_ONCE
         heads = await _heads(sequence, single[:_MOST_AT_ONCE])
         self._kept &= {each.key for each in listed}
@@ -74,11 +72,11 @@ class Merger:
     async def drop_until(self, number: int) -> int:
         """Delete the entries up to `number`, which no moment of the history needs any more. Return how many.
 
-        Seals stay. Safe to retry. Raises StorageError.
+        Seals stay, and the newest entry, so that no number is given twice. Safe to retry. Raises StorageError.
         """
-        old = [each for each in await self._sequence.entries() if each.last <= number]
-        single = [each for each in old if each.key == key_of(each.last)]
-        keys = [each.key for each in old if each.key != key_of(each.last)]
+        old = [each for each in (await self._sequence.entries())[:-1] if each.last <= number]
+        single = [each for each in old if not each.is_merged]
+        keys = [each.key for each in old if each.is_merged]
         for start in range(0, len(single), _MOST_AT_ONCE):
             heads = await _heads(self._sequence, single[start : start + _MOST_AT_ONCE])
             keys += [key_of(head.number) for head in heads if head.kind is not Kind.SEAL]
@@ -89,9 +87,10 @@ class Merger:
 def merge(entries: Series[Entry]) -> Entry:
     """Return one entry in place of `entries`, which follow each other in one run. Blocks. Raises CorruptSnapshot."""
     first, last = entries[0].head, entries[-1]
-    numbers, pages = [np.empty(0, np.int64)], list[bytes]()
-    for entry, some, data in newest_pages(reversed(entries)):
-        size = entry.head.page_bytes
+    newest, size = NewestPages(last.head.pages), last.head.page_bytes
+    numbers, pages = [NO_PAGES], list[bytes]()
+    for entry in reversed(entries):
+        some, data = newest.of(entry)
         numbers.append(some)
         pages += [bytes(data[at : at + size]) for at in range(0, len(data), size)]
     all_numbers = np.concatenate(numbers)

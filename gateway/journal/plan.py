@@ -38,12 +38,12 @@ def chain(listed: Sequence[Listed], after: int, to: int) -> tuple[list[Listed], 
 
 def not_covered(listed: Sequence[Listed]) -> list[Listed]:
     """Return the entries without those that a merged one holds too, which a merge that was killed left behind."""
-    merged = sorted((each.first, each.last) for each in listed if each.first != each.last)
+    merged = sorted((each.first, each.last) for each in listed if each.is_merged)
     firsts = [first for first, _ in merged]
 
     def is_covered(each: Listed) -> bool:
         index = bisect.bisect_right(firsts, each.last) - 1
-        return each.first == each.last and index >= 0 and each.last <= merged[index][1]
+        return not each.is_merged and index >= 0 and each.last <= merged[index][1]
 
     return [each for each in listed if not is_covered(each)]
 

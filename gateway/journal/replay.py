@@ -1,8 +1,9 @@
 """Find what a moment is restored from, and write the journal's pages over the database of a fetched snapshot."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,9 +13,9 @@ import numpy as np
 
 from gateway.aio import run_in_thread_uninterrupted
 from gateway.chroma.disk import DATABASE
-from gateway.errors import CorruptSnapshot, NotFound, NothingToRestore
+from gateway.errors import CorruptSnapshot, NotFound, NothingToRestore, ObjectMissing
 from gateway.files import sync_file, write_error
-from gateway.journal.entry import Entry, Head, Kind, digest_of
+from gateway.journal.entry import Entry, Head, Kind, NewestPages, digest_of
 from gateway.journal.plan import chain, not_covered
 from gateway.journal.sequence import Listed, Sequence
 from gateway.snapshot.blocks import Fingerprints, page_digests
@@ -58,8 +59,8 @@ async def find_point(sequence: Sequence, repository: Repository, at: datetime | 
 
 
 async def _find_point(sequence: Sequence, repository: Repository, at: datetime | None) -> RestorePoint | None:
-    listed = not_covered(await sequence.entries())
-    target = await _newest_at(sequence, listed, at)
+    line = _Line(sequence, not_covered(await sequence.entries()))
+    target = await line.newest_at(at)
     if target is None:
         return await _snapshot_alone(repository, at)
     base = await _newest_base(repository, target, at)
@@ -69,7 +70,7 @@ async def _find_point(sequence: Sequence, repository: Repository, at: datetime |
     if journal is None:
         return RestorePoint(base, base.snapshot.created_at)
     # Marks change nothing, so what comes after the newest cut is not needed.
-    entries, missing = chain(listed, max(journal, target.run - 1), target.cut)
+    entries, missing = chain(line.listed, max(journal, target.run - 1), target.cut)
     if missing is not None:
         raise CorruptSnapshot(
             f"entry {missing} of the journal is missing in {sequence.url}, so history cannot be followed to"
@@ -81,22 +82,74 @@ async def _find_point(sequence: Sequence, repository: Repository, at: datetime |
     return RestorePoint(base, target.at, entries, target)
 
 
-async def _newest_at(sequence: Sequence, listed: list[Listed], at: datetime | None) -> Head | None:
-    """The head of the newest entry at `at`. Moments grow with the numbers, so a few heads are read."""
-    if not listed:
+class _Line:
+    """The entries `listed`, oldest first. Their heads are read as they are needed, and may be damaged."""
+
+    def __init__(self, sequence: Sequence, listed: list[Listed]) -> None:
+        self._sequence, self.listed = sequence, listed
+        self._heads: dict[int, Head | CorruptSnapshot] = {}
+
+    async def newest_at(self, at: datetime | None) -> Head | None:
+        """Return the head of the newest entry at `at`, or of all; None if there is none that old.
+
+        Moments grow with the numbers, so a few heads are read. Raises CorruptSnapshot if the entry of that moment is
+        missing or damaged: the one before it is of an older state.
+        """
+        found, low, high = None, 0, len(self.listed) - 1
+        while low <= high:
+            middle = high if at is None else (low + high) // 2
+            index = await self._readable(middle, low)
+            if index is None:
+                low = middle + 1
+            elif at is None or self._head(index).at <= at:
+                found, low = index, middle + 1
+            else:
+                high = index - 1
+        if found is None:
+            if isinstance(first := self._heads.get(0), CorruptSnapshot):
+                raise CorruptSnapshot(first.message, "restore a snapshot, see GET /admin/snapshot")
+            return None
+        head = self._head(found)
+        if at != head.at and found + 1 < len(self.listed):
+            self._require_next(found, head)
+        return head
+
+    async def _readable(self, index: int, least: int) -> int | None:
+        """The newest entry from `least` to `index` whose head can be read."""
+        while index >= least:
+            if index not in self._heads:
+                self._heads[index] = await _head_or_error(self._sequence, self.listed[index])
+            if isinstance(self._heads[index], Head):
+                return index
+            index -= 1
         return None
-    newest = await sequence.head(listed[-1].key)
-    if at is None or newest.at <= at:
-        return newest
-    low, high, found = 0, len(listed) - 1, None
-    while low < high:
-        middle = (low + high) // 2
-        head = await sequence.head(listed[middle].key)
-        if head.at <= at:
-            low, found = middle + 1, head
-        else:
-            high = middle
-    return found
+
+    def _head(self, index: int) -> Head:
+        head = self._heads[index]
+        assert isinstance(head, Head)
+        return head
+
+    def _require_next(self, index: int, head: Head) -> None:
+        """Raise CorruptSnapshot if the entry after `index`, whose head is given, is damaged or missing."""
+        way_out, after = _way_out_to(head.at), self._heads.get(index + 1)
+        if isinstance(after, CorruptSnapshot):
+            raise CorruptSnapshot(after.message, way_out)
+        # Of what history dropped only seals are left: there, snapshots are all that can be restored.
+        if head.kind is not Kind.SEAL and self.listed[index + 1].first > head.number + 1:
+            raise CorruptSnapshot(
+                f"entry {head.number + 1} of the journal is missing in {self._sequence.url}, so the state of that"
+                " moment is not known",
+                way_out,
+            )
+
+
+async def _head_or_error(sequence: Sequence, listed: Listed) -> Head | CorruptSnapshot:
+    try:
+        return await sequence.head(listed.key)
+    except ObjectMissing:
+        return CorruptSnapshot(f"{sequence.url}{listed.key} is missing")
+    except CorruptSnapshot as error:
+        return error
 
 
 async def _newest_base(repository: Repository, target: Head, at: datetime | None) -> Manifest | None:
@@ -109,8 +162,10 @@ async def _newest_base(repository: Repository, target: Head, at: datetime | None
         # Numbers tell what came first. Clocks are asked only where a snapshot has the number of the target.
         if at is not None and manifest.snapshot.created_at > at and (journal is None or journal >= target.cut):
             continue
-        if journal is None:  # it knows nothing of the journal: an archive that was uploaded, or of an older gateway
-            if manifest.snapshot.created_at > target.at:
+        if journal is None:
+            # Of a gateway that knew no journal. An upload was never served: a crash before the next checkpoint must not
+            # bring it back in place of what was acknowledged.
+            if manifest.snapshot.created_at > target.at and not manifest.is_upload:
                 return manifest
             continue
         if target.run <= journal <= target.number or (not target.run and journal <= target.number):
@@ -153,7 +208,14 @@ async def _snapshot_alone(repository: Repository, at: datetime | None) -> Restor
 
 
 async def _way_out(sequence: Sequence, entries: Series[Listed], base: Manifest) -> str:
-    at = (await sequence.head(entries[-1].key)).at if entries else base.snapshot.created_at
+    """How far `entries`, which are written over the snapshot `base`, lead."""
+    for each in reversed(entries):
+        if isinstance(head := await _head_or_error(sequence, each), Head):
+            return _way_out_to(head.at)
+    return _way_out_to(base.snapshot.created_at)
+
+
+def _way_out_to(at: datetime) -> str:
     return f"restore to {at.isoformat()}, which is as far as it goes"
 
 
@@ -177,16 +239,27 @@ async def replay(sequence: Sequence, point: RestorePoint, target: Path, pages: F
     database = await run_in_thread_uninterrupted(_Database, target / DATABASE, pages, head)
     try:
         newer: Entry | None = None
-        async for listed, entry in _newest_first(sequence, point.entries):
-            _check_order(listed, entry, newer)
-            await run_in_thread_uninterrupted(database.write, entry)
-            newer = entry
+        async with contextlib.aclosing(_newest_first(sequence, point.entries)) as reading:
+            async for listed, entry in reading:
+                try:
+                    newer = await _write(database, listed, await entry, newer)
+                except CorruptSnapshot as error:
+                    before = point.entries[: point.entries.index(listed)]
+                    raise CorruptSnapshot(error.message, await _way_out(sequence, before, point.manifest)) from error
         await run_in_thread_uninterrupted(database.finish)
     finally:
         await asyncio.to_thread(database.close)
 
 
-async def _newest_first(sequence: Sequence, entries: Series[Listed]) -> AsyncIterator[tuple[Listed, Entry]]:
+async def _write(database: "_Database", listed: Listed, entry: Entry, newer: Entry | None) -> Entry:
+    _check_order(listed, entry, newer)
+    await run_in_thread_uninterrupted(database.write, entry)
+    return entry
+
+
+async def _newest_first(
+    sequence: Sequence, entries: Series[Listed]
+) -> AsyncGenerator[tuple[Listed, asyncio.Task[Entry]], None]:
     """Fetch entries from the newest to the oldest, a few ahead."""
     waiting = [*entries]
     reading: list[tuple[Listed, asyncio.Task[Entry]]] = []
@@ -195,8 +268,8 @@ async def _newest_first(sequence: Sequence, entries: Series[Listed]) -> AsyncIte
             while waiting and len(reading) < _FETCHES_AT_ONCE:
                 listed = waiting.pop()
                 reading.append((listed, asyncio.create_task(sequence.read(listed.key))))
-            listed, task = reading.pop(0)
-            yield listed, await task
+            yield reading[0]
+            del reading[0]
     finally:
         for _, task in reading:
             task.cancel()
@@ -209,8 +282,7 @@ def _check_order(listed: Listed, entry: Entry, newer: Entry | None) -> None:
         raise CorruptSnapshot(f"{listed.key} holds the entries {head.first} to {head.number}")
     if newer is not None and newer.head.first == head.number + 1 and newer.head.previous != entry.chain:
         raise CorruptSnapshot(
-            f"{listed.key} is not what entry {newer.head.first} was written after: one of the two is foreign",
-            f"restore to a moment before {head.at.isoformat()}",
+            f"{listed.key} is not what entry {newer.head.first} was written after: one of the two is foreign"
         )
     if newer is not None and newer.head.epoch < head.epoch:
         raise CorruptSnapshot(f"{listed.key} is of a later epoch than the entry after it")
@@ -224,7 +296,7 @@ class _Database:
         self._digests = np.zeros((head.pages, 2), np.uint64)
         common = min(len(pages), head.pages)
         self._digests[:common] = pages[:common]
-        self._written = np.zeros(head.pages + 1, np.bool_)
+        self._newest = NewestPages(head.pages)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
     def write(self, entry: Entry) -> None:
@@ -233,18 +305,14 @@ class _Database:
         size = self._head.page_bytes
         if entry.head.page_bytes != size:
             raise CorruptSnapshot(f"entry {entry.head.number} of the journal has pages of another size")
-        numbers, pages = entry.pages()
-        digests = page_digests(pages, size)
+        numbers, pages = self._newest.of(entry)
+        self._digests[numbers - 1] = page_digests(pages, size)
         try:
             for index, number in enumerate(numbers.tolist()):
-                if number > self._head.pages or self._written[number]:
-                    continue
                 page, offset = pages[index * size : (index + 1) * size], (number - 1) * size
                 while page:  # a disk that is nearly full writes less than it was given
                     done = os.pwrite(self._descriptor, page, offset)
                     page, offset = page[done:], offset + done
-                self._written[number] = True
-                self._digests[number - 1] = digests[index]
         except OSError as error:
             raise write_error(f"writing {self._path} failed", error) from error
 

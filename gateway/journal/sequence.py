@@ -22,18 +22,29 @@ Two gateways that take the lease at the same time have different epochs (`gatewa
 where it meets the higher one's seal or entry. If it has sealed before, the higher one reads past that seal.
 
 Seals are never deleted. A writer that was paused for so long that the entries around its next number were dropped
-still meets the seal there.
+still meets the seal there. The newest entry is not deleted either: the next number follows from it.
 
-This needs put-if-absent to be atomic. A store that ignores the condition is found by `gateway.lease.probe`, and
-operators are told: there the same steps hold as long as no two gateways write at the same time.
+This needs put-if-absent to be atomic. `gateway.lease.probe` finds a store that ignores or refuses the condition, and
+operators are told. There an entry is written only after a look that shows the number to be free, and is acknowledged
+only if the lease is still held after that. It follows:
+
+- Gateways that write one after the other lose nothing.
+- A gateway that wakes up finds its number taken, and stops, as above.
+- A request that was on its way while another gateway took the lease may still replace an object. That is the seal,
+  since both take the same number. Its gateway then finds the lease lost, and acknowledges nothing. The new writer's
+  entries do not need the seal: they begin with a run of their own over a snapshot.
+- Two gateways that take the lease at the same moment are not told apart by such a store (`gateway.lease.lease`).
 """
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from gateway.errors import CorruptSnapshot, GatewayError, LeaseLost, ObjectMissing, StorageUnavailable
+from gateway.errors import CorruptSnapshot, LeaseLost, ObjectMissing, StorageUnavailable
 from gateway.journal.entry import HEAD_BYTES, NO_PAGES, Entry, Head, Kind, moment_after, parse_head
+from gateway.lease.probe import UNFENCED, Conditions
 from gateway.storage import Storage
 
 JOURNAL = "journal/"
@@ -42,6 +53,8 @@ _DIGITS = 12
 _MAX_ENTRY_BYTES = 320 << 20
 _READ_ATTEMPTS = 3
 _CALL_TIMEOUT_S = 60.0
+
+_T = TypeVar("_T")
 
 
 class Listed(NamedTuple):
@@ -53,6 +66,11 @@ class Listed(NamedTuple):
     size_bytes: int
     stored_at: datetime
 
+    @property
+    def is_merged(self) -> bool:
+        """Whether it was made of several."""
+        return self.key.startswith(MERGED)
+
 
 class Superseded(LeaseLost):
     """The next number is taken by another gateway's entry."""
@@ -61,8 +79,10 @@ class Superseded(LeaseLost):
 class Sequence:
     """The entries in `store`, which is this gateway's own prefix. Every method raises StorageError."""
 
-    def __init__(self, store: Storage) -> None:
-        self._store = store
+    def __init__(self, store: Storage, conditions: Callable[[], Conditions | None] = lambda: None) -> None:
+        """`conditions` tells what the store does with conditional writes; None before that was probed."""
+        self._store, self._conditions = store, conditions
+        self._newest: Entry | None = None  # as of the last look: only what comes after it is listed again
 
     @property
     def url(self) -> str:
@@ -90,18 +110,31 @@ class Sequence:
 
     async def head(self, key: str) -> Head:
         """Return the head of an entry. Raises CorruptSnapshot, ObjectMissing."""
-        data = await self._store.get_range(key, 0, HEAD_BYTES)
-        return parse_head(data, f"{self.url}{key}")
+
+        async def parse(data: bytes) -> Head:
+            return parse_head(data, f"{self.url}{key}")
+
+        return await self._verified(key, HEAD_BYTES, parse)
 
     async def read(self, key: str) -> Entry:
         """Return a whole entry, verified. Raises CorruptSnapshot, also if it is missing."""
+        try:
+            return await self._entry(key)
+        except ObjectMissing:
+            raise CorruptSnapshot(f"{self.url}{key} is missing", "see GET /admin/history") from None
+
+    async def _entry(self, key: str) -> Entry:
+        async def parse(data: bytes) -> Entry:
+            return await asyncio.to_thread(Entry.parse, data, f"{self.url}{key}")
+
+        return await self._verified(key, _MAX_ENTRY_BYTES, parse)
+
+    async def _verified(self, key: str, length: int, parse: Callable[[bytes], Awaitable[_T]]) -> _T:
+        """Return what `parse` makes of the first `length` bytes. Bytes may be damaged on their way."""
         for attempts_left in reversed(range(_READ_ATTEMPTS)):
             try:
-                data = await self._store.get_range(key, 0, _MAX_ENTRY_BYTES)
-                return await asyncio.to_thread(Entry.parse, data, f"{self.url}{key}")
-            except ObjectMissing:
-                raise CorruptSnapshot(f"{self.url}{key} is missing", "see GET /admin/history") from None
-            except CorruptSnapshot:  # bytes may be damaged on their way
+                return await parse(await self._store.get_range(key, 0, length))
+            except CorruptSnapshot:
                 if not attempts_left:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -117,26 +150,24 @@ class Sequence:
         key = key_of(entry.head.number)
         try:
             async with asyncio.timeout(_CALL_TIMEOUT_S):
-                if await self._store.put_if_absent(key, entry.data):
+                if await self._put_new(key, entry.data):
                     return
-                found = await self._store.get_range(key, 0, len(entry.data) + 1)
+                found = await self._entry(key)
         except TimeoutError:
             raise StorageUnavailable(f"{self.url}{key}: no answer within {_CALL_TIMEOUT_S:g} s", "try again") from None
-        if found != entry.data:
-            raise _superseded(found, f"{self.url}{key}")
+        if found.data != entry.data:
+            raise _superseded_by(found.head, f"{self.url}{key}")
 
     async def newest(self) -> Entry | None:
         """Return the newest entry, None if there never was one. A list that lags is looked past."""
-        entries = await self.entries()
-        if not entries:
-            return None
-        found = await self.read(entries[-1].key)
-        while True:
-            try:
-                data = await self._store.get_range(key_of(found.head.number + 1), 0, _MAX_ENTRY_BYTES)
-            except ObjectMissing:
-                return found
-            found = await asyncio.to_thread(Entry.parse, data, f"{self.url}{key_of(found.head.number + 1)}")
+        found = self._newest
+        if entries := await self.entries(found.head.number if found else 0):
+            found = await self.read(entries[-1].key)
+        with contextlib.suppress(ObjectMissing):
+            while found is not None:
+                self._newest = found
+                found = await self._entry(key_of(found.head.number + 1))
+        return self._newest
 
     async def seal(self, epoch: int, writer: str, where: str, *, anew: bool = False) -> Entry:
         """Write the seal of `epoch` behind the newest entry, and return it. Safe to retry.
@@ -153,9 +184,21 @@ class Sequence:
                     return before  # the answer to an earlier attempt was lost
                 raise _superseded_by(before.head, f"{self.url}{JOURNAL}")
             entry = Entry.make(_seal(before, epoch, writer, where, anew=anew), NO_PAGES, ())
-            if await self._store.put_if_absent(key_of(entry.head.number), entry.data):
+            if await self._put_new(key_of(entry.head.number), entry.data):
                 return entry
             before = await self.read(key_of(entry.head.number))
+
+    async def _put_new(self, key: str, data: bytes) -> bool:
+        """Store `data` under `key` unless the key exists, as far as the store tells. Return whether it was stored."""
+        conditions = self._conditions()
+        if conditions in UNFENCED:
+            with contextlib.suppress(ObjectMissing):
+                await self._store.get_range(key, 0, 1)
+                return False
+        if conditions is Conditions.REFUSED:
+            await self._store.put(key, data)
+            return True
+        return await self._store.put_if_absent(key, data)
 
     async def put_merged(self, entry: Entry) -> None:
         """Store an entry that several were merged into. Safe to retry: its bytes depend on theirs alone."""
@@ -192,13 +235,6 @@ def key_of(number: int) -> str:
 def merged_key(first: int, last: int) -> str:
     """The key of an entry that several were merged into."""
     return f"{MERGED}{first:0{_DIGITS}}-{last:0{_DIGITS}}"
-
-
-def _superseded(data: bytes, name: str) -> GatewayError:
-    try:
-        return _superseded_by(parse_head(data, name), name)
-    except CorruptSnapshot as error:
-        return error
 
 
 def _superseded_by(head: Head, name: str) -> Superseded:

@@ -33,7 +33,7 @@ from gateway.aio import TaskPool
 from gateway.errors import GatewayError, LeaseLost, StorageError
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.lease import ANSWER_TIMEOUT_S, POLL_S, Lease, read_lease_state, this_process
-from gateway.lease.probe import Conditions, probe
+from gateway.lease.probe import UNFENCED, Conditions, probe
 from gateway.lease.state import LeaseState
 from gateway.storage import Storage
 
@@ -185,6 +185,18 @@ class LeaderElection:
         """See `DataDirState.note_stored`."""
         await asyncio.to_thread(self._data_dir_state.note_stored, number)
 
+    async def confirm(self) -> None:
+        """Where the store keeps no conditions, look whether the lease is still ours. Raises LeaseLost, StorageError.
+
+        A gateway that takes the lease later reads what was stored before.
+        """
+        if self.conditions in UNFENCED:
+            try:
+                await self._held().current()
+            except LeaseLost as error:
+                self._lose(error.message)
+                raise
+
     def lose(self, reason: str) -> None:
         """The journal met an entry of another gateway: that one has the lease."""
         self._lose(reason)
@@ -306,7 +318,7 @@ class LeaderElection:
     def warnings(self) -> list[str]:
         """What an operator should know although everything works."""
         found = []
-        if self.conditions in (Conditions.BROKEN, Conditions.REFUSED):
+        if self.conditions in UNFENCED:
             found.append(
                 f"no fencing: the store's conditional writes are {self.conditions.value},"
                 " so never let two gateways use it at once"

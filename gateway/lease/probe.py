@@ -35,6 +35,10 @@ class Conditions(Enum):
     BROKEN = "broken"
 
 
+UNFENCED = frozenset({Conditions.REFUSED, Conditions.BROKEN})
+"""On such a store nothing but the lease tells two gateways apart."""
+
+
 async def probe(store: Storage, *, may_delete: bool = True) -> Conditions:
     """Let writers race for an object: first to create it, then to change it. Return the result.
 

@@ -166,6 +166,14 @@ class Manifest(_Record):
     """The number of the newest entry of the journal whose cut was before the snapshot's: it holds everything up to
     there. None if the snapshot does not belong to the line of the journal, such as an archive that was uploaded."""
 
+    @property
+    def is_upload(self) -> bool:
+        """Whether it is an archive that was uploaded: its data were not served when it was made.
+
+        A gateway that knows no journal writes no such field.
+        """
+        return self.journal is None and "journal" in self.model_fields_set
+
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
         if not is_snapshot_id(self.snapshot.id):

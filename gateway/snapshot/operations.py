@@ -61,8 +61,8 @@ class Wanted(NamedTuple):
     replay: Replay | None = None
 
 
-async def _nothing() -> None:
-    """What is done before a swap where nothing is to be done."""
+async def _nothing(*_: object) -> None:
+    """What is done before a swap or a deletion where nothing is to be done."""
 
 
 class Operations:
@@ -95,6 +95,8 @@ class Operations:
         """Called before the data are swapped, when all requests have ended. What it raises ends the restore."""
         self.beside_swap: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
         """Entered for the time of the swap."""
+        self.before_deletion: Callable[[str], Awaitable[object]] = _nothing
+        """Called with the id of a snapshot that is about to be deleted. What it raises ends the deletion."""
         self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
         """Called for every snapshot that ended; with None for one that failed."""
 
@@ -279,6 +281,7 @@ class Operations:
                 # The entries so far are of no use without a snapshot under them.
                 await self.snapshotter.take(OwnLabel.CHECKPOINT)
             self.unsaved_writes.nothing_is_saved()
+            await self.before_deletion(snapshot_id)
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(

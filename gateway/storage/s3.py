@@ -236,9 +236,10 @@ class S3Storage:
     async def put(self, key: str, data: bytes) -> None:
         async with self._call("put", key):
             client, _ = await self._clients()
-            await client.put_object(
+            answer = await client.put_object(
                 Bucket=self._bucket, Key=self._key(key), Body=data, ContentMD5=await _content_md5(data)
             )
+            _require_stored(answer, f"put {self.url}{key}")
 
     async def put_if_absent(self, key: str, data: bytes) -> bool:
         return await self._put_if(key, data, IfNoneMatch="*")
@@ -255,13 +256,14 @@ class S3Storage:
             async for attempt in self._retrying(lambda error: _status(error) == 409):
                 with attempt:
                     try:
-                        await client.put_object(
+                        answer = await client.put_object(
                             Bucket=self._bucket,
                             Key=self._key(key),
                             Body=data,
                             ContentMD5=content_md5,
                             **condition,
                         )
+                        _require_stored(answer, f"put {self.url}{key}")
                     except ClientError as error:
                         if _status(error) == 412 or ("IfMatch" in condition and _code(error) == "NoSuchKey"):
                             return False
@@ -847,6 +849,12 @@ def _status(error: BaseException) -> int:
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _require_stored(answer: Any, where: str) -> None:
+    """Raise StorageDenied unless a store answered: a proxy may answer with a page and "200 OK", and store nothing."""
+    if not answer.get("ETag"):
+        raise StorageDenied(f"{where}: the answer has no ETag, so it is not of an S3 server", CHECK_ENDPOINT)
 
 
 def _code(error: ClientError) -> str:

@@ -18,7 +18,7 @@ from gateway.storage import s3
 from gateway.storage.options import StoreOptions
 from gateway.storage.s3 import S3Storage
 from tests import servers
-from tests.contract.conftest import BUCKET, CALLS, DATA, KEY, failure_of, failures, keys
+from tests.contract.conftest import BUCKET, CALLS, DATA, KEY, WRITES, failure_of, failures, keys
 from tests.ports import free_port
 from tests.store_faults import FaultProxy, Rule
 
@@ -328,6 +328,15 @@ async def test_a_web_page_is_not_an_empty_list(make: Callable[..., S3Storage], p
         proxy.rules = [Rule("replace", status=200, body=page)]
         error = await failure_of(keys(store))
         assert isinstance(error, StorageDenied | StorageUnavailable), page
+
+
+@pytest.mark.parametrize("call", ["put", "put_if_absent", "put_if_match"])
+async def test_a_web_page_is_not_a_stored_object(make: Callable[..., S3Storage], proxy: FaultProxy, call: str) -> None:
+    """A proxy that asks for a login answers a PUT with "200 OK" too."""
+    proxy.rules = [Rule("replace", status=200, body=b"<html><body>Log in</body></html>")]
+    error = await failure_of(WRITES[call](make(attempts=1)))
+    assert isinstance(error, StorageDenied)
+    assert "no ETag" in error.message
 
 
 async def test_the_store_does_not_check_digests(store: S3Storage, proxy: FaultProxy) -> None:

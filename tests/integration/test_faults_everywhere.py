@@ -6,7 +6,7 @@ The store tries every call only once, so that each fault takes effect.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,26 +71,40 @@ def server() -> Iterator[S3Server]:
         yield started
 
 
-@pytest.fixture
-async def engine(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
-    bucket = f"b{abs(hash(tmp_path)) % 10**9}"
+class Prepared(NamedTuple):
+    """A Chroma with an empty collection, and a bucket behind a proxy, to which the environment leads."""
+
+    directory: DataDirectory
+    collection: Collection
+    bucket: str
+    proxy: FaultProxy
+
+
+@contextmanager
+def prepared(server: S3Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
+    bucket = f"b{abs(hash(path)) % 10**9}"
     server.make_bucket(bucket)
-    with ExitStack() as stack:
-        proxy = stack.enter_context(faults(server.port))
+    with faults(server.port) as proxy:
         for name, value in (server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
             monkeypatch.setenv(name, value)
-        directory = DataDirectory(tmp_path / "data")
+        directory = DataDirectory(path / "data")
         directory.make()
         database.prepare(directory.path)
-        chroma = stack.enter_context(bare_chroma(directory.path))
-        collection = chroma.client().create_collection(
-            "notes", embedding_function=None, configuration={"hnsw": {"sync_threshold": 20, "batch_size": 10}}
-        )
-        store = S3Storage(bucket, attempts=1, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=10)
+        with bare_chroma(directory.path) as chroma:
+            collection = chroma.client().create_collection(
+                "notes", embedding_function=None, configuration={"hnsw": {"sync_threshold": 20, "batch_size": 10}}
+            )
+            yield Prepared(directory, collection, bucket, proxy)
+
+
+@pytest.fixture
+async def engine(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
+    with prepared(server, tmp_path, monkeypatch) as made:
+        store = S3Storage(made.bucket, attempts=1, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=10)
         repository, gate = Repository(PrefixedStorage(store, "r/")), Gate(5)
-        snapshotter = Snapshotter(repository, directory, Served(), lambda: gate.hold(5))
+        snapshotter = Snapshotter(repository, made.directory, Served(), lambda: gate.hold(5))
         try:
-            yield Engine(collection, snapshotter, repository, proxy)
+            yield Engine(made.collection, snapshotter, repository, made.proxy)
         finally:
             await snapshotter.close()
             await repository.close()

@@ -44,6 +44,7 @@ class Leader:
     last_stored: int = 0
     had_data: bool = False
     behind: str | None = None
+    confirms: LeaseLost | None = None
 
     def fall_behind(self, why: str) -> None:
         self.role, self.behind = LeaderRole.BEHIND, why
@@ -56,6 +57,10 @@ class Leader:
 
     async def note_stored(self, number: int) -> None:
         self.last_stored = number
+
+    async def confirm(self) -> None:
+        if self.confirms is not None:
+            raise self.confirms
 
     def lose(self, reason: str) -> None:
         self.role, self.lost = LeaderRole.READER, reason
@@ -258,6 +263,16 @@ async def test_a_writer_that_meets_another_ones_seal_acknowledges_nothing(runnin
     assert running.leader.lost
 
 
+async def test_without_conditions_what_is_stored_after_the_lease_was_lost_is_not_acknowledged(running: Lab) -> None:
+    """The store answered, and another gateway took the lease meanwhile: its data need not have this write."""
+    running.write()
+    await running.save()
+    running.leader.confirms = LeaseLost("another gateway is now the writer")
+    running.write()
+    with pytest.raises(LeaseLost, match="now the writer"):
+        await running.journal.stored()
+
+
 async def test_positions(running: Lab) -> None:
     for _ in range(2):
         running.write()
@@ -331,6 +346,7 @@ async def test_damage_ends_the_replay_and_says_so(running: Lab, tmp_path: Path, 
         await running.restored(last, tmp_path / "r")
     if damage != "deleted":
         assert isinstance(raised.value, CorruptSnapshot)
+        assert "restore to" in str(raised.value.hint)
     with contextlib.suppress(KeyError):
         earlier = sorted(running.moments)[-3]
         assert await running.restored(earlier, tmp_path / "earlier") == running.moments[earlier]
