@@ -27,7 +27,7 @@ import structlog
 import tenacity
 
 from gateway.aio import shielded, within
-from gateway.chroma.database import holds_anything
+from gateway.chroma.database import holds_anything, read_contents
 from gateway.chroma.directory import PRIVATE, DataDirectory
 from gateway.chroma.disk_probe import Presence, write_problems
 from gateway.chroma.managed import ManagedChroma, ProcessControl
@@ -195,12 +195,16 @@ class Restored(NamedTuple):
 
 
 class Preview(NamedTuple):
-    """What a restore would bring back. `duration_s`: about how long it would take on a machine such as ours."""
+    """What a restore would bring back. `duration_s`: about how long it would take on a machine such as ours.
+
+    `now`: what it would replace; empty if that cannot be read.
+    """
 
     point: RestorePoint
     fetched_bytes: int
     duration_s: float
     collections: tuple[SnapshotCollection, ...]
+    now: tuple[SnapshotCollection, ...] = ()
 
 
 class _Checkpoints:
@@ -434,7 +438,15 @@ class VectorStore:
             snapshot_bytes + point.journal_bytes,
             restore_s(manifest.snapshot.size_bytes, len(point.entries), point.journal_bytes, rows),
             await self.operations.contents(Wanted(manifest.snapshot.id, replay_of(self.journal.sequence, point))),
+            await self._contents_now(),
         )
+
+    async def _contents_now(self) -> tuple[SnapshotCollection, ...]:
+        try:
+            found = await asyncio.to_thread(read_contents, self.directory.path)
+        except (GatewayError, OSError):  # a look at the past is worth something alone
+            return ()
+        return tuple(SnapshotCollection(**each._asdict()) for each in found.collections)
 
     async def restore(self, wanted: str, at: datetime | None, progress: Progress) -> Restored:
         """Go back to the snapshot `wanted`, to `latest`, or to the moment `at`, while the gateway serves.

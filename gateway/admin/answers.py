@@ -94,6 +94,7 @@ class RestorePreview(TypedDict):
     fetched_bytes: int
     duration_s: float
     collections: list[SnapshotCollection]
+    now: list[SnapshotCollection]
 
 
 class Flushed(TypedDict):
@@ -131,6 +132,31 @@ class HistoryGap(TypedDict):
     last: int
 
 
+class HistoryPart(TypedDict):
+    """What was written from `at` on, in one part of the time."""
+
+    at: str
+    entries: int
+    stored_bytes: int
+
+
+class HistoryHole(TypedDict):
+    """Between which moments entries are missing."""
+
+    after: str | None
+    before: str | None
+
+
+class HistoryTimeline(TypedDict):
+    """How much was written when. Parts without a write are left out."""
+
+    begin: str
+    end: str
+    step_s: float
+    parts: list[HistoryPart]
+    holes: list[HistoryHole]
+
+
 class History(TypedDict):
     """Which moments can be restored. `next` is the `before` of the following page of marks, None at the end."""
 
@@ -144,6 +170,7 @@ class History(TypedDict):
     entries: int
     stored_bytes: int
     next: int | None
+    timeline: HistoryTimeline | None
 
 
 class SnapshotList(TypedDict):

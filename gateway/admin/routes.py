@@ -80,9 +80,21 @@ class GatewayRoutes:
         return Call("POST", "/admin/restore", json={"at": at, "dry_run": True}, on_job=on_job)
 
     @call
-    def history(self, *, limit: int = 100, before: int | None = None) -> Call[History]:
-        """Which moments can be restored, and at most `limit` marks below the number `before`. Safe to retry."""
-        return Call("GET", "/admin/history", params=_given(limit=limit, before=before))
+    def history(
+        self,
+        *,
+        limit: int = 100,
+        before: int | None = None,
+        parts: int = 0,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> Call[History]:
+        """Which moments can be restored, and at most `limit` marks below the number `before`. Safe to retry.
+
+        With `parts` the answer has a `timeline`: the time from `since` to `until` in so many parts.
+        """
+        given = _given(limit=limit, before=before, parts=parts or None, since=since, until=until)
+        return Call("GET", "/admin/history", params=given)
 
     @call
     def quiesce(self, ttl_s: float = 60) -> Call[Quiesced]:

@@ -65,7 +65,7 @@ _HINTS = {
 
 _FOLDERS = "|".join(kind.path for kind in FOLDER_KINDS)
 _READERS_SEE = re.compile(
-    r"/admin/(?:status|check|history|snapshot(?:/[^/]+)?|jobs(?:/[^/]+(?:/events)?)?"
+    r"/admin/(?:status|check|history|databases|collections(?:/[^/]+)?|snapshot(?:/[^/]+)?|jobs(?:/[^/]+(?:/events)?)?"
     rf"|users/[^/]+/(?:image/?|avatars(?:/[^/]+/(?:{_FOLDERS})/?)?))"
 )
 """Paths below /admin/ that a reader's key may GET. The contents of documents and archives are not among them."""

@@ -14,6 +14,7 @@ from gateway.errors import InvalidRequest
 from gateway.jobs import JobStatus, Progress, Result
 from gateway.journal.history import HistoryPage, MarkKind
 from gateway.journal.plan import MERGED_RESOLUTION
+from gateway.journal.volume import divide
 from gateway.snapshot.model import Snapshot, SnapshotCollection, is_snapshot_id
 from gateway.vectorstore import Preview, Restored
 
@@ -71,6 +72,7 @@ class RestorePreview(BaseModel):
     fetched_bytes: int = Field(description="how much would be fetched of both")
     duration_s: float = Field(description="about how long that would take, in seconds")
     collections: list[SnapshotCollection] = Field(description="the collections there were, with their records")
+    now: list[SnapshotCollection] = Field(description="the collections there are now, to compare; empty if unknown")
 
 
 class HistorySnapshot(BaseModel):
@@ -97,6 +99,25 @@ class HistoryGap(BaseModel):
     last: int = Field(description="the last one of them")
 
 
+class HistoryPart(BaseModel):
+    at: AwareDatetime = Field(description="its beginning")
+    entries: int = Field(description="entries of the journal that were cut in it")
+    stored_bytes: int = Field(description="how much these take")
+
+
+class HistoryHole(BaseModel):
+    after: AwareDatetime | None = Field(description="about when the entry before the gap was cut")
+    before: AwareDatetime | None = Field(description="about when the entry after it was cut")
+
+
+class HistoryTimeline(BaseModel):
+    begin: AwareDatetime = Field(description="`since`, or the oldest moment of the window")
+    end: AwareDatetime = Field(description="`until`, or the newest one")
+    step_s: float = Field(description="how long a part lasts, in seconds")
+    parts: list[HistoryPart] = Field(description="those in which something was written, oldest first")
+    holes: list[HistoryHole] = Field(description="`gaps`, as times")
+
+
 class History(BaseModel):
     oldest: AwareDatetime | None = Field(
         description="the oldest moment from which on any moment can be restored; null if there is none"
@@ -114,6 +135,10 @@ class History(BaseModel):
     entries: int = Field(description="how many entries there are in the store")
     stored_bytes: int = Field(description="how much they take")
     next: int | None = Field(description="give it as `before` to get older marks; null at the end")
+    timeline: HistoryTimeline | None = Field(
+        description="with `parts`: how much was written when, to about a minute; null without `parts`, or if there is"
+        " no journal"
+    )
 
 
 def _target(at: str) -> tuple[str, datetime | None]:
@@ -171,10 +196,41 @@ def _previewed(preview: Preview) -> RestorePreview:
         fetched_bytes=preview.fetched_bytes,
         duration_s=round(preview.duration_s, 1),
         collections=list(preview.collections),
+        now=list(preview.now),
     )
 
 
-def _history(page: HistoryPage) -> History:
+def _asked_moment(name: str, value: str | None) -> datetime | None:
+    """What a parameter means. Raises InvalidRequest."""
+    found = moment(value) if value is not None else None
+    if value is not None and found is None:
+        raise InvalidRequest(f"{name}: {value[:80]!r} is no moment with its time zone", f"send a moment {_MOMENTS}")
+    return found
+
+
+def _timeline(page: HistoryPage, parts: int, since: datetime | None, until: datetime | None) -> HistoryTimeline | None:
+    begin, end = since or (page.window and page.window.oldest), until or (page.window and page.window.newest)
+    if not parts or begin is None or end is None:
+        return None
+    if end < begin:
+        raise InvalidRequest("until: it lies before since", f"send moments {_MOMENTS}")
+    stored = [
+        (at, each.last - each.first + 1, each.size_bytes)
+        for each in page.listed
+        if (at := page.times.at(each.last)) is not None
+    ]
+    return HistoryTimeline(
+        begin=begin,
+        end=end,
+        step_s=(end - begin).total_seconds() / parts,
+        parts=[HistoryPart(**each._asdict()) for each in divide(stored, begin, end, parts)],
+        holes=[
+            HistoryHole(after=page.times.at(gap.first - 1), before=page.times.at(gap.last + 1)) for gap in page.gaps
+        ],
+    )
+
+
+def _history(page: HistoryPage, timeline: HistoryTimeline | None) -> History:
     window = page.window
     return History(
         oldest=window.oldest if window else None,
@@ -198,6 +254,7 @@ def _history(page: HistoryPage) -> History:
         entries=page.entries,
         stored_bytes=page.stored_bytes,
         next=page.before,
+        timeline=timeline,
     )
 
 
@@ -255,6 +312,11 @@ async def show_history(
     store: StoreOf,
     limit: Annotated[int, Query(ge=1, le=1000, description="the most marks in the answer")] = 100,
     before: Annotated[int | None, Query(ge=1, description="only older marks: `next` of the page before")] = None,
+    parts: Annotated[int, Query(ge=0, le=1000, description="divide the time into so many parts: `timeline`")] = 0,
+    since: Annotated[str | None, Query(description="the beginning of `timeline`: a moment", examples=["-1h"])] = None,
+    until: Annotated[str | None, Query(description="its end: a moment", examples=["-5m"])] = None,
 ) -> History:
     """Lists the store once, and reads the heads of few entries: those around marks."""
-    return _history(await store.history.page(limit, before))
+    begin, end = _asked_moment("since", since), _asked_moment("until", until)
+    page = await store.history.page(limit, before)
+    return _history(page, _timeline(page, parts, begin, end))

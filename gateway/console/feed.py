@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -18,6 +19,16 @@ log = structlog.get_logger()
 
 EVERY_S = 1.0
 MAX_SUBSCRIBERS = 64
+
+
+def _event(name: str, body: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(body, separators=(',', ':'), default=_as_json)}\n\n"
+
+
+def _as_json(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 class Feed:
@@ -79,15 +90,14 @@ class Feed:
 
     async def _work(self) -> None:
         while True:
-            event, body = "overview", dict[str, Any]()
             try:
-                body = await self._produce()
+                self._newest = _event("overview", await self._produce())
             except GatewayError as error:
-                event, body = "problem", error.body()
+                self._newest = _event("problem", error.body())
             except Exception as error:
                 log.error("the overview of the console cannot be made", exc_info=error)
-                event, body = "problem", GatewayError("the gateway failed unexpectedly", "its log says more").body()
-            self._newest = f"event: {event}\ndata: {json.dumps(body, separators=(',', ':'))}\n\n"
+                unexpected = GatewayError("the gateway failed unexpectedly", "its log says more")
+                self._newest = _event("problem", unexpected.body())
             self._number += 1
             self._wake()
             await asyncio.sleep(self._every_s)

@@ -25,5 +25,6 @@ Modules:
 - `deletion`: what goes with a snapshot that is deleted.
 - `replay`: find what a moment is restored from, and write the pages.
 - `history`: which moments can be restored, and what happened in between.
+- `volume`: how much was stored when. Pure.
 - `usage`: what cuts and requests cost. Pure.
 """

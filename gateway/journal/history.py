@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple, TypeVar
 from gateway.errors import CorruptSnapshot, NotFound, ObjectMissing, SnapshotError
 from gateway.journal.entry import Head, Kind
 from gateway.journal.sequence import Listed, Sequence
+from gateway.journal.volume import EntryTimes
 from gateway.snapshot.model import moment_of
 from gateway.snapshot.repository import Repository
 
@@ -78,7 +79,10 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """`snapshots` and `marks`: newest first. `before`: the number from which older marks go on, None at their end."""
+    """`snapshots` and `marks`: newest first. `before`: the number from which older marks go on, None at their end.
+
+    `listed`: all entries, in order. `times`: about when they were cut.
+    """
 
     window: Window | None
     snapshots: list[PastSnapshot]
@@ -87,6 +91,8 @@ class HistoryPage:
     before: int | None
     entries: int
     stored_bytes: int
+    listed: list[Listed]
+    times: EntryTimes
 
 
 class History:
@@ -121,7 +127,19 @@ class History:
             marks[limit - 1].number if len(marks) > limit else None,
             len(listed),
             sum(each.size_bytes for each in listed),
+            listed,
+            self._times(listed),
         )
+
+    def _times(self, listed: list[Listed]) -> EntryTimes:
+        """What is known without another request."""
+        heads = ((head.number, head.at) for head in self._heads.values())
+        snapshots = ((each.journal, each.at) for each in self._snapshots.values() if each.journal is not None)
+        # A merged entry was stored an hour after its cut.
+        single = (
+            (each.last, each.stored_at) for each in listed if each.first == each.last and each.key not in self._heads
+        )
+        return EntryTimes([*heads, *snapshots, *single])
 
     async def window(self) -> Window | None:
         """Return which moments can be restored; None if there is no snapshot that can be read."""

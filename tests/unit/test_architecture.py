@@ -21,7 +21,7 @@ PURE_MODULES = [
         "gateway.snapshot.unsaved_writes",
         "gateway.snapshot.retention",
     ),
-    *("gateway.snapshot.schedule", "gateway.lease.state", "gateway.journal.usage"),
+    *("gateway.snapshot.schedule", "gateway.lease.state", "gateway.journal.usage", "gateway.journal.volume"),
     *(
         "gateway.auth.access",
         "gateway.auth.ack",

@@ -180,12 +180,11 @@ events.addEventListener("signed-out", () => session && showSignIn("The session h
 window.addEventListener("hashchange", () => session && show({ focus: true }));
 
 const connection = byId("connection");
-function showConnection(_, state) {
+live.onState = (state) => {
   setText(connection, CONNECTION[state]);
   connection.dataset.state = state;
-}
-live.on(showConnection);
-showConnection(null, "connecting");
+};
+live.onState("connecting");
 
 async function begin() {
   try {

@@ -36,7 +36,10 @@ export class Live {
     this.#close();
   }
 
-  /** Call `watcher(newest, state)` now if there is an overview, and after each change, until `signal` aborts. */
+  /** Called with each change of `state`. */
+  onState = () => {};
+
+  /** Call `watcher(newest, state)` now if there is an overview, and with each later change, until `signal` aborts. */
   on(watcher, signal) {
     this.#watchers.add(watcher);
     signal?.addEventListener("abort", () => this.#watchers.delete(watcher), { once: true });
@@ -92,6 +95,7 @@ export class Live {
 
   #tell(state) {
     this.state = state;
-    for (const watcher of this.#watchers) watcher(this.newest, state);
+    this.onState(state);
+    if (this.newest) for (const watcher of this.#watchers) watcher(this.newest, state);
   }
 }

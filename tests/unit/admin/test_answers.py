@@ -21,8 +21,11 @@ from gateway.api.journal import (
     Flushed,
     History,
     HistoryGap,
+    HistoryHole,
     HistoryMark,
+    HistoryPart,
     HistorySnapshot,
+    HistoryTimeline,
     RestoredSnapshot,
     RestoredState,
     RestorePreview,
@@ -62,6 +65,9 @@ ANSWERED: dict[type[BaseModel], Any] = {
     HistoryGap: answers.HistoryGap,
     CheckReport: answers.CheckReport,
     CheckFinding: answers.CheckFinding,
+    HistoryHole: answers.HistoryHole,
+    HistoryPart: answers.HistoryPart,
+    HistoryTimeline: answers.HistoryTimeline,
 }
 
 

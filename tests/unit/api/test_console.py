@@ -222,6 +222,9 @@ def test_another_sign_in_ends_the_session_before(client: TestClient, gateway: Ga
 SEEN_BY_READERS = {
     "/admin/status",
     "/admin/history",
+    "/admin/databases",
+    "/admin/collections",
+    "/admin/collections/{collection}",
     "/admin/snapshot",
     "/admin/snapshot/{snapshot_id}",
     "/admin/jobs",

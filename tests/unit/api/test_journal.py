@@ -202,6 +202,7 @@ async def test_history_is_told(client: httpx.AsyncClient, gateway_process: Gatew
         await store.put(key_of(number), Entry.make(head, NO_PAGES, ()).data)
     found = (await client.get("/admin/history", params={"limit": 1})).json()
     assert found["gaps"] == [{"first": 3, "last": 3}]
+    assert found["timeline"] is None
     assert [each["id"] for each in found["snapshots"]] == [ID, OLDER]
     assert (found["oldest"], found["entries"], found["next"]) == (None, 3, 2)
     (mark,) = found["marks"]
@@ -243,3 +244,29 @@ async def test_what_a_kill_would_lose_is_told(client: httpx.AsyncClient, warned:
     """Where the store outlives the machine and nothing is saved in it by itself."""
     warnings = (await client.get("/readyz")).json()["warnings"]
     assert any("everything written since the latest snapshot is lost" in each for each in warnings) is warned
+
+
+async def test_the_picture_of_a_history(client: httpx.AsyncClient, gateway_process: Gateway) -> None:
+    """How much was written when, and between which moments entries are missing."""
+    store = gateway_process.vectorstore.journal.sequence._store
+    for number in (1, 2, 4):
+        head = Head(
+            number=number,
+            first=number,
+            epoch=2,
+            writer="w",
+            where="web-1:7",
+            kind=Kind.PAGES,
+            at=AT,
+            previous="",
+            run=1,
+            snapshot=ID,
+        )
+        await store.put(key_of(number), Entry.make(head, NO_PAGES, ()).data)
+    asked = {"parts": 10, "since": "-10s", "until": "-0s"}
+    timeline = (await client.get("/admin/history", params=asked)).json()["timeline"]
+    assert timeline["step_s"] == pytest.approx(1, abs=0.1)
+    assert sum(part["entries"] for part in timeline["parts"]) == 2, "the first one was read, and is of another time"
+    assert len(timeline["holes"]) == 1
+    for wrong in ({"since": "yesterday"}, {"since": "-1s", "until": "-2s"}, {"parts": 1001}):
+        assert (await client.get("/admin/history", params={"parts": 10} | wrong)).status_code == 400

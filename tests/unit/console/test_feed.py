@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,12 +18,13 @@ class Source:
     def __init__(self) -> None:
         self.made, self.beside = 0, 0
         self.error: Exception | None = None
+        self.more: dict[str, Any] = {}
 
     async def make(self) -> dict[str, Any]:
         self.made += 1
         if self.error is not None:
             raise self.error
-        return {"number": self.made}
+        return {"number": self.made, **self.more}
 
     async def watch(self) -> None:
         self.beside += 1
@@ -90,6 +92,17 @@ async def test_an_error_is_an_event(feed: Feed, source: Source) -> None:
         assert name == "problem"
         assert "secret" not in str(body)
         source.error = None
+        assert (await take(events, 1))[0][0] == "overview"
+
+
+async def test_what_has_no_form_in_json_does_not_end_the_feed(feed: Feed, source: Source) -> None:
+    """Moments are RFC 3339. Anything else is an error like others."""
+    source.more = {"at": datetime(2026, 11, 26, 20, 0, tzinfo=UTC)}
+    async with aclosing(feed.events()) as events:
+        assert (await take(events, 1))[0][1]["at"] == "2026-11-26T20:00:00+00:00"
+        source.more = {"at": object()}
+        assert (await take(events, 1))[0][0] == "problem"
+        source.more = {}
         assert (await take(events, 1))[0][0] == "overview"
 
 

@@ -138,8 +138,6 @@ export async function mount({ root, live, signal, mayAct, say, notify }) {
 
   let shown = "", spoken = null;
   live.on((now, state) => {
-    root.classList.toggle("stale", state !== "live");
-    if (!now) return;
     const tone = !now.ready ? "bad" : now.warnings.length ? "warn" : "ok";
     light.className = `light ${state === "live" ? tone : ""}`;
     setText(headline, now.ready ? (now.warnings.length ? "Ready, with warnings" : "Ready") : "Not ready");
