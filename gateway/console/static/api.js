@@ -1,6 +1,6 @@
 // Requests to the gateway, their errors, and jobs.
 
-import { h } from "./dom.js";
+import { h, marked } from "./dom.js";
 
 /** What the gateway refused, in Chroma's shape. `status` is 0 if it does not answer. */
 export class ApiError extends Error {
@@ -77,8 +77,8 @@ export function errorBox(error, again) {
   return h(
     "div",
     { class: "box bad", role: "alert" },
-    h("p", { class: "box-title" }, sentence(error.message || String(error))),
-    error.hint && h("p", {}, sentence(error.hint)),
+    h("p", { class: "box-title" }, marked(sentence(error.message || String(error)))),
+    error.hint && h("p", {}, marked(sentence(error.hint))),
     again && h("button", { class: "button", type: "button", onclick: again }, "Try again"),
   );
 }
@@ -86,7 +86,9 @@ export function errorBox(error, again) {
 /** "the store is away" → "The store is away." */
 export function sentence(text) {
   const whole = String(text).trim();
-  return whole.charAt(0).toUpperCase() + whole.slice(1) + (/[.!?:…]$/.test(whole) ? "" : ".");
+  // The name of a command, an address or a setting stays as it is.
+  const begin = /^[a-z]+[ ,]/.test(whole) ? whole.charAt(0).toUpperCase() + whole.slice(1) : whole;
+  return begin + (/[.!?:…]$/.test(whole) ? "" : ".");
 }
 
 /**

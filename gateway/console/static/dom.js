@@ -59,6 +59,11 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+/** A message of the gateway, for `h`: what stands between `backticks` becomes <code>. */
+export function marked(text) {
+  return String(text).split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
+}
+
 // ---------------------------------------------------------------------- numbers and times for people
 
 const UNITS = ["B", "KB", "MB", "GB", "TB", "PB"];

@@ -1,7 +1,7 @@
 // The overview: what an operator looks at first. It changes in place, once a second.
 
 import { at, follow, post, resultOf, sentence } from "../api.js";
-import { ago, bytes, duration, h, moment, number, replace, setText, svg } from "../dom.js";
+import { ago, bytes, duration, h, marked, moment, number, replace, setText, svg } from "../dom.js";
 
 export const title = "Overview";
 
@@ -102,10 +102,10 @@ const CARDS = [
       data_dir.free_bytes !== null && data_dir.free_bytes < Math.max(data_dir.size_bytes ?? 0, 1e9) ? ["low", "warn"] : null,
   },
   {
-    name: "Store",
+    name: "Store requests",
     value: ({ journal }) => number(journal.requests_last_hour),
     more: ({ journal }) =>
-      `journal requests in the last hour, about $${journal.requests_last_hour_usd.toFixed(4)} at S3's list price`,
+      `of the journal in the last hour, ${dollars(journal.requests_last_hour_usd)} at S3's list price`,
   },
   {
     name: "Memory",
@@ -184,6 +184,10 @@ export async function mount({ root, live, signal, mayAct, say, notify }) {
   }
 }
 
+function dollars(amount) {
+  return amount < 0.01 ? "less than $0.01" : `about $${amount.toFixed(2)}`;
+}
+
 function card({ name, value, more, mark = () => null, wide, spark }) {
   const badge = h("span", { class: "badge", hidden: true });
   const text = h("p", { class: "stat-value" }, "…");
@@ -231,15 +235,15 @@ function sparkline() {
 }
 
 function warning({ message, hint }) {
-  return h("li", { class: "box warn" }, h("p", { class: "box-title" }, sentence(message)), h("p", {}, hint));
+  return h("li", { class: "box warn" }, h("p", { class: "box-title" }, marked(sentence(message))), h("p", {}, marked(hint)));
 }
 
 function lastError({ at: when, message, hint }) {
   return h(
     "li",
     { class: "box bad" },
-    h("p", { class: "box-title" }, sentence(message)),
-    hint && h("p", {}, sentence(hint)),
+    h("p", { class: "box-title" }, marked(sentence(message))),
+    hint && h("p", {}, marked(sentence(hint))),
     h("p", { class: "small" }, moment(when)),
   );
 }
