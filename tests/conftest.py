@@ -8,6 +8,9 @@ import hypothesis
 import pytest
 import structlog
 
+# scripts/test-console runs these, with a browser.
+collect_ignore = ["console"]
+
 # How long an example takes says more about this machine than about the code.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
