@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def resident_bytes() -> int | None:
@@ -29,7 +29,7 @@ def limit_bytes() -> int | None:
 def _cgroup_limits() -> Iterator[int]:
     """The limits of this process's control groups, of version 1 and 2, and of those above them."""
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
         return
     for line in lines:

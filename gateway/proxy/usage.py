@@ -94,7 +94,8 @@ class Connections:
     """Connections of clients with a valid key, or without one where none is needed. Probes do not count.
 
     `python_clients`: by version of chromadb. `forwarded`: a proxy sent the first request. `encrypted`: it came to that
-    proxy over TLS. `clear`: it came from another machine without TLS, to this gateway or to that proxy.
+    proxy over TLS. `clear`: it came from another machine without TLS, to this gateway or to that proxy. A proxy that
+    does not say it is counted in neither.
     """
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ class Connections:
             self.forwarded += 1
         if head.forwarded_proto == b"https":
             self.encrypted += 1
-        elif head.forwarded_proto is not None or not peer.startswith(_LOCAL):
+        elif head.forwarded_proto is not None or (head.forwarded_for is None and not peer.startswith(_LOCAL)):
             self.clear += 1
         if head.user_agent is not None and (found := _PYTHON_CLIENT.match(head.user_agent)):
             version = found[1].decode()

@@ -46,6 +46,11 @@ def tls(facts: Facts) -> Answer:
         return passed(f"TLS ends in front: X-Forwarded-Proto was https in {access.encrypted} connection(s)")
     if not access.is_exposed:
         return passed("only this machine reaches the gateway")
+    if access.forwarded:
+        return unknown(
+            f"a proxy passed on {access.forwarded} connection(s), and does not say whether they came over TLS",
+            "let it set X-Forwarded-Proto",
+        )
     return unknown("no connection from another machine was seen yet", "look again when clients have come")
 
 

@@ -46,15 +46,14 @@ def embedding_function(facts: Facts) -> Answer:
             and each.function.name in _DEFAULT_FUNCTIONS
         )
 
-    collections = known(facts.collections)
-    if found := _names(collections, is_default):
-        return failed(
-            f"{len(found)} collection(s) have the default embedding function: a small model for English that reads the"
-            " first 256 tokens of a document",
-            "choose a model for your texts, name it as `embedding_function` of a new collection, and add all again",
-            named(found),
-        )
-    return passed(f"no collection has the default embedding function{_of(collections)}")
+    return _verdict(
+        facts,
+        is_default,
+        failed,
+        "have the default embedding function: a small model for English that reads the first 256 tokens of a document",
+        "choose a model for your texts, name it as `embedding_function` of a new collection, and add all again",
+        "no collection has the default embedding function",
+    )
 
 
 def dimension(facts: Facts) -> Answer:
@@ -64,15 +63,14 @@ def dimension(facts: Facts) -> Answer:
         made = _dimension(each.function) if each.function else None
         return None not in (made, each.collection.dimension) and made != each.collection.dimension
 
-    collections = known(facts.collections)
-    if found := _names(collections, fits_not):
-        return warned(
-            f"{len(found)} collection(s) name an embedding function whose vectors have another length than their"
-            " records: a query by text fails",
-            "give `embedding_function` of the model that made the vectors where the collection is opened and created",
-            named(found),
-        )
-    return passed(f"where the length is known, functions and records agree{_of(collections)}")
+    return _verdict(
+        facts,
+        fits_not,
+        warned,
+        "name an embedding function whose vectors have another length than their records: a query by text fails",
+        "give `embedding_function` of the model that made the vectors where the collection is opened and created",
+        "where the length is known, functions and records agree",
+    )
 
 
 def distance(facts: Facts) -> Answer:
@@ -86,15 +84,15 @@ def distance(facts: Facts) -> Answer:
             and all(abs(norm - 1) < _NORM_TOLERANCE for norm in each.norms)
         )
 
-    collections = known(facts.collections)
-    if found := _names(collections, is_l2):
-        return warned(
-            f"{len(found)} collection(s) compare texts by `l2`, and their vectors have the length 1: results have the"
-            " order of `cosine` and twice its distances, so thresholds and scores made for `cosine` are wrong",
-            "create them with `cosine` and add all again, or take half of each distance",
-            named(found),
-        )
-    return passed(f"no normalised text embeddings are compared by `l2`{_of(collections)}")
+    return _verdict(
+        facts,
+        is_l2,
+        warned,
+        "compare texts by `l2`, and their vectors have the length 1: results have the"
+        " order of `cosine` and twice its distances, so thresholds and scores made for `cosine` are wrong",
+        "create them with `cosine` and add all again, or take half of each distance",
+        "no normalised text embeddings are compared by `l2`",
+    )
 
 
 def index_settings(facts: Facts) -> Answer:
@@ -112,15 +110,15 @@ def index_settings(facts: Facts) -> Answer:
             or settings.ef_construction < settings.neighbors
         )
 
-    collections = known(facts.collections)
-    if found := _names(collections, is_too_small):
-        return warned(
-            f"{len(found)} collection(s) have HNSW parameters for fewer records: queries miss some of the nearest",
-            "raise `ef_search` with `collection.modify`; for 500,000 records and more, create it anew with"
-            " max_neighbors 32, ef_construction 400 and ef_search 200",
-            named(found),
-        )
-    return passed(f"the HNSW parameters fit the number of records{_of(collections)}")
+    return _verdict(
+        facts,
+        is_too_small,
+        warned,
+        "have HNSW parameters for fewer records: queries miss some of the nearest",
+        "raise `ef_search` with `collection.modify`; for 500,000 records and more, create it anew with"
+        " max_neighbors 32, ef_construction 400 and ef_search 200",
+        "the HNSW parameters fit the number of records",
+    )
 
 
 def metadata(facts: Facts) -> Answer:
@@ -129,15 +127,14 @@ def metadata(facts: Facts) -> Answer:
     def has_none(each: CollectionFacts) -> bool:
         return each.collection.records >= _LEAST_RECORDS and not each.has_metadata and not each.keys
 
-    collections = known(facts.collections)
-    if found := _names(collections, has_none):
-        return warned(
-            f"{len(found)} collection(s) have records without any metadata: they can neither be filtered nor be deleted"
-            " by their source",
-            "write at least the source of each record as its metadata",
-            named(found),
-        )
-    return passed(f"the collections of {_LEAST_RECORDS} records and more have metadata{_of(collections)}")
+    return _verdict(
+        facts,
+        has_none,
+        warned,
+        "have records without any metadata: they can neither be filtered nor be deleted by their source",
+        "write at least the source of each record as its metadata",
+        f"the collections of {_LEAST_RECORDS} records and more have metadata",
+    )
 
 
 def filters(facts: Facts) -> Answer:
@@ -173,8 +170,19 @@ def _dimension(function: EmbeddingFunction) -> int | None:
     return _DIMENSIONS.get((function.name, function.model))
 
 
-def _names(collections: Collections, condition: Callable[[CollectionFacts], bool]) -> list[str]:
-    return [each.name for each in collections.looked_at if condition(each)]
+def _verdict(
+    facts: Facts,
+    is_wrong: Callable[[CollectionFacts], bool],
+    answer: Callable[[str, str, str], Answer],
+    message: str,
+    advice: str,
+    all_right: str,
+) -> Answer:
+    """`answer` with `message` and `advice` if a collection is wrong, else a pass that says `all_right`."""
+    collections = known(facts.collections)
+    if names := [each.name for each in collections.looked_at if is_wrong(each)]:
+        return answer(f"{len(names)} collection(s) {message}", advice, named(names))
+    return passed(f"{all_right}{_of(collections)}")
 
 
 def _of(collections: Collections) -> str:

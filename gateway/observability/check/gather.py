@@ -1,6 +1,7 @@
 """Looks the facts of the production check up. What cannot be looked up is `Missing`; nothing is raised for it."""
 
 import asyncio
+import functools
 import importlib.metadata
 import re
 import time
@@ -143,8 +144,12 @@ class ProductionCheck:
         try:
             found = read_collection_facts(directory, [*chosen, *more])
             newest_row = newest_log_row(directory)
-        except GatewayError as error:
-            problem = Missing(error.message)
+        except (
+            GatewayError,
+            ValueError,
+            TypeError,
+        ) as error:  # also what is no JSON or no number in a damaged database
+            problem = Missing(str(error))
             return _Looked(same_disk, problem, problem, problem)
         ids = {each.id for each in chosen}
         looked_at = tuple(each for each in found if each.collection.id in ids)
@@ -268,6 +273,7 @@ def _index_bytes(collection: Collection) -> int:
     return collection.records * (4 * collection.dimension + _ELEMENT_BYTES) if collection.dimension else 0
 
 
+@functools.cache
 def _supported() -> tuple[str, str]:
     """The oldest chromadb that this package asks for, and the first that it does not take."""
     required = next(filter(_BOUND.fullmatch, importlib.metadata.requires("chroma-gateway") or ()), "")

@@ -21,7 +21,7 @@ MANY = 10_000
 def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CollectionFacts]:
     path = tmp_path_factory.mktemp("facts")
     random = np.random.default_rng(0)
-    units = random.normal(size=(40, 8))
+    units = random.normal(size=(60, 8))  # more than are read at one end
     units /= np.linalg.norm(units, axis=1, keepdims=True)
     with bare_chroma(path) as chroma:
         client = chroma.client()
@@ -30,7 +30,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CollectionFacts
             embedding_function=None,
             configuration={"hnsw": {"ef_search": 33, "sync_threshold": 20, "batch_size": 10}},
         )
-        for start in range(0, 40, 10):
+        for start in range(0, 60, 10):
             ids = [f"{number:03}" for number in range(start, start + 10)]
             texts.add(ids=ids, embeddings=units[start : start + 10].tolist(), documents=ids)
         texts.add(ids=["zzz"], embeddings=[[1.0] + [0.0] * 7], metadatas=[{"source": "book"}])
@@ -82,7 +82,7 @@ def test_the_embedding_function_is_read(told: dict[str, object], function: Embed
 
 
 def test_ten_thousand_collections_cost_what_is_asked_for(data_dir: Path) -> None:
-    """Five hundred of ten thousand collections take about as long as five hundred of five hundred."""
+    """Neither the list of collections nor the facts of some look through all segments for each collection."""
     with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:
         ((database_id, config, schema),) = database.execute(
             "select database_id, config_json_str, schema_str from collections limit 1"
@@ -97,10 +97,10 @@ def test_ten_thousand_collections_cost_what_is_asked_for(data_dir: Path) -> None
             "insert into segments (id, type, scope, collection) values (?, 'x', ?, ?)",
             [(f"{scope}{each}", scope, each) for each in ids for scope in ("VECTOR", "METADATA")],
         )
+    began_s = time.process_time()
     collections = read_contents(data_dir).collections
     assert len(collections) > MANY
-    began_s = time.process_time()
     found = read_collection_facts(data_dir, collections[:500])
-    assert time.process_time() - began_s < 2
+    assert time.process_time() - began_s < 5
     assert len(found) == 500
     assert json.loads(schema)["keys"]

@@ -66,6 +66,7 @@ def test_nothing_grows_without_an_end() -> None:
         (b"::1", (), (0, 0, 0)),
         (REMOTE, (), (0, 0, 1)),
         (LOCAL, ("X-Forwarded-For: 8.8.8.8",), (1, 0, 0)),
+        (REMOTE, ("X-Forwarded-For: 8.8.8.8",), (1, 0, 0)),
         (LOCAL, ("X-Forwarded-For: 8.8.8.8", "X-Forwarded-Proto: http"), (1, 0, 1)),
         (REMOTE, ("X-Forwarded-For: 8.8.8.8", "X-Forwarded-Proto: HTTPS"), (1, 1, 0)),
     ],

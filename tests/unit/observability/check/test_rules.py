@@ -110,6 +110,7 @@ CASES: list[tuple[Rule, Status, dict[str, Any]]] = [
     (tls, "pass", {"access": LAPTOP}),
     (tls, "warn", {"access": {"clear": 1}}),
     (tls, "unknown", {"access": {"encrypted": 0, "forwarded": 0}}),
+    (tls, "unknown", {"access": {"encrypted": 0}}),
     (limits, "pass", {}),
     (limits, "pass", {"access": LAPTOP}),
     (limits, "pass", {"access": {"limited": False}}),
