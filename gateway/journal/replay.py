@@ -59,7 +59,7 @@ async def find_point(sequence: Sequence, repository: Repository, at: datetime | 
 
 
 async def _find_point(sequence: Sequence, repository: Repository, at: datetime | None) -> RestorePoint | None:
-    line = _Line(sequence, not_covered(await sequence.entries()))
+    line = Line(sequence, not_covered(await sequence.entries()))
     target = await line.newest_at(at)
     if target is None:
         return await _snapshot_alone(repository, at)
@@ -82,7 +82,7 @@ async def _find_point(sequence: Sequence, repository: Repository, at: datetime |
     return RestorePoint(base, target.at, entries, target)
 
 
-class _Line:
+class Line:
     """The entries `listed`, oldest first. Their heads are read as they are needed, and may be damaged."""
 
     def __init__(self, sequence: Sequence, listed: list[Listed]) -> None:

@@ -15,6 +15,7 @@ from gateway.lease.lease import read_lease_state
 from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.vectorstore import Phase, VectorStore
+from tests.unit.journal.lines import BASE, LAST, LATER, fill, snapshot_at, snapshot_id
 from tests.unit.snapshot.stores import MemoryStore
 
 
@@ -182,3 +183,26 @@ async def test_a_start_that_demands_an_unknown_snapshot_takes_the_lease_from_no_
 
 async def not_running() -> bool:
     return False
+
+
+async def test_moments_that_need_a_deleted_snapshot_go_first(
+    served: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So history never lists what cannot be restored, wherever the deletion ends."""
+    store = served.journal.sequence._store
+    await fill(store)
+    await snapshot_at(store, LATER, position=3)
+    monkeypatch.setattr(served.journal, "needs", lambda _: False)
+    deleted = served.repository.delete
+
+    async def fails(_: str) -> None:
+        raise StorageUnavailable("the store is away")
+
+    monkeypatch.setattr(served.repository, "delete", fails)
+    with pytest.raises(StorageUnavailable):
+        await served.operations.delete(snapshot_id(LATER))
+    numbers = [each.last for each in await served.journal.sequence.entries()]
+    assert numbers == [*range(1, LATER + 1), LAST]
+    monkeypatch.setattr(served.repository, "delete", deleted)
+    await served.operations.delete(snapshot_id(LATER))
+    assert [each async for each in served.repository.newest_first()] == [snapshot_id(BASE - 1)]

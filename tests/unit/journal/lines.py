@@ -6,7 +6,7 @@ from gateway.journal.entry import NO_PAGES, Entry, Head, Kind
 from gateway.journal.replay import RestorePoint, find_point
 from gateway.journal.sequence import Sequence, key_of
 from gateway.snapshot.repository import Repository
-from gateway.storage import FileStorage
+from gateway.storage import Storage
 from tests.unit.snapshot.manifests import SEGMENT, manifest
 
 T0 = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
@@ -18,7 +18,7 @@ def at(number: float) -> datetime:
     return T0 + timedelta(seconds=number * 10)
 
 
-async def fill(store: FileStorage) -> None:
+async def fill(store: Storage) -> None:
     """A seal, and a cut each ten seconds, of one run, with two snapshots."""
     for number in range(1, LAST + 1):
         is_seal = number == 1
@@ -43,11 +43,13 @@ def snapshot_id(number: int) -> str:
     return f"{at(number):%Y%m%dT%H%M%SZ}-000000"
 
 
-async def snapshot_at(store: FileStorage, number: int, *, position: int = 2, journal: int | None = -1) -> None:
-    """`position`: of its index. `journal`: as in its manifest; by default, `number`."""
+async def snapshot_at(
+    store: Storage, number: int, *, position: int = 2, journal: int | None = -1, clock: timedelta = timedelta(0)
+) -> None:
+    """`position`: of its index. `journal`: as in its manifest; by default, `number`. `clock`: how wrong it was."""
     found = manifest(snapshot_id(number))
     changes = {
-        "snapshot": found.snapshot.model_copy(update={"created_at": at(number)}),
+        "snapshot": found.snapshot.model_copy(update={"created_at": at(number) + clock}),
         "journal": number if journal == -1 else journal,
         "positions": {SEGMENT: position},
     }
@@ -55,7 +57,7 @@ async def snapshot_at(store: FileStorage, number: int, *, position: int = 2, jou
     await store.put(f"snapshots/{snapshot_id(number)}/manifest.json", data)
 
 
-async def point(store: FileStorage, moment: datetime | None) -> RestorePoint:
+async def point(store: Storage, moment: datetime | None) -> RestorePoint:
     found = await find_point(Sequence(store), Repository(store), moment)
     assert found is not None
     return found

@@ -24,12 +24,13 @@ from gateway.journal.entry import Entry, Kind
 from gateway.journal.journal import Base, Journal, JournalOptions, why_behind
 from gateway.journal.merge import Merger
 from gateway.journal.plan import chain
-from gateway.journal.replay import RestorePoint, replay
+from gateway.journal.replay import Line, RestorePoint, replay
 from gateway.journal.sequence import Sequence, Superseded, key_of
 from gateway.lease.data_dir_state import DataDirState
 from gateway.lease.election import LeaderElection, LeaderRole
 from gateway.snapshot.blocks import page_digests
 from gateway.snapshot.capture import scan_database
+from gateway.storage import ObjectInfo
 from tests.unit.journal.memory_store import MemoryStore
 
 PAGE_BYTES = 4096
@@ -290,6 +291,39 @@ async def test_positions(running: Lab) -> None:
         await running.journal.stored(f"{epoch}-{int(number) + 1}")
 
 
+async def test_a_position_from_before_the_seal_is_known_by_its_process_only(running: Lab) -> None:
+    """Of another process it cannot be told whether what was written there was stored."""
+    running.write()
+    position = running.journal.position
+    assert position.startswith("0-")
+    await running.journal.stored(position)
+    await running.journal.stored(position)  # also once the lease is taken
+    with pytest.raises(Conflict, match="cannot be told"):
+        await running.journal.stored(f"0-{running.journal._unsealed + 1}")
+
+
+async def test_the_newest_entry_is_looked_for_after_the_one_that_is_known(running: Lab) -> None:
+    """A start asks for it several times: the whole list is read once."""
+    listed, sequence = list[str](), Sequence(running.store.storage)
+    list_after = running.store.list
+    for _ in range(3):
+        running.write()
+        await running.save()
+
+    def noted(prefix: str, after: str = "") -> AsyncIterator[ObjectInfo]:
+        listed.append(after)
+        return list_after(prefix, after)
+
+    running.store.list = noted  # type: ignore[method-assign]
+    for _ in range(2):
+        newest = await sequence.newest()
+        assert newest is not None
+        running.write()
+        await running.save()
+    assert [each for each in listed if each] == [key_of(0), key_of(newest.head.number - 1)]
+    assert (await sequence.newest()) == running.journal._newest
+
+
 async def test_a_cut_that_fails_leaves_a_mark_under_its_number(
     running: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -410,8 +444,11 @@ async def _with_a_fault(path: Path, store: MemoryStore, at: int, fate: str) -> i
     return requests
 
 
-async def test_a_clock_that_is_set_back_makes_no_moment_older(running: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    for hours in (0, -1, -2, 3):
+async def test_a_clock_that_is_set_back_makes_no_moment_older(
+    running: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each moment is that of one entry, which `restore --at` finds. Merging leaves the newest of them."""
+    for hours in (0, -1, -2, -2, 3):
 
         class Clock:
             @staticmethod
@@ -421,10 +458,19 @@ async def test_a_clock_that_is_set_back_makes_no_moment_older(running: Lab, monk
         monkeypatch.setattr("gateway.journal.journal.datetime", Clock)
         running.write()
         await running.save()
-    heads = [(await running.journal.sequence.read(each.key)).head for each in await running.journal.sequence.entries()]
+    sequence = running.journal.sequence
+    heads = [(await sequence.read(each.key)).head for each in await sequence.entries()]
     moments = [head.at for head in heads]
     assert moments == sorted(moments)
     assert len(set(moments)) == len(moments)
+    line = Line(sequence, await sequence.entries())
+    assert [await line.newest_at(at) for at in moments] == heads
+    assert await Merger(sequence).merge_old(datetime.now(UTC) - timedelta(hours=1)) == 0, "nothing is old by this clock"
+    assert await Merger(sequence).merge_old(datetime.now(UTC) + timedelta(hours=9)) >= 3
+    for each in await sequence.entries():
+        if each.last in running.moments:
+            assert await running.restored(each.last, tmp_path / f"{each.last}") == running.moments[each.last]
+    assert (await sequence.entries())[-1].last == heads[-1].number
 
 
 async def test_what_is_deleted_last_is_stored_too(running: Lab) -> None:

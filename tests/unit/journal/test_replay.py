@@ -1,5 +1,6 @@
 """What a moment is restored from, also where entries are missing or damaged: nothing is skipped."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from gateway.errors import CorruptSnapshot, NothingToRestore
 from gateway.journal.sequence import key_of
 from gateway.storage import FileStorage
-from tests.unit.journal.lines import BASE, LAST, LATER, at, fill, point, snapshot_id
+from tests.unit.journal.lines import BASE, LAST, LATER, at, fill, point, snapshot_at, snapshot_id
 
 
 @pytest.fixture
@@ -37,6 +38,20 @@ async def test_each_moment_comes_from_the_newest_snapshot_before_it(store: FileS
     assert (await point(store, None)).at == at(LAST)
     with pytest.raises(NothingToRestore):
         await point(store, at(0))
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_was_set_does_not_change_what_is_restored(store: FileStorage, hours: int) -> None:
+    """Numbers tell what came first: of a snapshot that says to be an hour older or newer, as well."""
+    await snapshot_at(store, LATER, clock=timedelta(hours=hours))
+    for number in range(BASE, LAST + 1):
+        for moment in (at(number), at(number + 0.5)):
+            found = await point(store, moment)
+            # At its own number it may have more than the entry: then the entry is restored.
+            base = LATER if number > LATER or (number == LATER and hours < 0) else BASE - 1
+            assert (found.manifest.snapshot.id, len(found.entries)) == (snapshot_id(base), number - base)
+            assert found.head is None or found.at == at(number)
+    assert (await point(store, None)).at == at(LAST)
 
 
 @pytest.mark.parametrize("how", ["missing", "cut off", "flipped"])
