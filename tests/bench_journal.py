@@ -51,8 +51,12 @@ def percentile(values: list[float], part: float) -> float:
 
 def collection_of(url: str) -> str:
     """The collection that is written to. The large one is not: syncs of its index would decide how fast writes are."""
-    made = {"name": "written", "get_or_create": True}
-    return str(httpx.post(f"{url}{COLLECTIONS}", json=made, timeout=60).raise_for_status().json()["id"])
+    with httpx.Client(base_url=url, timeout=60) as http:
+        made = http.post(COLLECTIONS, json={"name": "written", "get_or_create": True}).raise_for_status()
+        path = f"{COLLECTIONS}/{made.json()['id']}"
+        if not http.get(f"{path}/count").json():
+            http.post(f"{path}/upsert", json=body(1000)).raise_for_status()
+        return str(made.json()["id"])
 
 
 class Load(NamedTuple):
