@@ -4,13 +4,13 @@ import fcntl
 import os
 import random
 import socket
-import tempfile
 from pathlib import Path
 
 # Below those that the kernel gives to outgoing connections and to "any port" (32768 and above, by default), so that
 # none of them takes a port between the moment it is chosen and the moment a server listens on it.
 _FIRST, _LAST = 12_000, 32_000
-_CLAIMS = Path(tempfile.gettempdir()) / f"test-ports-{os.getuid()}"
+# Not in TMPDIR, which other runs of the tests do not share.
+_CLAIMS = Path("/tmp") / f"test-ports-{os.getuid()}"
 _claimed: list[int] = []
 
 
