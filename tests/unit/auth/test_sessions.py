@@ -163,6 +163,7 @@ def test_a_header_goes_before_the_cookie() -> None:
         f"{SESSION_COOKIE}=cgw_0123456789ab_{'a' * 43}".encode(),
         b"\xff\xfe=\x80",
     ],
+    ids=["none", "another", "short", "another name", "too long", "a key", "no text"],  # not the token, which is random
 )
 def test_other_cookies_hold_nothing(value: bytes) -> None:
     """They are no credentials, so they do not keep decisions out of the cache either."""
