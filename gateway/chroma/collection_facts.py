@@ -42,7 +42,7 @@ class EmbeddingFunction(NamedTuple):
 class CollectionFacts(NamedTuple):
     """One collection.
 
-    `keys`: those that any record's metadata ever had; None if the collection has no schema, as before chromadb 1.3.
+    `keys`: those that any record's metadata ever had; None if the collection has no schema, as an old one.
     `has_metadata`, `has_documents`: whether any of the records that were read has some. `oldest`: when the oldest of
     them was written. `norms`: lengths of some of its vectors.
     """

@@ -384,6 +384,16 @@ class Manifests:
     def _may_save_summaries(self) -> bool:
         return False
 
+    async def newest_verified(self) -> tuple[str, Verification] | None:
+        """Return the newest snapshot that was verified, and with what result; None if none of the newest 1,000 was."""
+        listing = await self._newest(_COUNTED_ANEW)
+        for snapshot_id in listing.ids:
+            if (info := listing.verified.get(snapshot_id)) is not None and (
+                verification := await self._verification(snapshot_id, info)
+            ) is not None:
+                return snapshot_id, verification
+        return None
+
     async def failed_verifications(self, listing: Listing) -> set[str]:
         """Return those snapshots of `listing` whose latest verification failed."""
         failed = set[str]()

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from gateway.chroma.collection_facts import CollectionFacts
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.model import Snapshot, Verification
 
 _T = TypeVar("_T")
 
@@ -149,13 +149,18 @@ class Monitoring:
 
 @dataclass(frozen=True)
 class Facts:
-    """All of them, at the moment `now`. `snapshots` are the newest ones, newest first. `max_batch`: of Chroma."""
+    """All of them, at the moment `now`.
+
+    `snapshots` are the newest ones, newest first. `verified`: the newest one that was ever verified, and with what
+    result. `max_batch`: of Chroma.
+    """
 
     now: datetime
     uptime_s: float
     readiness: Readiness
     saving: Saving
     snapshots: tuple[Snapshot, ...] | Missing
+    verified: tuple[str, Verification] | Missing | None
     access: Access
     collections: Collections | Missing
     queried: tuple[QueriedCollection, ...] | Missing

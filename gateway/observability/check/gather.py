@@ -40,7 +40,7 @@ from gateway.observability.check.rules import RULES
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.memory import limit_bytes
 from gateway.proxy.data_path import DataPath
-from gateway.snapshot.model import Snapshot
+from gateway.snapshot.model import Snapshot, Verification
 from gateway.vectorstore import Phase, VectorStore
 
 MAX_COLLECTIONS = 500
@@ -80,7 +80,7 @@ class ProductionCheck:
             return report_of(RULES, facts, round(time.monotonic() - began_s, 3))
 
     async def _facts(self) -> Facts:
-        usage, snapshots, max_batch = await asyncio.gather(
+        usage, (snapshots, verified), max_batch = await asyncio.gather(
             # Measured anew: an operator who has followed an advice checks again at once.
             self._collector.disk_usage(0),
             self._snapshots(),
@@ -101,6 +101,7 @@ class ProductionCheck:
             readiness=Readiness(readiness.phase is Phase.READY, readiness.reason, tuple(store.warnings)),
             saving=self._saving(looked.same_disk),
             snapshots=snapshots,
+            verified=verified,
             access=self._access(),
             collections=looked.collections,
             queried=looked.queried,
@@ -115,14 +116,18 @@ class ProductionCheck:
 
     # ------------------------------------------------------------------ asked
 
-    async def _snapshots(self) -> tuple[Snapshot, ...] | Missing:
+    async def _snapshots(self) -> tuple[tuple[Snapshot, ...] | Missing, tuple[str, Verification] | Missing | None]:
+        """The newest snapshots, and the newest that was verified."""
+        repository = self._vectorstore.repository
         try:
             async with asyncio.timeout(_STORE_TIMEOUT_S):
-                return tuple((await self._vectorstore.repository.page(_MAX_SNAPSHOTS)).snapshots)
+                page = await repository.page(_MAX_SNAPSHOTS)
+                return tuple(page.snapshots), await repository.newest_verified()
         except TimeoutError:
-            return Missing(f"the store does not answer within {_STORE_TIMEOUT_S:g} s")
+            missing = Missing(f"the store does not answer within {_STORE_TIMEOUT_S:g} s")
         except GatewayError as error:
-            return Missing(error.message)
+            missing = Missing(error.message)
+        return missing, missing
 
     async def _max_batch(self) -> int | Missing:
         try:

@@ -77,30 +77,28 @@ def _rarely(message: str) -> Answer:
 
 
 def backup(facts: Facts) -> Answer:
-    """Whether there is a snapshot, and whether one of the newest was verified in the last 30 days."""
-    snapshots = known(facts.snapshots)
+    """Whether there is a snapshot, and whether a newest one was verified in the last 30 days."""
+    snapshots, verified = known(facts.snapshots), known(facts.verified)
     if not snapshots:
         return failed("there is no snapshot", "take one: `chroma-gateway snapshot`; then `chroma-gateway verify`")
-    damaged = [each.id for each in snapshots if each.state == "damaged"]
-    verified = [(each, each.verified) for each in snapshots if each.verified is not None]
-    if damaged or (verified and not verified[0][1].ok):
-        bad = damaged or [verified[0][0].id]
+    bad = [each.id for each in snapshots if each.state == "damaged"]
+    if verified is not None and not verified[1].ok:
+        bad.append(verified[0])
+    if bad:
         return failed(
             "a snapshot cannot be restored",
             "take another one and verify it; `chroma-gateway show` says why",
             named(bad),
         )
-    if not verified:
-        return warned(
-            f"none of the newest {len(snapshots)} snapshot(s) was ever verified", "run `chroma-gateway verify latest`"
-        )
-    newest, result = verified[0]
+    if verified is None:
+        return warned("no snapshot was ever verified", "run `chroma-gateway verify latest`, best every day or week")
+    snapshot_id, result = verified
     if facts.now - result.at > _VERIFIED_WITHIN:
         return warned(
-            f"{newest.id} was verified {(facts.now - result.at).days} days ago, and none since",
-            "run `chroma-gateway verify latest`, best once a month",
+            f"{snapshot_id} was verified {(facts.now - result.at).days} days ago, and none since",
+            "run `chroma-gateway verify latest`, best every day or week",
         )
-    return passed(f"{newest.id} was verified at {result.at:%Y-%m-%d %H:%M} UTC, level {result.level}")
+    return passed(f"{snapshot_id} was verified at {result.at:%Y-%m-%d %H:%M} UTC, level {result.level}")
 
 
 def retention(facts: Facts) -> Answer:

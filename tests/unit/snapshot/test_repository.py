@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gateway.errors import CorruptSnapshot, IncompatibleSnapshot, NotFound, StorageUnavailable
 from gateway.lease.state import LeaseState
-from gateway.snapshot.model import FORMAT, Manifest
+from gateway.snapshot.model import FORMAT, Manifest, Verification
 from gateway.snapshot.repository import Repository
 from gateway.storage.protocol import ObjectInfo
 from tests.unit.snapshot.leaders import candidate
@@ -44,6 +45,19 @@ async def test_snapshots_are_listed_newest_first() -> None:
     assert [snapshot.id for snapshot in await repository.snapshots()] == [NEWER, ID, OLDER]
     assert await repository.resolve("latest") == NEWER
     assert await repository.resolve(OLDER) == OLDER
+
+
+async def test_the_newest_verification_is_found_without_its_manifest() -> None:
+    """The newest snapshots need not be verified, and the latest result of one counts."""
+    store, at = MemoryStore(), datetime(2026, 11, 22, tzinfo=UTC)
+    repository = Repository(store)
+    for snapshot_id in (OLDER, ID, NEWER):
+        await stored(store, snapshot_id, (b"database",))
+    assert await repository.newest_verified() is None
+    for snapshot_id, ok in ((OLDER, True), (ID, False), (ID, True)):
+        verification = Verification(ok=ok, level="data", at=at)
+        await repository.save_verification(snapshot_id, verification)
+        assert await repository.newest_verified() == (snapshot_id, verification)
 
 
 class Lagging(MemoryStore):

@@ -27,20 +27,19 @@ NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
 SNAPSHOT_ID = "20261127T110000Z-3f9a1c"
 
 
-def snapshot(verified: Verification | None = None, **changes: Any) -> Snapshot:
+def snapshot(**changes: Any) -> Snapshot:
     return Snapshot(
         **{
             "id": SNAPSHOT_ID,
             "created_at": NOW - timedelta(hours=1),
             "chroma_version": "1.5.9",
-            "verified": verified,
             **changes,
         }
     )
 
 
-def verification(*, ok: bool = True, age: timedelta = timedelta(days=1)) -> Verification:
-    return Verification(ok=ok, level="boot", at=NOW - age)
+def verified(*, ok: bool = True, age: timedelta = timedelta(days=1)) -> tuple[str, Verification]:
+    return SNAPSHOT_ID, Verification(ok=ok, level="boot", at=NOW - age)
 
 
 def collection(records: int = 1000, dimension: int | None = 1536, **changes: Any) -> CollectionFacts:
@@ -83,7 +82,8 @@ CLEAN = Facts(
         role="writer",
         conditional_writes="kept",
     ),
-    snapshots=(snapshot(verification()),),
+    snapshots=(snapshot(),),
+    verified=verified(),
     access=Access(
         host="0.0.0.0",  # nothing listens
         is_loopback=False,
