@@ -24,7 +24,7 @@ export async function mountCollection(page) {
   let collection = await get(at`/admin/collections/${id}`, { signal });
   page.title(collection.name);
 
-  const facts = h("section", { class: "card" });
+  const facts = h("section", { class: "card facts" });
   const work = h("div", { class: "stack" });
   root.append(
     crumbs(page, ["collections", "Collections"]),

@@ -92,6 +92,7 @@ export function trainingResult(result) {
     const named = Array.isArray(found) ? found.map((name) => [name, ""]) : Object.entries(found);
     return named.map(([name, why]) => ({ name, label, tone, why: Array.isArray(why) ? why.join("; ") : why }));
   });
+  const heads = ["Document", "Outcome", ...(rows.some(({ why }) => why) ? ["Reason"] : [])];
   const title = result.dry_run
     ? `Training would write to ${result.collection}`
     : `${number(result.written)} chunks written to ${result.collection}, ${number(result.deleted)} deleted`;
@@ -105,12 +106,12 @@ export function trainingResult(result) {
         h(
           "table",
           {},
-          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Document"), h("th", { scope: "col" }, "Outcome"), h("th", { scope: "col" }, "Reason"))),
+          h("thead", {}, h("tr", {}, heads.map((each) => h("th", { scope: "col" }, each)))),
           h(
             "tbody",
             {},
             rows.slice(0, MOST_SHOWN).map(({ name, label, tone, why }) =>
-              h("tr", {}, h("td", {}, name), h("td", {}, badge(label, tone)), h("td", {}, cut(why))),
+              h("tr", {}, h("td", {}, name), h("td", {}, badge(label, tone)), heads.length > 2 && h("td", {}, cut(why))),
             ),
           ),
         ),
