@@ -4,9 +4,12 @@ Nothing here reads the store at each turn: `watch_store` looks at it after each 
 """
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
+from gateway.errors import GatewayError
+from gateway.jobs import Jobs
 from gateway.journal.plan import restore_s
 from gateway.observability.advice import advice_on
 from gateway.observability.health import Health
@@ -23,8 +26,8 @@ _FAILED = 500
 class Overview:
     """Makes the overview. `Health` knows all but what is counted between two turns."""
 
-    def __init__(self, health: Health, vectorstore: VectorStore, counters: Counters) -> None:
-        self._health, self._vectorstore, self._counters = health, vectorstore, counters
+    def __init__(self, health: Health, vectorstore: VectorStore, counters: Counters, jobs: Jobs) -> None:
+        self._health, self._vectorstore, self._counters, self._jobs = health, vectorstore, counters, jobs
         self._store: dict[str, Any] | None = None
         self._counts: list[tuple[float, int, int, int]] = []
         """When, and how many requests there had been by then: reads, writes, and those that failed."""
@@ -50,18 +53,30 @@ class Overview:
         }
 
     async def watch_store(self) -> None:
-        """Look at the store until cancelled: after each operation, and now and then."""
-        operations = self._vectorstore.operations
-        looked_at_s, was = float("-inf"), operations.current
+        """Look at the store until cancelled: after each operation and each job, and now and then."""
+        looked_at_s, was = float("-inf"), self._under_way()
         while True:
-            now_s, current = time.monotonic(), operations.current
-            if was is not None and current != was:
-                looked_at_s = float("-inf")  # an operation has ended
+            now_s, current = time.monotonic(), self._under_way()
+            if was - current:
+                looked_at_s = float("-inf")
             was = current
             if now_s - looked_at_s >= _LOOK_AT_STORE_EVERY_S:
                 self._store = await self._health.store()
+                await self._find_window()
                 looked_at_s = now_s
             await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _under_way(self) -> set[str]:
+        """The operation and the jobs."""
+        operation = self._vectorstore.operations.current
+        return {each.id for each in self._jobs.all() if each.state == "running"} | ({operation} if operation else set())
+
+    async def _find_window(self) -> None:
+        """Look which moments can be restored, unless that is known: soon after the start it is not."""
+        history = self._vectorstore.history
+        if history.known is None and self._vectorstore.journal.is_on:
+            with contextlib.suppress(GatewayError):  # the state of the store says why
+                await history.window()
 
     def _restore_s(self, recovery_s: float) -> float | None:
         """About how long a restore of the newest state would take now; None without a snapshot."""

@@ -71,10 +71,10 @@ class Gateway:
         )
         self.collector = MetricsCollector(self.metrics, self.data_path, self.vectorstore)
         self.health = Health(settings, self.vectorstore, self.collector)
-        overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters)
-        self.feed = Feed(overview.make, overview.watch_store)
         self.check = ProductionCheck(settings, self.keyring, self.vectorstore, self.data_path, self.collector)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
+        overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters, self.jobs)
+        self.feed = Feed(overview.make, overview.watch_store)
         self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
         self.trainer = _trainer(settings, self.vectorstore)
 

@@ -22,6 +22,7 @@ PURE_MODULES = [
         "gateway.snapshot.retention",
     ),
     *("gateway.snapshot.schedule", "gateway.lease.state", "gateway.journal.usage", "gateway.journal.volume"),
+    "gateway.observability.advice",
     *(
         "gateway.auth.access",
         "gateway.auth.ack",

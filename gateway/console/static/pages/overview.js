@@ -1,6 +1,6 @@
 // The overview: what an operator looks at first. It changes in place, once a second.
 
-import { at, follow, post, resultOf, sentence } from "../api.js";
+import { follow, post, resultOf, sentence } from "../api.js";
 import { ago, bytes, duration, h, marked, moment, number, replace, setText, svg } from "../dom.js";
 
 export const title = "Overview";
@@ -176,11 +176,9 @@ export async function mount({ root, live, signal, mayAct, say, notify }) {
   }
 
   function verifyNewest({ currentTarget }) {
-    const id = live.newest?.store?.last_snapshot?.id;
-    if (!id) return notify("There is no snapshot to verify.", "warn");
-    const job = post(at`/admin/snapshot/${id}/verify`, {}, { query: { wait: false } });
+    const job = post("/admin/snapshot/latest/verify", {}, { query: { wait: false } });
     run(currentTarget, job, (found) =>
-      found.ok ? `Snapshot ${id} can be restored.` : `Snapshot ${id} is damaged: ${found.problems.join("; ")}.`);
+      found.ok ? "The newest snapshot can be restored." : `The newest snapshot is damaged: ${found.problems.join("; ")}.`);
   }
 }
 
