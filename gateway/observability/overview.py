@@ -6,6 +6,7 @@ Nothing here reads the store at each turn: `watch_store` looks at it after each 
 import asyncio
 import contextlib
 import time
+from datetime import datetime
 from typing import Any
 
 from gateway.errors import GatewayError
@@ -13,6 +14,7 @@ from gateway.jobs import Jobs
 from gateway.journal.plan import restore_s
 from gateway.observability.advice import advice_on
 from gateway.observability.health import Health
+from gateway.observability.metrics import Metrics
 from gateway.proxy.counters import Counters
 from gateway.vectorstore import VectorStore
 
@@ -26,8 +28,11 @@ _FAILED = 500
 class Overview:
     """Makes the overview. `Health` knows all but what is counted between two turns."""
 
-    def __init__(self, health: Health, vectorstore: VectorStore, counters: Counters, jobs: Jobs) -> None:
-        self._health, self._vectorstore, self._counters, self._jobs = health, vectorstore, counters, jobs
+    def __init__(
+        self, health: Health, vectorstore: VectorStore, counters: Counters, jobs: Jobs, metrics: Metrics
+    ) -> None:
+        self._health, self._vectorstore, self._counters = health, vectorstore, counters
+        self._jobs, self._metrics = jobs, metrics
         self._store: dict[str, Any] | None = None
         self._counts: list[tuple[float, int, int, int]] = []
         """When, and how many requests there had been by then: reads, writes, and those that failed."""
@@ -53,23 +58,23 @@ class Overview:
         }
 
     async def watch_store(self) -> None:
-        """Look at the store until cancelled: after each operation and each job, and now and then."""
-        looked_at_s, was = float("-inf"), self._under_way()
+        """Look at the store until cancelled: after each snapshot and each job, and now and then."""
+        looked_at_s, was = float("-inf"), self._newest()
         while True:
-            now_s, current = time.monotonic(), self._under_way()
-            if was - current:
+            now_s, newest = time.monotonic(), self._newest()
+            if newest != was:
                 looked_at_s = float("-inf")
-            was = current
+            was = newest
             if now_s - looked_at_s >= _LOOK_AT_STORE_EVERY_S:
                 self._store = await self._health.store()
                 await self._find_window()
                 looked_at_s = now_s
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    def _under_way(self) -> set[str]:
-        """The operation and the jobs."""
-        operation = self._vectorstore.operations.current
-        return {each.id for each in self._jobs.all() if each.state == "running"} | ({operation} if operation else set())
+    def _newest(self) -> tuple[float | None, datetime | None]:
+        """When the newest snapshot was taken, and when the newest job ended."""
+        ends = [each.ended_at for each in self._jobs.all() if each.ended_at is not None]
+        return self._metrics.last_good_s, max(ends, default=None)
 
     async def _find_window(self) -> None:
         """Look which moments can be restored, unless that is known: soon after the start it is not."""

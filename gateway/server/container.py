@@ -73,7 +73,7 @@ class Gateway:
         self.health = Health(settings, self.vectorstore, self.collector)
         self.check = ProductionCheck(settings, self.keyring, self.vectorstore, self.data_path, self.collector)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
-        overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters, self.jobs)
+        overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters, self.jobs, self.metrics)
         self.feed = Feed(overview.make, overview.watch_store)
         self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
         self.trainer = _trainer(settings, self.vectorstore)

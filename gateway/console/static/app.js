@@ -35,7 +35,7 @@ const byId = (id) => document.getElementById(id);
 const shell = byId("shell"), signIn = byId("sign-in"), main = byId("main"), root = byId("page");
 const heading = byId("title"), key = byId("key"), problem = byId("sign-in-error");
 
-let session = null;
+let session = null, failures = 0;
 let leaving = new AbortController();
 const live = new Live(() => showSignIn("The session has ended. Sign in again."));
 
@@ -78,7 +78,7 @@ async function show({ focus }) {
   replace(root, own);
   main.setAttribute("aria-busy", "true");
   try {
-    const module = await import(`./pages/${name}.js`);
+    const module = await load(name);
     if (signal.aborted) return;
     setTitle(module.title);
     window.scrollTo(0, 0);
@@ -103,6 +103,17 @@ async function show({ focus }) {
     replace(own, errorBox(error, () => show({ focus: true })));
   } finally {
     if (!signal.aborted) main.removeAttribute("aria-busy");
+  }
+}
+
+/** The module of a page. A browser may remember that it could not be loaded, so it is asked for by another name then. */
+async function load(name) {
+  try {
+    return await import(`./pages/${name}.js${failures ? `?again=${failures}` : ""}`);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+    failures++;
+    throw new ApiError(0, "Unavailable", "the gateway does not answer", "is it running, and can it be reached?");
   }
 }
 

@@ -24,7 +24,7 @@ def gateway(tmp_path: Path) -> Gateway:
 
 async def test_it_has_what_the_first_page_shows(gateway: Gateway) -> None:
     """Of a gateway that has just been built: what is not known yet is null."""
-    made = await Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs).make()
+    made = await Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs, gateway.metrics).make()
     assert (made["ready"], made["phase"]) == (False, "preparing")
     assert made["totals"] == {"collections": 0, "records": 0, "hnsw_bytes": 0}
     assert made["requests"] == {"reads_per_s": None, "writes_per_s": None, "failed_per_s": None}
@@ -39,7 +39,7 @@ async def test_requests_a_second_are_those_of_the_last_seconds(
     now_s = 0.0
     monkeypatch.setattr(overview_module, "time", SimpleNamespace(monotonic=lambda: now_s))
     counters = Counters()
-    overview = Overview(gateway.health, gateway.vectorstore, counters, gateway.jobs)
+    overview = Overview(gateway.health, gateway.vectorstore, counters, gateway.jobs, gateway.metrics)
     reads, writes = (counters.of(Label(kind, "POST", "none"), kind) for kind in ("read", "write"))
 
     async def rates() -> tuple[float, float, float]:
@@ -58,7 +58,9 @@ async def test_requests_a_second_are_those_of_the_last_seconds(
     assert last == (0.0, 0.0, 0.0), "what was before the last five seconds does not count"
 
 
-async def test_the_store_is_looked_at_after_each_operation(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_store_is_looked_at_after_each_snapshot_and_job(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So a snapshot is seen soon, and an idle store is asked seldom."""
     looks = 0
 
@@ -69,7 +71,7 @@ async def test_the_store_is_looked_at_after_each_operation(gateway: Gateway, mon
 
     monkeypatch.setattr(gateway.health, "store", look)
     monkeypatch.setattr(overview_module, "_LOOK_AGAIN_S", 0.01)
-    overview = Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs)
+    overview = Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs, gateway.metrics)
     watching = asyncio.create_task(overview.watch_store())
 
     async def until(number: int) -> None:
@@ -81,14 +83,11 @@ async def test_the_store_is_looked_at_after_each_operation(gateway: Gateway, mon
         assert looks == number
 
     await until(1)
-    operations_ = gateway.vectorstore.operations
-    operations_.current = "a snapshot"
-    await asyncio.sleep(0.05)
-    operations_.current = None
+    gateway.metrics.last_good_snapshot(1_795_000_000.0)
     await until(2)
 
     async def verify(_progress: object) -> None:
-        await asyncio.sleep(0.05)
+        """However short it is."""
 
     gateway.jobs.start("verify", "latest", verify)
     await until(3)
@@ -133,7 +132,7 @@ def test_each_warning_has_a_way_out(warning: str, way_out: str) -> None:
 async def test_every_warning_is_shown_with_its_way_out(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     """Message and hint, as an error has them."""
     monkeypatch.setattr(type(gateway.vectorstore), "warnings", ["garbage collection fails, so nothing is deleted: x"])
-    made = await Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs).make()
+    made = await Overview(gateway.health, gateway.vectorstore, Counters(), gateway.jobs, gateway.metrics).make()
     (warning,) = made["warnings"]
     assert warning["message"].startswith("garbage collection fails")
     assert warning["hint"].startswith("Allow the gateway to delete")

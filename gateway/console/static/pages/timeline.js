@@ -83,7 +83,8 @@ export async function mount({ root, live, signal, mayAct, say }) {
     const now = Date.now();
     const oldest = Math.min(...[history.oldest, history.snapshots.at(-1)?.at].filter(Boolean).map((each) => +new Date(each)));
     const begin = range ? now - range * 1000 : Number.isFinite(oldest) ? oldest : now - 3_600_000;
-    return [begin, Math.max(now, begin + 1000)];
+    // Whole seconds, as the slider has them.
+    return [Math.floor(begin / 1000) * 1000, Math.ceil(Math.max(now, begin + 1000) / 1000) * 1000];
   }
 
   function render() {
