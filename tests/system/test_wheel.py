@@ -39,6 +39,18 @@ def test_a_wheel_serves(environment: Path) -> None:
 
 
 @pytest.mark.soak
+def test_a_wheel_has_the_console(environment: Path) -> None:
+    """Its files are no Python modules, so they are in it only because pyproject.toml names them."""
+    (installed,) = environment.glob("lib/python3*/site-packages/gateway/console/static")
+    sources = ROOT / "gateway/console/static"
+    assert _files(installed) == _files(sources)
+
+
+def _files(directory: Path) -> set[Path]:
+    return {path.relative_to(directory) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.soak
 def test_the_demonstration_of_the_readme_works_on_a_wheel(environment: Path) -> None:
     """All of it, with the installed command for `scripts/run`: what was written before the disk was lost is there."""
     with tempfile.TemporaryDirectory(prefix="wheel", dir="/tmp") as name:  # short, for the supervisor's socket

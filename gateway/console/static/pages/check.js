@@ -44,7 +44,7 @@ export async function mount({ root, signal, say }) {
     }).filter(({ found }) => found.length);
     replace(
       counts,
-      groupsOf.map(({ tone, name, found }) => h("span", { class: `badge ${tone}` }, `${number(found.length)} ${name.toLowerCase()} `)),
+      groupsOf.map(({ tone, name, found }) => h("span", { class: `badge ${tone}` }, `${number(found.length)} ${found.length === 1 ? name.toLowerCase().replace(/s$/, "") : name.toLowerCase()} `)),
     );
     replace(
       about,

@@ -28,7 +28,7 @@ const CARDS = [
       if (!store || (store.reachable && !last)) return null;
       if (!store.reachable) return ["store away", "bad"];
       if (last.state === "damaged") return ["damaged", "bad"];
-      if (!last.verified) return ["not verified", "warn"];
+      if (!last.verified) return ["not verified", ""];
       return last.verified.ok ? ["verified", "ok"] : ["verification failed", "bad"];
     },
   },

@@ -263,7 +263,7 @@ export async function mount({ root, live, signal, mayAct, say }) {
     const sure = await confirm({
       title: "Restore this moment?",
       body: [
-        `All collections become as they were at ${target.text}. Clients get errors for a moment, and what was written since then is no longer served.`,
+        `All collections become those of ${target.text}. Clients get errors for a moment, and what was written since then is no longer served.`,
         "What is served now is stored first, so you can go back.",
       ],
       action: "Restore",
