@@ -1,12 +1,7 @@
 """Real documents, from a folder to answers, asked as people ask: by each client there is."""
 
-import importlib
-import inspect
 import io
 import json
-import pkgutil
-import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,67 +10,11 @@ import docx
 import pytest
 from fpdf import FPDF
 
+from examples.sample import ASKED, texts
 from tests.commands import run_command
 from tests.gateway_process import Gateway, gateway_process
 from tests.system.test_documents import AVATAR, listed, records, running, train
 from tests.word_embedding import WordEmbedding
-
-ASKED = {
-    "How do I make a temporary directory that is deleted afterwards?": "tempfile",
-    "How can I parse command line arguments?": "argparse",
-    "How do I copy a whole directory tree?": "shutil",
-    "sort a list while inserting with binary search": "bisect",
-    "priority queue based on a heap": "heapq",
-    "encode binary data as base64 text": "base64",
-    "What measures the execution time of small bits of code?": "timeit",
-    "generate universally unique identifiers": "uuid",
-    "compare sequences and show the differences of two texts": "difflib",
-    "read and write comma separated values": "csv",
-    "send mail with the simple mail transfer protocol": "smtplib",
-    "connect to an FTP server as a client": "ftplib",
-    "How do I guess the MIME type of a file?": "mimetypes",
-    "wrap paragraphs of text to a given width": "textwrap",
-    "pickling and unpickling objects": "pickle",
-    "work with rational numbers": "fractions",
-    "decimal floating point arithmetic for money": "decimal",
-    "mean, median and standard deviation": "statistics",
-    "random numbers": "random",
-    "secure tokens for passwords": "secrets",
-    "gzip compressed files": "gzip",
-    "read and write ZIP archives": "zipfile",
-    "print data structures prettily": "pprint",
-    "a read-eval-print command interpreter framework for line oriented tools": "cmd",
-    "schedule events to run later": "sched",
-    "match file names with shell patterns": "fnmatch",
-    "match against Unix shell wildcards in file lists": "glob",
-    "debugger": "pdb",
-    "fetch URLs robots may visit": "urllib.robotparser",
-    "configuration files with sections": "configparser",
-}
-
-
-def texts() -> dict[str, str]:
-    """The documentation strings of the standard library's modules that have anything to say."""
-    names = sorted(
-        sys.stdlib_module_names - {"this", "antigravity", "idlelib", "turtle", "turtledemo", "tkinter", "test"}
-    )
-    for package in ("concurrent.futures", "email", "http", "json", "logging", "urllib", "xml.etree", "asyncio"):
-        parent = importlib.import_module(package)
-        names += [f"{package}.{info.name}" for info in pkgutil.iter_modules(parent.__path__) if "__" not in info.name]
-    found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            try:
-                module = importlib.import_module(name)
-            except ImportError:  # not of this platform
-                continue
-            said = [module.__doc__ or ""]
-            public = getattr(module, "__all__", [each for each, value in vars(module).items() if callable(value)])
-            said += [f"{each}: {inspect.getdoc(getattr(module, each, None))}" for each in public]
-            if not name.startswith("_") and len("\n\n".join(said)) > 80:
-                found[name] = "\n\n".join(said)[:1500]
-    return found
 
 
 def as_pdf(text: str) -> bytes:

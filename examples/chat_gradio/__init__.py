@@ -1,0 +1,1 @@
+"""Upload documents and ask them, in the browser: Gradio."""

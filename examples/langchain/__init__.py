@@ -1,0 +1,1 @@
+"""LangChain on the gateway: ingest a folder, ask it with a filter."""

@@ -1,0 +1,1 @@
+"""LlamaIndex on the gateway: ingest a folder, ask it with a filter."""

@@ -1,0 +1,1 @@
+"""A tour in a notebook: documents, questions, a snapshot, a restore."""
