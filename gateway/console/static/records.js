@@ -22,7 +22,7 @@ function pathOf({ tenant, database, id }) {
 }
 
 /** POST `body`, a read, and return the JSON of the answer. Throws TooLarge above `most` bytes. */
-async function ask(path, body, { most = MOST_BYTES, signal }) {
+async function ask(path, body, { most = MOST_BYTES, signal, exactly = false }) {
   const stop = new AbortController();
   const abort = () => stop.abort();
   signal?.addEventListener("abort", abort, { once: true });
@@ -36,7 +36,7 @@ async function ask(path, body, { most = MOST_BYTES, signal }) {
     });
     const text = await readText(answer, most);
     if (!answer.ok) throw errorOf(answer.status, text);
-    return parseExactly(text);
+    return parseExactly(text, exactly);
   } catch (error) {
     if (error instanceof ApiError || (error.name === "AbortError" && signal?.aborted)) throw error;
     throw new ApiError(0, "Unavailable", "the gateway does not answer", "is it running, and can it be reached?");
@@ -57,9 +57,12 @@ async function readText(answer, most) {
   }
 }
 
-/** JSON.parse, but integers that a number cannot hold become BigInts. */
-export function parseExactly(text) {
+/** JSON.parse, but integers that a number cannot hold become BigInts. `always`: throw ApiError where the browser cannot. */
+function parseExactly(text, always) {
   if (!/[:[,]\s*-?\d{16}/.test(text)) return JSON.parse(text);
+  if (always && !("rawJSON" in JSON)) {
+    throw new ApiError(0, "Unsupported", "this browser cannot read integers of more than 53 bits", "use a newer one");
+  }
   return JSON.parse(text, (_, value, context) => {
     const isWhole = typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source ?? "");
     return isWhole ? BigInt(context.source) : value;
@@ -145,7 +148,7 @@ export async function exportRecords(collection, { signal, onProgress }) {
     try {
       const body = { offset, limit: count, include: ["documents", "metadatas", "embeddings"] };
       const most = count > 1 ? MOST_BYTES : MOST_OF_ONE_RECORD;
-      records = recordsOf(await ask(`${pathOf(collection)}/get`, body, { signal, most }));
+      records = recordsOf(await ask(`${pathOf(collection)}/get`, body, { signal, most, exactly: true }));
     } catch (error) {
       if (!(error instanceof TooLarge) || count === 1) throw error;
       count = Math.max(1, count >> 3);
