@@ -130,7 +130,7 @@ class History(BaseModel):
     )
     marks: list[HistoryMark] = Field(description="newest first")
     gaps: list[HistoryGap] = Field(
-        description="numbers of entries that are missing in the store, or were found damaged"
+        description="numbers of entries that are missing in the store, damaged, or deleted with a snapshot"
     )
     entries: int = Field(description="how many entries there are in the store")
     stored_bytes: int = Field(description="how much they take")

@@ -78,6 +78,7 @@ async def stage(
     except SnapshotError as error:
         await asyncio.to_thread(directory.drop_incoming)
         error.message = f"snapshot {manifest.snapshot.id} cannot be restored: {error.message}"
+        error.hint = error.hint or "try again; or restore another snapshot or moment, see GET /admin/history"
         raise
     except BaseException:
         await asyncio.to_thread(directory.drop_incoming)
