@@ -6,7 +6,7 @@
 - A *recommendation* says whether to train on an input, and why.
 
 Modules, the lower ones first: `errors`; `configuration`, `embedding_set`, `arrays`; `records`, `server`; `buffer`,
-`statistics`, `recommendation`; `collection`; `upload`; `sessions`; `calls`; `__main__`, the commands.
+`neighbours`; `statistics`; `recommendation`; `collection`; `upload`; `sessions`; `calls`; `__main__`, the commands.
 """
 
 from chroma.calls import log

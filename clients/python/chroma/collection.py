@@ -9,15 +9,17 @@ import numpy as np
 
 from chroma.embedding_set import EmbeddingSet
 from chroma.errors import ChromaError, InvalidRecord, Refused
+from chroma.neighbours import nearest_training
 from chroma.recommendation import Result, recommend
 from chroma.records import Record
 from chroma.server import Collection, Server
-from chroma.statistics import NEIGHBOURS, TRAINING, Statistics, bring_up_to_date, to_distances
+from chroma.statistics import NEIGHBOURS, Statistics, bring_up_to_date
 
 BODY_BYTES = 8_000_000
 """About how large one request gets. Chroma and the gateway take 40 MiB; less keeps the memory of both small."""
-_KEPT_S = 60
-_TOO_MANY = "records at once"
+RECORD_BYTES = 400
+"""About what a record takes in a request beside its embedding and its inferences."""
+_KEPT_S = 300
 
 
 @dataclass
@@ -72,12 +74,24 @@ class SetCollection:
         `more` is further metadata, a dict for each. With `wait`, wait until the gateway's store has all of them.
         """
         collection = self.check(records[0].dimension) or self._make(records[0].dimension)
+        total = Stored()
+        pairs = list(zip(records, more or [{}] * len(records), strict=True))
+        while pairs:
+            size = min(self._server.max_batch_size(), max(1, BODY_BYTES // (records[0].dimension * 6 + RECORD_BYTES)))
+            total += self._store_batch(collection, pairs[:size], wait)
+            pairs = pairs[size:]
+        return total
+
+    def _store_batch(
+        self, collection: Collection, pairs: Sequence[tuple[Record, Mapping[str, Any]]], wait: bool
+    ) -> Stored:
         content: dict[str, tuple[Record, dict[str, Any]]] = {}
-        for record, further in zip(records, more or [{}] * len(records), strict=True):
+        for record, further in pairs:
             if record.id not in content or content[record.id][0].logged_at_us <= record.logged_at_us:
                 content[record.id] = (record, {**record.metadata(), **further})
         there = self._logged_at(collection, list(content))
         new = {each: what for each, what in content.items() if what[0].logged_at_us > there.get(each, -1)}
+        in_store = False
         if new:
             in_store = self._write(collection, new, wait)
         elif wait:
@@ -85,9 +99,7 @@ class SetCollection:
             record_id, (record, _) = next(iter(content.items()))
             again = {"ids": [record_id], "embeddings": [record.base64]}
             in_store = self._server.upsert(collection, again, stored=True)
-        else:
-            in_store = False
-        return Stored(len(new), len(records) - len(new), in_store)
+        return Stored(len(new), len(pairs) - len(new), in_store)
 
     def bring_statistics_up_to_date(self) -> None:
         """Compute the statistics anew if the set grew enough, and keep them with the collection."""
@@ -104,24 +116,15 @@ class SetCollection:
         if collection is None or self._statistics is None:
             nothing = np.empty(0)
             return [recommend(record, nothing, [], None, explore) for record in records]
-        found = self._server.query(
-            collection,
-            [record.vector.tolist() for record in records],
-            n_results=NEIGHBOURS,
-            where=TRAINING,
-            include=["distances", "metadatas"],
-        )
-        answers = zip(records, found["distances"], found["metadatas"], strict=True)
-        return [
-            recommend(
-                record,
-                to_distances(collection, distances),
-                [(each or {}).get("label") for each in metadatas],
-                self._statistics,
-                explore,
-            )
-            for record, distances, metadatas in answers
-        ]
+        results: list[Result] = []
+        size = max(1, BODY_BYTES // (records[0].dimension * 16))
+        for start in range(0, len(records), size):
+            some = records[start : start + size]
+            vectors = [record.vector.tolist() for record in some]
+            found = nearest_training(self._server, collection, vectors, NEIGHBOURS)
+            for record, neighbours in zip(some, found, strict=True):
+                results.append(recommend(record, neighbours.distances, neighbours.labels, self._statistics, explore))
+        return results
 
     def _make(self, dimension: int) -> Collection:
         """Cosine distances beyond three dimensions, as Cleanlab's rules have it, Euclidean ones up to three."""
@@ -139,20 +142,24 @@ class SetCollection:
         return {record_id: (metadata or {}).get("logged_at_us", -1) for record_id, metadata in metadatas}
 
     def _write(self, collection: Collection, new: Mapping[str, tuple[Record, dict[str, Any]]], wait: bool) -> bool:
-        """Write all of `new`, in halves where it is too much for one request."""
-        content = {
-            "ids": list(new),
-            "embeddings": [record.base64 for record, _ in new.values()],
-            "metadatas": [metadata for _, metadata in new.values()],
-            "uris": [record.input_uri for record, _ in new.values()],
-        }
-        try:
-            return self._server.upsert(collection, content, stored=wait)
-        except Refused as error:
-            too_large = error.status == 413 or (error.status == 400 and _TOO_MANY in str(error))
-            if not too_large or len(new) == 1:
-                raise
+        """Write all of `new`, in parts where it is too much for one request. Return whether the store has it."""
         items = list(new.items())
-        half = len(items) // 2
-        first = self._write(collection, dict(items[:half]), wait)
-        return self._write(collection, dict(items[half:]), wait) and first
+        in_store = True
+        while items:
+            part = items[: self._server.max_batch_size()]
+            content = {
+                "ids": [record_id for record_id, _ in part],
+                "embeddings": [record.base64 for _, (record, _) in part],
+                "metadatas": [metadata for _, (_, metadata) in part],
+                "uris": [record.input_uri for _, (record, _) in part],
+            }
+            try:
+                in_store &= self._server.upsert(collection, content, stored=wait)
+            except Refused as error:
+                if error.status != 413 or len(part) == 1:
+                    raise
+                # A body that is too large, or a key that may write fewer records at once.
+                self._server.take_fewer(len(part) // 2)
+            else:
+                items = items[len(part) :]
+        return in_store

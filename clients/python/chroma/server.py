@@ -14,7 +14,6 @@ import httpx
 from chroma.configuration import Configuration
 from chroma.errors import Denied, Refused, Unavailable
 
-TIMEOUT_S = 120
 _LATER = (429, 502, 503, 504)
 _ANY = "*"
 
@@ -35,15 +34,22 @@ class Collection:
 class Server:
     """Answers of one server.
 
-    Requests that the server could not answer now are sent again for up to `patience_s` seconds. That is safe for all of
-    them: each has the same result when it is sent twice. Methods raise Unavailable, Denied or Refused.
+    A request waits `timeout_s` for its answer. One that the server could not answer is sent again until `patience_s`
+    are over. That is safe for all of them: each has the same result when it is sent twice. Methods raise Unavailable,
+    Denied or Refused.
     """
 
     def __init__(
-        self, configuration: Configuration, patience_s: float, sleep: Callable[[float], None] = time.sleep
+        self,
+        configuration: Configuration,
+        patience_s: float,
+        *,
+        timeout_s: float = 120,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url = configuration.chroma_url.rstrip("/")
-        self._configuration, self._patience_s, self._sleep = configuration, patience_s, sleep
+        self._configuration, self._patience_s = configuration, patience_s
+        self._timeout_s, self._sleep = timeout_s, sleep
         self._client: httpx.Client | None = None
         self._process = 0
         self._database: str | None = None
@@ -56,6 +62,10 @@ class Server:
             limits = self._json("GET", "/api/v2/pre-flight-checks")
             self._max_batch_size = max(1, int(limits.get("max_batch_size", 1000)))
         return self._max_batch_size
+
+    def take_fewer(self, max_batch_size: int) -> None:
+        """Remember that this server, or this key, takes no more records at once than that."""
+        self._max_batch_size = max_batch_size
 
     def find_collection(self, name: str) -> Collection | None:
         """The collection of that name; None if there is none."""
@@ -192,7 +202,7 @@ class Server:
             self._client = httpx.Client(
                 proxy=self._configuration.http_proxy,
                 headers={"X-Chroma-Token": key} if key else {},
-                timeout=httpx.Timeout(TIMEOUT_S, connect=10),
+                timeout=httpx.Timeout(self._timeout_s, connect=10),
             )
             self._process = os.getpid()
         return self._client

@@ -31,6 +31,7 @@ class Session:
     """
 
     _mode: Mode
+    _timeout_s: float
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Session:
         self._embedding_set = EmbeddingSet(embedding_set) if embedding_set is not None else None
         self._input_uri, self._inferences = input_uri, inferences
         self._dimension: int | None = None
-        self._server = Server(self._configuration, patience_s)
+        self._server = Server(self._configuration, patience_s, timeout_s=self._timeout_s)
         self._target: SetCollection | None = None
 
     @property
@@ -129,6 +130,7 @@ class TrainingSession(Session):
     """Logs what a model is trained on. Nothing is stored before `save`."""
 
     _mode = Mode.TRAINING
+    _timeout_s = 120
     _buffer: Buffer | None = None
 
     def bufferlocal(self, file: str | os.PathLike[str]) -> Path:
@@ -201,6 +203,7 @@ class QuerySession(Session):
     """Logs what a model meets in production, and says which of it is worth training on."""
 
     _mode = Mode.PRODUCTION
+    _timeout_s = 30
 
     def __init__(self, *, explore: float = EXPLORE, patience_s: float = 5, **settings: Any) -> None:
         """`explore` is the share of inputs, from 0 to 1, that is recommended though nothing else speaks for it.

@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chroma.errors import Denied
-from chroma.records import Mode
+from chroma.neighbours import TRAINING, nearest_training
 from chroma.server import Collection, Server
 
 NEIGHBOURS = 10
@@ -23,7 +22,6 @@ SAMPLE = 1000
 _GROWTH = 1.25
 _PAGE = 10_000
 _AT_ONCE = 50
-TRAINING = {"mode": Mode.TRAINING.value}
 
 
 @dataclass(frozen=True)
@@ -90,24 +88,15 @@ def compute(server: Server, collection: Collection) -> Statistics:
     means: list[float] = []
     for start in range(0, len(chosen), _AT_ONCE):
         some = server.get(collection, ids=chosen[start : start + _AT_ONCE], include=["embeddings"])
-        found = server.query(
-            collection, some["embeddings"], n_results=NEIGHBOURS + 1, where=TRAINING, include=["distances"]
-        )
-        for record_id, ids, raw in zip(some["ids"], found["ids"], found["distances"], strict=True):
-            others = to_distances(
-                collection, [each for other, each in zip(ids, raw, strict=True) if other != record_id]
-            )
+        # One more than needed: a record is its own nearest.
+        found = nearest_training(server, collection, some["embeddings"], NEIGHBOURS + 1)
+        for record_id, neighbours in zip(some["ids"], found, strict=True):
+            others = neighbours.distances[[each != record_id for each in neighbours.ids]]
             if others.size:
                 nearest.append(float(others[0]))
                 means.append(float(others[:NEIGHBOURS].mean()))
     q1, q3 = np.percentile(means, [25, 75])
     return Statistics(count, float(np.median(nearest)), float(q3), float(q3 - q1), time.time())
-
-
-def to_distances(collection: Collection, raw: list[float]) -> NDArray[np.float64]:
-    """Distances out of Chroma's. It gives squared Euclidean ones, and rounding can make one of zero negative."""
-    distances = np.maximum(np.asarray(raw, np.float64), 0)
-    return np.sqrt(distances) if collection.space == "l2" else distances
 
 
 def _training_ids(server: Server, collection: Collection) -> Iterator[str]:

@@ -17,16 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from chroma.buffer import Buffer, Snapshot
-from chroma.collection import BODY_BYTES, SetCollection, Stored
+from chroma.collection import BODY_BYTES, RECORD_BYTES, SetCollection, Stored
 from chroma.embedding_set import EmbeddingSet
 from chroma.errors import InvalidRecord, MixedEmbeddingSets
 from chroma.records import Mode, Record, parse_line
 from chroma.server import Server
 
 _log = logging.getLogger("chroma")
-
-# What a record takes in a request beside its embedding and its inferences.
-_RECORD_BYTES = 400
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def upload(
                 assert contents.embedding_set is not None
                 target = target or open_set(contents.embedding_set)
                 target.check(contents.dimension)
-                total += _send(snapshot, before, contents.records, target, server.max_batch_size())
+                total += _send(snapshot, before, contents.records, target, server)
                 records += contents.records
                 target.bring_statistics_up_to_date()
             if not remove or buffer.remove(snapshot):
@@ -120,7 +117,7 @@ def _check(record: Record, found: _Contents) -> None:
         )
 
 
-def _send(snapshot: Snapshot, before: _Contents, records: int, target: SetCollection, max_records: int) -> Stored:
+def _send(snapshot: Snapshot, before: _Contents, records: int, target: SetCollection, server: Server) -> Stored:
     total = Stored()
     batch: list[Record] = []
     size = 0
@@ -128,12 +125,12 @@ def _send(snapshot: Snapshot, before: _Contents, records: int, target: SetCollec
         record = parse_line(line.content)
         if record is None:
             continue
-        if batch and (len(batch) == max_records or size + len(line.content) > BODY_BYTES):
+        if batch and (len(batch) >= server.max_batch_size() or size + len(line.content) > BODY_BYTES):
             total += target.store(batch, wait=True)
             _log.info("%d of %d records are stored", total.written + total.already_there, records)
             batch, size = [], 0
         batch.append(record)
-        size += len(line.content) + _RECORD_BYTES
+        size += len(line.content) + RECORD_BYTES
     if batch:
         total += target.store(batch, wait=True)
     return total

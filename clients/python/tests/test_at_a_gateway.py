@@ -31,6 +31,8 @@ from chroma import (
     TrainingSession,
     Unavailable,
     calls,
+    collection,
+    neighbours,
 )
 from chroma.__main__ import main
 
@@ -453,6 +455,21 @@ def test_each_recommendation_is_found(gateway: Gateway, keys: Keys, embedding_se
     }
 
 
+def test_neighbours_are_found_among_many_production_records(
+    embedding_set: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where none of the nearest is a training record. The answer is the same by each of the three queries."""
+    embeddings = train(embedding_set, 100, label="cat")
+    one = embeddings[0] + 0.001
+    with QuerySession(embedding_set=embedding_set, explore=0) as session:
+        crowd = one + 1e-5 * vectors(35, 3)
+        assert session.log(input_uri="before", embedding=one).not_useful
+        assert all(each.not_useful for each in session.log(input_uri=uris(35), embedding=crowd))
+        reason = session.log(input_uri="after", embedding=one).recommendations[0].reason
+        monkeypatch.setattr(neighbours, "_THEN", 31)
+        assert session.log(input_uri="last", embedding=one).recommendations[0].reason == reason
+
+
 def test_should_upload_asks_and_stores_nothing(
     gateway: Gateway, keys: Keys, embedding_set: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -500,11 +517,13 @@ def test_the_commands_run_as_a_module(directory: Path, embedding_set: dict[str, 
 
 
 def test_limits_of_a_key_are_kept(directory: Path, gateway: Gateway, keys: Keys, embedding_set: dict[str, Any]) -> None:
-    """Where it may write fewer records at once than the server takes, they are sent in parts."""
+    """Where it may write fewer records at once than the server takes, they are sent in parts, of training or not."""
+    with QuerySession(embedding_set=embedding_set, api_key=keys.tokens["small"], application_id="small") as query:
+        assert len(query.log(input_uri=uris(20), embedding=vectors(20))) == 20
     with TrainingSession(embedding_set=embedding_set, api_key=keys.tokens["small"], application_id="small") as session:
         session.log(input_uri=uris(40), embedding=vectors(40))
         assert session.save().written == 40
-    assert len(stored(gateway, keys, embedding_set, "small")) == 40
+    assert len(stored(gateway, keys, embedding_set, "small")) == 60
 
 
 def test_a_key_that_may_not_is_denied(keys: Keys, embedding_set: dict[str, Any], directory: Path) -> None:
@@ -516,6 +535,21 @@ def test_a_key_that_may_not_is_denied(keys: Keys, embedding_set: dict[str, Any],
             with pytest.raises(chroma.Denied):
                 session.save()
     assert path.exists()
+
+
+def test_many_records_of_one_call_are_sent_in_parts(
+    gateway: Gateway, keys: Keys, embedding_set: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions and records, so that no body is too large; the results are in the order of the call."""
+    embeddings = train(embedding_set, 100)
+    with QuerySession(embedding_set=embedding_set) as session:
+        # With 30 neighbours each, more than SQLite takes as variables of one statement.
+        assert len(session.log(input_uri=uris(1100), embedding=vectors(1100, 6))) == 1100
+        monkeypatch.setattr(collection, "BODY_BYTES", 3000)
+        results = session.log(input_uri=uris(60), embedding=np.concatenate([embeddings[:30], vectors(30, 5)]))
+    assert [each.input_uri for each in results] == uris(60)
+    assert [each.not_useful for each in results] == [True] * 30 + [False] * 30
+    assert len(stored(gateway, keys, embedding_set)) == 1260
 
 
 def test_it_works_at_chroma_itself(directory: Path, embedding_set: dict[str, Any]) -> None:

@@ -52,7 +52,6 @@ def test_bufferlocal_comes_before_the_first_log(tmp_path: Path) -> None:
 KILLED = """
 import os, sys
 import chroma
-from chroma.buffer import Buffer
 
 session = chroma.TrainingSession(embedding_set={"model": "a"})
 session.bufferlocal(sys.argv[1])
@@ -62,12 +61,51 @@ os.kill(os.getpid(), 9)
 """
 
 
+FORKED = """
+import os, sys
+import chroma
+
+session = chroma.TrainingSession(embedding_set={"model": "a"})
+session.bufferlocal(sys.argv[1])
+workers = []
+for worker in range(2):
+    if not (pid := os.fork()):
+        for number in range(100):
+            session.log(input_uri=f"{worker} {number}", embedding=[float(number)] * 2000)
+        os._exit(0)
+    workers.append(pid)
+assert [os.waitpid(pid, 0)[1] for pid in workers] == [0, 0]
+
+temporary = chroma.TrainingSession(embedding_set={"model": "a"})
+temporary.log(input_uri="a", embedding=[1.0])
+if not (pid := os.fork()):
+    try:
+        temporary.log(input_uri="b", embedding=[1.0])
+    except chroma.ChromaError as error:
+        os._exit("bufferlocal" not in str(error))
+    os._exit(1)
+assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def run(script: str, path: Path) -> int:
+    env = os.environ | {"PYTHONPATH": str(Path(chroma.__file__).parents[1])}
+    return subprocess.run([sys.executable, "-c", script, path], env=env, check=False).returncode
+
+
+def test_forked_workers_write_to_the_file_of_their_parent(tmp_path: Path) -> None:
+    """As those of a DataLoader. A temporary file is the parent's alone, and the error says what to do."""
+    path = tmp_path / "buffer"
+    assert run(FORKED, path) == 0
+    records = [parse_line(line) for line in contents(Buffer(path))]
+    logged = sorted(record.input_uri for record in records if record)
+    assert logged == sorted(f"{worker} {number}" for worker in range(2) for number in range(100))
+
+
 def test_what_was_logged_survives_kill(tmp_path: Path) -> None:
     """Each log() is in the file when it returns."""
     path = tmp_path / "buffer"
-    env = os.environ | {"PYTHONPATH": str(Path(chroma.__file__).parents[1])}
-    ended = subprocess.run([sys.executable, "-c", KILLED, path], env=env, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    assert run(KILLED, path) == -signal.SIGKILL
     records = [parse_line(line) for line in contents(Buffer(path))]
     assert [record.input_uri for record in records if record] == [str(number) for number in range(10)]
 

@@ -103,4 +103,5 @@ def test_a_share_at_random_is_recommended() -> None:
     assert sum(each < 0.2 for each in draws) / 5000 == pytest.approx(0.2, abs=0.02)
     assert tags(asked([1.0] * 10, explore=1)) == [Tag.EXPLORE]
     assert tags(asked([0.0] * 10, explore=1)) == [Tag.NEAR_DUPLICATE]
+    assert tags(asked([3.0] * 10, explore=1)) == [Tag.OUTLIER]
     assert asked([1.0] * 10, explore=0.5) == asked([1.0] * 10, explore=0.5)
