@@ -103,16 +103,15 @@ class SetCollection:
 
     def bring_statistics_up_to_date(self) -> None:
         """Compute the statistics anew if the set grew enough, and keep them with the collection."""
-        if (collection := self._server.find_collection(self.name)) is not None:
-            self._collection = collection
-            self._statistics = bring_up_to_date(self._server, collection)
-            self._statistics_until = time.monotonic() + _KEPT_S
+        self._collection = collection = self._server.find_collection(self.name)
+        self._statistics = bring_up_to_date(self._server, collection) if collection else None
+        self._statistics_until = time.monotonic() + (_KEPT_S if collection else 0)
 
     def recommend(self, records: Sequence[Record], explore: float) -> list[Result]:
         """What to do with each of `records`, all of one dimension."""
-        collection = self.check(records[0].dimension)
         if time.monotonic() > self._statistics_until:
             self.bring_statistics_up_to_date()
+        collection = self.check(records[0].dimension)
         if collection is None or self._statistics is None:
             nothing = np.empty(0)
             return [recommend(record, nothing, [], None, explore) for record in records]

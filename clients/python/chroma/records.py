@@ -100,6 +100,8 @@ def parse_line(line: bytes) -> Record | None:
         if content["format"] != FORMAT:
             raise InvalidRecord(f"its format is {content['format']!r}, and this client reads {FORMAT}")
         embedding = base64.b64decode(content["embedding"], validate=True)
+        if not isinstance(content["inferences"], (dict, type(None))):
+            raise InvalidRecord("its inferences are no dict")
         record = Record(
             EmbeddingSet(content["embedding_set"]),
             Mode(content["mode"]),

@@ -352,6 +352,7 @@ def log_and_save(path: Path, embedding_set: dict[str, Any], name: str, number: i
         session.save()
 
 
+@pytest.mark.soak
 def test_two_processes_log_and_save_one_file(
     directory: Path, gateway: Gateway, keys: Keys, embedding_set: dict[str, Any]
 ) -> None:
@@ -459,15 +460,17 @@ def test_neighbours_are_found_among_many_production_records(
     embedding_set: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where none of the nearest is a training record. The answer is the same by each of the three queries."""
-    embeddings = train(embedding_set, 100, label="cat")
-    one = embeddings[0] + 0.001
+    train(embedding_set, 100, label="cat")
+    one = vectors(1, 9)[0]
+    dog = {"label": "dog"}
     with QuerySession(embedding_set=embedding_set, explore=0) as session:
-        crowd = one + 1e-5 * vectors(35, 3)
-        assert session.log(input_uri="before", embedding=one).not_useful
-        assert all(each.not_useful for each in session.log(input_uri=uris(35), embedding=crowd))
-        reason = session.log(input_uri="after", embedding=one).recommendations[0].reason
+        first = session.log(input_uri="one", embedding=one, inferences=dog)
+        assert Tag.BOUNDARY in [each.tag for each in first.recommendations]
+        crowd = session.log(input_uri=uris(35), embedding=one + 1e-5 * vectors(35, 3), inferences=[dog] * 35)
+        assert not any(each.not_useful for each in crowd)
+        assert session.log(input_uri="one", embedding=one, inferences=dog) == first
         monkeypatch.setattr(neighbours, "_THEN", 31)
-        assert session.log(input_uri="last", embedding=one).recommendations[0].reason == reason
+        assert session.log(input_uri="one", embedding=one, inferences=dog) == first
 
 
 def test_should_upload_asks_and_stores_nothing(
@@ -537,6 +540,7 @@ def test_a_key_that_may_not_is_denied(keys: Keys, embedding_set: dict[str, Any],
     assert path.exists()
 
 
+@pytest.mark.soak
 def test_many_records_of_one_call_are_sent_in_parts(
     gateway: Gateway, keys: Keys, embedding_set: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,9 @@ def test_inferences_may_have_numbers_of_numpy() -> None:
         b"[]",
         b"3",
         b'{"format":2}',
+        b'{"format":1,"mode":"training",'
+        + SET_OF_LINE
+        + b'"input_uri":"u","embedding":"AACAPw==","inferences":3,"logged_at_us":1}',
         b'{"format":1,"mode":"other",'
         + SET_OF_LINE
         + b'"input_uri":"u","embedding":"AACAPw==","inferences":null,"logged_at_us":1}',
