@@ -65,6 +65,19 @@ class Snapshot:
         os.close(self.descriptor)
 
 
+class ThreadLock:
+    """A lock among the threads of a process. A forked process has one of its own, which is free."""
+
+    def __init__(self) -> None:
+        self._locks: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._locks.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._locks[os.getpid()].release()
+
+
 class Buffer:
     """A buffer file. Without a path it is a temporary file without a name, which ends with the process."""
 
@@ -73,20 +86,12 @@ class Buffer:
     def __init__(self, path: Path | None = None) -> None:
         """Open the file, and make it and its directory if they are not there. Raises OSError."""
         self.path = path
-        self._threads = threading.Lock()
+        self._lock = ThreadLock()
         self._process = os.getpid()
         self._descriptor = self._open()
 
     def append(self, lines: list[bytes]) -> None:
         """Write `lines`, each with its end, all of them or none. Raises OSError, for instance if the disk is full."""
-        if os.getpid() != self._process:
-            # A forked process shares the lock of the file that it inherited, so it opens the file itself.
-            if self.path is None:
-                raise ChromaError(
-                    "this process was forked; call bufferlocal() before, so that it can write to the file"
-                )
-            self._threads, self._process = threading.Lock(), os.getpid()
-            self._descriptor = self._open()
         with self._locked() as descriptor:
             size = os.fstat(descriptor).st_size
             content = b"".join(lines)
@@ -112,8 +117,8 @@ class Buffer:
 
     def remove(self, read: Snapshot) -> bool:
         """Remove the file that was read. If it has more by now, return False: then `read` has that too."""
-        with self._threads:
-            fcntl.flock(read.descriptor, fcntl.LOCK_EX)
+        with self._alone():
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # the same file, if that is still at its path
             try:
                 size = os.fstat(read.descriptor).st_size
                 if self.path and not _is_at(read.descriptor, self.path):
@@ -127,16 +132,22 @@ class Buffer:
                     os.ftruncate(read.descriptor, 0)
                 return True
             finally:
-                fcntl.flock(read.descriptor, fcntl.LOCK_UN)
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
-    def close(self) -> None:
-        """Close the file. It cannot be used any more."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def close(self) -> bool:
+        """Close the file. It cannot be used any more. Return whether records end with it, which had no path."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor < 0:
+            return False
+        try:
+            return self.path is None and self._process == os.getpid() and os.fstat(descriptor).st_size > 0
+        finally:
+            os.close(descriptor)
 
     def __del__(self) -> None:
-        self.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
     def _open(self) -> int:
         if self.path is None:
@@ -148,16 +159,36 @@ class Buffer:
         return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep out other threads, and let a forked process open the file itself.
+
+        A lock of a file belongs to the open file, which a forked process shares: it would get the lock that its parent
+        holds, and release it. Raises ChromaError if the file is closed, or has no path to open it by.
+        """
+        with self._lock:
+            if self._descriptor < 0:
+                raise ChromaError("the buffer file is closed")
+            if self._process != os.getpid():
+                if self.path is None:
+                    raise ChromaError("this process was forked; call bufferlocal() before, so that it can use the file")
+                self._reopen()
+                self._process = os.getpid()
+            yield
+
+    def _reopen(self) -> None:
+        before, self._descriptor = self._descriptor, self._open()
+        os.close(before)
+
+    @contextmanager
     def _locked(self) -> Iterator[int]:
         """The descriptor of the open file, locked against other threads and processes."""
-        with self._threads:
+        with self._alone():
             while True:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX)
                 if self.path is None or _is_at(self._descriptor, self.path):
                     break
                 # Another process stored and removed it meanwhile: what is written now begins a new one.
-                self.close()
-                self._descriptor = self._open()
+                self._reopen()
             try:
                 yield self._descriptor
             finally:

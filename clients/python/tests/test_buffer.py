@@ -1,11 +1,13 @@
 """The buffer file keeps whole lines, whatever happens between them."""
 
+import fcntl
 import multiprocessing
 import os
 import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 import chroma
 from chroma import ChromaError, EmbeddingSet, InvalidRecord, TrainingSession
-from chroma.buffer import Buffer, fill_in
+from chroma.buffer import Buffer, Snapshot, fill_in
 from chroma.records import parse_line
 
 SET = {"model": "a/b", "layer": "context", "model_version": "7"}
@@ -43,10 +45,10 @@ def test_a_name_that_cannot_be_filled_in_is_an_error(name: str, expected: str) -
 
 def test_bufferlocal_comes_before_the_first_log(tmp_path: Path) -> None:
     """Otherwise the file would lack what was logged."""
-    with TrainingSession(embedding_set=SET) as session:
-        session.log(input_uri="a", embedding=[1.0])
-        with pytest.raises(ChromaError, match="before the first log"):
-            session.bufferlocal(tmp_path / "buffer")
+    session = TrainingSession(embedding_set=SET)
+    session.log(input_uri="a", embedding=[1.0])
+    with pytest.raises(ChromaError, match="before the first log"):
+        session.bufferlocal(tmp_path / "buffer")
 
 
 KILLED = """
@@ -210,3 +212,59 @@ def test_a_long_line_is_read_whole(tmp_path: Path) -> None:
     buffer = Buffer(tmp_path / "buffer")
     buffer.append([b"a" * 3_000_000 + b"\n", b"b\n"])
     assert [len(line) for line in contents(buffer)] == [3_000_000, 1]
+
+
+def append(buffer: Buffer, _: Snapshot) -> None:
+    buffer.append([b"forked\n"])
+
+
+def read(buffer: Buffer, _: Snapshot) -> None:
+    contents(buffer)
+
+
+def remove(buffer: Buffer, snapshot: Snapshot) -> None:
+    buffer.remove(snapshot)
+
+
+def raised_in_a_fork(use: Callable[[Buffer, Snapshot], None], buffer: Buffer, snapshot: Snapshot) -> type | None:
+    """What `use` raises in a forked process that does not wait for locks of the file."""
+    expected = (None, BlockingIOError, ChromaError)
+    process = os.fork()
+    if process == 0:
+        status = len(expected)
+        try:
+            signal.alarm(10)
+            flock = fcntl.flock
+            fcntl.flock = lambda descriptor, operation: flock(descriptor, operation | fcntl.LOCK_NB)  # type: ignore[assignment]
+            use(buffer, snapshot)
+            status = 0
+        except BaseException as error:
+            status = expected.index(type(error))
+        finally:
+            os._exit(status)
+    return expected[os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("use", [append, read, remove])
+def test_a_forked_process_does_not_get_the_lock_of_its_parent(
+    tmp_path: Path, use: Callable[[Buffer, Snapshot], None]
+) -> None:
+    """It waits for the file, and not for a thread that it does not have."""
+    buffer = Buffer(tmp_path / "buffer")
+    buffer.append([b"one\n"])
+    with buffer.snapshot() as snapshot:
+        with buffer._locked():
+            assert raised_in_a_fork(use, buffer, snapshot) is BlockingIOError
+        assert raised_in_a_fork(use, buffer, snapshot) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("use", [append, read, remove])
+def test_a_forked_process_does_not_use_a_temporary_file(use: Callable[[Buffer, Snapshot], None]) -> None:
+    """Its parent has it open too, and nothing else keeps them apart."""
+    buffer = Buffer()
+    buffer.append([b"one\n"])
+    with buffer.snapshot() as snapshot:
+        assert raised_in_a_fork(use, buffer, snapshot) is ChromaError
+    assert contents(buffer) == [b"one"]
