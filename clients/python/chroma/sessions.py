@@ -2,13 +2,14 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from chroma.buffer import Buffer, fill_in
+from chroma.buffer import Buffer, ThreadLock, fill_in
 from chroma.collection import SetCollection
 from chroma.configuration import load_configuration
 from chroma.embedding_set import EmbeddingSet
@@ -64,6 +65,8 @@ class Session:
         self._dimension: int | None = None
         self._server = Server(self._configuration, patience_s, timeout_s=self._timeout_s)
         self._target: SetCollection | None = None
+        self._lock = ThreadLock()
+        self._closed = False
 
     @property
     def embedding_set_id(self) -> str:
@@ -71,7 +74,9 @@ class Session:
         return self._known_set().id
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections. The session cannot be used any more."""
+        with self._lock:
+            self._closed = True
         self._server.close()
 
     def __enter__(self: _Session) -> _Session:
@@ -81,6 +86,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ChromaError("the session is closed; make another one")
 
     def _known_set(self) -> EmbeddingSet:
         if self._embedding_set is None:
@@ -102,19 +111,21 @@ class Session:
         embedding_set: Mapping[str, Any] | None,
     ) -> list[Record]:
         """The records of one call. Whatever is wrong with them is raised before the session changes."""
+        self._check_open()
         given = EmbeddingSet(embedding_set) if embedding_set is not None else self._known_set()
-        self._check_set(given)
         uri = input_uri if input_uri is not None else self._input_uri
         if uri is None:
             raise InvalidRecord("no input_uri was given, neither to the session nor to the call")
         if inferences is None and self._inferences is not None:
             inferences = self._inferences if is_one(uri) else [self._inferences] * len(uri)  # type: ignore[arg-type]
         records = make_records(given, self._mode, uri, embedding, inferences, time.time_ns() // 1000)
-        if self._dimension not in (None, records[0].dimension):
-            raise InvalidRecord(
-                f"the embedding has {records[0].dimension} dimensions, and those before {self._dimension}"
-            )
-        self._embedding_set, self._dimension = given, records[0].dimension
+        with self._lock:
+            self._check_set(given)
+            if self._dimension not in (None, records[0].dimension):
+                raise InvalidRecord(
+                    f"the embedding has {records[0].dimension} dimensions, and those before {self._dimension}"
+                )
+            self._embedding_set, self._dimension = given, records[0].dimension
         return records
 
     def _collection(self, embedding_set: EmbeddingSet) -> SetCollection:
@@ -140,10 +151,12 @@ class TrainingSession(Session):
         that is there already is appended to. Raises InvalidRecord for other names, and ChromaError after the first
         `log`.
         """
-        if self._buffer is not None:
-            raise ChromaError("bufferlocal() comes once, and before the first log()")
         path = fill_in(file, self._embedding_set, datetime.now()).absolute()  # noqa: DTZ005  # for people, who read it here
-        self._buffer = Buffer(path)
+        with self._lock:
+            self._check_open()
+            if self._buffer is not None:
+                raise ChromaError("bufferlocal() comes once, and before the first log()")
+            self._buffer = Buffer(path)
         return path
 
     def log(
@@ -156,13 +169,12 @@ class TrainingSession(Session):
     ) -> None:
         """Keep one record, or n: an embedding (dim,) with one URI, or (n, dim) with n URIs.
 
-        `inferences` is a dict, or n of them. Without `bufferlocal` they are kept in a temporary file until the process
-        ends. Raises InvalidRecord and then keeps nothing of this call; OSError if the disk is full.
+        `inferences` is a dict, or n of them. Without `bufferlocal` they are kept in a temporary file until the session
+        is closed, or the process ends. Raises InvalidRecord and then keeps nothing of this call; OSError if the disk is
+        full; ChromaError after `close`. Threads may call it at once.
         """
         records = self._records(embedding, input_uri, inferences, embedding_set)
-        if self._buffer is None:
-            self._buffer = Buffer()
-        self._buffer.append([record.line() for record in records])
+        self._open_buffer().append([record.line() for record in records])
 
     def store(
         self,
@@ -184,19 +196,32 @@ class TrainingSession(Session):
     def save(self, *, keep: bool = False) -> Upload:
         """Store everything that was logged, and everything else in the buffer file; then remove the file.
 
-        With `keep` it stays. Safe to repeat: what is there already is not sent again. Raises InvalidRecord before
-        anything is sent, and ServerError: then the file is still there, and another `save` goes on.
+        With `keep` the file of `bufferlocal` stays. Safe to repeat: what is there already is not sent again. Raises
+        InvalidRecord before anything is sent, and ServerError: then the file is still there, and another `save` goes
+        on. Raises ChromaError after `close`.
         """
-        if self._buffer is None:
-            self._buffer = Buffer()
-        return upload(self._buffer, self._collection, self._server, remove=not keep)
+        buffer = self._open_buffer()
+        return upload(buffer, self._collection, self._server, remove=not keep or buffer.path is None)
 
     def close(self) -> None:
-        """Close the file and the connections. Raises nothing if something is not saved: `bufferlocal` keeps it."""
+        """Close the file and the connections. What was not saved stays in the file of `bufferlocal`.
+
+        Without `bufferlocal` it ends here, with a warning. The session cannot be used any more.
+        """
         super().close()
-        if self._buffer is not None:
-            self._buffer.close()
-            self._buffer = None
+        if self._buffer is not None and self._buffer.close():
+            warnings.warn(
+                "the session was closed, and what it did not save is lost; bufferlocal() keeps it in a file",
+                stacklevel=2,
+            )
+
+    def _open_buffer(self) -> Buffer:
+        """The buffer, which the first call makes."""
+        with self._lock:
+            self._check_open()
+            if self._buffer is None:
+                self._buffer = Buffer()
+            return self._buffer
 
 
 class QuerySession(Session):

@@ -204,10 +204,12 @@ def test_the_dimension_of_the_collection_holds(embedding_set: dict[str, Any], ga
     """For other sessions as well; a file with one wrong record is not stored in part."""
     train(embedding_set, 2)
     before = stored(gateway, keys, embedding_set)
-    with TrainingSession(embedding_set=embedding_set) as session:
-        session.log(input_uri="a", embedding=[1.0, 2.0])
-        with pytest.raises(InvalidRecord, match="2 dimensions, and the others of its set have 16"):
-            session.save()
+    session = TrainingSession(embedding_set=embedding_set)
+    session.log(input_uri="a", embedding=[1.0, 2.0])
+    with pytest.raises(InvalidRecord, match="2 dimensions, and the others of its set have 16"):
+        session.save()
+    with pytest.warns(UserWarning, match="did not save is lost"):
+        session.close()
     with QuerySession(embedding_set=embedding_set) as query, pytest.raises(InvalidRecord):
         query.log(input_uri="a", embedding=[1.0, 2.0])
     assert stored(gateway, keys, embedding_set) == before
