@@ -92,13 +92,13 @@ class KeyHolder(SecurityBase):
         if token is None:
             if self._anonymous:
                 return None
-            raise Unauthorized("no key was given", _HINTS[role])
+            raise Unauthorized("no key was given", _HINTS[self._role])
         try:
             key = self._keyring.find(token)
         except Unauthorized as error:
             if self._anonymous:
                 return None
-            hint = error.hint if is_session(token) else _HINTS[role]
+            hint = error.hint if is_session(token) else _HINTS[self._role]
             raise Unauthorized(error.message, hint) from None
         request.state.key = key  # before it is refused: the audit tells of that too
         if key.role < role or not key.scope.everything:

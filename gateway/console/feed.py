@@ -5,7 +5,6 @@ nothing is queued for it.
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
@@ -19,6 +18,7 @@ log = structlog.get_logger()
 
 EVERY_S = 1.0
 MAX_SUBSCRIBERS = 64
+_AGAIN_S = 10.0
 
 
 def _event(name: str, body: dict[str, Any]) -> str:
@@ -40,7 +40,7 @@ class Feed:
         beside: Callable[[], Awaitable[None]],
         every_s: float = EVERY_S,
     ) -> None:
-        """`beside` runs while there is a subscriber, until it is cancelled: it gathers what takes long."""
+        """`beside` gathers what takes long. It runs while there is a subscriber, and again if it ends."""
         self._produce, self._beside, self._every_s = produce, beside, every_s
         self._newest, self._number = "", 0
         self._changed = asyncio.Event()
@@ -103,5 +103,9 @@ class Feed:
             await asyncio.sleep(self._every_s)
 
     async def _run_beside(self) -> None:
-        with contextlib.suppress(GatewayError):
-            await self._beside()
+        while True:
+            try:
+                await self._beside()
+            except Exception as error:  # any: the overview goes on, with what was gathered before
+                log.error("what the console shows cannot be gathered, trying again", exc_info=error)
+            await asyncio.sleep(_AGAIN_S)

@@ -78,6 +78,8 @@ async def test_nothing_is_queued_for_a_slow_subscriber(feed: Feed) -> None:
         await take(fast, 10)
         ((_, newest),) = await take(slow, 1)
         assert newest["number"] >= 10
+        ((_, later),) = await take(slow, 1)
+        assert later["number"] > newest["number"]
 
 
 async def test_an_error_is_an_event(feed: Feed, source: Source) -> None:
@@ -93,6 +95,21 @@ async def test_an_error_is_an_event(feed: Feed, source: Source) -> None:
         assert "secret" not in str(body)
         source.error = None
         assert (await take(events, 1))[0][0] == "overview"
+
+
+async def test_what_is_gathered_beside_is_tried_again(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of it ends neither the feed nor the gathering."""
+    monkeypatch.setattr(feed_module, "_AGAIN_S", 0.01)
+    tries = 0
+
+    async def gather() -> None:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("an error that nobody expects")
+
+    async with aclosing(Feed(source.make, gather, every_s=0.02).events()) as events:
+        await take(events, 5)
+    assert tries > 1
 
 
 async def test_what_has_no_form_in_json_does_not_end_the_feed(feed: Feed, source: Source) -> None:
@@ -117,13 +134,16 @@ async def test_the_number_of_subscribers_is_bounded(feed: Feed, monkeypatch: pyt
     feed.require_place()
 
 
-async def test_a_closed_feed_ends_all_streams(feed: Feed, source: Source) -> None:
+async def test_a_closed_feed_ends_all_streams(source: Source) -> None:
     """At once, so that the process need not wait for open consoles; and none begins."""
+    feed = Feed(source.make, source.watch, every_s=60)
     async with aclosing(feed.events()) as events:
         await take(events, 1)
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.02)
         feed.close()
         with pytest.raises(StopAsyncIteration):
-            await asyncio.wait_for(anext(events), 1)
+            await asyncio.wait_for(waiting, 1)
     with pytest.raises(Overloaded):
         feed.require_place()
     await asyncio.sleep(0)

@@ -56,6 +56,10 @@ async def test_requests_a_second_are_those_of_the_last_seconds(
         now_s += 1
         last = await rates()
     assert last == (0.0, 0.0, 0.0), "what was before the last five seconds does not count"
+    for _ in range(100):
+        now_s += 1
+        await rates()
+    assert len(overview._counts) < 20
 
 
 async def test_the_store_is_looked_at_after_each_snapshot_and_job(
