@@ -68,13 +68,13 @@ _READERS_SEE = re.compile(
     r"/admin/(?:status|check|history|databases|collections(?:/[^/]+)?|snapshot(?:/[^/]+)?|jobs(?:/[^/]+(?:/events)?)?"
     rf"|users/[^/]+/(?:image/?|avatars(?:/[^/]+/(?:{_FOLDERS})/?)?))"
 )
-"""Paths below /admin/ that a reader's key may GET. The contents of documents and archives are not among them."""
+"""Paths below /admin/ that a session of a reader's key may GET: what the console shows, and no document or archive."""
 
 
 class KeyHolder(SecurityBase):
     """Lets holders of a key pass that has at least `role` and sees everything.
 
-    Of the routes below /admin/, readers see those of `_READERS_SEE`.
+    In a session of the console, readers see the routes of `_READERS_SEE`. With a header, /admin/ is for admins alone.
     """
 
     def __init__(self, keyring: Keyring, role: Role, *, anonymous: bool = False) -> None:
@@ -84,11 +84,12 @@ class KeyHolder(SecurityBase):
 
     def __call__(self, request: Request) -> Key | None:
         """The key, None for somebody without one who may pass too. Raises Unauthorized or Forbidden."""
-        role = self._role
-        if request.method in ("GET", "HEAD") and _READERS_SEE.fullmatch(request.scope["path"]):
-            role = Role.READER
         # ASGI has the names in lower case.
         token = token_in(credentials_in(request.method.encode(), request.headers.raw))
+        role = self._role
+        reads = request.method in ("GET", "HEAD") and _READERS_SEE.fullmatch(request.scope["path"])
+        if reads and token is not None and is_session(token):
+            role = Role.READER
         if token is None:
             if self._anonymous:
                 return None
