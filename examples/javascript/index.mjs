@@ -1,6 +1,6 @@
 // Ingest a folder of Markdown and text, and answer a question from it.
 //
-//     examples/run javascript docs "When is a write answered?" --only journal.md
+//     examples/run javascript var/course "How do I read a compressed file?" --only gzip.md
 //
 // CHROMA_URL and CHROMA_KEY say where the gateway is. LLM_MODEL, LLM_BASE_URL and LLM_API_KEY name a language model;
 // without one, the answer is the best sentence of each passage.
@@ -130,7 +130,7 @@ function extract(question, found) {
   return found
     .slice(0, 3)
     .map(({ text }, at) => {
-      const sentences = text.split(/\n\s*\n|(?<=[.!?])\s+(?=[A-Z])/).map((each) => each.replace(/\s+/g, " ").trim());
+      const sentences = text.split(/\n\s*\n|(?<=[.!?])\s+(?=[A-Z])/).map((each) => each.replace(/\s+/g, " ").replace(/^[#\- ]+/, ""));
       return `${sentences.sort((one, other) => shared(other) - shared(one))[0]} [${at + 1}]`;
     })
     .join(" ");

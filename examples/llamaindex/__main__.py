@@ -1,6 +1,6 @@
 """Ingest a folder of Markdown and text with LlamaIndex, and answer a question from it.
 
-    examples/run llamaindex docs "When is a write answered?" --only journal.md
+    examples/run llamaindex var/course "How do I read a compressed file?" --only gzip.md
 
 GATEWAY_EMBEDDING names the embedding function, as for the gateway. `examples.answers` says which model answers.
 """

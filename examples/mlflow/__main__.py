@@ -1,6 +1,6 @@
 """An ingest as a run of MLflow, and from a run back to the index that it made.
 
-    examples/run mlflow ingest var/course --avatar course --questions var/questions.json --size 200 --overlap 30
+    examples/run mlflow ingest var/course --avatar course --questions var/questions.json --size 800 --overlap 100
     examples/run mlflow list
     examples/run mlflow restore RUN_ID
 
@@ -108,7 +108,7 @@ def _parse() -> argparse.Namespace:
     new.add_argument("--questions", type=Path, help="a JSON object: each question with the document that answers it")
     new.add_argument("--size", type=int, help="of a chunk; by default as much as the embedding function reads")
     new.add_argument("--overlap", type=int, default=0)
-    new.add_argument("--unit", choices=("tokens", "characters"), default="tokens")
+    new.add_argument("--unit", choices=("characters", "tokens"), default="characters")
     commands.add_parser("list", help="list the runs, newest first")
     commands.add_parser("restore", help="serve the index of a run").add_argument("run_id")
     return parser.parse_args()
