@@ -1,9 +1,9 @@
 """An embedding set at a server: its collection, its records and its statistics."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,13 +13,14 @@ from chroma.neighbours import nearest_training
 from chroma.recommendation import Result, recommend
 from chroma.records import Record
 from chroma.server import Collection, Server
-from chroma.statistics import NEIGHBOURS, Statistics, bring_up_to_date
+from chroma.statistics import NEIGHBOURS, Statistics, bring_up_to_date, from_metadata
 
 BODY_BYTES = 8_000_000
 """About how large one request gets. Chroma and the gateway take 40 MiB; less keeps the memory of both small."""
 RECORD_BYTES = 400
 """About what a record takes in a request beside its embedding and its inferences."""
 _KEPT_S = 300
+_Answer = TypeVar("_Answer")
 
 
 @dataclass
@@ -55,6 +56,10 @@ class SetCollection:
         self._statistics: Statistics | None = None
         self._statistics_until = 0.0
 
+    def forget(self) -> None:
+        """Look for the collection and its statistics again. It may be gone, deleted or by a restore."""
+        self._collection, self._statistics_until = None, 0.0
+
     def check(self, dimension: int) -> Collection | None:
         """The collection, None if there is none. Raises InvalidRecord if its embeddings have another dimension."""
         if self._collection is None or self._collection.dimension is None:
@@ -72,7 +77,13 @@ class SetCollection:
         """Write those of `records`, all of one dimension, that are not there or were logged earlier. Safe to repeat.
 
         `more` is further metadata, a dict for each. With `wait`, wait until the gateway's store has all of them.
+
+        A collection that is gone is made again. With `wait` that takes another call, and Refused is raised: what the
+        caller stored before is gone too.
         """
+        return self._found_again(lambda: self._store(records, more, wait), repeat=not wait)
+
+    def _store(self, records: Sequence[Record], more: Sequence[Mapping[str, Any]] | None, wait: bool) -> Stored:
         collection = self.check(records[0].dimension) or self._make(records[0].dimension)
         total = Stored()
         pairs = list(zip(records, more or [{}] * len(records), strict=True))
@@ -103,14 +114,18 @@ class SetCollection:
 
     def bring_statistics_up_to_date(self) -> None:
         """Compute the statistics anew if the set grew enough, and keep them with the collection."""
-        self._collection = collection = self._server.find_collection(self.name)
-        self._statistics = bring_up_to_date(self._server, collection) if collection else None
-        self._statistics_until = time.monotonic() + (_KEPT_S if collection else 0)
+        if (collection := self._server.find_collection(self.name)) is not None:
+            bring_up_to_date(self._server, collection)
 
     def recommend(self, records: Sequence[Record], explore: float) -> list[Result]:
-        """What to do with each of `records`, all of one dimension."""
+        """What to do with each of `records`, all of one dimension. It reads, and computes no statistics."""
+        return self._found_again(lambda: self._recommend(records, explore))
+
+    def _recommend(self, records: Sequence[Record], explore: float) -> list[Result]:
         if time.monotonic() > self._statistics_until:
-            self.bring_statistics_up_to_date()
+            self._collection = kept = self._server.find_collection(self.name)
+            self._statistics = from_metadata(kept) if kept else None
+            self._statistics_until = time.monotonic() + (_KEPT_S if kept else 0)
         collection = self.check(records[0].dimension)
         if collection is None or self._statistics is None:
             nothing = np.empty(0)
@@ -124,6 +139,18 @@ class SetCollection:
             for record, neighbours in zip(some, found, strict=True):
                 results.append(recommend(record, neighbours.distances, neighbours.labels, self._statistics, explore))
         return results
+
+    def _found_again(self, ask: Callable[[], _Answer], *, repeat: bool = True) -> _Answer:
+        """What `ask` returns. If the collection is gone, it is looked for again, and asked once more if `repeat`."""
+        try:
+            return ask()
+        except Refused as error:
+            if error.status != 404:
+                raise
+            self.forget()
+            if not repeat:
+                raise
+        return ask()
 
     def _make(self, dimension: int) -> Collection:
         """Cosine distances beyond three dimensions, as Cleanlab's rules have it, Euclidean ones up to three."""

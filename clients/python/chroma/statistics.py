@@ -7,8 +7,8 @@ more. A sample of them is enough: its median and quartiles are those of all, wit
 import random
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
@@ -48,23 +48,18 @@ def from_metadata(collection: Collection) -> Statistics | None:
     return Statistics(**kept)  # type: ignore[arg-type]  # checked above
 
 
-def bring_up_to_date(server: Server, collection: Collection) -> Statistics | None:
-    """The statistics of `collection`, computed anew and kept if it grew enough; None while it has under 100 records.
+def bring_up_to_date(server: Server, collection: Collection) -> None:
+    """Compute the statistics of `collection` anew and keep them, if it grew enough and has 100 training records.
 
-    A key that may not write leaves the kept ones as they are. Safe to call by several processes at once.
+    A key that may not change the collection leaves the kept ones as they are. Safe to call in several processes at
+    once.
     """
     kept = from_metadata(collection)
     at_least = max(LEAST_RECORDS, int(kept.training_records * _GROWTH) if kept else 0)
-    if not has_training_records(server, collection, at_least):
-        return kept
-    computed = compute(server, collection)
-    metadata: dict[str, Any] = collection.metadata | asdict(computed)
-    try:
-        server.set_metadata(collection, metadata)
-    except Denied:
-        pass
-    collection.metadata = metadata
-    return computed
+    if has_training_records(server, collection, at_least):
+        computed = compute(server, collection)
+        with suppress(Denied):
+            server.set_metadata(collection, collection.metadata | asdict(computed))
 
 
 def has_training_records(server: Server, collection: Collection, at_least: int) -> bool:

@@ -69,7 +69,9 @@ def upload(
             before, contents = contents, _read(snapshot, contents, str(buffer.path or "the buffer"))
             if contents.records:
                 assert contents.embedding_set is not None
-                target = target or open_set(contents.embedding_set)
+                if target is None:
+                    target = open_set(contents.embedding_set)
+                    target.forget()  # it may be another one since the last upload
                 target.check(contents.dimension)
                 total += _send(snapshot, before, contents.records, target, server)
                 records += contents.records

@@ -558,6 +558,22 @@ def test_many_records_of_one_call_are_sent_in_parts(
     assert len(stored(gateway, keys, embedding_set)) == 1260
 
 
+def test_a_session_goes_on_after_its_collection_was_deleted(
+    gateway: Gateway, keys: Keys, embedding_set: dict[str, Any]
+) -> None:
+    """Its next record makes the collection again. So does the next `save`."""
+    client = gateway.client(headers=keys.bearer("all"))
+    with TrainingSession(embedding_set=embedding_set) as training, QuerySession(embedding_set=embedding_set) as query:
+        for number in range(2):
+            query.log(input_uri=f"asked {number}", embedding=vectors(1)[0])
+            training.log(input_uri=f"logged {number}", embedding=vectors(1)[0])
+            client.delete_collection(f"tests-{training.embedding_set_id}")
+            query.log(input_uri=f"again {number}", embedding=vectors(1)[0])
+            training.save()
+            assert uris_of(stored(gateway, keys, embedding_set)) == [f"again {number}", f"logged {number}"]
+            client.delete_collection(f"tests-{training.embedding_set_id}")
+
+
 def test_it_works_at_chroma_itself(directory: Path, embedding_set: dict[str, Any]) -> None:
     """Without a gateway nothing says that it is stored, and everything else is the same."""
     path = buffer_file(directory, embedding_set, 120)

@@ -235,7 +235,7 @@ def raised_in_a_fork(use: Callable[[Buffer, Snapshot], None], buffer: Buffer, sn
         try:
             signal.alarm(10)
             flock = fcntl.flock
-            fcntl.flock = lambda descriptor, operation: flock(descriptor, operation | fcntl.LOCK_NB)  # type: ignore[assignment]
+            fcntl.flock = lambda descriptor, operation: flock(descriptor, operation | fcntl.LOCK_NB)
             use(buffer, snapshot)
             status = 0
         except BaseException as error:
