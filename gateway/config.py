@@ -293,6 +293,11 @@ class Settings(BaseSettings):
         return has_keys or (self.admin_token is not None and not is_loopback(self.host))
 
     @property
+    def local_hosts_only(self) -> bool:
+        """Whether requests without a key must name this machine in `Host`: where nothing else protects the gateway."""
+        return not self.is_closed and not self.allow_anonymous
+
+    @property
     def origins(self) -> list[str]:
         """The origins in `GATEWAY_CORS_ORIGINS`."""
         return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]

@@ -57,7 +57,9 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         redoc_url=None,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
-    scraper = KeyHolder(keyring, Role.READER, anonymous=not settings.is_closed)
+    scraper = KeyHolder(
+        keyring, Role.READER, anonymous=not settings.is_closed, local_hosts_only=settings.local_hosts_only
+    )
     provide(app, settings, scraper, keyring, *provided)
     app.include_router(health_api.public)
     app.include_router(reference.router)

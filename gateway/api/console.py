@@ -17,7 +17,7 @@ from gateway.auth.keys import Key
 from gateway.auth.origins import is_same_origin
 from gateway.auth.scope import Role
 from gateway.auth.sessions import LIFETIME_S
-from gateway.auth.tokens import SESSION_COOKIE, credentials_in, is_session, token_in
+from gateway.auth.tokens import SESSION_COOKIE, TLS_SESSION_COOKIE, credentials_in, is_session, token_in
 from gateway.console.files import INDEX, File, static_files
 from gateway.errors import Forbidden, GatewayError, NotFound
 
@@ -88,13 +88,19 @@ def _require_may_see(key: Key) -> None:
         )
 
 
-def _set_cookie(response: Response, request: Request, value: str, lifetime_s: int) -> None:
+def _set_cookie(response: Response, request: Request, session: str) -> None:
     # Behind TLS a browser says so with the origin of the page; what terminates TLS may say it too.
     origin, proto = request.headers.get("origin", ""), request.headers.get("x-forwarded-proto", "")
     secure = origin.startswith("https://") or proto.partition(",")[0].strip() == "https"
-    response.set_cookie(
-        SESSION_COOKIE, value, max_age=lifetime_s, path="/", secure=secure, httponly=True, samesite="strict"
-    )
+    name = TLS_SESSION_COOKIE if secure else SESSION_COOKIE
+    response.set_cookie(name, session, max_age=LIFETIME_S, path="/", secure=secure, httponly=True, samesite="strict")
+
+
+def _remove_cookies(response: Response, request: Request) -> None:
+    for name in (SESSION_COOKIE, TLS_SESSION_COOKIE):
+        if name in request.cookies:
+            secure = name == TLS_SESSION_COOKIE
+            response.set_cookie(name, "", max_age=0, path="/", secure=secure, httponly=True, samesite="strict")
 
 
 def _described(key: Key, left_s: float | None, user_id: str) -> _Session:
@@ -112,7 +118,7 @@ async def show_session(request: Request, response: Response, keyring: KeyringOf,
         key = KeyHolder(keyring, Role.READER)(request)
     except GatewayError:
         if token is not None:
-            _set_cookie(response, request, "", 0)
+            _remove_cookies(response, request)
         return _Session()
     assert key is not None
     return _described(key, keyring.sessions.left_s(token) if token else None, settings.user_id)
@@ -134,7 +140,7 @@ async def sign_in(
     if (earlier := _session(request)) is not None:
         keyring.sessions.end(earlier)
     session, key = keyring.begin_session(token)
-    _set_cookie(response, request, session, LIFETIME_S)
+    _set_cookie(response, request, session)
     log.info("console session began", who=key.name, role=key.role.name.lower())
     return _described(key, keyring.sessions.left_s(session), settings.user_id)
 
@@ -146,7 +152,7 @@ async def sign_out(request: Request, keyring: KeyringOf) -> Response:
     if (token := _session(request)) is not None:
         keyring.sessions.end(token)
     response = Response(status_code=204, headers=_HEADERS | _PRIVATE)
-    _set_cookie(response, request, "", 0)
+    _remove_cookies(response, request)
     return response
 
 

@@ -13,6 +13,7 @@ from fastapi.security.base import SecurityBase
 
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import Key
+from gateway.auth.origins import require_local_host
 from gateway.auth.scope import Role
 from gateway.auth.tokens import credentials_in, is_session, token_in
 from gateway.config import Settings
@@ -77,10 +78,14 @@ class KeyHolder(SecurityBase):
     In a session of the console, readers see the routes of `_READERS_SEE`. With a header, /admin/ is for admins alone.
     """
 
-    def __init__(self, keyring: Keyring, role: Role, *, anonymous: bool = False) -> None:
+    def __init__(
+        self, keyring: Keyring, role: Role, *, anonymous: bool = False, local_hosts_only: bool = False
+    ) -> None:
+        """`anonymous`: requests without a key pass too. `local_hosts_only`: if their `Host` names this machine."""
         self.model = HTTPBearer(description="a key; for /admin/* the admin token, or an admin's key")
         self.scheme_name = "Key"
         self._keyring, self._role, self._anonymous = keyring, role, anonymous
+        self._local_hosts_only = local_hosts_only
 
     def __call__(self, request: Request) -> Key | None:
         """The key, None for somebody without one who may pass too. Raises Unauthorized or Forbidden."""
@@ -92,12 +97,14 @@ class KeyHolder(SecurityBase):
             role = Role.READER
         if token is None:
             if self._anonymous:
+                self._require_local_host(request)
                 return None
             raise Unauthorized("no key was given", _HINTS[self._role])
         try:
             key = self._keyring.find(token)
         except Unauthorized as error:
             if self._anonymous:
+                self._require_local_host(request)
                 return None
             hint = error.hint if is_session(token) else _HINTS[self._role]
             raise Unauthorized(error.message, hint) from None
@@ -108,6 +115,11 @@ class KeyHolder(SecurityBase):
                 f"this wants the key of {'an admin' if role is Role.ADMIN else 'somebody who sees everything'}",
             )
         return key
+
+    def _require_local_host(self, request: Request) -> None:
+        if self._local_hosts_only:
+            host = request.headers.get("host")
+            require_local_host(host.encode("latin-1") if host is not None else None)
 
     def lets_pass(self, request: Request) -> bool:
         """Whether a call would raise nothing."""

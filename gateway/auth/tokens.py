@@ -23,8 +23,10 @@ _MAX_TOKEN_BYTES = 1024
 _HINT = "send the header 'Authorization: Bearer <key>' or 'X-Chroma-Token: <key>', or the key as a password, once"
 
 SESSION_COOKIE = "chroma-gateway-session"
+TLS_SESSION_COOKIE = f"__Host-{SESSION_COOKIE}"
+"""The name over TLS. Browsers take a cookie with this prefix from the very host only, not from its sibling domains."""
 _SESSION = re.compile(r"cgs_[A-Za-z0-9_-]{43}")
-_IN_COOKIE = re.compile(rb"(?:^|;)[ \t]*" + SESSION_COOKIE.encode() + rb"=(cgs_[A-Za-z0-9_-]{43})[ \t]*(?=;|$)")
+_IN_COOKIE = re.compile(rb"(?:^|;)[ \t]*(__Host-)?%b=(cgs_[A-Za-z0-9_-]{43})[ \t]*(?=;|$)" % SESSION_COOKIE.encode())
 
 AUTHORIZATION, CHROMA_TOKEN, COOKIE = b"authorization", b"x-chroma-token", b"cookie"
 CREDENTIALS = frozenset((AUTHORIZATION, CHROMA_TOKEN, COOKIE))
@@ -82,24 +84,24 @@ def token_in(credentials: Iterable[tuple[bytes, bytes]]) -> str | None:
 
     `X-Chroma-Token` takes precedence over `Authorization`, which a platform in front may use for itself. With Basic
     authentication the token is the password, or the name where the password is empty. The cookie of a session counts
-    where there is neither. Raises Unauthorized if a header is repeated or is not valid.
+    where there is neither; see `_session_in`. Raises Unauthorized if a header is repeated or is not valid.
     """
     bearer: list[bytes] = []
     chroma: list[bytes] = []
-    session: str | None = None
+    cookies: list[bytes] = []
     for name, value in credentials:
         if name == AUTHORIZATION:
             bearer.append(value)
         elif name == CHROMA_TOKEN:
             chroma.append(value)
-        elif name == COOKIE and session is None and (match := _IN_COOKIE.search(value)):
-            session = match[1].decode()
+        elif name == COOKIE:
+            cookies.append(value)
     if len(chroma) > 1 or len(bearer) > 1:
         raise Unauthorized("a key was given twice", _HINT)
     if chroma:
         return _decoded(chroma[0])
     if not bearer:
-        return session
+        return _session_in(cookies)
     scheme, _, rest = bearer[0].partition(b" ")
     match scheme.lower():
         case b"bearer":
@@ -108,6 +110,17 @@ def token_in(credentials: Iterable[tuple[bytes, bytes]]) -> str | None:
             return _decoded(_password(rest))
         case _:
             raise Unauthorized("the Authorization header has neither a bearer token nor a password", _HINT)
+
+
+def _session_in(cookies: Iterable[bytes]) -> str | None:
+    """The token of a session in the values of `Cookie` headers.
+
+    With the cookie for TLS the other one does not count. Of two with one name, none does: another server of the same
+    domain may have set one of them, and the browser does not say which.
+    """
+    found = [match for value in cookies for match in _IN_COOKIE.finditer(value)]
+    chosen = [match for match in found if match[1]] or found
+    return chosen[0][2].decode() if len(chosen) == 1 else None
 
 
 def _password(value: bytes) -> bytes:

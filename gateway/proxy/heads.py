@@ -11,6 +11,7 @@ from typing import NamedTuple
 import httptools
 
 from gateway.auth.ack import ACK
+from gateway.auth.origins import is_cross_origin
 from gateway.auth.tokens import CREDENTIALS, credentials_in
 from gateway.chroma.routes import Kind, RouteMatch, match_route
 from gateway.errors import HeadTooLarge, InvalidRequest
@@ -29,7 +30,6 @@ _MAX_CACHED_HEADS = 512
 
 # A request id is written to logs and to the audit, and sent to Chroma.
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
-_CROSS_ORIGIN = (b"cross-site", b"same-site")
 _NO_BODY_STATUSES = (204, 304)
 
 
@@ -63,7 +63,8 @@ class RequestHead(NamedTuple):
     has_request_method: bool
     """Whether it has `Access-Control-Request-Method`, as a browser's CORS preflight does."""
     cross_origin: bool
-    """Whether a browser says that a page of another origin sent it (`Sec-Fetch-Site`)."""
+    """Whether a browser says that a page of another origin sent it (`Sec-Fetch-Site`, or `Origin` without it)."""
+    host: bytes | None
     ack: bytes | None
     """The acknowledgement level that it asks for, not parsed. Chroma does not get it."""
     forwarded_proto: bytes | None
@@ -169,7 +170,8 @@ def parse_request(raw: bytes) -> RequestHead:
         credentials=credentials_in(method, headers),
         traceparent=next((value for name, value in headers if name == b"traceparent"), None),
         origin=next((value for name, value in headers if name == b"origin"), None),
-        cross_origin=any(name == b"sec-fetch-site" and value in _CROSS_ORIGIN for name, value in headers),
+        cross_origin=is_cross_origin(headers),
+        host=present.get(b"host"),
         has_request_method=any(name == b"access-control-request-method" for name, _ in headers),
         ack=b", ".join(acks) if (acks := [value for name, value in headers if name == ACK]) else None,
         forwarded_proto=present[b"x-forwarded-proto"].lower() if b"x-forwarded-proto" in present else None,

@@ -14,6 +14,7 @@ from gateway.auth.access import UNRESTRICTED, AccessPlan, StaticResponse, identi
 from gateway.auth.ack import Ack, ack_level, parse_ack
 from gateway.auth.keyring import Keyring
 from gateway.auth.keys import ANONYMOUS_NAME, Key
+from gateway.auth.origins import require_local_host
 from gateway.auth.quota import Quota, QuotaLimits
 from gateway.auth.scope import EVERYTHING, Role, Scope
 from gateway.auth.tokens import COOKIE, token_in
@@ -84,13 +85,17 @@ class Decision:
 
 
 class RequestPolicy:
-    """One for all connections. `anonymous` says whether requests without a key may do everything."""
+    """One for all connections. `anonymous` says whether requests without a key may do everything.
+
+    `local_hosts_only`: without a key, only those whose `Host` names this machine may.
+    """
 
     def __init__(
         self,
         keyring: Keyring | None = None,
         *,
         anonymous: bool = True,
+        local_hosts_only: bool = False,
         allow_reset: bool = False,
         max_body_bytes: int,
         limits: QuotaLimits | None = None,
@@ -101,6 +106,7 @@ class RequestPolicy:
     ) -> None:
         """`ack` is the acknowledgement level of writes whose key and request say nothing else."""
         self._keyring, self._anonymous, self._allow_reset = keyring, anonymous, allow_reset
+        self._local_hosts_only = local_hosts_only
         self._max_body_bytes, self._limits = max_body_bytes, limits or QuotaLimits()
         self._origins = frozenset(each.encode() for each in origins)
         self.counters, self.usage = counters or Counters(), Usage()
@@ -180,6 +186,11 @@ class RequestPolicy:
         decision.counter.note = self.usage.note_of(action)
         decision.refusal = refusal
         self._check_origin(decision)
+        if principal is self._anonymous_principal and self._local_hosts_only and action is not Action.PROBE:
+            try:
+                require_local_host(head.host)
+            except Forbidden as error:
+                decision.refusal, decision.response = error, None
         if principal is not None and head.for_chroma and decision.response is None:
             self._plan(decision, principal, action)
         decision.pass_through = (

@@ -163,6 +163,7 @@ def _policy(settings: Settings, keyring: Keyring) -> RequestPolicy:
     return RequestPolicy(
         keyring,
         anonymous=not settings.is_closed,
+        local_hosts_only=settings.local_hosts_only,
         allow_reset=settings.allow_reset,
         max_body_bytes=settings.max_body_bytes,
         limits=QuotaLimits(

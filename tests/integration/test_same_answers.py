@@ -108,7 +108,7 @@ def reads(collection_id: str, count: int) -> Iterator[Sent]:
             headers.append(f"Content-Type: {dice.choice([TYPES[0], TYPES[0], TYPES[0], *TYPES])}")
         if dice.random() < 0.1:
             headers.append(
-                dice.choice(["Accept-Encoding: gzip", "Origin: http://x", "Range: bytes=0-1", "Accept: text/html"])
+                dice.choice(["Accept-Encoding: gzip", "Origin: http://chroma", "Range: bytes=0-1", "Accept: text/html"])
             )
         yield Sent(method, path, tuple(headers), body)
 

@@ -197,7 +197,7 @@ def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot(server: S3S
             body = json.dumps({"ids": ["late"], "embeddings": [[2.0, 1.0]]}).encode()
             path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{notes(built).id}/upsert"
             with socket.create_connection(("127.0.0.1", built.port), 20) as client:
-                head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
                 proxy.requests.clear()
                 proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=1.5)]

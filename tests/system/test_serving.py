@@ -140,9 +140,8 @@ def test_a_write_whose_client_is_gone_is_waited_for(shared: Gateway) -> None:
     ).encode()
     path = f"/api/v2/tenants/default_tenant/databases/default_database/collections/{collection.id}/add"
     with socket.create_connection(("127.0.0.1", shared.port)) as client:
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         # Chroma logs what it was given before it works on it: once the log has it, it cannot be recalled.
         shared.until(lambda: gate(shared)["writes_under_way"] == 1, "the write is under way")

@@ -162,8 +162,23 @@ def test_the_cookie_of_a_session_is_held_tightly(client: TestClient) -> None:
 
 @pytest.mark.parametrize("headers", [{"Origin": "https://testserver"}, {"X-Forwarded-Proto": "https"}])
 def test_behind_tls_the_cookie_is_secure(client: TestClient, headers: dict[str, str]) -> None:
-    """As the browser says with its origin, or the proxy that ends TLS."""
-    assert "Secure" in sign_in(client, "an-admin-token", **headers).headers["Set-Cookie"]
+    """As the browser says with its origin, or the proxy that ends TLS. Its name lets no other host set it."""
+    cookie = sign_in(client, "an-admin-token", **headers).headers["Set-Cookie"]
+    assert cookie.startswith("__Host-chroma-gateway-session=cgs_")
+    assert {"Secure", "HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
+    assert "Domain" not in cookie
+
+
+def test_behind_tls_a_sign_out_removes_the_cookie_too(client: TestClient, gateway: Gateway) -> None:
+    """Browsers take a cookie of this name only if it is secure, also when it is removed."""
+    session, _ = gateway.keyring.begin_session("an-admin-token")
+    cookie = {"Cookie": f"__Host-chroma-gateway-session={session}"}
+    assert client.get("/console/session", headers=cookie).json()["role"] == "admin"
+    removed = client.delete("/console/session", headers=ORIGIN | cookie).headers["Set-Cookie"]
+    assert removed.startswith('__Host-chroma-gateway-session="";')
+    assert {"Max-Age=0", "Secure", "Path=/"} <= set(removed.split("; "))
+    answer = client.get("/console/session", headers=cookie)
+    assert (answer.json()["role"], answer.headers["Set-Cookie"]) == (None, removed)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def settings_of(path: Path, **more: Any) -> Settings:
 
 
 async def ask(app: FastAPI, headers: dict[str, str]) -> httpx.Response:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return await client.get("/readyz", headers=headers)
 
 
@@ -112,3 +112,29 @@ async def test_the_status_is_as_described(tmp_path: Path) -> None:
     body = await Gateway(settings_of(tmp_path), "an-admin-token").health.status()
     described = Status.model_validate(body).model_dump(mode="json", exclude_unset=True)
     assert described == json.loads(json.dumps(body))
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "headers", "told"),
+    [
+        ("127.0.0.1:8000", {}, {}, True),
+        ("evil.example:8000", {}, {}, False),
+        ("evil.example:8000", {}, {"Authorization": "Bearer nonsense"}, False),
+        ("evil.example:8000", {}, {"Authorization": "Bearer an-admin-token"}, True),
+        ("proxy.example", {"allow_anonymous": True}, {}, True),
+    ],
+)
+async def test_a_page_learns_nothing_of_an_open_gateway_by_a_name_of_its_own(
+    tmp_path: Path, host: str, more: dict[str, Any], headers: dict[str, str], told: bool
+) -> None:
+    """DNS rebinding makes the answers of a gateway on loopback readable for a page."""
+    gateway_process = Gateway(settings_of(tmp_path, ready_requires_all=True, **more), "an-admin-token")
+    gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
+    transport = httpx.ASGITransport(gateway_process.admin())
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as client:
+        assert (NAME in (await client.get("/readyz")).text) is told
+        assert (await client.get("/metrics")).status_code == (200 if told else 403)
+        assert (await client.get("/healthz")).status_code == 200
+    head = f"GET /api/v2/tenants/t HTTP/1.1\r\nHost: {host}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    assert (gateway_process.data_path.policy.decide(f"{head}\r\n".encode()).refusal is None) is told

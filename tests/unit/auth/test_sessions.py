@@ -140,6 +140,26 @@ def test_a_cookie_counts_for_our_own_pages_only(
     assert token_in(credentials_in(method, all_headers)) == (SESSION if counts else None)
 
 
+OTHER = new_session_token()
+
+
+@pytest.mark.parametrize(
+    ("cookies", "counts"),
+    [
+        ([f"__Host-{SESSION_COOKIE}={SESSION}"], True),
+        ([f"{SESSION_COOKIE}={OTHER}; __Host-{SESSION_COOKIE}={SESSION}"], True),
+        ([f"__Host-{SESSION_COOKIE}={SESSION}", f"{SESSION_COOKIE}={OTHER}"], True),
+        ([f"{SESSION_COOKIE}={SESSION}; {SESSION_COOKIE}={OTHER}"], False),
+        ([f"{SESSION_COOKIE}={OTHER}", f"{SESSION_COOKIE}={SESSION}"], False),
+        ([f"__Host-{SESSION_COOKIE}={OTHER}; a=b; __Host-{SESSION_COOKIE}={SESSION}"], False),
+    ],
+)
+def test_no_other_server_of_the_domain_chooses_the_session(cookies: list[str], counts: bool) -> None:
+    """It can add a cookie to the browser's, and cannot let it begin with `__Host-`."""
+    headers = [HOST, *((b"cookie", each.encode()) for each in cookies)]
+    assert token_in(credentials_in(b"GET", headers)) == (SESSION if counts else None)
+
+
 def test_without_a_host_nothing_is_of_the_same_origin() -> None:
     """HTTP/1.0 has none: two empty names are not the same name."""
     assert not is_same_origin(b"POST", [(b"origin", b"null")])
