@@ -15,7 +15,7 @@ reached is asked again for `restore_retry_s` and is then an error: an unreachabl
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -766,11 +766,11 @@ class VectorStore:
             await Merger(self.journal.sequence).drop_until(needed.base)
         return result
 
-    async def _drop_moments_of(self, snapshot_id: str) -> None:
-        """What cannot be restored without a snapshot goes with it, so that history does not list it."""
-        await self.leader.require()
-        if entries := await drop_with(self.journal.sequence, self.repository, snapshot_id):
-            log.info("moments go with the snapshot that they are restored from", snapshot=snapshot_id, entries=entries)
+    async def _drop_moments_of(self, snapshot_ids: Collection[str]) -> None:
+        """What cannot be restored without these snapshots goes with them, so that history does not list it."""
+        sequence = self.journal.sequence
+        if entries := await drop_with(sequence, self.repository, snapshot_ids, self.leader.require):
+            log.info("moments go with the snapshots that they are restored from", entries=entries)
 
     async def _history_needs(self) -> HistoryNeeds:
         """What the moments of the last `GATEWAY_HISTORY_S` are restored from."""

@@ -51,7 +51,7 @@ class Merger:
             await sequence.delete(leftovers)
         single = [each for each in listed if not each.is_merged and each.key in needed and each.key not in self._kept]
         self.has_more = len(single) > _MOST_AT_ONCE
-        heads = await _heads(sequence, single[:_MOST_AT_ONCE])
+        heads = await read_heads(sequence, single[:_MOST_AT_ONCE])
         self._kept &= {each.key for each in listed}
         merged = set[int]()
         for group in plan_merges(heads, now):
@@ -78,7 +78,7 @@ class Merger:
         single = [each for each in old if not each.is_merged]
         keys = [each.key for each in old if each.is_merged]
         for start in range(0, len(single), _MOST_AT_ONCE):
-            heads = await _heads(self._sequence, single[start : start + _MOST_AT_ONCE])
+            heads = await read_heads(self._sequence, single[start : start + _MOST_AT_ONCE])
             keys += [key_of(head.number) for head in heads if head.kind is not Kind.SEAL]
         await self._sequence.delete(keys)
         return len(keys)
@@ -107,7 +107,8 @@ def merge(entries: Series[Entry]) -> Entry:
     return Entry.make(head, all_numbers[order], [pages[index] for index in order.tolist()])
 
 
-async def _heads(sequence: Sequence, listed: Series[Listed]) -> list[Head]:
+async def read_heads(sequence: Sequence, listed: Series[Listed]) -> list[Head]:
+    """Return the heads of entries, in order of their numbers, without those that are damaged."""
     found: dict[int, Head] = {}
 
     async def read(each: Listed) -> None:

@@ -28,6 +28,7 @@ idempotent, a manifest goes before its packs, and nothing else is written.
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
@@ -82,10 +83,12 @@ async def collect_garbage(
     *,
     may_delete: bool = True,
     history_from: str | None = None,
+    before_deletion: Callable[[Collection[str]], Awaitable[object]] | None = None,
 ) -> GcResult:
     """Delete what `keep` does not keep, then the packs that no snapshot names and that are older than `grace_s`.
 
-    `history_from`: see `plan_retention`.
+    `history_from`: see `plan_retention`. `before_deletion` is called with the ids of the snapshots that
+    no rule keeps.
 
     Only one may run at a time, and no snapshot meanwhile. Safe to retry. Raises LeaseLost, StorageError.
     """
@@ -105,7 +108,7 @@ async def collect_garbage(
     if not may_delete:
         result.problem = "; ".join(["GATEWAY_STORE_NEVER_DELETE is set, so nothing is deleted", *problems])
         return result
-    plan = await _apply_retention(repository, read, keep, history_from)
+    plan = await _apply_retention(repository, read, keep, history_from, before_deletion)
     result.dropped_snapshots = list(plan.dropped)
     result.kept_snapshots = {name: list(why) for name, why in itertools.islice(plan.kept.items(), _MAX_KEPT_NAMED)}
     await repository.delete_manifests(read.listing.aborted, read.listing.verified)
@@ -134,7 +137,11 @@ async def collect_garbage(
 
 
 async def _apply_retention(
-    repository: Repository, read: AllRead, keep: Keep, history_from: str | None
+    repository: Repository,
+    read: AllRead,
+    keep: Keep,
+    history_from: str | None,
+    before_deletion: Callable[[Collection[str]], Awaitable[object]] | None,
 ) -> RetentionPlan:
     """Delete the manifests of the snapshots that no rule keeps."""
     listing = read.listing
@@ -143,6 +150,8 @@ async def _apply_retention(
     unusable = failed.union(repository.broken, read.unreadable)
     candidates = [Candidate(each, *read.taken(each), each not in unusable) for each in listing.ids]
     plan = await asyncio.to_thread(plan_retention, candidates, keep, history_from)
+    if plan.dropped and before_deletion is not None:
+        await before_deletion(plan.dropped)
     await repository.delete_manifests(plan.dropped, listing.verified)
     for snapshot_id in plan.dropped:
         log.info("snapshot deleted, no rule keeps it", snapshot=snapshot_id)

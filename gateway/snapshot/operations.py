@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,8 +95,8 @@ class Operations:
         """Called before the data are swapped, when all requests have ended. What it raises ends the restore."""
         self.beside_swap: Callable[[], AbstractAsyncContextManager[None]] = contextlib.nullcontext
         """Entered for the time of the swap."""
-        self.before_deletion: Callable[[str], Awaitable[object]] = _nothing
-        """Called with the id of a snapshot that is about to be deleted. What it raises ends the deletion."""
+        self.before_deletion: Callable[[Collection[str]], Awaitable[object]] = _nothing
+        """Called with the ids of snapshots that are about to be deleted. What it raises ends the deletion."""
         self.on_outcome: Callable[[Snapshot | None], None] = lambda _snapshot: None
         """Called for every snapshot that ended; with None for one that failed."""
 
@@ -281,7 +281,7 @@ class Operations:
                 # The entries so far are of no use without a snapshot under them.
                 await self.snapshotter.take(OwnLabel.CHECKPOINT)
             self.unsaved_writes.nothing_is_saved()
-            await self.before_deletion(snapshot_id)
+            await self.before_deletion((snapshot_id,))
             await self.repository.delete(snapshot_id)
 
     async def collect_garbage(
@@ -302,7 +302,13 @@ class Operations:
             with self._noting_errors(_GC):
                 history_from = await needs() if needs else None
                 result = await collect_garbage(
-                    self.repository, self._leader, keep, grace_s, may_delete=may_delete, history_from=history_from
+                    self.repository,
+                    self._leader,
+                    keep,
+                    grace_s,
+                    may_delete=may_delete,
+                    history_from=history_from,
+                    before_deletion=self.before_deletion,
                 )
             self._note_damage()
             removed = await run_in_thread_uninterrupted(remove_orphaned_directories, self._directory.path, grace_s)

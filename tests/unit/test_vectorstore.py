@@ -14,8 +14,10 @@ from gateway.lease.election import LeaderRole
 from gateway.lease.lease import read_lease_state
 from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
+from gateway.snapshot.model import Manifest
 from gateway.vectorstore import Phase, VectorStore
 from tests.unit.journal.lines import BASE, LAST, LATER, fill, snapshot_at, snapshot_id
+from tests.unit.snapshot.manifests import sha
 from tests.unit.snapshot.stores import MemoryStore
 
 
@@ -206,3 +208,24 @@ async def test_moments_that_need_a_deleted_snapshot_go_first(
     monkeypatch.setattr(served.repository, "delete", deleted)
     await served.operations.delete(snapshot_id(LATER))
     assert [each async for each in served.repository.newest_first()] == [snapshot_id(BASE - 1)]
+
+
+async def test_moments_go_with_the_snapshots_that_retention_drops(tmp_path: Path) -> None:
+    """With the journal switched off, history has what was written before, and retention keeps nothing for it."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", journal_interval_s=0, keep_last=1)
+    vectorstore = vectorstore_of(settings, storage_of(settings))
+    vectorstore.directory.make()
+    await vectorstore.begin()
+    await vectorstore.leader.require()
+    store = vectorstore.journal.sequence._store
+    await fill(store)
+    for pack in (b"database", b"index"):
+        await store.put(f"data/{sha(pack)}", pack)
+    for each in (snapshot_id(BASE - 1), snapshot_id(LATER)):
+        key = f"snapshots/{each}/manifest.json"
+        found = Manifest.parse(await store.get(key), each)
+        unlabelled = found.model_copy(update={"snapshot": found.snapshot.model_copy(update={"label": None})})
+        await store.put(key, unlabelled.to_bytes())
+    assert (await vectorstore.tidy()).dropped_snapshots == [snapshot_id(BASE - 1)]
+    assert [each.last for each in await vectorstore.journal.sequence.entries()] == [1, *range(LATER + 1, LAST + 1)]
+    await vectorstore.close()
