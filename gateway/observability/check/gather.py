@@ -47,6 +47,7 @@ MAX_COLLECTIONS = 500
 """Of more collections, those with the most records are looked at."""
 _MAX_SNAPSHOTS = 50
 _LEAST_QUERIES = 20
+_GONE = 410
 _STORE_TIMEOUT_S, _CHROMA_TIMEOUT_S = 5.0, 2.0
 # Of an element of `data_level0.bin` beside its vector: 32 links of 4 bytes, their count and the label.
 _ELEMENT_BYTES = 140
@@ -215,7 +216,10 @@ class ProductionCheck:
     def _clients(self) -> Clients:
         labels = self._data_path.policy.counters.by_label.items()
         retired = sum(
-            sum(counter.statuses.values()) for label, counter in labels if label.route == Action.RETIRED.value
+            # Only what Chroma answered: a request without a key that needs one is 401, and may be a scanner's.
+            counter.statuses.get(_GONE, 0)
+            for label, counter in labels
+            if label.route == Action.RETIRED.value
         )
         return Clients(dict(self._usage.connections.python_clients), retired)
 

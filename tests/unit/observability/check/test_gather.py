@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from gateway.chroma.routes import Action
 from gateway.config import Settings
 from gateway.errors import StorageUnavailable
 from gateway.observability.check import gather
 from gateway.observability.check.gather import _supported
 from gateway.observability.memory import limit_bytes
+from gateway.proxy.counters import Label
 from gateway.server.container import Gateway
 from tests.keys import Keys
 
@@ -85,6 +87,14 @@ async def test_who_reads_the_metrics_hears_of_failures(tmp_path: Path) -> None:
     assert (await statuses(gateway))["alerts"] == "unknown"
     await gateway.collector.render()
     assert (await statuses(gateway))["alerts"] == "pass"
+
+
+@pytest.mark.parametrize(("status", "clients"), [(401, "pass"), (410, "warn")])
+async def test_a_scanner_without_a_key_is_no_old_client(tmp_path: Path, status: int, clients: str) -> None:
+    gateway = built(tmp_path)
+    counter = gateway.data_path.policy.counters.of(Label(Action.RETIRED.value, "GET", "none"), "read")
+    counter.add(status, 0.001)
+    assert (await statuses(gateway))["clients"] == clients
 
 
 def test_the_supported_versions_are_those_of_the_package() -> None:
