@@ -7,6 +7,7 @@ uninterrupted                 a cancelled caller waits for the work, then is can
 run_in_thread_uninterrupted   the same for a blocking function
 shielded                      a cancelled caller waits for the work, then goes on
 within                        a time limit that work which must not stop halfway may outlive
+SharedRuns                    work that many ask for at once and that is done once for all of them
 poll_until                    look again and again until something is so
 """
 
@@ -15,7 +16,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 _Result = TypeVar("_Result")
 
@@ -149,6 +150,36 @@ async def within(timeout_s: float, work: Coroutine[Any, Any, _Result], *, break_
     if not task.done() or task.cancelled():
         raise TimeoutError
     return task.result()
+
+
+class SharedRuns(Generic[_Result]):
+    """Runs of `work`, one at a time. A caller gets the result of a run that began after the call, whoever began it.
+
+    So however many call at once, `work` is done twice at most. An error is raised to the caller whose run it was.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[_Result]]) -> None:
+        self._work = work
+        self._running = asyncio.Lock()
+        self._begun = 0
+        self._newest: tuple[int, _Result] | None = None
+        """The number of a run and its result, while there are callers."""
+        self.callers = 0
+
+    async def run(self) -> _Result:
+        """The result of `work`. Raises what it raises."""
+        wanted = self._begun + 1
+        self.callers += 1
+        try:
+            async with self._running:
+                if self._newest is None or self._newest[0] < wanted:
+                    self._begun += 1
+                    self._newest = self._begun, await self._work()
+                return self._newest[1]
+        finally:
+            self.callers -= 1
+            if not self.callers:
+                self._newest = None
 
 
 def _drop_error(task: asyncio.Task[Any]) -> None:

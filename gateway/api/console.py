@@ -163,11 +163,12 @@ async def sign_out(request: Request, keyring: KeyringOf) -> Response:
 async def events(request: Request, keyring: KeyringOf, feed: FeedOf) -> StreamingResponse:
     """Server-sent events `overview`. The last one, `end`, says that the session has ended."""
     holder = KeyHolder(keyring, Role.READER)
-    holder(request)
-    feed.require_place()
+    key = holder(request)
+    assert key is not None
+    feed.require_place(key.name)
 
     async def stream() -> AsyncIterator[str]:
-        async with contextlib.aclosing(feed.events()) as all_events:
+        async with contextlib.aclosing(feed.events(key.name)) as all_events:
             async for event in all_events:
                 if not holder.lets_pass(request):
                     yield "event: end\ndata: {}\n\n"

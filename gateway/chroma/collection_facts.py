@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import structlog
 
 from gateway.chroma.database import Collection, ReadTransaction, translated
 from gateway.chroma.disk import DATABASE, LEVEL0
@@ -20,12 +21,18 @@ from gateway.chroma.header import read_header
 from gateway.chroma.level0 import read_vectors
 from gateway.chroma.segments import VECTOR_INDEX, IndexSettings, index_settings, object_at, topic_of
 
+log = structlog.get_logger()
+
 _RECORDS = 50
 _VECTORS = 16
 _LOG_ROWS = 2000
 _DOCUMENT = "chroma:document"  # `rust/types/src/metadata.rs`, `DOCUMENT_METADATA_KEY`
 # `rust/types/src/collection_schema.rs`: Chroma adds every key of a record's metadata to the collection's schema.
 _OWN_KEYS = frozenset(("#embedding", "#document"))
+
+
+# What numbers that are none, infinite ones, vectors of half a number and documents that are too deep raise.
+_NONSENSE = (ValueError, TypeError, ArithmeticError, RecursionError)
 
 
 class EmbeddingFunction(NamedTuple):
@@ -64,12 +71,21 @@ class CollectionFacts(NamedTuple):
 
 
 def read_collection_facts(data_dir: Path, collections: Sequence[Collection]) -> list[CollectionFacts]:
-    """The facts of `collections`, without those that are gone. Raises GatewayError if the database cannot be read."""
+    """The facts of `collections`, without those that are gone, or of which the database tells what makes no sense.
+
+    Raises GatewayError if the database cannot be read.
+    """
     with translated(data_dir / DATABASE), closing(ReadTransaction(data_dir)) as state:
         logged, rows = _logged_vectors(state.connection), _rows(state.connection, collections)
-        return [
-            _facts(data_dir, state.connection, each, rows[each.id], logged) for each in collections if each.id in rows
-        ]
+        found = []
+        for each in collections:
+            if each.id not in rows:
+                continue
+            try:
+                found.append(_facts(data_dir, state.connection, each, rows[each.id], logged))
+            except _NONSENSE as error:  # one collection must not hide the others
+                log.warning("a collection cannot be checked", collection=each.id, cause=str(error))
+        return found
 
 
 class _Row(NamedTuple):

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from gateway.aio import run_in_thread_uninterrupted
+from gateway.aio import SharedRuns, run_in_thread_uninterrupted
 from gateway.chroma import database
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.disk import DATABASE
@@ -96,6 +96,8 @@ class ManagedChroma:
         self._config, self._settings = config, settings or {}
         self._health, self._copies, self._lost = IndexHealth(directory.path), copies, lost
         self._checking = asyncio.Lock()
+        self._checks: dict[str, SharedRuns[list[str]]] = {}
+        """By segment, those that are asked for at this moment."""
         self._had_database = False
         self.repairs: list[Repair] = []
         """Indexes that were unsound at Chroma's last start, and what was done."""
@@ -226,9 +228,17 @@ class ManagedChroma:
     async def check(self, segment: Segment) -> list[str]:
         """What is wrong with the index files of a collection; empty if nothing is. Chroma may be running.
 
-        Reads all of them, about 500 MB in a second, one index at a time. Raises OSError, GatewayError.
+        Reads all of them, about 500 MB in a second, one index at a time. Those who ask for the same index meanwhile
+        share the next look. Raises OSError, GatewayError.
         """
+        checks = self._checks.setdefault(segment.id, SharedRuns(lambda: self._check(segment)))
+        try:
+            return await checks.run()
+        finally:
+            if not checks.callers:
+                self._checks.pop(segment.id, None)
 
+    async def _check(self, segment: Segment) -> list[str]:
         def read() -> list[str]:
             health = IndexHealth(self._directory.path)
             found = [str(problem) for problem in health.check(segment.id, segment).problems]

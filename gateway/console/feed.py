@@ -6,6 +6,7 @@ nothing is queued for it.
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 
 EVERY_S = 1.0
 MAX_SUBSCRIBERS = 64
+MAX_OF_ONE_KEY = 16
 _AGAIN_S = 10.0
 
 
@@ -46,16 +48,28 @@ class Feed:
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
-        self.subscribers = 0
+        self._by_key = Counter[str]()
 
-    def require_place(self) -> None:
-        """Raise Overloaded if there are as many subscribers as there may be, or the process ends."""
+    @property
+    def subscribers(self) -> int:
+        return self._by_key.total()
+
+    def require_place(self, key: str) -> None:
+        """Raise Overloaded if there are as many subscribers as there may be, or the process ends.
+
+        `key`: the name of the subscriber's key. One key cannot take all places.
+        """
         if self._closed or self.subscribers >= MAX_SUBSCRIBERS:
             raise Overloaded(f"{self.subscribers} consoles are open already", "close one, or try again later")
+        if self._by_key[key] >= MAX_OF_ONE_KEY:
+            raise Overloaded(
+                f"{self._by_key[key]} consoles are open with the key {key} already",
+                "close one, or sign in with another key",
+            )
 
-    async def events(self) -> AsyncGenerator[str, None]:
+    async def events(self, key: str) -> AsyncGenerator[str, None]:
         """Yield the newest event, then each new one, until `close`."""
-        self.subscribers += 1
+        self._by_key[key] += 1
         if not self._tasks:
             self._newest, self._number = "", 0
             self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._run_beside())]
@@ -69,7 +83,7 @@ class Feed:
                 seen = self._number
                 yield self._newest
         finally:
-            self.subscribers -= 1
+            self._by_key[key] -= 1
             if not self.subscribers:
                 self._stop()
 

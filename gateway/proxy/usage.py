@@ -6,6 +6,7 @@ caller passes the time, of the event loop's clock.
 
 import re
 
+from gateway.auth.addresses import is_private
 from gateway.chroma.routes import Action
 from gateway.proxy.counters import Note
 from gateway.proxy.heads import RequestHead
@@ -95,12 +96,13 @@ class Connections:
 
     `python_clients`: by version of chromadb. `forwarded`: a proxy sent the first request. `encrypted`: it came to that
     proxy over TLS. `clear`: it came from another machine without TLS, to this gateway or to that proxy. A proxy that
-    does not say it is counted in neither.
+    does not say it is counted in neither. `private`: it came from a private address without TLS and without a proxy.
+    That may be another machine, or this one: a connection to a port that Docker publishes comes from its bridge.
     """
 
     def __init__(self) -> None:
         self.python_clients: dict[str, int] = {}
-        self.forwarded = self.encrypted = self.clear = 0
+        self.forwarded = self.encrypted = self.clear = self.private = 0
 
     def note(self, peer: bytes, head: RequestHead) -> None:
         """Count a connection by its first request. `peer` is the address that the connection comes from."""
@@ -108,8 +110,13 @@ class Connections:
             self.forwarded += 1
         if head.forwarded_proto == b"https":
             self.encrypted += 1
-        elif head.forwarded_proto is not None or (head.forwarded_for is None and not peer.startswith(_LOCAL)):
+        elif head.forwarded_proto is not None:
             self.clear += 1
+        elif head.forwarded_for is None and not peer.startswith(_LOCAL):
+            if is_private(peer.decode("latin-1")):
+                self.private += 1
+            else:
+                self.clear += 1
         if head.user_agent is not None and (found := _PYTHON_CLIENT.match(head.user_agent)):
             version = found[1].decode()
             if version in self.python_clients or len(self.python_clients) < _MAX_CLIENTS:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from gateway.aio import (
+    SharedRuns,
     TaskPool,
     background,
     cancel,
@@ -229,3 +230,56 @@ async def test_polling_gives_up_after_its_time(timeout_s: float, looked: int) ->
     with pytest.raises(TimeoutError):
         await poll_until(look, every_s=2, timeout_s=timeout_s, clock=clock, sleep=clock.sleep)
     assert asked == looked
+
+
+class _Work:
+    """Work that goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun, self.go_on = 0, asyncio.Semaphore(0)
+        self.error: Exception | None = None
+
+    async def __call__(self) -> int:
+        self.begun += 1
+        number = self.begun
+        await self.go_on.acquire()
+        if self.error is not None:
+            raise self.error
+        return number
+
+
+async def test_callers_share_a_run_that_began_after_they_came() -> None:
+    """However many ask at once. One that asks later gets what is so then."""
+    work = _Work()
+    runs = SharedRuns(work)
+    first = asyncio.create_task(runs.run())
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(runs.run()) for _ in range(50)]
+    await asyncio.sleep(0)
+    work.go_on.release()
+    work.go_on.release()
+    async with asyncio.timeout(5):
+        assert await first == 1
+        assert await asyncio.gather(*others) == [2] * 50
+        work.go_on.release()
+        assert await runs.run() == 3
+    assert (work.begun, runs.callers) == (3, 0)
+
+
+async def test_the_error_of_a_shared_run_is_not_for_all() -> None:
+    """The next caller tries itself, and so it does when the one before was cancelled."""
+    work = _Work()
+    runs = SharedRuns(work)
+    work.error = ValueError("once")
+    first, second, third = (asyncio.create_task(runs.run()) for _ in range(3))
+    await asyncio.sleep(0)
+    work.go_on.release()
+    async with asyncio.timeout(5):
+        with pytest.raises(ValueError, match="once"):
+            await first
+        work.error = None
+        await asyncio.sleep(0)
+        second.cancel()
+        work.go_on.release()
+        assert await third == work.begun
+    assert second.cancelled()

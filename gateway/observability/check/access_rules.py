@@ -42,6 +42,12 @@ def tls(facts: Facts) -> Answer:
             f"{access.clear} connection(s) came from other machines without TLS: keys and data can be read on the way",
             "end TLS in a proxy in front that sets X-Forwarded-Proto, and let clients use https only",
         )
+    if access.private:
+        return unknown(
+            f"{access.private} connection(s) came from private addresses without TLS: from other machines, or from this"
+            " one through the network of a container engine",
+            "if other machines connect, end TLS in a proxy in front that sets X-Forwarded-Proto",
+        )
     if access.encrypted:
         return passed(f"TLS ends in front: X-Forwarded-Proto was https in {access.encrypted} connection(s)")
     if not access.is_exposed:

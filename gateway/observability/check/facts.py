@@ -78,6 +78,7 @@ class Access:
     forwarded: int
     encrypted: int
     clear: int
+    private: int
 
     @property
     def is_exposed(self) -> bool:

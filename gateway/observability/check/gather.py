@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import httpx
 
+from gateway.aio import SharedRuns
 from gateway.auth.addresses import is_loopback
 from gateway.auth.keyring import Keyring
 from gateway.auth.quota import QuotaLimits
@@ -68,17 +69,19 @@ class ProductionCheck:
         self._settings, self._keyring, self._vectorstore = settings, keyring, vectorstore
         self._data_path, self._usage, self._collector = data_path, data_path.policy.usage, collector
         self._started_s = time.monotonic()
-        self._running = asyncio.Lock()
+        self._runs = SharedRuns(self._run)
 
     async def run(self) -> CheckReport:
         """Look the facts up and apply every rule. Takes a store that does not answer 5 s; one runs at a time.
 
-        Safe to repeat: nothing is changed.
+        Those who ask meanwhile share the next run. Safe to repeat: nothing is changed.
         """
-        async with self._running:
-            began_s = time.monotonic()
-            facts = await self._facts()
-            return report_of(RULES, facts, round(time.monotonic() - began_s, 3))
+        return await self._runs.run()
+
+    async def _run(self) -> CheckReport:
+        began_s = time.monotonic()
+        facts = await self._facts()
+        return report_of(RULES, facts, round(time.monotonic() - began_s, 3))
 
     async def _facts(self) -> Facts:
         usage, (snapshots, verified), max_batch = await asyncio.gather(
@@ -150,11 +153,8 @@ class ProductionCheck:
         try:
             found = read_collection_facts(directory, [*chosen, *more])
             newest_row = newest_log_row(directory)
-        except (
-            GatewayError,
-            ValueError,
-            TypeError,
-        ) as error:  # also what is no JSON or no number in a damaged database
+        # Also what is no number in a damaged database.
+        except (GatewayError, ValueError, TypeError, ArithmeticError) as error:
             problem = Missing(str(error))
             return _Looked(same_disk, problem, problem, problem)
         ids = {each.id for each in chosen}
@@ -211,6 +211,7 @@ class ProductionCheck:
             forwarded=connections.forwarded,
             encrypted=connections.encrypted,
             clear=connections.clear,
+            private=connections.private,
         )
 
     def _clients(self) -> Clients:

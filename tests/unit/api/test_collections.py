@@ -1,7 +1,9 @@
 """`/admin/collections` and `/admin/databases`: pages for people who look at their data."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -86,6 +88,23 @@ async def test_one_collection_is_shown_and_its_index_checked(
     assert torn["state"] == "torn"
     assert torn["problem"]
     assert (await admin.get("/collections/nothing")).status_code == 404
+
+
+async def test_many_who_ask_for_one_check_share_it(served: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader's key may ask too, and each check reads all files of the index."""
+    checks, check = 0, index_health.IndexHealth.check
+
+    def counted(*args: Any) -> Any:
+        nonlocal checks
+        checks += 1
+        return check(*args)
+
+    monkeypatch.setattr(index_health.IndexHealth, "check", counted)
+    chroma = served.vectorstore.chroma
+    segment = chroma.find("beta", "default_tenant", "default_database")
+    assert await asyncio.gather(*(chroma.check(segment) for _ in range(10))) == [[]] * 10
+    assert checks == 2
+    assert not chroma._checks, "nothing is kept of those that have ended"
 
 
 async def test_what_is_worst_of_an_index_is_told(served: Gateway, admin: httpx.AsyncClient) -> None:

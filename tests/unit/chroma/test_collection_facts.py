@@ -81,6 +81,20 @@ def test_the_embedding_function_is_read(told: dict[str, object], function: Embed
     assert _function(told) == function
 
 
+@pytest.mark.parametrize(
+    "config", ['{"hnsw": {"ef_search": 1e999}}', '{"hnsw": {"M": "many"}}', '{"hnsw": {"M": [1]}}', "[" * 100_000]
+)
+def test_one_odd_collection_hides_no_other(data_dir: Path, config: str) -> None:
+    """A damaged or forged row: numbers that are infinite or none, and JSON that is too deep."""
+    everything = read_contents(data_dir).collections
+    assert len(everything) > 1
+    with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:
+        database.execute(
+            "update collections set config_json_str = ?, schema_str = null where id = ?", (config, everything[0].id)
+        )
+    assert [each.collection for each in read_collection_facts(data_dir, everything)] == everything[1:]
+
+
 def test_ten_thousand_collections_cost_what_is_asked_for(data_dir: Path) -> None:
     """Neither the list of collections nor the facts of some look through all segments for each collection."""
     with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:

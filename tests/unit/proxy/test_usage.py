@@ -15,7 +15,7 @@ from gateway.proxy.usage import (
     Usage,
 )
 
-LOCAL, REMOTE = b"127.0.0.1", b"10.0.0.7"
+LOCAL, REMOTE, BRIDGE = b"127.0.0.1", b"8.8.4.4", b"172.17.0.1"
 
 
 def connection(connections: Connections, peer: bytes, *headers: str) -> None:
@@ -76,6 +76,23 @@ def test_a_connection_tells_how_it_came(peer: bytes, headers: tuple[str, ...], c
     connections = Connections()
     connection(connections, peer, *headers)
     assert (connections.forwarded, connections.encrypted, connections.clear) == counted
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "private"),
+    [
+        *((each, (), 1) for each in (BRIDGE, b"10.0.0.7", b"::ffff:192.168.0.7", b"fd00::7")),
+        (BRIDGE, ("X-Forwarded-For: 8.8.8.8",), 0),
+        (BRIDGE, ("X-Forwarded-Proto: https",), 0),
+        *((each, (), 0) for each in (LOCAL, REMOTE, b"unknown", b"::ffff:8.8.4.4")),
+    ],
+)
+def test_a_private_address_may_be_this_machine(peer: bytes, headers: tuple[str, ...], private: int) -> None:
+    """As through a port that Docker publishes on 127.0.0.1. So it is no connection of another machine in clear."""
+    connections = Connections()
+    connection(connections, peer, *headers)
+    assert connections.private == private
+    assert not private or not connections.clear
 
 
 def test_the_python_client_says_its_version() -> None:

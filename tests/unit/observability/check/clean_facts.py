@@ -93,6 +93,7 @@ CLEAN = Facts(
         forwarded=10,
         encrypted=10,
         clear=0,
+        private=0,
     ),
     collections=Collections(1, (collection(),)),
     queried=(queried(),),

@@ -1,5 +1,6 @@
 """The production check of a gateway that was just built: nothing runs, and it says so."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from gateway.chroma.routes import Action
 from gateway.config import Settings
 from gateway.errors import StorageUnavailable
 from gateway.observability.check import gather
+from gateway.observability.check.facts import Facts
 from gateway.observability.check.gather import _supported
 from gateway.observability.memory import limit_bytes
 from gateway.proxy.counters import Label
@@ -95,6 +97,23 @@ async def test_a_scanner_without_a_key_is_no_old_client(tmp_path: Path, status: 
     counter = gateway.data_path.policy.counters.of(Label(Action.RETIRED.value, "GET", "none"), "read")
     counter.add(status, 0.001)
     assert (await statuses(gateway))["clients"] == clients
+
+
+async def test_many_who_ask_at_once_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader's key may ask too, and each run reads the data directory and the store."""
+    gateway, looks = built(tmp_path), 0
+    look = gateway.check._facts
+
+    async def counted() -> Facts:
+        nonlocal looks
+        looks += 1
+        return await look()
+
+    monkeypatch.setattr(gateway.check, "_facts", counted)
+    await asyncio.gather(*(gateway.check.run() for _ in range(20)))
+    assert looks == 2
+    await gateway.check.run()
+    assert looks == 3, "one who asks later gets what is so then"
 
 
 def test_the_supported_versions_are_those_of_the_package() -> None:

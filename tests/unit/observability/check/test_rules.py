@@ -108,6 +108,8 @@ CASES: list[tuple[Rule, Status, dict[str, Any]]] = [
     (tls, "pass", {}),
     (tls, "pass", {"access": LAPTOP}),
     (tls, "warn", {"access": {"clear": 1}}),
+    (tls, "warn", {"access": {"clear": 1, "private": 1}}),
+    (tls, "unknown", {"access": {"private": 1}}),
     (tls, "unknown", {"access": {"encrypted": 0, "forwarded": 0}}),
     (tls, "unknown", {"access": {"encrypted": 0}}),
     (limits, "pass", {}),
