@@ -47,8 +47,10 @@ class Application:
 
 
 def findings(gateway: Gateway, token: str) -> dict[str, dict[str, Any]]:
-    """What a reader sees."""
-    answer = gateway.admin("GET", "/check", token)
+    """What a reader sees in a session of the console."""
+    with httpx.Client(base_url=gateway.url, headers={"Sec-Fetch-Site": "same-origin"}) as browser:
+        assert browser.post("/console/session", json={"key": token}).status_code == 200
+        answer = browser.get("/admin/check")
     assert answer.status_code == 200, answer.text
     return {each["code"]: each for each in answer.json()["findings"]}
 
