@@ -439,6 +439,7 @@ async def test_the_async_client_does_all_of_it(served: Gateway) -> None:
             await collection.count()
 
 
+@pytest.mark.soak  # its import alone takes ten seconds
 def test_langchain(served: Gateway) -> None:
     """LangChain's store adds texts and finds the right one again, with its metadata, by text and by filter."""
     from langchain_chroma import Chroma

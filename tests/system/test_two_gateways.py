@@ -116,11 +116,11 @@ def test_new_gateway_takes_over_with_every_acknowledged_write(shared: dict[str, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("replacing_s", [0, pytest.param(25, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("times", "replacing_s"), [(2, 0), pytest.param(3, 25, marks=pytest.mark.soak)])
 def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
-    shared: dict[str, str], replacing_s: float
+    shared: dict[str, str], times: int, replacing_s: float
 ) -> None:
-    """Each replaces the other in turn, three times or more, with writers on both: the history does not fork."""
+    """Each replaces the other in turn, at least so many times, with writers on both: the history does not fork."""
     shared |= {"GATEWAY_SNAPSHOT_INTERVAL_S": "1", "GATEWAY_SNAPSHOT_ON_EXIT": "true"}
     acknowledged: set[str] = set()
     turns = 0
@@ -130,7 +130,7 @@ def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
         with ExitStack() as writing:
             writers = {one: writing.enter_context(Writer(one, "one-0"))}
             old, new = one, other
-            while turns < 3 or time.monotonic() < until:
+            while turns < times or time.monotonic() < until:
                 turns += 1
                 new.start()
                 before = set(writers[old].acknowledged)  # all of them: the old gateway refuses writes by now
@@ -156,7 +156,7 @@ def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
         assert {each["state"] for each in snapshots} == {"complete"}
         held = [each["collections"][0]["records"] if each["collections"] else 0 for each in reversed(snapshots)]
         assert held == sorted(held), "a snapshot has less than the one before it: the history forked"
-        assert len(acknowledged) > (100 if replacing_s else 30)
+        assert len(acknowledged) > (100 if replacing_s else 20)
 
 
 def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
