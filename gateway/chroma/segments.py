@@ -187,10 +187,10 @@ def index_settings(
         if found[:3] == _DEFAULTS[:3]:
             found = IndexSettings(
                 str(told.get("space", found.space)),
-                int(told.get("max_neighbors", told.get("M", found.neighbors))),
-                int(told.get("ef_construction", found.ef_construction)),
-                int(told.get("ef_search", found.ef_search)),
-                int(told.get("sync_threshold", found.sync_threshold)),
+                _number(told.get("max_neighbors", told.get("M")), found.neighbors),
+                _number(told.get("ef_construction"), found.ef_construction),
+                _number(told.get("ef_search"), found.ef_search),
+                _number(told.get("sync_threshold"), found.sync_threshold),
             )
     if found[:3] == _DEFAULTS[:3]:
         metadata = dict(
@@ -200,19 +200,27 @@ def index_settings(
         )
         found = IndexSettings(
             str(metadata.get("hnsw:space", found.space)),
-            int(metadata.get("hnsw:M", found.neighbors)),
-            int(metadata.get("hnsw:construction_ef", found.ef_construction)),
-            int(metadata.get("hnsw:search_ef", found.ef_search)),
-            int(metadata.get("hnsw:sync_threshold", found.sync_threshold)),
+            _number(metadata.get("hnsw:M"), found.neighbors),
+            _number(metadata.get("hnsw:construction_ef"), found.ef_construction),
+            _number(metadata.get("hnsw:search_ef"), found.ef_search),
+            _number(metadata.get("hnsw:sync_threshold"), found.sync_threshold),
         )
     return found
 
 
+def _number(told: Any, otherwise: int) -> int:
+    """What is told, if it is a number: one odd collection must not keep all others from being looked at."""
+    try:
+        return int(told)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+
+
 def object_at(document: str | None, *path: str) -> dict[str, Any]:
-    """The object at `path` in a JSON document; empty if it is not there."""
+    """The object at `path` in a JSON document; empty if it is not there, or cannot be read."""
     try:
         found: Any = json.loads(document) if document else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     for name in path:
         found = found.get(name) if isinstance(found, dict) else None

@@ -84,15 +84,29 @@ def test_the_embedding_function_is_read(told: dict[str, object], function: Embed
 @pytest.mark.parametrize(
     "config", ['{"hnsw": {"ef_search": 1e999}}', '{"hnsw": {"M": "many"}}', '{"hnsw": {"M": [1]}}', "[" * 100_000]
 )
-def test_one_odd_collection_hides_no_other(data_dir: Path, config: str) -> None:
+def test_odd_settings_are_taken_for_defaults(data_dir: Path, config: str) -> None:
     """A damaged or forged row: numbers that are infinite or none, and JSON that is too deep."""
     everything = read_contents(data_dir).collections
-    assert len(everything) > 1
     with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:
         database.execute(
             "update collections set config_json_str = ?, schema_str = null where id = ?", (config, everything[0].id)
         )
-    assert [each.collection for each in read_collection_facts(data_dir, everything)] == everything[1:]
+    assert [each.collection for each in read_collection_facts(data_dir, everything)] == everything
+
+
+def test_one_odd_collection_hides_no_other(data_dir: Path) -> None:
+    """The moment of a record is none."""
+    everything = read_contents(data_dir).collections
+    odd = next(each for each in everything if each.records)
+    with closing(sqlite3.connect(data_dir / "chroma.sqlite3")) as database, database:
+        database.execute(
+            "update embeddings set created_at = 'never' where segment_id ="
+            " (select id from segments where scope = 'METADATA' and collection = ?)",
+            (odd.id,),
+        )
+    others = [each for each in everything if each != odd]
+    assert others
+    assert [each.collection for each in read_collection_facts(data_dir, everything)] == others
 
 
 def test_ten_thousand_collections_cost_what_is_asked_for(data_dir: Path) -> None:

@@ -27,3 +27,13 @@ def test_space_and_neighbors_are_read_in_every_form(config: dict[str, Any], sche
     told = json.dumps(schema) if schema else None
     assert index_settings(database, "a segment", json.dumps(config), told)[:3] == ("cosine", 24, 77)
     database.close()
+
+
+@pytest.mark.parametrize("told", ["1e999", '"many"', "null", "[]"])
+def test_a_setting_that_is_no_number_is_taken_for_the_default(told: str) -> None:
+    """One odd collection must not stop a start, which reads the settings of all."""
+    database = sqlite3.connect(":memory:")
+    database.execute("create table segment_metadata (segment_id, key, str_value, int_value)")
+    config = '{"vector_index": {"hnsw": {"space": "ip", "max_neighbors": %s}}}' % told  # noqa: UP031  # braces
+    assert index_settings(database, "a segment", config, None)[:2] == ("ip", 16)
+    database.close()
