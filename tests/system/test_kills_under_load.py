@@ -31,7 +31,7 @@ from tests.bare_chroma import bare_chroma
 from tests.gateway_process import Gateway, gateway_process
 from tests.small_disk import filled, small_disk
 
-KILLS, KILLS_FOR_S = int(os.environ.get("KILLS", "100")), float(os.environ.get("KILLS_FOR_S", "30"))
+KILLS, KILLS_FOR_S = int(os.environ.get("KILLS", "100")), float(os.environ.get("KILLS_FOR_S", "20"))
 # Dimension, space, sync_threshold.
 COLLECTIONS = ((384, "l2", 50), (768, "l2", 200), (384, "cosine", 120), (768, "ip", 1000))
 IDS, BATCH, LONGEST_S = 500, 20, 0.6

@@ -178,7 +178,7 @@ def _problems_of_records(client: ClientAPI, floor: dict[str, int]) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("snapshots", [1, pytest.param(8, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("snapshots", [1, pytest.param(5, marks=pytest.mark.soak)])
 def test_every_snapshot_under_writes_is_one_cut(tmp_path: Path, snapshots: int) -> None:
     """Snapshots under four writers: each opens, holds every acknowledged write, and has no torn record."""
     with gateway_process() as built:

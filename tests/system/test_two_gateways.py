@@ -116,7 +116,7 @@ def test_new_gateway_takes_over_with_every_acknowledged_write(shared: dict[str, 
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("times", "replacing_s"), [(2, 0), pytest.param(3, 25, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(("times", "replacing_s"), [(2, 0), pytest.param(3, 15, marks=pytest.mark.soak)])
 def test_gateways_that_replace_each_other_lose_no_acknowledged_write(
     shared: dict[str, str], times: int, replacing_s: float
 ) -> None:
