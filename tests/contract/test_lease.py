@@ -112,13 +112,16 @@ async def test_probe_recognises_a_store_that_refuses_every_change(tmp_path: Path
 # ---------------------------------------------------------------------- taking it
 
 
-async def test_of_many_gateways_that_start_at_once_each_holds_the_lease_once(atomic_store: Storage) -> None:
-    """Each epoch is used once. The last gateway holds the lease, and no other can publish."""
+async def test_of_many_gateways_that_start_at_once_one_holds_the_lease(atomic_store: Storage) -> None:
+    """Each epoch is used once. The last gateway holds the lease, and no other can publish.
+
+    One that is succeeded before it saw that it had the lease takes it again: then there are more epochs than gateways.
+    """
     leases = [lease(atomic_store, "one home") for _ in range(5)]
     await asyncio.gather(*(each.take() for each in leases))
     lease_state = await read_lease_state(atomic_store)
     assert lease_state is not None
-    assert lease_state.epoch == 5
+    assert lease_state.epoch >= 5
     holders = [each for each in leases if each.holder == lease_state.holder]
     assert len(holders) == 1
     for each in leases:
