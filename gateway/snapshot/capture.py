@@ -194,7 +194,8 @@ def scan_database(cut: DatabaseCut, known: Fingerprints | None) -> Fingerprints:
     # New pages were written, so SQLite's log lists them. It does not list new pages that nothing uses.
     listed = {*cut.changed, *range(common + 1, cut.pages + 1)}
     numbers = sorted(number for number in listed if number <= cut.pages)
-    for first in range(0, len(numbers), at_once := max(1, PIECE_BYTES // cut.page_bytes)):
+    at_once = max(1, PIECE_BYTES // cut.page_bytes)
+    for first in range(0, len(numbers), at_once):
         some = numbers[first : first + at_once]
         digests[np.array(some) - 1] = page_digests(b"".join(cut.read(some)), cut.page_bytes)
     return digests
