@@ -14,6 +14,7 @@ import uvloop
 from gateway.proxy.data_path import DataPath
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import ProxyLimits
+from tests.ports import small_listener
 
 MIB = 1024 * 1024
 COLLECTION = (
@@ -40,8 +41,7 @@ class Front:
     def __init__(self, upstream_port: int, host: str, limits: ProxyLimits, gate_timeout_s: float, grace_s: int) -> None:
         self.gate = Gate(gate_timeout_s)
         self.path = DataPath(self.gate, "127.0.0.1", upstream_port, limits)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._listener = socket.create_server((host, 0), family=family, backlog=2048)
+        self._listener = small_listener(host, backlog=2048)
         self.host, self.port = host, self._listener.getsockname()[1]
         config = uvicorn.Config(
             application,

@@ -1,4 +1,4 @@
-"""Ports for servers that a test starts."""
+"""Ports and listeners for servers that a test starts."""
 
 import fcntl
 import os
@@ -30,3 +30,11 @@ def free_port() -> int:
         else:
             _claimed.append(claim)  # held until the process ends
             return port
+
+
+def small_listener(host: str = "127.0.0.1", port: int = 0, backlog: int = 128) -> socket.socket:
+    """A listener whose connections take little that nobody reads. By itself a kernel takes as much as 32 MiB."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=backlog)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)  # its connections inherit it
+    return listener

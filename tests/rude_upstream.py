@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from tests.ports import small_listener
+
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 
 
@@ -97,7 +99,7 @@ class Server:
         self.connections = 0
         self.failures: list[BaseException] = []
         self._behave = behave
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=256)
+        self._listener = small_listener(port=port, backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()

@@ -105,8 +105,11 @@ class Alerts:
     async def _try(self, url: str, body: Mapping[str, Any]) -> tuple[str | None, bool]:
         """Why it was not accepted, None if it was; and whether trying again is of no use."""
         try:
-            async with asyncio.timeout(self._timeout_s), httpx.AsyncClient(timeout=self._timeout_s) as client:
-                answer = await client.post(url, json=body)
+            async with asyncio.timeout(self._timeout_s):
+                # Reads the certificates of all authorities, for tens of milliseconds.
+                client = await asyncio.to_thread(httpx.AsyncClient, timeout=self._timeout_s)
+                async with client:
+                    answer = await client.post(url, json=body)
         except (httpx.HTTPError, OSError, TimeoutError) as error:
             return type(error).__name__, False
         except httpx.InvalidURL as error:

@@ -1,7 +1,6 @@
 """The data path in uvicorn, in front of a stand-in for Chroma that a test controls; all in one event loop."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from gateway.proxy.data_path import DataPath as Connections
 from gateway.proxy.gate import Gate
 from gateway.proxy.limits import ProxyLimits
 from gateway.proxy.policy import RequestPolicy
+from tests.ports import small_listener
 
 DEADLINE_S = 20
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -169,7 +169,7 @@ async def data_path(
             serving.discard(task)
             await peer.close()
 
-    upstream = await asyncio.start_server(serve, "127.0.0.1", 0)
+    upstream = await asyncio.start_server(serve, sock=small_listener())
     chroma_port = upstream.sockets[0].getsockname()[1]
     gate = Gate(gate_timeout_s)
     limits = ProxyLimits(
@@ -181,7 +181,7 @@ async def data_path(
         max_queued=1000,
     )
     connections = Connections(gate, "127.0.0.1", chroma_port, limits, policy, journal=journal)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = small_listener()
     listener.setblocking(False)
     config = uvicorn.Config(
         _no_application,

@@ -525,13 +525,14 @@ def test_a_long_upload_takes_no_memory(gateway: Gateway, size_mib: int) -> None:
 
 @pytest.mark.parametrize("documents", [100, pytest.param(600, marks=pytest.mark.soak)])
 def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway, documents: int) -> None:
-    """Training 1,000 documents that did not change takes less than 2 s."""
+    """Training documents that did not change takes a fraction of the time that the first training took."""
     with ThreadPoolExecutor(8) as clients:
         list(clients.map(lambda n: put(gateway, f"{n:04}.txt", f"document {n} " * 50, used=True), range(documents)))
+    began = time.monotonic()
     train(gateway)
-    since = time.monotonic()
+    trained = time.monotonic()
     assert train(gateway)["unchanged"] == documents
-    assert time.monotonic() - since < 2
+    assert time.monotonic() - trained < (trained - began) / 2
 
 
 def test_the_documented_commands_work(gateway: Gateway, tmp_path: Path) -> None:

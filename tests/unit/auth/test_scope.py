@@ -23,4 +23,5 @@ def test_matching_takes_linear_time(pattern: str) -> None:
     began_s = time.monotonic()
     for name in ("-" * 60_000, "a" + "-" * 60_000, "-a" * 30_000):
         assert name not in names
-    assert time.monotonic() - began_s < 1
+    # Quadratic time would be minutes.
+    assert time.monotonic() - began_s < 20
