@@ -44,7 +44,7 @@ _OPEN_TO_ALL = (
 )
 
 URL_FILE = Path("var/url")
-"""Where `chroma-gateway serve` notes the URL of the gateway of its working directory, for the commands there."""
+"""Where a gateway notes its URL, for the commands in its working directory."""
 _AMOUNT = r"(\d+(?:\.\d+)?)"
 _DURATION = re.compile("".join(rf"(?:{_AMOUNT}\s*{unit}\s*)?" for unit in ("w", "d", "h", "m(?!s)", "s", "ms")))
 _UNITS_S = (7 * 86400, 86400, 3600, 60, 1, 0.001)
@@ -368,11 +368,6 @@ def _nearest(name: str) -> str | None:
     known = {variable.removeprefix("GATEWAY_"): variable for variable in map(variable_of, Settings.model_fields)}
     near = difflib.get_close_matches(name.removeprefix("GATEWAY_"), known, 1)
     return known[near[0]] if near else None
-
-
-def set_variables(**variables: str | None) -> None:
-    """Set environment variables of this process and of those that it becomes or starts, except those that are None."""
-    os.environ.update({name: value for name, value in variables.items() if value is not None})
 
 
 def _read_env_file() -> None:

@@ -15,7 +15,6 @@ import chromadb
 import httpx
 from chromadb.api import ClientAPI
 
-from gateway.config import URL_FILE
 from gateway.supervisor.client import _call
 from tests.ports import free_port
 
@@ -25,18 +24,15 @@ START_TIMEOUT_S = 60
 
 
 class Gateway:
-    """The supervisord that `chroma-gateway serve` becomes, in `directory`; start and stop it as often as needed."""
+    """`chroma-gateway serve` in `directory`; start and stop it as often as needed."""
 
     def __init__(self, directory: Path, **env: str) -> None:
         self.directory = directory
         self.port, self.chroma_port = free_port(), free_port()
         self.log = directory / "log"
-        # What `serve` becomes. Its own imports take a quarter of the processor time of a start, and there are hundreds.
-        self.command = [sys.executable, "-P", "-m", "supervisor.supervisord", "-c", str(ROOT / "supervisord.conf")]
+        self.command = [sys.executable, "-m", "gateway", "serve", "--config", str(ROOT / "supervisord.conf")]
         self.env = {
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-            "GATEWAY_LOG_FORMAT": "json",
-            "GATEWAY_LOG_LEVEL": "info",
+            "PATH": os.environ["PATH"],
             "HOME": str(directory),
             "PYTHONPATH": str(ROOT),
             "PORT": str(self.port),
@@ -60,8 +56,6 @@ class Gateway:
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it; unless told otherwise, wait until it is ready."""
-        (self.directory / "var").mkdir(mode=0o700, exist_ok=True)
-        (self.directory / URL_FILE).write_text(f"{self.url}\n")
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,

@@ -70,7 +70,7 @@ def _is_of_this_directory(settings: Settings, url: str) -> bool:
 
 
 def _served_url() -> str | None:
-    """The URL that the last `serve` in this directory noted; None without one."""
+    """The URL that the last gateway in this directory noted; None without one."""
     try:
         url = URL_FILE.read_text().strip()
         parse_url(url)

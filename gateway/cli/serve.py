@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from gateway.config import set_variables
 from gateway.server.program import program
 from gateway.supervisor.serve import serve as become_supervisord
 
@@ -18,8 +17,5 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="supervisord.conf to use instead of the project's own.")] = None,
 ) -> None:
     """Run Chroma and the gateway in front of it, under supervisord, until SIGTERM or Ctrl-C."""
-    # A wrong setting is logged here, before supervisord starts a program that would stop for it again and again.
-    set_variables(HOST=host, PORT=None if port is None else str(port))
-    with program("serve") as settings:
-        form = "json" if settings.logs_as_json else "text"
-        become_supervisord(config, settings.local_url, log_format=form, log_level=settings.log_level)
+    with program("serve"):
+        become_supervisord(config, HOST=host, PORT=None if port is None else str(port))

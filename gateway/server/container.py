@@ -112,7 +112,8 @@ def storage_of(settings: Settings) -> Storage:
 
 def vectorstore_of(settings: Settings, storage: Storage) -> VectorStore:
     """The vector store of `GATEWAY_USER_ID`, on `GATEWAY_DATA_DIR`."""
-    control = SupervisedProcess(settings.supervisor_url, "chroma") if settings.supervisor_url else None
+    log_as = (settings.logs_as_json, settings.log_level)
+    control = SupervisedProcess(settings.supervisor_url, "chroma", log_as=log_as) if settings.supervisor_url else None
     options = VectorStoreOptions(
         restore=settings.restore,
         restore_at=settings.restore_at,

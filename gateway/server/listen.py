@@ -15,7 +15,7 @@ import uvicorn
 from gateway.auth.addresses import networks
 from gateway.auth.admin_token import TOKEN_FILE, read_or_make
 from gateway.auth.scope import Role
-from gateway.config import Settings
+from gateway.config import URL_FILE, Settings
 from gateway.errors import ConfigError, GatewayError, StorageUnavailable
 from gateway.lease.probe import Conditions, probe
 from gateway.server.container import Gateway, storage_of
@@ -45,10 +45,20 @@ def serve(settings: Settings) -> None:
     if settings.require_fencing:
         asyncio.run(_require_fencing(settings))
     listener = _listen(settings.host, settings.port)
+    _note_url(settings.local_url)
     server = _Server(gateway)
     server.run(sockets=[listener])
     if server.lifecycle.failure is not None:
         raise server.lifecycle.failure
+
+
+def _note_url(url: str) -> None:
+    """For the commands that are run in this directory. Raises ConfigError."""
+    try:
+        URL_FILE.parent.mkdir(mode=0o700, exist_ok=True)
+        URL_FILE.write_text(f"{url}\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write {URL_FILE.absolute()}: {error.strerror}") from error
 
 
 class _Server(uvicorn.Server):

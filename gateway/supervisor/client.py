@@ -27,14 +27,18 @@ class SupervisedProcess:
     is stopping itself) or is not done in time. All may be retried.
     """
 
-    def __init__(self, server_url: str, program: str) -> None:
-        self._server_url, self._program = server_url, program
+    def __init__(self, server_url: str, program: str, *, log_as: tuple[bool, str] | None = None) -> None:
+        """`log_as`: whether its lines are JSON, and the lowest level that is written."""
+        self._server_url, self._program, self._log_as = server_url, program, log_as
 
     async def start(self, timeout_s: float) -> None:
         """Return when the process is there, which is well before it answers requests.
 
         It may have been there already. One that is just being stopped is waited for and started anew.
         """
+        if self._log_as is not None:
+            async with _deadline(f"the form of the lines of {self._program}", timeout_s):
+                await self._call("gateway.log_as", *self._log_as)
         await self._ask_until("supervisor.startProcess", Faults.ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
 
     async def stop(self, timeout_s: float) -> None:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from supervisor import events
+from supervisor.loggers import LevelsByName
 from supervisor.states import SupervisorStates, getProcessStateDescription
 
 from gateway.chroma.native import environment_for_chroma
@@ -39,6 +40,8 @@ PERMANENT = {
     4: "nothing to restore",
     5: "a corrupt or incompatible snapshot",
 }
+# GATEWAY_LOG_LEVEL as supervisord calls it, where that leaves its own lines out.
+_QUIET = {"warning": LevelsByName.WARN, "error": LevelsByName.ERRO}
 # `gateway.chroma.managed` pauses before it starts Chroma again, and counts with the same numbers.
 MAX_DEATHS = 5
 DEATHS_WINDOW_S = 60
@@ -108,27 +111,35 @@ def _judge_stop(program: str, state: str, status: int | None) -> End | None:
 class Methods:
     """What the namespace `gateway` offers over XML-RPC."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch, log: Callable[[bool, str], None]) -> None:
+        self._watch, self._log = watch, log
+
+    def log_as(self, as_json: bool, level: str) -> bool:
+        """Write Chroma's lines in the form of the gateway's, and no line, also of supervisord's, below `level`.
+
+        Holds for Chroma's next start. Always true: XML-RPC has no None.
+        """
+        self._log(as_json, level)
+        return True
 
     def forget_deaths(self, program: str) -> bool:
-        """See `Watch.forget_deaths`. Always true: XML-RPC has no None."""
+        """See `Watch.forget_deaths`. Always true."""
         self._watch.forget_deaths(program)
         return True
 
 
-def make(supervisord: Any, log_format: str = "json", log_level: str = "info") -> Methods:
-    """The factory that supervisord.conf names, with the form of Chroma's lines."""
+def make(supervisord: Any) -> Methods:
+    """The factory that supervisord.conf names."""
     watch = Watch()
-    _Plugin(supervisord.options, watch, functools.partial(ChromaLines, as_json=log_format == "json", level=log_level))
-    return Methods(watch)
+    return Methods(watch, _Plugin(supervisord.options, watch).log_as)
 
 
 class _Plugin:
     """Ties a `Watch` to supervisord's events, and its verdict to supervisord's exit status."""
 
-    def __init__(self, options: Any, watch: Watch, new_lines: Callable[[], ChromaLines]) -> None:
-        self._options, self._watch, self._new_lines = options, watch, new_lines
+    def __init__(self, options: Any, watch: Watch) -> None:
+        self._options, self._watch = options, watch
+        self._new_lines: Callable[[], ChromaLines] = ChromaLines
         self._waker = _Waker(options.get_socket_map())
         self._end: End | None = None
         self._reaped = (0, 0)
@@ -145,6 +156,10 @@ class _Plugin:
         events.subscribe(events.ProcessStateEvent, self._on_process)
         events.subscribe(events.SupervisorStoppingEvent, self._on_stopping)
         events.subscribe(events.ProcessLogStdoutEvent, self._on_output)
+
+    def log_as(self, as_json: bool, level: str) -> None:
+        self._new_lines = functools.partial(ChromaLines, as_json=as_json, level=level)
+        self._options.logger.level = _QUIET.get(level, LevelsByName.INFO)
 
     def _on_output(self, event: Any) -> None:
         lines = self._lines.setdefault(event.pid, self._new_lines())

@@ -332,13 +332,17 @@ def test_a_chunked_body_over_the_limit_is_refused() -> None:
     broken = threading.Event()
 
     def behave(peer: Peer) -> None:
-        if peer.request() is None:
-            broken.set()
+        with suppress(OSError):  # a connection that is reset
+            if peer.request() is not None:
+                return
+        broken.set()
 
     with upstream(behave) as server, front(server.port, max_body_bytes=200_000) as gateway, gateway.connect() as wire:
-        wire.send(b"POST /api/v2/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(30):
-            wire.send(b"2710\r\n" + b"x" * 10_000 + b"\r\n")
+        chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
+        wire.send(b"POST /api/v2/x HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk * 10)
+        until(lambda: server.connections == 1)  # else all of it may be here first, and Chroma is never asked
+        for _ in range(20):
+            wire.send(chunk)
         assert status(wire.answer()) == 413
         assert broken.wait(10)
         assert gateway.gate.writes == 0

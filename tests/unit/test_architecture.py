@@ -43,10 +43,10 @@ PURE_NAMES = {"pathlib.PurePath", "pathlib.PurePosixPath"}
 IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}
 
 # The one reader of settings, and those that make the environment of the program they turn into: they
-# may pass the whole environment on, put our own commands first in PATH, and say what form lines of the log have.
+# may pass the whole environment on, put our own commands first in PATH, and set variables that they do not read.
 READS_SETTINGS = "gateway.config"
 MAKES_AN_ENVIRONMENT = {"gateway.supervisor.serve", "gateway.chroma.process", "gateway.documents.worker_pool"}
-PASSED_ON = {"PATH", "GATEWAY_LOG_FORMAT", "GATEWAY_LOG_LEVEL"}
+PASSED_ON = {"PATH"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 
 KNOWS_THE_DISK_FORMAT = "gateway.chroma"

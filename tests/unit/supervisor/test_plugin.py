@@ -124,11 +124,15 @@ def test_stop_on_purpose_is_a_new_life(watch: Watch) -> None:
     assert die(watch, MAX_DEATHS) == [None] * MAX_DEATHS
 
 
+def log_nothing(_as_json: bool, _level: str) -> None:
+    """For methods that are not about the log."""
+
+
 def test_deaths_whose_cause_is_known_do_not_count(watch: Watch) -> None:
     """However many collections Chroma dies of, it comes up when all of them are left alone."""
     for _ in range(3):
         assert die(watch, MAX_DEATHS) == [None] * MAX_DEATHS
-        assert Methods(watch).forget_deaths("chroma")
+        assert Methods(watch, log_nothing).forget_deaths("chroma")
     assert die(watch, MAX_DEATHS + 1)[-1] == 1
 
 
