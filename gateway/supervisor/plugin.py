@@ -40,8 +40,6 @@ PERMANENT = {
     4: "nothing to restore",
     5: "a corrupt or incompatible snapshot",
 }
-# GATEWAY_LOG_LEVEL as supervisord calls it, where that leaves its own lines out.
-_QUIET = {"warning": LevelsByName.WARN, "error": LevelsByName.ERRO}
 # `gateway.chroma.managed` pauses before it starts Chroma again, and counts with the same numbers.
 MAX_DEATHS = 5
 DEATHS_WINDOW_S = 60
@@ -159,7 +157,8 @@ class _Plugin:
 
     def log_as(self, as_json: bool, level: str) -> None:
         self._new_lines = functools.partial(ChromaLines, as_json=as_json, level=level)
-        self._options.logger.level = _QUIET.get(level, LevelsByName.INFO)
+        # supervisord.conf leaves out what is below a warning.
+        self._options.logger.level = LevelsByName.ERRO if level == "error" else LevelsByName.WARN
 
     def _on_output(self, event: Any) -> None:
         lines = self._lines.setdefault(event.pid, self._new_lines())

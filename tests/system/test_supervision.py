@@ -87,9 +87,10 @@ class Gateway:
             ours = f"{sys.executable} -ISu program.py {name} {does}"
             conf, replaced = re.subn(rf"(\[program:{name}\]\n)command=.*\n", rf"\1command={ours}\n", conf)
             assert replaced == 1
-        # The program in place of the gateway starts nothing.
-        conf, replaced = re.subn("^autostart=false$", "autostart=true", conf, flags=re.M)
-        assert replaced == 1
+        # The program in place of the gateway starts nothing, and sets no level.
+        for ours, here in (("autostart=false", "autostart=true"), ("loglevel=warn", "loglevel=info")):
+            conf, replaced = re.subn(f"^{ours}$", here, conf, flags=re.M)
+            assert replaced == 1
         (self.directory / "supervisord.conf").write_text(conf)
         with (self.directory / "output").open("wb") as output:
             self.process = subprocess.Popen(
