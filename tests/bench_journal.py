@@ -184,7 +184,10 @@ def beside_litestream(on: Gateway, source: Path, seconds: float) -> None:
                 ["litestream", "replicate", "-config", str(config)], stdout=log, stderr=log, env=_with_scripts()
             )
             try:
-                time.sleep(8)  # the first copy of all of it
+                # The first copy of all of it, which Litestream makes after a first write.
+                for url in (chroma.url, on.url):
+                    paced(url, 1, 1, 1)
+                until_still(replica)
                 for name, per_s, batch in (("1/s", 1.0, 1), ("100/s", 100.0, 1), ("bulk of 1,000", 2.0, 1000)):
                     before, had = _size(replica), journal_bytes(on)[0]
                     count = paced(chroma.url, per_s, batch, seconds)
@@ -197,6 +200,15 @@ def beside_litestream(on: Gateway, source: Path, seconds: float) -> None:
             finally:
                 litestream.send_signal(signal.SIGTERM)
                 litestream.wait(30)
+
+
+def until_still(path: Path) -> None:
+    """Wait until nothing was added to `path` for 5 s."""
+    size, since = -1, time.monotonic()
+    while time.monotonic() < since + 5:
+        time.sleep(0.5)
+        if (now := _size(path) if path.exists() else 0) != size or not now:
+            size, since = now, time.monotonic()
 
 
 def _with_scripts() -> dict[str, str]:

@@ -21,7 +21,8 @@ TIMEOUT_S = 120
 
 def time_start(command: list[str], url: str, env: dict[str, str]) -> float:
     """Seconds from the start of `command` until `url` answers 200. The process is ended afterwards."""
-    with tempfile.TemporaryDirectory() as directory:
+    # One client for all looks: a new one reads certificates, for longer than some of these starts take.
+    with tempfile.TemporaryDirectory() as directory, httpx.Client(timeout=5, trust_env=False) as http:
         began = time.monotonic()
         process = subprocess.Popen(
             command,
@@ -34,7 +35,7 @@ def time_start(command: list[str], url: str, env: dict[str, str]) -> float:
         try:
             while True:
                 try:
-                    if httpx.get(url, timeout=5, trust_env=False).status_code == httpx.codes.OK:
+                    if http.get(url).status_code == httpx.codes.OK:
                         return time.monotonic() - began
                 except httpx.TransportError:
                     pass

@@ -4,9 +4,7 @@ import itertools
 import os
 import random
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from gateway.documents.readers import kinds
 from gateway.documents.readers.text import Text, TextBuilder
 from gateway.documents.split import NoTokenizer, Splitting, TokenCounter, split
-from tests.processor_time import processor_s
+from tests.processor_time import assert_grows_at_most
 
 WORDS = "the exam is on friday in room a1 and the notes of the course are in the folder "
 
@@ -150,20 +148,18 @@ LONG = {
 LONG_TEXT = int(os.environ.get("LONG_TEXT_M", "16")) * 1_000_000
 
 
-def all_chunks(text: Text, counter: TokenCounter | None) -> list[Any]:
-    return [*split(text, Splitting(), counter)]
-
-
 @pytest.mark.parametrize("kind", LONG)
 @pytest.mark.parametrize("with_tokens", [False, True])
 def test_work_grows_with_the_text_and_not_faster(kind: str, *, with_tokens: bool, counter: TokenCounter) -> None:
     """Four times the text takes about four times as long: on one line, without spaces, in every script."""
     unit = LONG[kind]
-    took = []
-    for size in (1 << 16, 1 << 18):
-        text = plain((unit * (size // len(unit) + 1))[:size])
-        took.append(processor_s(partial(all_chunks, text, counter if with_tokens else None)))
-    assert took[1] < max(took[0], 0.05) * 10, took
+    texts = {size: plain((unit * (size // len(unit) + 1))[:size]) for size in (1 << 16, 1 << 18)}
+    assert_grows_at_most(
+        lambda size: [*split(texts[size], Splitting(), counter if with_tokens else None)],
+        *texts,
+        factor=10,
+        least_s=0.05,
+    )
 
 
 @pytest.mark.soak
