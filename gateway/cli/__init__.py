@@ -13,7 +13,3 @@ Every other module has one command, or a few that belong together.
 Results go to stdout; progress and errors go to stderr. `serve` and the program `gateway` are servers: their stderr is
 a log, and their errors are log events.
 """
-
-from gateway.light_imports import without_rich
-
-without_rich("structlog")

@@ -10,7 +10,7 @@ import typer
 import gateway
 from gateway.cli.output import print_error
 from gateway.errors import GatewayError
-from gateway.observability import logs
+from gateway.light_imports import without_rich
 
 _PROGRAM = "chroma-gateway"
 _HELP_OPTIONS = ["-h", "--help"]
@@ -57,7 +57,14 @@ def _main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
     ] = False,
 ) -> None:
-    # Commands print results and errors themselves. Their log has only what the libraries below warn of.
+    pass
+
+
+def _set_up_log() -> None:
+    """Commands print results and errors themselves. Their log has only what the libraries below warn of."""
+    without_rich("structlog")
+    from gateway.observability import logs  # noqa: PLC0415  # `serve` does without
+
     logs.configure(as_json=False, level="warning", program=_PROGRAM)
 
 
@@ -97,7 +104,10 @@ def run(arguments: list[str]) -> int:
     # Read here too, because a usage error is found before the command's own options are known.
     as_json = "--json" in arguments
     try:
-        app = application([name for name in arguments[:1] if name in _COMMANDS] or _COMMANDS)
+        names = [name for name in arguments[:1] if name in _COMMANDS]
+        if names != ["serve"]:
+            _set_up_log()
+        app = application(names or _COMMANDS)
         command = typer.main.get_command(app)
         _hide_type_of_flags(command)
         return command(arguments, prog_name=_PROGRAM, standalone_mode=False) or 0

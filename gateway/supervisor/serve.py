@@ -1,13 +1,12 @@
 """`chroma-gateway serve`: Chroma and the gateway under supervisord."""
 
-import importlib.metadata
+import configparser
+import contextlib
 import os
 import socket
 import sys
 from pathlib import Path
 from typing import NoReturn
-
-from supervisor.options import ServerOptions
 
 import gateway
 from gateway.errors import ConfigError
@@ -36,11 +35,8 @@ def serve(config_file: Path | None, **variables: str | None) -> NoReturn:
             f"cannot make {Path('var').absolute()}: {error.strerror}", "run where you may write"
         ) from error
     _put_own_commands_first()
-    options = ServerOptions()
-    options.realize(["-c", str(path)])
-    socket_url: str = options.serverurl or ""
-    if socket_url.startswith("unix://"):
-        _refuse_a_second(socket_url.removeprefix("unix://"))
+    if socket_path := _socket_path(path):
+        _refuse_a_second(socket_path)
     # -P: the working directory is the user's, not a place to import from.
     argv = [sys.executable, "-P", "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(path)]
     if os.getuid() == 0:
@@ -67,6 +63,8 @@ def _find(config_file: Path | None) -> Path:
 
 def _installed() -> list[Path]:
     """Where a wheel put the file; empty for an editable install."""
+    import importlib.metadata  # noqa: PLC0415  # a checkout has its own
+
     try:
         files = importlib.metadata.files("chroma-gateway") or []
     except importlib.metadata.PackageNotFoundError:
@@ -79,6 +77,15 @@ def _put_own_commands_first() -> None:
     # Not resolved: in a virtual environment `python` is a link to the one outside.
     own = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
+
+
+def _socket_path(config_file: Path) -> str | None:
+    """Where supervisord will listen; None if it has to say that, or what is wrong with its configuration, itself."""
+    parser = configparser.RawConfigParser(strict=False, inline_comment_prefixes=(" ;", "\t;"))
+    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
+        parser.read(config_file)
+    file = parser.get("unix_http_server", "file", fallback="%")
+    return None if "%" in file else str(Path(file).absolute())
 
 
 def _refuse_a_second(socket_path: str) -> None:

@@ -6,12 +6,24 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("program", ["gateway.server.__main__", "gateway.cli.serve"])
+def test_serve_imports_next_to_nothing() -> None:
+    """It becomes supervisord, which starts the gateway: what it imports is imported in vain, at every start."""
+    code = """
+import sys
+import gateway.cli.main, gateway.cli.serve
+heavy = {"asyncio", "httpx", "pydantic", "structlog", "supervisor"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("program", ["gateway.server.__main__", "gateway.__main__"])
 def test_a_start_does_not_import_what_draws(program: str) -> None:
     """And whoever wants to draw later still can."""
     code = f"""
 import runpy, sys
-sys.argv = ["program", "--config", "/nowhere"]
+sys.argv = ["program", "serve", "--config", "/nowhere"]
 try:
     runpy.run_module("{program}", run_name="__main__")
 except SystemExit:
