@@ -5,7 +5,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -233,9 +233,25 @@ async def replay(sequence: Sequence, point: RestorePoint, target: Path, pages: F
     `pages`: the digests of its pages. Raises CorruptSnapshot, which says how far a restore can come, StorageError,
     DiskFull; then the database is neither of the two.
     """
-    head = point.head
-    if head is None:
+    if point.head is None:
         return
+    try:
+        await _replay(sequence, point, point.head, target, pages)
+    except CorruptSnapshot:
+        # Entries may have been merged since they were listed. Then all are written again, over what was written.
+        now = await _listed_anew(sequence, point)
+        if now.entries == point.entries:
+            raise
+        await _replay(sequence, now, point.head, target, pages)
+
+
+async def _listed_anew(sequence: Sequence, point: RestorePoint) -> RestorePoint:
+    """The point with the entries that lead to it now; as it is if none do."""
+    entries, missing = chain(not_covered(await sequence.entries()), point.entries[0].first - 1, point.entries[-1].last)
+    return point if missing is not None else replace(point, entries=entries)
+
+
+async def _replay(sequence: Sequence, point: RestorePoint, head: Head, target: Path, pages: Fingerprints) -> None:
     database = await run_in_thread_uninterrupted(_Database, target / DATABASE, pages, head)
     try:
         newer: Entry | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -142,6 +143,10 @@ class Lab:
 
     async def restored(self, number: int, target: Path) -> bytes:
         """Restore the state of the entry `number` as a restore does."""
+        return await self.replayed(*await self.found(number), target)
+
+    async def found(self, number: int) -> tuple[RestorePoint, bytes]:
+        """What the state of the entry `number` is restored from: the second value is the database of its snapshot."""
         sequence = self.journal.sequence
         listed = await sequence.entries()
         head = (await sequence.read(next(each.key for each in listed if each.last == number))).head
@@ -151,10 +156,12 @@ class Lab:
         data, journal = self.snapshots.taken[name]
         entries, missing = chain(listed, max(journal, head.run - 1), number)
         assert missing is None
+        return RestorePoint(cast(Any, None), head.at, entries, head if entries else None), data
+
+    async def replayed(self, point: RestorePoint, data: bytes, target: Path) -> bytes:
         target.mkdir()
         (target / DATABASE).write_bytes(data)
-        point = RestorePoint(cast(Any, None), head.at, entries, head if entries else None)
-        await replay(sequence, point, target, page_digests(data, PAGE_BYTES))
+        await replay(self.journal.sequence, point, target, page_digests(data, PAGE_BYTES))
         with closing(sqlite3.connect(target / DATABASE)) as connection:
             assert connection.execute("pragma integrity_check").fetchone()[0] == "ok"
             return "\n".join(connection.iterdump()).encode()
@@ -204,6 +211,44 @@ async def test_every_moment_comes_back(running: Lab, tmp_path: Path) -> None:
     left = {each.last for each in await running.journal.sequence.entries()}
     for number in left & running.moments.keys():
         assert await running.restored(number, tmp_path / f"m{number}") == running.moments[number], number
+
+
+async def test_entries_that_are_merged_during_a_restore_are_found_again(
+    running: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also in the middle of it. A moment that merging took away is refused, and nothing else is put in its place."""
+    for turn in range(20):
+        running.write()
+        if turn == 9:
+            await running.snapshots.take()
+        await running.save()
+    sequence = running.journal.sequence
+    points = {number: await running.found(number) for number in running.moments}
+    way_out = "the way out is another test's"
+    monkeypatch.setattr("gateway.journal.replay._way_out", AsyncMock(return_value=way_out))
+    read, reads = Sequence.read, 0
+
+    async def merged_meanwhile(self: Sequence, key: str) -> Entry:
+        nonlocal reads
+        reads += 1
+        if reads == 5:
+            assert await Merger(sequence).merge_old(datetime.now(UTC).replace(year=2030)) > 5
+        return await read(self, key)
+
+    newest = max(points)
+    monkeypatch.setattr(Sequence, "read", merged_meanwhile)
+    assert await running.replayed(*points[newest], tmp_path / "newest") == running.moments[newest]
+    monkeypatch.setattr(Sequence, "read", read)
+    left, refused = {each.last for each in await sequence.entries()}, 0
+    for number, point in points.items():
+        target = tmp_path / str(number)
+        if number in left or not point[0].entries:
+            assert await running.replayed(*point, target) == running.moments[number]
+        else:
+            with pytest.raises(CorruptSnapshot, match="is missing"):
+                await running.replayed(*point, target)
+            refused += 1
+    assert refused > 5
 
 
 async def test_many_who_wait_share_one_entry(running: Lab) -> None:
