@@ -1,7 +1,8 @@
 """What holds for all tests."""
 
 import functools
-from collections.abc import Iterator
+import gc
+from collections.abc import Generator, Iterator
 
 import botocore.loaders
 import botocore.session
@@ -21,6 +22,17 @@ hypothesis.settings.load_profile("tests")
 httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 # Each session of botocore parses its description of S3, which takes 200 ms of CPU time. It is the same for all tests.
 botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """All tests stay. Looking through them for garbage, now and during each test, takes minutes in all."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

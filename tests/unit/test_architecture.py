@@ -1,6 +1,7 @@
 """The rules about who may import and know what. `[tool.importlinter]` in pyproject.toml has the layers."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -70,7 +71,11 @@ def module_name(path: Path) -> str:
 
 FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 WITH_A_LIST = sorted(name for name, path in FILES.items() if path.name == "__init__.py" and name not in WITHOUT_A_LIST)
-TREES = {name: ast.parse(path.read_text(), path) for name, path in FILES.items()}
+
+
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(), FILES[module])
 
 
 def within(module: str, package: str) -> bool:
@@ -85,7 +90,7 @@ def parents(module: str) -> list[str]:
 def imports(module: str) -> Iterator[tuple[str, str]]:
     """What `module` imports, at any depth of its code: `from a.b import c` is ("a.b", "c"), `import a` ("a", "")."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -167,7 +172,7 @@ def named_in(text: str) -> set[str]:
 @pytest.mark.parametrize("package", WITH_A_LIST)
 def test_the_docstring_of_a_package_names_its_modules(package: str) -> None:
     """Each module stands in the list of its package, and each name in the list is a module."""
-    text = ast.get_docstring(TREES[package]) or ""
+    text = ast.get_docstring(tree_of(package)) or ""
     modules = {name.rpartition(".")[2] for name in FILES if name.rpartition(".")[0] == package} - {"__main__"}
     assert modules - named_in(text) == set()
     # An entry begins with a mark or number, or stands below one that does.
@@ -180,7 +185,7 @@ def test_every_module_that_is_named_exists() -> None:
 
     def exists(name: str) -> bool:
         module, _, attribute = name.rpartition(".")
-        body = TREES[module].body if module in TREES else []
+        body = tree_of(module).body if module in FILES else []
         return name in FILES or attribute in {getattr(node, "name", None) for node in body}
 
     named = {(module, name) for module, path in FILES.items() for name in WHOLE_NAME.findall(path.read_text())}
@@ -199,7 +204,7 @@ def test_pure_modules_do_no_io(module: str) -> None:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        builtins = {node.id for node in ast.walk(TREES[name]) if isinstance(node, ast.Name)} & IMPURE_BUILTINS
+        builtins = {node.id for node in ast.walk(tree_of(name)) if isinstance(node, ast.Name)} & IMPURE_BUILTINS
         assert not builtins, f"{ways[name]} uses {builtins}"
         # Importing a module runs its packages too; `gateway` itself only asks for its version.
         needed = set(parents(name)) - {"gateway"}
@@ -219,9 +224,9 @@ def test_settings_are_read_in_one_place() -> None:
     """Only `gateway.config` reads the environment; what starts a program may pass it on."""
     found = [
         f"{name}, {use}"
-        for name, tree in TREES.items()
+        for name in FILES
         if name != READS_SETTINGS
-        for use in environment_uses(tree, PASSED_ON if name in MAKES_AN_ENVIRONMENT else set())
+        for use in environment_uses(tree_of(name), PASSED_ON if name in MAKES_AN_ENVIRONMENT else set())
     ]
     assert found == []
     assert {name for name in FILES if "pydantic_settings" in roots(name)} <= {READS_SETTINGS}
@@ -252,7 +257,7 @@ def test_the_disk_format_of_chroma_is_known_in_one_place() -> None:
     found = [
         f"{name}, line {line}: {word}"
         for name in strangers
-        for line, word in code_words(TREES[name])
+        for line, word in code_words(tree_of(name))
         if DISK_FORMAT.search(word)
     ]
     assert found == []
