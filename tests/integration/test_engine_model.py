@@ -484,7 +484,7 @@ def seeds(for_s: float) -> Iterator[int]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("for_s", [5, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("for_s", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_every_snapshot_equals_the_model(tmp_path: Path, for_s: float) -> None:
     """Opened by Chroma alone, each has exactly the records of its moment, and each record is found by its vector."""
     for seed in seeds(for_s):

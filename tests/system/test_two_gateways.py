@@ -22,7 +22,7 @@ RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections
 
 
 class Writer:
-    """Adds records through one gateway as fast as they are acknowledged, and remembers the acknowledged ones."""
+    """Adds records through one gateway, one after the other, and remembers the acknowledged ones."""
 
     def __init__(self, built: Gateway, name: str) -> None:
         self.built, self.name = built, name
@@ -58,6 +58,7 @@ class Writer:
                     continue
                 if answer.is_success:
                     self.acknowledged.append(one)
+                    time.sleep(0.01)  # others need the processor too
                 else:
                     self.refusals.add(answer.json()["message"])
                     time.sleep(0.05)
