@@ -65,12 +65,8 @@ def parse_id_map(data: bytes) -> IdMap:
     reader = _Reader(data)
     ended = reader.run()
     fields = reader.fields(ended)
-    id_to_label = {
-        key: value for key, value in _dict(fields, "id_to_label").items() if type(key) is str and type(value) is int
-    }
-    label_to_id = {
-        key: value for key, value in _dict(fields, "label_to_id").items() if type(key) is int and type(value) is str
-    }
+    id_to_label = _entries(fields, "id_to_label", str, int)
+    label_to_id = _entries(fields, "label_to_id", int, str)
     is_whole = ended and isinstance(fields.get("id_to_label"), dict) and isinstance(fields.get("label_to_id"), dict)
     return IdMap(
         id_to_label,
@@ -118,9 +114,14 @@ def old_id_map(
     return b"\x80\x03c" + f"{module}\n{name}\n".encode() + b")\x81" + state[2:-1] + b"b."
 
 
-def _dict(fields: Mapping[str, Any], name: str) -> dict[Any, Any]:
+def _entries(fields: Mapping[str, Any], name: str, key_type: type, value_type: type) -> dict[Any, Any]:
+    """The entries of the dict `name` that have these types."""
     found = fields.get(name)
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    if {key_type}.issuperset(map(type, found)) and {value_type}.issuperset(map(type, found.values())):
+        return found  # as they nearly always are
+    return {key: value for key, value in found.items() if type(key) is key_type and type(value) is value_type}
 
 
 def _int(fields: Mapping[str, Any], name: str) -> int | None:

@@ -229,15 +229,17 @@ def _end_of_older(level0: Level0, id_map: IdMap) -> int | None:
     memory, perhaps elements of another index (`hnswalg.h`, `initPersistentIndex`).
     """
     believed = np.flatnonzero(~level0.is_zeroed & ~level0.bad_links & (level0.label <= _highest_label(level0)))
-    newest = int(level0.label[believed].max(initial=0))
-    if not len(believed) or not id_map.id_to_label or max(id_map.id_to_label.values()) <= newest:
+    if not len(believed) or not id_map.id_to_label:
         return None
     numbers = level0.number[believed]
     reached = np.maximum.accumulate(np.maximum(level0.reach[believed], numbers[0]))
     end = 0
     while (further := int(reached[max(0, int(np.searchsorted(numbers, end)) - 1)]) + 1) > end:
         end = further
-    return end if end <= numbers[-1] + 1 else None
+    if end > numbers[-1] + 1:
+        return None
+    newest = int(level0.label[believed[numbers < end]].max(initial=0))
+    return end if newest < max(id_map.id_to_label.values()) else None
 
 
 def _lengths(

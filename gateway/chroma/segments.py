@@ -127,7 +127,10 @@ def live_records(connection: sqlite3.Connection, segment: Segment) -> dict[str, 
     rows = connection.execute(
         "select embedding_id, seq_id from embeddings where segment_id = ? order by id", (segment.metadata_id,)
     )
-    return {each: decode_seq_id(seq_id) for each, seq_id in rows}
+    found = dict(rows.fetchall())
+    if {int}.issuperset(map(type, found.values())):
+        return found  # as in all but old versions
+    return {each: decode_seq_id(seq_id) for each, seq_id in found.items()}
 
 
 def index_log(connection: sqlite3.Connection) -> None:

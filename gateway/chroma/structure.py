@@ -261,9 +261,8 @@ def _label_problems(level0: Level0, id_map: IdMap) -> list[Problem]:
     if absent:
         found.append(Problem("labels-absent", f"{absent} ids of {ID_MAP} have no element"))
     id_to_label, label_to_id = id_map.id_to_label, id_map.label_to_id
-    if len(id_to_label) != len(label_to_id) or any(
-        label_to_id.get(label) != each for each, label in id_to_label.items()
-    ):
+    same_number = len(id_to_label) == len(label_to_id)  # else an id may share its label with another
+    if not same_number or dict(zip(id_to_label.values(), id_to_label, strict=True)) != label_to_id:
         found.append(Problem("id-map-contradicts", f"{ID_MAP} says other ids for labels than labels for ids"))
     highest = int(written.max(initial=0))
     if id_map.total_elements_added is not None and not absent and not unknown and highest > id_map.total_elements_added:

@@ -369,6 +369,31 @@ def _named_or_there(case: Case) -> set[str]:
     return case.survives | set(case.repair.doubtful_ids)
 
 
+def _older_with_remains(path: Path, older: Path) -> None:
+    """An older file with the newest element beyond its end, as the memory may have it that Chroma writes from."""
+    newest = max(labels_of(path.parent).values())
+    with path.open("rb") as file:
+        raw = file.read(LABELS * ELEMENT)
+    start = next(
+        at for at in range(0, len(raw), ELEMENT) if raw[at + LABEL : at + ELEMENT] == struct.pack("<Q", newest)
+    )
+    shutil.copyfile(older / path.name, path)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // ELEMENT * ELEMENT - ELEMENT)
+        file.write(raw[start : start + ELEMENT])
+
+
+def test_an_older_file_is_known_by_what_it_holds_up_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by what lies beyond it: else older vectors would be taken for those of now, and nothing would say so."""
+    monkeypatch.setattr(f"{__name__}.FILES", (LEVEL0,))
+    monkeypatch.setattr(f"{__name__}.DAMAGES", (_older_with_remains,))
+    (case,) = [each for each in Matrix(tmp_path / "data", tmp_path / "older").cases if each.source == "neither"]
+    assert case.repair is not None
+    changed = set(ids(10, CHANGED))
+    assert changed <= set(case.repair.doubtful_ids) | set(case.repair.lost_ids)
+    assert set(case.repair.lost_ids) == case.held.keys() - _named_or_there(case)
+
+
 @pytest.mark.soak
 def test_most_of_the_matrix_was_damage(matrix: Matrix) -> None:
     """A damage that is none proves nothing: nearly every case was repaired."""
