@@ -26,7 +26,7 @@ botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """All tests stay. Looking through them for garbage, now and during each test, takes minutes in all."""
+    """All tests stay, so nothing is gained by looking through them for garbage, now or during each test."""
     gc.disable()
     try:
         return (yield)

@@ -157,8 +157,8 @@ class _Plugin:
 
     def log_as(self, as_json: bool, level: str) -> None:
         self._new_lines = functools.partial(ChromaLines, as_json=as_json, level=level)
-        # supervisord.conf leaves out what is below a warning.
-        self._options.logger.level = LevelsByName.ERRO if level == "error" else LevelsByName.WARN
+        if level == "error":  # supervisord.conf leaves out what is below a warning
+            self._options.logger.level = LevelsByName.ERRO
 
     def _on_output(self, event: Any) -> None:
         lines = self._lines.setdefault(event.pid, self._new_lines())
