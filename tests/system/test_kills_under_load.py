@@ -232,6 +232,12 @@ def run(built: Gateway, writers: list[Writer], kills: int, kill: Kill, until: fl
             else:
                 found.lost += [f"kill {number}: {each.name}/{one}" for one in wrong]
         found.unsound += [f"kill {number}: {one}" for one in unsound_indexes(built.data_dir)]
+        # With -s, so that a run which is stopped says how far it came.
+        print(
+            f"\r{number + 1} kills: {len(found.unusable)} unusable, {len(found.lost)} lost, {len(found.unsound)} unsound",
+            end="",
+            flush=True,
+        )
         if kill is not kill_everything and number % KILLS_AT_ONCE == KILLS_AT_ONCE - 1:
             assert built.stop() == 0
             built.start()
