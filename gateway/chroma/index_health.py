@@ -24,7 +24,7 @@ from gateway.chroma.database import ReadTransaction, is_empty, open_database, tr
 from gateway.chroma.directory import PRIVATE
 from gateway.chroma.disk import DATABASE, Signature, index_signatures
 from gateway.chroma.repair import IndexCopy, Repair, Way, repair_segment
-from gateway.chroma.segments import Segment, index_log, live_records, log_rows, read_segments
+from gateway.chroma.segments import Segment, index_log, live_ids, log_rows, read_segments
 from gateway.chroma.structure import IndexCheck, check_index, check_segment, compare_records
 from gateway.errors import GatewayError
 from gateway.files import write_durably
@@ -80,13 +80,18 @@ class IndexHealth:
         await asyncio.to_thread(self.save)
         return repairs
 
-    def unsound(self, only: Collection[str] | None = None) -> list[tuple[Segment, IndexCheck]]:
+    def unsound(
+        self, only: Collection[str] | None = None, *, known: Collection[str] = ()
+    ) -> list[tuple[Segment, IndexCheck]]:
         """Check every index that changed since it was found sound; return the unsound ones. Chroma must be stopped.
 
-        `only`: the segments to check, all of them without it.
+        `only`: the segments to check, all of them without it. `known`: those whose files were found sound elsewhere,
+        byte by byte as they are here.
         """
         self._sound = None  # a snapshot may have saved more since
-        return [] if is_empty(self._data_dir) else self._unsound(only)
+        for segment_id in known:
+            self._note(segment_id)
+        return [] if is_empty(self._data_dir) else self._unsound(only, known)
 
     def _may_gain(self, segment: Segment, check: IndexCheck) -> bool:
         """Whether older copies are worth their fetch: not twice for records that no copy had the first time."""
@@ -119,24 +124,30 @@ class IndexHealth:
         signatures = self._signatures(segment_id)
         return bool(signatures) and self._remembered().get(segment_id) == signatures
 
-    def check(self, segment_id: str, segment: Segment | None = None) -> IndexCheck:
+    def check(
+        self, segment_id: str, segment: Segment | None = None, connection: sqlite3.Connection | None = None
+    ) -> IndexCheck:
         """Check the files of one index, whose writer may be running. `segment` says what its collection expects.
 
-        The result is about the files of one moment: if they change meanwhile, the check is repeated a few times, and an
-        index that never rests counts as sound; its next check tells.
+        With a `connection` that sees the database of one moment, its records are compared too, and what was found sound
+        is remembered. If the files change meanwhile, nothing is known of them, and they count as sound: the next check
+        tells.
         """
         signatures = self._signatures(segment_id)
         if self.is_known_sound(segment_id):
             return IndexCheck(())
         dimension, space = (segment.dimension, segment.space) if segment else (None, None)
-        check = check_index(self._data_dir / segment_id, dimension=dimension, space=space)
+        if segment is None or connection is None:
+            check = check_index(self._data_dir / segment_id, dimension=dimension, space=space)
+        else:
+            check = check_segment(self._data_dir, connection, segment)
         if self._signatures(segment_id) != signatures:
             return IndexCheck(())
-        if check.is_sound:
+        if check.is_sound and connection is not None:
             self._note(segment_id)
         return check
 
-    def _unsound(self, only: Collection[str] | None) -> list[tuple[Segment, IndexCheck]]:
+    def _unsound(self, only: Collection[str] | None, known: Collection[str]) -> list[tuple[Segment, IndexCheck]]:
         found = []
         try:
             with translated(self._data_dir / DATABASE), closing(open_database(self._data_dir / DATABASE)) as connection:
@@ -144,7 +155,9 @@ class IndexHealth:
                 self._forget_others({segment.id for segment in segments})
                 index_log(connection)
                 for segment in segments:
-                    if (only is not None and segment.id not in only) or self.is_known_sound(segment.id):
+                    if only is not None and segment.id not in only:
+                        continue
+                    if segment.id in known or self.is_known_sound(segment.id):
                         continue
                     check = check_segment(self._data_dir, connection, segment)
                     if check.is_sound:
@@ -193,7 +206,7 @@ class IndexHealth:
 
 def missing_in_log(state: ReadTransaction, segment: Segment) -> list[str]:
     """The records whose vector is not in Chroma's log: without any, Chroma could build the index from it alone."""
-    missing, _ = compare_records((), live_records(state.connection, segment), log_rows(state.connection, segment))
+    missing, _ = compare_records((), live_ids(state.connection, segment), log_rows(state.connection, segment))
     return missing
 
 

@@ -122,12 +122,19 @@ def read_segments(connection: sqlite3.Connection, collection_ids: Sequence[str] 
     return found
 
 
+def live_ids(connection: sqlite3.Connection, segment: Segment) -> set[str]:
+    """Every record's id."""
+    # An index of SQLite has all that is asked for, so no record is read.
+    rows = connection.execute("select embedding_id from embeddings where segment_id = ?", (segment.metadata_id,))
+    return {each for (each,) in rows}
+
+
 def live_records(connection: sqlite3.Connection, segment: Segment) -> dict[str, int]:
     """Every record's id with the sequence id that last changed it, in the order in which they were first added."""
     rows = connection.execute(
         "select embedding_id, seq_id from embeddings where segment_id = ? order by id", (segment.metadata_id,)
     )
-    found = dict(rows.fetchall())
+    found = dict(rows)
     if {int}.issuperset(map(type, found.values())):
         return found  # as in all but old versions
     return {each: decode_seq_id(seq_id) for each, seq_id in found.items()}

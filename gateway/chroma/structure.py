@@ -30,7 +30,7 @@ from gateway.chroma.segments import (
     LogRow,
     Segment,
     index_log,
-    live_records,
+    live_ids,
     log_rows,
     read_segments,
 )
@@ -38,6 +38,7 @@ from gateway.chroma.segments import (
 _NAMED_IDS = 5
 # Room that a new index has in its files: of chromadb 0.4 to 0.6 (`DEFAULT_CAPACITY`), the greatest of all versions.
 _INITIAL_CAPACITY = 1000
+_OF_RECORDS = {"records-without-vectors", "vectors-without-records"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class IndexCheck:
         return not self.problems
 
     @property
+    def is_torn(self) -> bool:
+        """Whether its files are damaged, whatever records they have."""
+        return not {each.code for each in self.problems} <= _OF_RECORDS
+
+    @property
     def only_lacks_vectors(self) -> bool:
         """Whether nothing is wrong but records that have no vector."""
         return {each.code for each in self.problems} == {"records-without-vectors"}
@@ -104,7 +110,7 @@ def check_segment(data_dir: Path, connection: sqlite3.Connection, segment: Segme
     # Without ids in it Chroma takes the index for a new one, and asks the log from its beginning
     # (`rust/log/src/local_compaction_manager.rs`, `BackfillMessage`).
     position = (segment.position or (id_map.max_seq_id if id_map else None) or 0) if check.is_synced else 0
-    live = live_records(connection, segment)
+    live = live_ids(connection, segment)
     # Chroma changes the records first. What they do not have of the log yet, both still get.
     log = (row for row in log_rows(connection, segment, position) if row.seq_id <= (segment.metadata_position or 0))
     missing, extra = compare_records(indexed, live, log)
@@ -153,7 +159,7 @@ def compare_records(indexed: Iterable[str], live: Iterable[str], log: Iterable[L
             ids.discard(row.id)
         elif row.operation in (ADD, UPSERT) and row.has_vector:
             ids.add(row.id)
-    records = set(live)
+    records = live if isinstance(live, set) else set(live)
     return sorted(records - ids), sorted(ids - records)
 
 

@@ -61,8 +61,9 @@ class StoredFile:
 class Baseline:
     """The files of one snapshot. `seed` is that of the fingerprints.
 
-    `positions`: by segment, the position in Chroma's log up to which its index holds it. Of sound indexes alone.
+    `positions`: by segment, the position in Chroma's log up to which its index holds it. Of indexes that are not torn.
     `signatures`: by path, those of the index files at the time they were read.
+    `sound`: the segments whose index is known to have every record too, see `Manifest.sound`.
     """
 
     snapshot_id: str
@@ -70,6 +71,7 @@ class Baseline:
     files: dict[str, StoredFile] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     signatures: dict[str, Signature] = field(default_factory=dict)
+    sound: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.fingerprinter = Fingerprinter(self.seed)
@@ -203,7 +205,7 @@ def load(
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             if str(arrays[_SNAPSHOT]) != manifest.snapshot.id:
                 return None
-            baseline = Baseline(manifest.snapshot.id, int(arrays[_SEED]))
+            baseline = Baseline(manifest.snapshot.id, int(arrays[_SEED]), sound=manifest.sound)
             for file in manifest.files:
                 baseline.files[file.path] = stored_file(
                     file, manifest.packs, arrays[f"fingerprints/{file.path}"], arrays[f"origins/{file.path}"]

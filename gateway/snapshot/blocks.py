@@ -201,11 +201,9 @@ def _writes(
 ) -> Iterator[tuple[int, memoryview]]:
     """Yield (offset, bytes), with blocks that are adjacent in the data and in the file as one write."""
     ends = offsets + lengths
-    breaks = np.flatnonzero((offsets[1:] != ends[:-1]) | (np.diff(starts) != lengths[:-1])) + 1
-    for run in np.split(np.arange(len(offsets)), breaks):
-        if not len(run):
-            continue
-        offset, start = int(offsets[run[0]]), int(starts[run[0]])
-        length = min(int(ends[run[-1]]), size_bytes) - offset
-        if length > 0:
-            yield offset, data[start : start + length]
+    is_last = np.append((offsets[1:] != ends[:-1]) | (np.diff(starts) != lengths[:-1]), True)[: len(offsets)]
+    is_first = np.roll(is_last, 1)
+    runs = offsets[is_first], np.minimum(ends[is_last], size_bytes), starts[is_first]
+    for offset, stop, start in zip(*(each.tolist() for each in runs), strict=True):
+        if offset < stop:
+            yield offset, data[start : start + stop - offset]

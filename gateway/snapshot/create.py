@@ -113,6 +113,7 @@ class _IndexRead(NamedTuple):
     position: int
     files: list[StoredFile]
     signatures: dict[str, Signature]
+    is_sound: bool
 
 
 @dataclass(slots=True)
@@ -123,6 +124,7 @@ class _Captured:
     contents: Contents
     positions: dict[str, int]
     files: list[StoredFile] = field(default_factory=list)
+    unsound: list[str] = field(default_factory=list)
     signatures: dict[str, Signature] = field(default_factory=dict)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     drain_ms: float = 0
@@ -296,13 +298,15 @@ class Snapshotter:
             position = cut.segments[segment_id]
             if segment_id in indexes and indexes[segment_id].position == position:
                 continue
-            check = await run_in_thread_uninterrupted(self._health.check, segment_id, described.get(segment_id))
-            if not check.is_sound:
-                await self._require_other_source(cut, plan, segment_id, described.get(segment_id), check)
+            segment = described.get(segment_id)
+            check = await run_in_thread_uninterrupted(self._health.check, segment_id, segment, cut.database.connection)
+            if check.is_torn:
+                await self._require_other_source(cut, plan, segment_id, segment, check)
                 continue
             files = await read_index(self._directory.path, cut, segment_id, baseline, writer)
             if files is not None:
-                indexes[segment_id] = _IndexRead(position, files, cut.signatures_of(segment_id))
+                is_sound = check.is_sound and segment is not None
+                indexes[segment_id] = _IndexRead(position, files, cut.signatures_of(segment_id), is_sound)
             elif segment_id in plan.required:
                 return None
         await run_in_thread_uninterrupted(self._health.save)
@@ -313,8 +317,14 @@ class Snapshotter:
                 captured.positions[segment_id] = index.position
                 captured.files += index.files
                 captured.signatures |= index.signatures
+                is_sound = index.is_sound
             elif captured.positions.get(segment_id):
                 captured.files += baseline.index_files(segment_id)
+                is_sound = segment_id in baseline.sound
+            else:
+                continue
+            if not is_sound:
+                captured.unsound.append(segment_id)
         if signature := await asyncio.to_thread(signature_of, self._directory.path / DATABASE):
             captured.signatures[DATABASE] = signature
         captured.files.append(await read_database(cut.database, baseline, writer))
@@ -390,6 +400,7 @@ class Snapshotter:
             files,
             dict(captured.positions),
             {path: each for path, each in signatures.items() if path in files},
+            manifest.sound,
         )
         named = {pack.sha256 for pack in manifest.packs}
         await self._delete_unreferenced([name for name in writer.sent if name not in named])
@@ -547,4 +558,5 @@ def _manifest(
         packs=packs,
         files=files,
         journal=captured.cut.journal,
+        unsound=tuple(captured.unsound),
     )

@@ -165,6 +165,8 @@ class Manifest(_Record):
     journal: Count | None = None
     """The number of the newest entry of the journal whose cut was before the snapshot's: it holds everything up to
     there. None if the snapshot does not belong to the line of the journal, such as an archive that was uploaded."""
+    unsound: tuple[str, ...] | None = None
+    """The segments with files whose index was not found sound before it was stored. None if nobody looked."""
 
     @property
     def is_upload(self) -> bool:
@@ -173,6 +175,13 @@ class Manifest(_Record):
         A gateway that knows no journal writes no such field.
         """
         return self.journal is None and "journal" in self.model_fields_set
+
+    @property
+    def sound(self) -> frozenset[str]:
+        """The segments whose index was found sound before it was stored. Files with its digests are sound too."""
+        if self.unsound is None:
+            return frozenset()
+        return frozenset(each for each, position in self.positions.items() if position).difference(self.unsound)
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:

@@ -187,7 +187,7 @@ def _problems_of_indexes(unsound: list[tuple[Segment, IndexCheck]]) -> list[str]
 
 async def _boot(repository: Repository, scratch: Path, manifest: Manifest, progress: Progress) -> list[str]:
     async with scratch_directory(scratch, "verify") as directory:
-        staged = await fetch_verified(repository, directory, manifest, counted(progress, "fetching"))
+        staged = await fetch_verified(repository, directory, manifest, counted(progress, "fetching"), check_again=True)
         if staged.unsound:  # Chroma may end when it reads them
             return _problems_of_indexes(staged.unsound)
         progress.phase("checking", None)

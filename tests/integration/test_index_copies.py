@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gateway.chroma import structure
 from gateway.chroma.disk import DATABASE, HEADER, ID_MAP, LEVEL0, LINK_LISTS
 from gateway.chroma.index_health import IndexHealth
 from gateway.chroma.log import keep_log
@@ -21,7 +22,7 @@ from gateway.chroma.orphans import remove_orphaned_directories
 from gateway.chroma.repair import Repair, Way
 from gateway.errors import CorruptSnapshot, InvalidRequest, StorageUnavailable
 from gateway.jobs import Progress
-from gateway.snapshot import index_copies
+from gateway.snapshot import create, index_copies
 from gateway.snapshot.fetch import fetch_verified
 from gateway.snapshot.import_tar import import_tar
 from gateway.snapshot.index_copies import StoredCopies
@@ -192,8 +193,10 @@ async def test_a_copy_of_another_history_is_not_used(engine: Engine) -> None:
 
 async def store_torn(engine: Engine, monkeypatch: pytest.MonkeyPatch, *names: str) -> str:
     """Take a snapshot as a gateway without the check does."""
+    made = create._manifest
     with monkeypatch.context() as patch:
         patch.setattr(IndexHealth, "check", lambda *_: check_nothing())
+        patch.setattr(create, "_manifest", lambda *args: made(*args).model_copy(update={"unsound": None}))
         for name in names:
             cut(engine.index() / name)
         await engine.snapshot()
@@ -204,6 +207,44 @@ def check_nothing() -> Any:
     from gateway.chroma.structure import IndexCheck
 
     return IndexCheck(())
+
+
+async def test_what_was_checked_before_it_was_stored_is_not_read_for_it_again(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore compares digests; that each record has its vector is looked at all the same. Verify reads anew."""
+    engine.drop_log()
+    await engine.snapshot()
+    snapshot_id = max(engine.snapshots)
+    scanned: list[Path] = []
+    scan = structure.scan_level0
+
+    def noted(path: Path, *args: Any, **named: Any) -> Any:
+        scanned.append(path)
+        return scan(path, *args, **named)
+
+    monkeypatch.setattr(structure, "scan_level0", noted)
+    await engine.operations.restore(snapshot_id)
+    assert not scanned
+    assert (await verify(engine.repository, engine.directory.scratch, snapshot_id, "boot", Progress())).ok
+    assert scanned
+
+
+async def test_a_record_without_a_vector_is_found_in_each_restore(engine: Engine, tmp_path: Path) -> None:
+    """Also in a snapshot that takes its index from the one before: an index is not called sound for its files alone."""
+    with closing(sqlite3.connect(engine.directory.path / DATABASE)) as database, database:
+        database.execute(
+            "insert into embeddings (segment_id, embedding_id, seq_id)"
+            " select segment_id, 'ghost', seq_id from embeddings where embedding_id = 'r1'"
+        )
+    for number in range(2):
+        await engine.snapshotter.take(None)
+        manifest = await engine.repository.manifest(str(await engine.repository.latest_id()))
+        assert manifest.unsound == (engine.index().name,)
+        target = tmp_path / f"restored-{number}"
+        target.mkdir()
+        staged = await fetch_verified(engine.repository, target, manifest, lambda _done, _total: None)
+        assert [check.missing_ids for _, check in staged.unsound] == [("ghost",)]
 
 
 @pytest.mark.parametrize("level", ["data", "boot"])

@@ -234,7 +234,8 @@ def run(built: Gateway, writers: list[Writer], kills: int, kill: Kill, until: fl
         found.unsound += [f"kill {number}: {one}" for one in unsound_indexes(built.data_dir)]
         # With -s, so that a run which is stopped says how far it came.
         print(
-            f"\r{number + 1} kills: {len(found.unusable)} unusable, {len(found.lost)} lost, {len(found.unsound)} unsound",
+            f"\r{number + 1} kills: {len(found.unusable)} unusable, {len(found.lost)} lost,"
+            f" {len(found.unsound)} unsound",
             end="",
             flush=True,
         )
