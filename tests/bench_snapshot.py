@@ -179,14 +179,20 @@ def peers(mb: int) -> None:
         _restores(each)
 
 
-def _restores(each: Bench) -> None:
+def _chain_and_full(each: Bench) -> tuple[str, str]:
+    """The newest snapshot, which has patches, and a full one of the same state. The gateway has stopped then."""
     chain = each.gateway_process.admin("GET", "/snapshot/latest").json()["id"]
-    # A full one of the same state: the next gateway knows nothing of what the store has.
+    # The next gateway knows nothing of what the store has.
     each.gateway_process.stop()
     (each.gateway_process.data_dir / ".gateway/baseline").unlink()
     each.gateway_process.start()
     full = each.gateway_process.snapshot()["id"]
     each.gateway_process.stop()
+    return chain, full
+
+
+def _restores(each: Bench) -> None:
+    chain, full = _chain_and_full(each)
     ways: dict[str, Callable[[Path], None]] = {
         "gateway, the chain": lambda target: _ours(each, chain, target),
         "gateway, a full one": lambda target: _ours(each, full, target),
@@ -203,19 +209,58 @@ def _restores(each: Bench) -> None:
     print("| --- " * (len(ways) + 1) + "|")
     print("| seconds until restored | " + " | ".join(f"{median[who][0]:.2f}" for who in ways) + " |")
     print("| and until a first query is answered | " + " | ".join(f"{sum(median[who]):.2f}" for who in ways) + " |")
-    boots = [_boot(each, chain) for _ in range(RESTORES)]
-    restoring, ready = (statistics.median(column) for column in zip(*boots, strict=True))
-    print(f"\nAt boot the chain takes {restoring:.2f} s; from nothing to ready {ready:.2f} s.")
 
 
-def _boot(each: Bench, snapshot_id: str) -> tuple[float, float]:
-    """Seconds that the restore takes of a gateway's start on an empty disk, by its log; and until it is ready."""
-    shutil.rmtree(each.gateway_process.data_dir)
+def boots(mb: int) -> None:
+    """A start on an empty disk, and on one in memory, as Cloud Run's is; beside a copy of the same files by rclone."""
+    with bench(mb) as each:
+        each.gateway_process.snapshot()
+        for batch in (BATCH, BATCH // 10):
+            each.change(batch)
+            each.gateway_process.snapshot()
+        with each.quiet():
+            each.ways["rclone"]()
+        chain, full = _chain_and_full(each)
+        print(f"\n{mb} MB; seconds, median of {RESTORES}; in brackets until the gateway is ready")
+        print("| | rclone copy | and sync | a full snapshot | one with patches |\n| --- | --- | --- | --- | --- |")
+        for name, place in (("disk", ROOT / "var/bench"), ("memory", Path("/dev/shm"))):
+            times: dict[str, list[float]] = {}
+            for turn in range(RESTORES + 1):  # in the first one the server computes the ETags of all that it has
+                with tempfile.TemporaryDirectory(dir=place) as directory:
+                    copied = _rclone_surely(each, Path(directory) / "copied")
+                    found = [*copied, *_boot(each, full, Path(directory)), *_boot(each, chain, Path(directory))]
+                if turn:
+                    for column, seconds in enumerate(found):
+                        times.setdefault(str(column), []).append(seconds)
+            copy, sync, whole, whole_ready, patched, patched_ready = (
+                statistics.median(each) for each in times.values()
+            )
+            print(
+                f"| {name} | {copy:.2f} | {sync:.2f} | {whole:.2f} ({whole_ready:.2f}), {whole / copy:.2f} of rclone's"
+                f" | {patched:.2f} ({patched_ready:.2f}), {patched / copy:.2f} |"
+            )
+
+
+def _rclone_surely(each: Bench, target: Path) -> tuple[float, float]:
+    """Seconds of a copy by rclone, and until it is on the disk."""
+    started = time.monotonic()
+    each.run("rclone", "copy", each.rclone_remote, str(target))
+    copied = time.monotonic() - started
+    os.sync()
+    synced = time.monotonic() - started
+    shutil.rmtree(target)
+    return copied, synced
+
+
+def _boot(each: Bench, snapshot_id: str, place: Path) -> tuple[float, float]:
+    """Seconds that the restore takes of a gateway's start without data, by its log; and until it is ready."""
+    each.gateway_process.env["GATEWAY_DATA_DIR"] = str(place / snapshot_id)
     each.gateway_process.env["GATEWAY_RESTORE"] = snapshot_id
     started = time.monotonic()
     each.gateway_process.start()
     ready = time.monotonic() - started
     each.gateway_process.stop()
+    shutil.rmtree(place / snapshot_id)
     at = {}
     for line in each.gateway_process.output().splitlines():
         with suppress(ValueError):
@@ -393,9 +438,9 @@ def _memory(pid: int, field: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mb", type=int, default=500)
-    parser.add_argument("--only", choices=["peers", "freeze", "reads", "limits"])
+    parser.add_argument("--only", choices=["peers", "boots", "freeze", "reads", "limits"])
     asked = parser.parse_args()
-    for part in (peers, freeze, reads, limits):
+    for part in (peers, boots, freeze, reads, limits):
         if asked.only in (None, part.__name__):
             part(asked.mb)
 
