@@ -20,7 +20,7 @@ from gateway.chroma.log import count_log, keep_log, synced_to, trim_log
 from gateway.chroma.pages import PageTracker
 from gateway.chroma.process import chroma_version
 from gateway.chroma.rebuild import sync_files
-from gateway.chroma.segments import Segment, read_segments
+from gateway.chroma.segments import Segment, index_log, read_segments
 from gateway.chroma.structure import IndexCheck
 from gateway.errors import GatewayError, LeaseLost, SnapshotError, StorageError
 from gateway.jobs import Progress
@@ -293,6 +293,8 @@ class Snapshotter:
         contents = await run_in_thread_uninterrupted(cut.database.contents)
         plan = await run_in_thread_uninterrupted(plan_cut, cut, baseline)
         described = await run_in_thread_uninterrupted(_segments, cut)
+        if plan.required or plan.optional:
+            await run_in_thread_uninterrupted(index_log, cut.database.connection)
         progress.phase("storing", cut.size_bytes)
         for segment_id in (*plan.required, *plan.optional):
             position = cut.segments[segment_id]
