@@ -145,7 +145,7 @@ LONG = {
 }
 
 
-LONG_TEXT = int(os.environ.get("LONG_TEXT_M", "16")) * 1_000_000
+LONG_TEXT = int(os.environ.get("LONG_TEXT_M", "8")) * 1_000_000
 
 
 @pytest.mark.parametrize("kind", LONG)
@@ -170,7 +170,7 @@ def test_work_grows_with_the_text_and_not_faster(kind: str, *, with_tokens: bool
 def test_a_very_long_text_is_split_in_linear_time(kind: str, counter: TokenCounter, *, with_tokens: bool) -> None:
     """Sixteen times the text takes about sixteen times as long, and no chunk is over the limit.
 
-    16 million characters; `LONG_TEXT_M=64` for 64 million.
+    8 million characters; `LONG_TEXT_M=64` for 64 million.
     """
     unit = LONG[kind]
     took = []
