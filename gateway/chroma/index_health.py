@@ -115,7 +115,8 @@ class IndexHealth:
         for segment in segments:
             signatures = self._signatures(segment.id)
             if segment.id not in self._torn or self._torn[segment.id][0] != signatures:
-                self._torn[segment.id] = (signatures, _texts(self.check(segment.id, segment)))
+                check = self.check(segment.id, segment)
+                self._torn[segment.id] = (signatures, _texts(check) if check.is_torn else [])
             found += self._torn[segment.id][1]
         return "; ".join(found) or None
 
@@ -127,23 +128,25 @@ class IndexHealth:
     def check(
         self, segment_id: str, segment: Segment | None = None, connection: sqlite3.Connection | None = None
     ) -> IndexCheck:
-        """Check the files of one index, whose writer may be running. `segment` says what its collection expects.
+        """Check one index, whose writer may be running. If it is sound with all its records, that is remembered.
 
-        With a `connection` that sees the database of one moment, its records are compared too, and what was found sound
-        is remembered. If the files change meanwhile, nothing is known of them, and they count as sound: the next check
-        tells.
+        `connection` sees the database as it was at the files' moment or before; without it, a new one does. Without a
+        `segment` only the files are checked. If they change meanwhile, nothing is known of them, and they count as
+        sound: the next check tells. Raises GatewayError, sqlite3.Error.
         """
         signatures = self._signatures(segment_id)
         if self.is_known_sound(segment_id):
             return IndexCheck(())
-        dimension, space = (segment.dimension, segment.space) if segment else (None, None)
-        if segment is None or connection is None:
-            check = check_index(self._data_dir / segment_id, dimension=dimension, space=space)
+        if segment is None:
+            check = check_index(self._data_dir / segment_id)
+        elif connection is None:
+            with closing(ReadTransaction(self._data_dir)) as state:
+                check = check_segment(self._data_dir, state.connection, segment)
         else:
             check = check_segment(self._data_dir, connection, segment)
         if self._signatures(segment_id) != signatures:
             return IndexCheck(())
-        if check.is_sound and connection is not None:
+        if check.is_sound and segment is not None:
             self._note(segment_id)
         return check
 

@@ -241,10 +241,9 @@ class ManagedChroma:
     async def _check(self, segment: Segment) -> list[str]:
         def read() -> list[str]:
             health = IndexHealth(self._directory.path)
-            found = [str(problem) for problem in health.check(segment.id, segment).problems]
-            if not found:
-                health.save()  # so that the next look need not read them
-            return found
+            check = health.check(segment.id, segment)
+            health.save()  # so that the next look need not read them
+            return [str(problem) for problem in check.problems] if check.is_torn else []
 
         async with self._checking:
             return await asyncio.to_thread(read)

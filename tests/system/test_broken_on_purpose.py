@@ -294,7 +294,8 @@ class Broken:
         broken = file.model_copy(update={"base": base, "patches": (), "size_bytes": len(changed), "sha256": sha256})
         packs = (*made.packs, packed.pack)
         files = tuple(broken if each is file else each for each in made.files)
-        await repository.publish(made.model_copy(update={"packs": packs, "files": files}))
+        # As a gateway stored it that did not check indexes.
+        await repository.publish(made.model_copy(update={"packs": packs, "files": files, "unsound": None}))
         await repository.close()
 
 

@@ -59,7 +59,7 @@ def test_an_index_is_sound_until_its_files_change(data_dir: Path, monkeypatch: p
     segment = segment_of(data_dir, "synced")
     (data_dir / ".gateway").mkdir(exist_ok=True)
     health = IndexHealth(data_dir)
-    assert health.check(segment).is_sound
+    assert not health.unsound([segment])
     health.save()
     assert read_page(data_dir, Wanted(text="synced"), 1).collections[0].index_state is IndexState.SOUND
     os.utime(data_dir / segment / LEVEL0)
