@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator
 
 import botocore.loaders
 import botocore.session
-import httpx
 import hypothesis
 import pytest
 import structlog
@@ -18,8 +17,6 @@ collect_ignore = ["console"]
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
-# Each httpx client reads the certificates of all authorities, which takes 60 ms of CPU time. No test needs them twice.
-httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 # Each session of botocore parses its description of S3, which takes 200 ms of CPU time. It is the same for all tests.
 botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 
