@@ -224,16 +224,16 @@ def boots(mb: int) -> None:
         print(f"\n{mb} MB; seconds, median of {RESTORES}; in brackets until the gateway is ready")
         print("| | rclone copy | and sync | a full snapshot | one with patches |\n| --- | --- | --- | --- | --- |")
         for name, place in (("disk", ROOT / "var/bench"), ("memory", Path("/dev/shm"))):
-            times: dict[str, list[float]] = {}
-            for turn in range(RESTORES + 1):  # in the first one the server computes the ETags of all that it has
+            turns: list[list[float]] = []
+            for _ in range(
+                RESTORES + 1
+            ):  # in the first one, which is left out, the server computes the ETags of all that it has
                 with tempfile.TemporaryDirectory(dir=place) as directory:
                     copied = _rclone_surely(each, Path(directory) / "copied")
                     found = [*copied, *_boot(each, full, Path(directory)), *_boot(each, chain, Path(directory))]
-                if turn:
-                    for column, seconds in enumerate(found):
-                        times.setdefault(str(column), []).append(seconds)
+                turns.append(found)
             copy, sync, whole, whole_ready, patched, patched_ready = (
-                statistics.median(each) for each in times.values()
+                statistics.median(column) for column in zip(*turns[1:], strict=True)
             )
             print(
                 f"| {name} | {copy:.2f} | {sync:.2f} | {whole:.2f} ({whole_ready:.2f}), {whole / copy:.2f} of rclone's"

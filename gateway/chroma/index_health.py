@@ -89,8 +89,6 @@ class IndexHealth:
         byte by byte as they are here.
         """
         self._sound = None  # a snapshot may have saved more since
-        for segment_id in known:
-            self._note(segment_id)
         return [] if is_empty(self._data_dir) else self._unsound(only, known)
 
     def _may_gain(self, segment: Segment, check: IndexCheck) -> bool:
@@ -132,7 +130,7 @@ class IndexHealth:
 
         `connection` sees the database as it was at the files' moment or before; without it, a new one does. Without a
         `segment` only the files are checked. If they change meanwhile, nothing is known of them, and they count as
-        sound: the next check tells. Raises GatewayError, sqlite3.Error.
+        sound: the next check tells. Raises GatewayError, and sqlite3.Error of a `connection` that is given.
         """
         signatures = self._signatures(segment_id)
         if self.is_known_sound(segment_id):
@@ -140,7 +138,7 @@ class IndexHealth:
         if segment is None:
             check = check_index(self._data_dir / segment_id)
         elif connection is None:
-            with closing(ReadTransaction(self._data_dir)) as state:
+            with translated(self._data_dir / DATABASE), closing(ReadTransaction(self._data_dir)) as state:
                 check = check_segment(self._data_dir, state.connection, segment)
         else:
             check = check_segment(self._data_dir, connection, segment)
@@ -160,9 +158,10 @@ class IndexHealth:
                 for segment in segments:
                     if only is not None and segment.id not in only:
                         continue
-                    if segment.id in known or self.is_known_sound(segment.id):
+                    if self.is_known_sound(segment.id):
                         continue
-                    check = check_segment(self._data_dir, connection, segment)
+                    is_known = segment.id in known
+                    check = IndexCheck(()) if is_known else check_segment(self._data_dir, connection, segment)
                     if check.is_sound:
                         self._note(segment.id)
                     else:

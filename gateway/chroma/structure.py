@@ -159,7 +159,7 @@ def compare_records(indexed: Iterable[str], live: Iterable[str], log: Iterable[L
             ids.discard(row.id)
         elif row.operation in (ADD, UPSERT) and row.has_vector:
             ids.add(row.id)
-    records = live if isinstance(live, set) else set(live)
+    records = set(live)
     return sorted(records - ids), sorted(ids - records)
 
 

@@ -64,7 +64,7 @@ _READ_BYTES = 4 << 20
 _HEADROOM_BYTES = 16 << 20
 _PAGE_BYTES = 4096
 # Between blocks of patches lie many short parts of a base. To look at each would take longer than to write it.
-_LEAST_LOOKED_AT = 8 * _PAGE_BYTES
+_LEAST_LOOKED_AT_BYTES = 8 * _PAGE_BYTES
 # A frame of zstd takes 3 bytes for each 128 KiB of one byte.
 _RUN_RATIO = 10_000
 
@@ -366,7 +366,7 @@ def _is_hole(piece: Piece) -> bool:
 def _without_holes(writes: Iterator[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
     """Leave out pages of the file that are nothing but zeros, where many lie together."""
     for position, data in writes:
-        if len(data) < _LEAST_LOOKED_AT:
+        if len(data) < _LEAST_LOOKED_AT_BYTES:
             yield position, data
             continue
         first = -position % _PAGE_BYTES
