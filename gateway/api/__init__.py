@@ -14,4 +14,7 @@ A request passes:
 5. `parameters`   refuses parameters that the route does not take
 6. the route, by group: `snapshots`, `journal`, `collections`, `documents`, `jobs`, `health` with `status`, `check`,
    `console`, `reference`
+
+`probes` has the responses of `/healthz` and `/readyz`. `gateway.server.listen` sends them itself until the application,
+whose import takes longest, is built. `key_holder` says whose key a route lets pass.
 """

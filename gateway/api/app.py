@@ -23,7 +23,8 @@ from gateway.api import jobs as jobs_api
 from gateway.api import journal as journal_api
 from gateway.api import reference
 from gateway.api import snapshots as snapshot_api
-from gateway.api.deps import KeyHolder, provide
+from gateway.api.deps import Described, provide
+from gateway.api.key_holder import KeyHolder, scraper_of
 from gateway.api.parameters import fields_of_body, require_known_parameters
 from gateway.auth.keyring import Keyring
 from gateway.auth.scope import Role
@@ -57,14 +58,12 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         redoc_url=None,
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
-    scraper = KeyHolder(
-        keyring, Role.READER, anonymous=not settings.is_closed, local_hosts_only=settings.local_hosts_only
-    )
+    scraper = scraper_of(settings, keyring)
     provide(app, settings, scraper, keyring, *provided)
     app.include_router(health_api.public)
     app.include_router(reference.router)
     app.include_router(console_api.router)
-    app.include_router(health_api.scraped, dependencies=[Depends(scraper)])
+    app.include_router(health_api.scraped, dependencies=[Depends(Described(scraper))])
     admin = (
         health_api.admin,
         check_api.router,
@@ -75,7 +74,7 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         documents_api.router,
     )
     for router in admin:
-        dependencies = [Depends(KeyHolder(keyring, Role.ADMIN)), Depends(require_known_parameters)]
+        dependencies = [Depends(Described(KeyHolder(keyring, Role.ADMIN))), Depends(require_known_parameters)]
         app.include_router(router, dependencies=dependencies)
 
     @app.exception_handler(GatewayError)

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.api.deps import FeedOf, KeyHolder, KeyringOf, SettingsOf
+from gateway.api.deps import FeedOf, KeyringOf, SettingsOf
+from gateway.api.key_holder import KeyHolder
 from gateway.auth.keys import Key
 from gateway.auth.origins import is_same_origin
 from gateway.auth.scope import Role

@@ -3,12 +3,11 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from gateway.api import probes
 from gateway.api.deps import CollectorOf, HealthOf, ScraperOf
 from gateway.api.status import Status
-from gateway.errors import Unavailable
 from gateway.observability.collector import CONTENT_TYPE
 from gateway.vectorstore import Phase
 
@@ -49,9 +48,9 @@ scraped = APIRouter(tags=["metrics"])
 admin = APIRouter(prefix="/admin", tags=["status"])
 
 
-@public.get("/healthz", summary="Is the gateway's process alive?")
-async def healthz() -> Alive:
-    return Alive(status="ok")
+@public.get("/healthz", summary="Is the gateway's process alive?", response_model=Alive)
+async def healthz() -> Response:
+    return probes.alive()
 
 
 @public.get(
@@ -65,20 +64,7 @@ async def readyz(request: Request, health: HealthOf, scraper: ScraperOf) -> Resp
 
     Collections that cannot be read are a warning as long as any other is served.
     """
-    readiness, sees_names = health.readiness(), scraper.lets_pass(request)
-    if readiness.phase is Phase.READY:
-        warnings, unreadable = health.warnings, health.unreadable()
-        if not sees_names:
-            warnings, unreadable = [f"{len(warnings)}, for those who ask with a key"] if warnings else [], {}
-        ready = Ready(status="ready", warnings=warnings, unreadable=unreadable or None)
-        return JSONResponse(ready.model_dump(exclude_none=True))
-    reason, progress = readiness.reason, readiness.progress
-    if not sees_names:
-        # Names of collections and of the store are for those who have a key that sees everything.
-        reason, progress = readiness.phase.text, {k: v for k, v in progress.items() if k != "unreadable"}
-    error = Unavailable(reason)
-    body = {**error.body(), "phase": readiness.phase.value, **progress}
-    return JSONResponse(body, error.status, {"Retry-After": str(error.retry_after_s)})
+    return probes.readiness(health, sees_names=scraper.lets_pass(request))
 
 
 @scraped.get(

@@ -33,14 +33,12 @@ _LEAST_FOR_ALERTS_S, _MOST_FOR_ALERTS_S = 0.5, 2.0
 class Lifecycle:
     """Runs one gateway. `failure` is what it ends with, None if it ended well."""
 
-    def __init__(self, gateway: Gateway, stop: Callable[[], None]) -> None:
-        """`stop` asks the server to end, as SIGTERM does."""
-        self._gateway, self._stop = gateway, stop
+    def __init__(self, gateway: Gateway, stop: Callable[[], None], on_ready: Callable[[], None] = lambda: None) -> None:
+        """`stop` asks the server to end, as SIGTERM does. `on_ready` is called once, when data is served."""
+        self._gateway, self._stop, self._on_ready = gateway, stop, on_ready
         ping_url = gateway.settings.snapshot_ping_url
         self._switch = DeadMansSwitch(ping_url.get_secret_value() if ping_url else None)
         self.failure: GatewayError | None = None
-        self.opened = asyncio.Event()
-        """Set when Chroma was told to start."""
         self._stop_by: float | None = None
 
     def stopping(self) -> None:
@@ -93,7 +91,6 @@ class Lifecycle:
     async def _open(self) -> None:
         """Start Chroma and keep it running."""
         await self._gateway.vectorstore.open()
-        self.opened.set()
         await self._gateway.vectorstore.chroma.keep_running()
 
     async def _tell_when_ready(self) -> None:
@@ -104,6 +101,7 @@ class Lifecycle:
             return self._gateway.vectorstore.readiness().phase is Phase.READY
 
         await poll_until(is_ready, every_s=_LOOK_S, timeout_s=math.inf)
+        self._on_ready()
         token_in = "GATEWAY_ADMIN_TOKEN" if settings.admin_token else str(TOKEN_FILE.absolute())
         url = settings.local_url
         log.info("ready", url=url, admin_token_in=token_in, console=f"{url}/console", docs=f"{url}/docs")

@@ -12,6 +12,9 @@ import structlog
 import tenacity
 import uvicorn
 
+from gateway.api.key_holder import KeyHolder, scraper_of
+from gateway.api.probes import probe_response
+from gateway.api.request_ids import numbered
 from gateway.auth.addresses import networks
 from gateway.auth.admin_token import TOKEN_FILE, read_or_make
 from gateway.auth.scope import Role
@@ -65,8 +68,10 @@ class _Server(uvicorn.Server):
     """uvicorn, with the data path as its protocol."""
 
     def __init__(self, gateway: Gateway) -> None:
-        self.lifecycle = Lifecycle(gateway, self._stop)
+        self._admin_wanted = asyncio.Event()
+        self.lifecycle = Lifecycle(gateway, self._stop, on_ready=self._admin_wanted.set)
         self._gateway = gateway
+        self._scraper = scraper_of(gateway.settings, gateway.keyring)
         self._admin: asyncio.Task[ASGIApp] | None = None
         settings = gateway.settings
         config = uvicorn.Config(
@@ -94,14 +99,18 @@ class _Server(uvicorn.Server):
                 await super().serve(sockets)
 
     async def _build_admin(self) -> "ASGIApp":
-        """The admin application, built while Chroma starts. Requests to it wait."""
-        # Its imports would slow down what leads to Chroma's start, unless that takes long.
+        """The admin application. Requests to it wait for it."""
+        # Its imports would slow down the start, so they wait until that is over, takes long, or somebody needs them.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.lifecycle.opened.wait(), _ADMIN_WAITS_S)
+            await asyncio.wait_for(self._admin_wanted.wait(), _ADMIN_WAITS_S)
         return await asyncio.to_thread(_admin_application, self._gateway)
 
     async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         assert self._admin is not None
+        if not self._admin.done() and (response := probe_response(scope, self._gateway.health, self._scraper)):
+            await numbered(response)(scope, receive, send)
+            return
+        self._admin_wanted.set()
         admin = await asyncio.shield(self._admin)
         await admin(scope, receive, send)
 
@@ -121,11 +130,9 @@ class _Server(uvicorn.Server):
 
 
 def _admin_application(gateway: Gateway) -> "ASGIApp":
-    """The admin application, with all that goes around it. Takes about as long as Chroma's start. Blocks."""
+    """The admin application, with all that goes around it. Takes longer than Chroma's start. Blocks."""
     from gateway.api.app import bounded  # noqa: PLC0415  # the imports are most of it
     from gateway.api.audit import audited  # noqa: PLC0415
-    from gateway.api.deps import KeyHolder  # noqa: PLC0415
-    from gateway.api.request_ids import numbered  # noqa: PLC0415
 
     settings = gateway.settings
     admin = bounded(gateway.admin(), KeyHolder(gateway.keyring, Role.ADMIN), settings.max_document_bytes)

@@ -2,20 +2,32 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from tests.gateway_process import ROOT
 
-def test_serve_imports_next_to_nothing() -> None:
+
+@pytest.mark.parametrize("options", [[], ["--config", str(ROOT / "supervisord.conf")]])
+def test_serve_imports_next_to_nothing(tmp_path: Path, options: list[str]) -> None:
     """It becomes supervisord, which starts the gateway: what it imports is imported in vain, at every start."""
-    code = """
-import sys
-import gateway.cli.main, gateway.cli.serve
-heavy = {"asyncio", "httpx", "pydantic", "structlog", "supervisor"} & set(sys.modules)
-assert not heavy, heavy
+    code = f"""
+import os, sys
+def become(executable, argv, environment):
+    heavy = {{"asyncio", "httpx", "pydantic", "structlog", "supervisor", "typer"}} & set(sys.modules)
+    assert not heavy, heavy
+    assert {str(ROOT / "supervisord.conf")!r} in argv, argv
+    sys.exit(7)
+os.execve = become
+sys.argv = ["chroma-gateway", "serve", *{options!r}]
+import gateway.__main__
+gateway.__main__.main()
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
+    )
+    assert ended.returncode == 7, ended.stderr
 
 
 @pytest.mark.parametrize("program", ["gateway.server.__main__", "gateway.__main__"])
@@ -47,6 +59,18 @@ heavy = {"aiobotocore", "chromadb", "fastapi", "pydantic", "structlog", "uvicorn
 ours = {name for name in sys.modules if name.startswith("gateway.")} - {"gateway.admin", "gateway.errors"}
 assert not heavy, heavy
 assert not [name for name in ours if not name.startswith("gateway.admin.")], ours
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_probes_are_answered_before_the_admin_application_is_imported() -> None:
+    """Until a gateway is ready nobody needs it, and its import would be half of the start."""
+    code = """
+import sys
+import gateway.server.listen
+heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime"} & set(sys.modules)
+assert not heavy, heavy
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr

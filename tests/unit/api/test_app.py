@@ -9,7 +9,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from gateway.api.app import admin_application, bounded
-from gateway.api.deps import KeyHolder, Needs
+from gateway.api.deps import Needs
+from gateway.api.key_holder import KeyHolder
 from gateway.auth.keyring import Keyring
 from gateway.auth.scope import Role
 from gateway.config import Settings

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from gateway.api.app import bounded
-from gateway.api.deps import KeyHolder
+from gateway.api.key_holder import KeyHolder
 from gateway.auth.scope import Role
 from gateway.auth.sessions import LIFETIME_S
 from gateway.config import Settings

@@ -1,0 +1,75 @@
+"""Probes are answered from the first moment, before the admin application is built, and just as by it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from gateway.config import Settings
+from gateway.server.container import Gateway
+from gateway.server.listen import _admin_application, _Server
+from tests.keys import Keys
+
+NAME = "acme/web/payroll"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    keys = Keys(tmp_path / "keys.json")
+    keys.add("reader", "reader")
+    keys.add("part", "reader", tenants=["acme"])
+    return keys
+
+
+@pytest.fixture
+async def server(tmp_path: Path, keys: Keys) -> AsyncIterator[_Server]:
+    """One whose admin application is still being built."""
+    settings = Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store", keys_file=keys.path)
+    server = _Server(Gateway(settings, "an-admin-token"))
+
+    async def build() -> ASGIApp:
+        await server._admin_wanted.wait()
+        return await asyncio.to_thread(_admin_application, server._gateway)
+
+    server._admin = asyncio.create_task(build())
+    yield server
+    server._admin.cancel()
+
+
+async def ask(app: ASGIApp, path: str, method: str = "GET", headers: dict[str, str] | None = None) -> httpx.Response:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        return await client.request(method, path, headers=headers or {})
+
+
+@pytest.mark.parametrize("who", [None, "part", "reader"])
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("warmed", [False, True])
+async def test_probes_are_answered_as_by_the_application(
+    server: _Server, keys: Keys, who: str | None, up: bool, warmed: bool
+) -> None:
+    """Names of collections are for those with a key, and all else is the same too."""
+    watch = server._gateway.vectorstore.watch
+    watch.up, watch.warmed, watch.to_warm, watch.unreadable = up, warmed, 2, {NAME: "torn"}
+    headers = keys.bearer(who) if who else {}
+    early = [await ask(server._answer, path, headers=headers) for path in ("/healthz", "/readyz")]
+    assert not server._admin_wanted.is_set()
+    admin = server._gateway.admin()
+    late = [await ask(admin, path, headers=headers) for path in ("/healthz", "/readyz")]
+    assert [(each.status_code, each.json()) for each in early] == [(each.status_code, each.json()) for each in late]
+    assert [each.headers.get("retry-after") for each in early] == [each.headers.get("retry-after") for each in late]
+    assert all(each.headers["x-request-id"] for each in early)
+    assert (NAME in json.dumps(early[1].json())) is (who == "reader" and up and warmed)
+
+
+async def test_whatever_else_is_asked_waits_for_the_application(server: _Server) -> None:
+    """It is built from then on, and no request is refused for being early."""
+    assert (await ask(server._answer, "/readyz", "HEAD")).status_code == 503
+    assert not server._admin_wanted.is_set()
+    answers = await asyncio.gather(
+        ask(server._answer, "/readyz", "POST"), ask(server._answer, "/readyz/"), ask(server._answer, "/admin/jobs")
+    )
+    assert [each.status_code for each in answers] == [405, 503, 401]
