@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from gateway.documents.embedding import Embedding, NoEmbedding, TextRefused, configuration, embed, load, tokenizer_of
-from gateway.documents.readers import kinds
 from gateway.documents.readers.ocr import NoOcr, Ocr, require_ocr
 from gateway.documents.readers.text import NoText
 from gateway.documents.split import Splitting, TokenCounter, split
@@ -61,6 +60,8 @@ class Worker:
 
     def _read(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write the chunks of a document to a file, one JSON array [position, text, metadata] a line."""
+        from gateway.documents.readers import kinds  # noqa: PLC0415  # the process that embeds does without
+
         ocr = Ocr(asked["ocr"]) if asked["ocr"] is not None else None
         text = kinds.read(Path(asked["path"]).read_bytes(), asked["name"], ocr)
         how, counter = Splitting.model_validate(asked["splitting"]), self._counter_for(asked)

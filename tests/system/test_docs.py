@@ -104,7 +104,14 @@ def served() -> Iterator[Gateway]:
 
 
 @pytest.mark.parametrize(
-    "name", ["snapshots-and-restore.md", "journal.md", "monitoring.md", "admin-api.md", "start/on-call.md"]
+    "name",
+    [
+        "journal.md",
+        "monitoring.md",
+        "admin-api.md",
+        pytest.param("snapshots-and-restore.md", marks=pytest.mark.soak),
+        pytest.param("start/on-call.md", marks=pytest.mark.soak),
+    ],
 )
 def test_the_commands_of_a_page_work(name: str, served: Gateway) -> None:
     """Each ends well, in the order of the page."""

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from pathlib import Path
+import tempfile
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.gateway_process import ROOT
 
 
 @pytest.mark.parametrize("options", [[], ["--config", str(ROOT / "supervisord.conf")]])
-def test_serve_imports_next_to_nothing(tmp_path: Path, options: list[str]) -> None:
+def test_serve_imports_next_to_nothing(options: list[str]) -> None:
     """It becomes supervisord, which starts the gateway: what it imports is imported in vain, at every start."""
     code = f"""
 import os, sys
@@ -24,9 +24,11 @@ sys.argv = ["chroma-gateway", "serve", *{options!r}]
 import gateway.__main__
 gateway.__main__.main()
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False
-    )
+    # Short, because a Unix socket lies in it.
+    with tempfile.TemporaryDirectory(prefix="gw-") as directory:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=directory, check=False
+        )
     assert ended.returncode == 7, ended.stderr
 
 
