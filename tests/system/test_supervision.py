@@ -211,29 +211,33 @@ async def until_dead(gateway_process: Gateway, chroma: SupervisedProcess, deaths
 
 
 async def start_to_die(chroma: SupervisedProcess) -> None:
-    with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for
+    with contextlib.suppress(Unavailable):  # it may have ended before its state was asked for, and is started again
         await chroma.start(0.5)
 
 
 async def test_deaths_can_be_forgotten(gateway_process: Gateway) -> None:
     """The gateway says so over supervisord's socket when it knows what Chroma died of."""
-    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    gateway_process.start(SUPERVISORD, chroma="exit=101 after=0.2")
     chroma = SupervisedProcess(gateway_process.url, "chroma")
     for deaths in range(1, MAX_DEATHS + 3):
         await until_dead(gateway_process, chroma, deaths)
         await chroma.forget_deaths()
         await start_to_die(chroma)
+    # A death during the stop would be told by the exit status.
+    await until_dead(gateway_process, chroma, MAX_DEATHS + 3)
     gateway_process.signal(signal.SIGTERM)
     assert gateway_process.status() == 0
 
 
 async def test_chroma_that_dies_too_often_ends_everything(gateway_process: Gateway) -> None:
     """Whoever starts it again, six deaths in a minute are enough."""
-    gateway_process.start(SUPERVISORD, chroma="exit=101")
+    gateway_process.start(SUPERVISORD, chroma="exit=101 after=0.2")
     chroma = SupervisedProcess(gateway_process.url, "chroma")
-    for deaths in range(1, MAX_DEATHS + 1):
-        await until_dead(gateway_process, chroma, deaths)
-        await start_to_die(chroma)
+    gateway_process.wait_for("chroma", "end")
+    with contextlib.suppress(Unavailable):  # supervisord ends, and its socket with it
+        while True:
+            await reach(chroma, "EXITED")
+            await start_to_die(chroma)
     assert gateway_process.status() == 101
     assert len(gateway_process.notes("chroma", "start")) == MAX_DEATHS + 1
     assert "chroma ended 6 times in 60 s" in gateway_process.output
