@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command in `sys.argv`, and exit with its code."""
     match sys.argv[1:]:
-        # As platforms run it. What reads arguments would be imported for longer than all that `serve` does.
+        # As platforms run it. Importing the parser of arguments takes longer than everything else that `serve` does.
         case ["serve"]:
             _serve(None)
         case ["serve", "--config", config]:
@@ -24,7 +24,7 @@ def _serve(config: str | None) -> None:
     from gateway.supervisor.serve import serve  # noqa: PLC0415
 
     with program("serve"):
-        serve(Path(config) if config else None)
+        serve(Path(config) if config is not None else None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which holders of a key a route lets pass. Does without FastAPI, because probes are answered before it is imported."""
+"""Which holders of a key a route lets pass. Imports no FastAPI: probes are answered before that."""
 
 import re
 

@@ -1,6 +1,7 @@
 """The responses of `/healthz` and `/readyz`, which platforms wait for at a start.
 
-They do without FastAPI: to import the admin application takes longer than Chroma's start.
+They do without FastAPI: importing the admin application takes longer than Chroma's start. So they say nothing of it. A
+process that cannot build it ends. `gateway.api.health` describes their fields.
 """
 
 from starlette.requests import Request

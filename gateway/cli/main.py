@@ -14,8 +14,9 @@ from gateway.light_imports import without_rich
 
 _PROGRAM = "chroma-gateway"
 _HELP_OPTIONS = ["-h", "--help"]
-# Every command, and where this package has it: a function or a group of its own. No other place names a command, so a
-# new one needs a line here. A command is run without importing the modules of the others.
+# Every command, and where this package has it: a function or a group of its own. A new one needs a line here, and only
+# here. `gateway.__main__` has the one exception, `serve` as platforms run it. A command is run without importing the
+# modules of the others.
 _COMMANDS = {
     "serve": "serve.serve",
     "status": "status.status",

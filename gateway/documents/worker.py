@@ -60,7 +60,7 @@ class Worker:
 
     def _read(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write the chunks of a document to a file, one JSON array [position, text, metadata] a line."""
-        from gateway.documents.readers import kinds  # noqa: PLC0415  # the process that embeds does without
+        from gateway.documents.readers import kinds  # noqa: PLC0415  # the process that embeds needs none
 
         ocr = Ocr(asked["ocr"]) if asked["ocr"] is not None else None
         text = kinds.read(Path(asked["path"]).read_bytes(), asked["name"], ocr)

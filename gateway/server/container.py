@@ -79,8 +79,8 @@ class Gateway:
         self.trainer = _trainer(settings, self.vectorstore)
 
     def admin(self) -> "FastAPI":
-        """Build the application that answers all but `/api/`."""
-        # As slow as Chroma's start, and done meanwhile.
+        """Build the application of every route but `/api/`."""
+        # These imports take longer than Chroma's start. `gateway.server.listen` says when they are done.
         from gateway.api.app import admin_application  # noqa: PLC0415
         from gateway.api.documents import Documents  # noqa: PLC0415
 

@@ -1,10 +1,10 @@
 """The gateway's process: listens and serves until told to stop.
 
-`/api/` goes to the data path, past every framework; all else goes to FastAPI. One process, one loop.
+`/api/` goes to the data path, past every framework; all else goes to FastAPI. Until that is built, `/healthz` and
+`/readyz` are answered here. One process, one loop.
 """
 
 import asyncio
-import contextlib
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,6 @@ log = structlog.get_logger()
 
 # Of the 10 s that platforms give after SIGTERM: requests under way, then the final snapshot, then Chroma's own stop.
 _GRACE_S = 4
-_ADMIN_WAITS_S = 1.0
 
 
 def serve(settings: Settings) -> None:
@@ -99,10 +98,9 @@ class _Server(uvicorn.Server):
                 await super().serve(sockets)
 
     async def _build_admin(self) -> "ASGIApp":
-        """The admin application. Requests to it wait for it."""
-        # Its imports would slow down the start, so they wait until that is over, takes long, or somebody needs them.
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._admin_wanted.wait(), _ADMIN_WAITS_S)
+        """Build the admin application. Requests to it wait until it is built."""
+        # Its imports would slow down the start. They wait until that is over, or until a request needs them.
+        await self._admin_wanted.wait()
         return await asyncio.to_thread(_admin_application, self._gateway)
 
     async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:

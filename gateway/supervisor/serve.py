@@ -20,8 +20,8 @@ def serve(config_file: Path | None, **variables: str | None) -> NoReturn:
     """Become supervisord in the working directory: same process, its signals and its exit status.
 
     By exec rather than by calling its `main`: that is 0.05 s slower once, but lives on 25 MB instead
-    of what the command line has imported. Settings are read by the gateway, since reading them takes a quarter of the
-    time of a start.
+    of what the command line may have imported. Settings are read by the gateway, since reading them takes longer than
+    all that this does.
 
     `variables` are set in the environment of the programs, except those that are None.
     Raises ConfigError when there is nothing to run by, or another gateway runs here already.
