@@ -225,9 +225,8 @@ def boots(mb: int) -> None:
         print("| | rclone copy | and sync | a full snapshot | one with patches |\n| --- | --- | --- | --- | --- |")
         for name, place in (("disk", ROOT / "var/bench"), ("memory", Path("/dev/shm"))):
             turns: list[list[float]] = []
-            for _ in range(
-                RESTORES + 1
-            ):  # in the first one, which is left out, the server computes the ETags of all that it has
+            # In the first one, which is left out, the server computes the ETags of all that it has.
+            for _ in range(RESTORES + 1):
                 with tempfile.TemporaryDirectory(dir=place) as directory:
                     copied = _rclone_surely(each, Path(directory) / "copied")
                     found = [*copied, *_boot(each, full, Path(directory)), *_boot(each, chain, Path(directory))]

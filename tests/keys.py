@@ -44,3 +44,11 @@ class Keys:
         new = self.path.with_suffix(".new")
         new.write_text(json.dumps({"keys": list(self._entries.values())}))
         new.replace(self.path)
+
+
+def readers(path: Path) -> Keys:
+    """The keys of `reader`, who sees everything, and of `part`, who sees one tenant."""
+    keys = Keys(path)
+    keys.add("reader", "reader")
+    keys.add("part", "reader", tenants=["acme"])
+    return keys

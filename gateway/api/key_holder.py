@@ -19,7 +19,6 @@ _HINTS = {
     Role.READER: "send the header 'Authorization: Bearer <key>' with a key that sees everything; a reader's will do",
 }
 
-
 _FOLDERS = "|".join(kind.path for kind in FOLDER_KINDS)
 _READERS_SEE = re.compile(
     r"/admin/(?:status|check|history|databases|collections(?:/[^/]+)?|snapshot(?:/[^/]+)?|jobs(?:/[^/]+(?:/events)?)?"

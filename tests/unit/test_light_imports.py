@@ -9,6 +9,13 @@ import pytest
 from tests.gateway_process import ROOT
 
 
+def ends_with(status: int, code: str, cwd: str | None = None, env: dict[str, str] | None = None) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=cwd, env=env, check=False
+    )
+    assert ended.returncode == status, ended.stderr
+
+
 @pytest.mark.parametrize("options", [[], ["--config", str(ROOT / "supervisord.conf")], ["--port", "8000"]])
 def test_serve_imports_next_to_nothing(options: list[str]) -> None:
     """It becomes supervisord, which starts the gateway: what it imports is imported in vain, at every start."""
@@ -27,10 +34,7 @@ gateway.__main__.main()
 """
     # Short, because a Unix socket lies in it.
     with tempfile.TemporaryDirectory(prefix="gw-") as directory:
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=directory, check=False
-        )
-    assert ended.returncode == 7, ended.stderr
+        ends_with(7, code, cwd=directory)
 
 
 @pytest.mark.parametrize("program", ["gateway.server.__main__", "gateway.__main__"])
@@ -47,10 +51,7 @@ assert "structlog" in sys.modules
 assert not [name for name in sys.modules if name.partition(".")[0] == "rich"]
 import rich.console
 """
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={"PORT": "no"}, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
+    ends_with(0, code, env={"PORT": "no"})
 
 
 def test_the_admin_client_is_light() -> None:
@@ -63,8 +64,7 @@ ours = {name for name in sys.modules if name.startswith("gateway.")} - {"gateway
 assert not heavy, heavy
 assert not [name for name in ours if not name.startswith("gateway.admin.")], ours
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ends_with(0, code)
 
 
 def test_probes_are_answered_before_the_admin_application_is_imported() -> None:
@@ -75,5 +75,4 @@ import gateway.server.listen
 heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime"} & set(sys.modules)
 assert not heavy, heavy
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert ended.returncode == 0, ended.stderr
+    ends_with(0, code)

@@ -13,17 +13,14 @@ from gateway.config import Settings
 from gateway.errors import StorageDenied
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase, Readiness
-from tests.keys import Keys
+from tests.keys import Keys, readers
 
 NAME = "acme/web/payroll"
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
-    keys = Keys(tmp_path / "keys.json")
-    keys.add("reader", "reader")
-    keys.add("part", "reader", tenants=["acme"])
-    return keys
+    return readers(tmp_path / "keys.json")
 
 
 def settings_of(path: Path, **more: Any) -> Settings:

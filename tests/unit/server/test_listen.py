@@ -14,17 +14,14 @@ from gateway.config import Settings
 from gateway.server import listen
 from gateway.server.container import Gateway
 from gateway.server.listen import _Server
-from tests.keys import Keys
+from tests.keys import Keys, readers
 
 NAME = "acme/web/payroll"
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
-    keys = Keys(tmp_path / "keys.json")
-    keys.add("reader", "reader")
-    keys.add("part", "reader", tenants=["acme"])
-    return keys
+    return readers(tmp_path / "keys.json")
 
 
 @pytest.fixture
