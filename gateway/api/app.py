@@ -56,6 +56,7 @@ def admin_application(settings: Settings, keyring: Keyring, *provided: object) -
         max_body_size=_MAX_ADMIN_BODY_BYTES,
         docs_url=None,  # `gateway.api.reference` has pages that work without a network
         redoc_url=None,
+        redirect_slashes=False,  # see `_without_slash`
         responses={"default": {"model": ErrorBody, "description": "any error"}},
     )
     scraper = scraper_of(settings, keyring)
@@ -167,6 +168,11 @@ def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp
             except GatewayError as error:
                 await _answer(error)(scope, receive, send)
                 return
+        if "\n" in scope.get("path", ""):
+            # Routes are regular expressions whose `$` overlooks one at the end: it would be another document's name.
+            refusal = InvalidRequest(f"there is a line break in the path {scope['path']!r}", "no route or name has one")
+            await _answer(refusal)(scope, receive, send)
+            return
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
         limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
         bound = documents_api.body_bound(scope, max_document_bytes) or _MAX_ADMIN_BODY_BYTES

@@ -177,3 +177,11 @@ async def test_a_slash_at_the_end_changes_nothing(sent: str, routed: str) -> Non
     scope = {"type": "http", "method": "POST", "path": sent, "raw_path": sent.encode(), "headers": headers}
     await bounded(application, holder, 1)(scope, None, None)  # type: ignore[arg-type]
     assert seen == [routed, routed]
+
+
+@pytest.mark.parametrize("name", ["x%0A", "x%0A/", "x%0Ay", "%0A"])
+def test_a_name_with_a_line_break_is_not_taken_for_another(client: TestClient, name: str) -> None:
+    """PUT would replace that document, and DELETE delete it."""
+    answer = client.put(f"/admin/users/default/avatars/a/media/audio/{name}", follow_redirects=False)
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("there is a line break in the path '/admin/users/default/avatars/a/")
