@@ -264,8 +264,10 @@ class ClientConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def _linger(self) -> None:
-        """Discard what the client still sends, then close; see `_LINGER_S`."""
+        """Send no more, discard what the client still sends, then close (RFC 9112 §9.6); see `_LINGER_S`."""
         self._buffer, self._linger_until_s = b"", self.loop.time() + _LINGER_S
+        if not self.transport.is_closing() and self.transport.can_write_eof():
+            self.transport.write_eof()
         self.resume_reading()
 
     def _message_ended(self) -> None:

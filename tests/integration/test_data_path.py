@@ -13,6 +13,7 @@ import chromadb
 import pytest
 
 from gateway.errors import QuiesceTimeout
+from gateway.proxy import client
 from gateway.proxy.gate import State
 from tests.integration.data_path import DEADLINE_S, OK, READ, WRITE, DataPath, Peer, Request, data_path, header, until
 
@@ -140,6 +141,17 @@ async def test_ambiguous_framing_never_reaches_chroma(smuggled: bytes) -> None:
         assert b" 200 " not in answer
         await until(lambda: path.gate.writes == 0)
     assert chroma.requests == []
+
+
+async def test_a_refused_client_sees_the_end_and_may_go_on_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would wait for more, or see a reset in place of the response (RFC 9112 §9.6)."""
+    monkeypatch.setattr(client, "_LINGER_S", 3600)
+    async with data_path() as path:
+        peer = await path.connect()
+        await peer.send(WRITE + b"content-length: +5\r\n\r\nhello")
+        assert b" 400 " in await peer.rest()
+        for _ in range(64):
+            await peer.send(b"x" * 100_000)
 
 
 async def test_connection_content_length_does_not_drop_content_length() -> None:
