@@ -14,7 +14,9 @@ import structlog
 collect_ignore = ["console"]
 
 # How long an example takes says more about this machine than about the code.
-hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=30)
+# scripts/test --soak runs every property again with as many examples as usual.
+hypothesis.settings.register_profile("soak", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 # Each session of botocore parses its description of S3, which takes 200 ms of CPU time. It is the same for all tests.

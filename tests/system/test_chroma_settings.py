@@ -11,7 +11,8 @@ COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collect
 
 def test_a_larger_body_and_chromas_own_settings_reach_chroma() -> None:
     """An add of 50 MB passes with GATEWAY_MAX_BODY_BYTES alone, and a setting that only Chroma knows takes effect."""
-    with gateway_process(GATEWAY_MAX_BODY_BYTES=str(60 << 20), GATEWAY_CHROMA_CONFIG="chroma.yaml") as built:
+    env = {"GATEWAY_MAX_BODY_BYTES": str(60 << 20), "GATEWAY_CHROMA_CONFIG": "chroma.yaml", "GATEWAY_LOG_LEVEL": "debug"}
+    with gateway_process(**env) as built:
         (built.directory / "chroma.yaml").write_text("cors_allow_origins: ['https://app.example.com']\n")
         built.start()
         notes = built.client().create_collection("notes", embedding_function=None)
@@ -28,6 +29,7 @@ def test_a_larger_body_and_chromas_own_settings_reach_chroma() -> None:
         allowed = httpx.get(heartbeat, headers={"Origin": "https://app.example.com"}).headers
         assert allowed["access-control-allow-origin"] == "https://app.example.com"
         assert built.stop() == 0
+        assert '"program": "chroma"' not in built.output()  # it has nothing to warn of
         (built.directory / "chroma.yaml").write_text("port: 1\n")
         built.start(ready=False)
         assert built.wait() == 2

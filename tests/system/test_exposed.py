@@ -54,6 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         GATEWAY_LOG_FORMAT="json",
         GATEWAY_LIMIT_REQUESTS_PER_S="1000",
         GATEWAY_TRUSTED_PROXIES="127.0.0.1",
+        RUST_LOG="error,chroma=trace",  # as Chroma does without a gateway
     ) as built:
         yield Served(built.start(), keys, audit)
         assert built.stop() == 0
