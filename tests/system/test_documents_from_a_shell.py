@@ -123,11 +123,9 @@ def test_a_wrong_argument_is_reported_and_leaves_nothing_behind(home: Gateway, t
 def test_ingest_trains_a_collection_where_keys_are_required(home: Gateway, tmp_path: Path) -> None:
     """With the admin token, or with a key in its place. A wrong one is reported."""
     (tmp_path / "a.txt").write_text("Cranes are grey.")
-    for avatar in ((), ("--avatar", "ada")):
-        name = "birds" + "-of-ada" * len(avatar[1:])
-        for written in (1, 0):
-            status, out, err = say(home, "ingest", str(tmp_path), "--collection", name, *avatar)
-            assert (status, json.loads(out or "{}").get("written")) == (0, written), err[-3000:]
+    for written in (1, 0):
+        status, out, err = say(home, "ingest", str(tmp_path), "--collection", "birds-of-ada", "--avatar", "ada")
+        assert (status, json.loads(out or "{}").get("written")) == (0, written), err[-3000:]
     writer = home.env["A_WRITERS_KEY"]
     ingest = ("ingest", str(tmp_path), "--collection")
     status, out, err = say(home, *ingest, "of-a-writer", GATEWAY_ADMIN_TOKEN=writer)

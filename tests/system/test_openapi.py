@@ -34,8 +34,8 @@ def served() -> Iterator[Gateway]:
 @pytest.mark.parametrize(
     ("headers", "examples"),
     [
-        pytest.param(ADMIN, 8, id="admin"),
-        pytest.param({}, 4, id="nobody"),
+        pytest.param(ADMIN, 5, id="admin"),
+        pytest.param({}, 2, id="nobody"),
         *(
             pytest.param(headers, 10, id=f"{name}-10", marks=pytest.mark.soak)
             for name, headers in {"admin": ADMIN, "nobody": {}, "wrong": {"Authorization": "Bearer wrong"}}.items()

@@ -138,6 +138,7 @@ def test_langchain_finds_them(trained: Gateway) -> None:
         assert found.metadata["document"] == name
 
 
+@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore")
 def test_llama_index_finds_them(trained: Gateway) -> None:
     """llama-index-vector-stores-chroma."""

@@ -93,7 +93,7 @@ def test_everything_comes_back_after_the_disk_is_lost(kept: Gateway) -> None:
     kept.client().get_collection("unsynced", embedding_function=None).add(ids=["after"], embeddings=[embed("after")])
     before = everything(kept.url, PLACES, QUESTIONS)
     kept.snapshot()
-    kept.kill()
+    assert kept.stop() == 0
     shutil.rmtree(kept.data_dir)
     kept.start()
     assert everything(kept.url, PLACES, QUESTIONS) == before

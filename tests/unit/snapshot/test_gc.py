@@ -268,8 +268,11 @@ async def test_packs_of_a_snapshot_that_a_list_lacks_stay(tmp_path: Path) -> Non
     assert packs_in(store) == {b"of the older", b"of the newer"}
 
 
-async def test_unreachable_store_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+async def test_unreachable_store_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A manifest that cannot be fetched is not taken for a missing one."""
+    monkeypatch.setattr("gateway.lease.lease._FIRST_PAUSE_S", 0)
     repository, leader = await writer(store := AgingStore(), tmp_path)
     await stored(repository, ID, b"one")
     store.now += timedelta(days=2)
@@ -285,8 +288,11 @@ async def test_unreachable_store_is_not_taken_for_an_empty_one(tmp_path: Path) -
     assert calls > 5
 
 
-async def test_collection_killed_at_any_call_is_completed_by_the_next(tmp_path: Path) -> None:
+async def test_collection_killed_at_any_call_is_completed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every listed snapshot is complete at every moment, and the result is the same in the end."""
+    monkeypatch.setattr("gateway.lease.lease._FIRST_PAUSE_S", 0)
     for fail_at in range(1, 60):
         store = AgingStore()
         repository, leader = await writer(store, tmp_path / str(fail_at))

@@ -76,8 +76,9 @@ async def test_failed_collection_does_not_undo_the_report() -> None:
     assert await Day(fails={"tidy": ValueError("y")}).run() == ["scheduled", "ping", "tidy"]
 
 
-async def test_snapshots_are_taken_again_and_again() -> None:
+async def test_snapshots_are_taken_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each one when it is due by the clock, also after a failure."""
+    monkeypatch.setattr(scheduler, "_LONGEST_SLEEP_S", 0.01)
     clock, day, third = datetime(2026, 11, 20, tzinfo=UTC), Day(), asyncio.Event()
     due: list[datetime] = []
     day.fails["scheduled"] = StorageUnavailable("down")
