@@ -42,8 +42,6 @@ FAULTS = {
 }
 
 
-
-
 def faults_of(*quick: str) -> list[object]:
     """All faults; those that are not `quick` in the soak. Each fault is quick for a snapshot or for a restore."""
     return [pytest.param(name, marks=[pytest.mark.soak] * (name not in quick)) for name in FAULTS]

@@ -11,8 +11,8 @@ COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collect
 
 def test_a_larger_body_and_chromas_own_settings_reach_chroma() -> None:
     """An add of 50 MB passes with GATEWAY_MAX_BODY_BYTES alone, and a setting that only Chroma knows takes effect."""
-    env = {"GATEWAY_MAX_BODY_BYTES": str(60 << 20), "GATEWAY_CHROMA_CONFIG": "chroma.yaml", "GATEWAY_LOG_LEVEL": "debug"}
-    with gateway_process(**env) as built:
+    env = {"GATEWAY_MAX_BODY_BYTES": str(60 << 20), "GATEWAY_CHROMA_CONFIG": "chroma.yaml"}
+    with gateway_process(**env, GATEWAY_LOG_LEVEL="debug") as built:
         (built.directory / "chroma.yaml").write_text("cors_allow_origins: ['https://app.example.com']\n")
         built.start()
         notes = built.client().create_collection("notes", embedding_function=None)

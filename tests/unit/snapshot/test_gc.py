@@ -268,9 +268,7 @@ async def test_packs_of_a_snapshot_that_a_list_lacks_stay(tmp_path: Path) -> Non
     assert packs_in(store) == {b"of the older", b"of the newer"}
 
 
-async def test_unreachable_store_is_not_taken_for_an_empty_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unreachable_store_is_not_taken_for_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest that cannot be fetched is not taken for a missing one."""
     monkeypatch.setattr("gateway.lease.lease._FIRST_PAUSE_S", 0)
     repository, leader = await writer(store := AgingStore(), tmp_path)
