@@ -46,8 +46,13 @@ IMPURE_BUILTINS = {"open", "input", "print", "exec", "eval", "__import__"}
 # The one reader of settings, and those that make the environment of the program they turn into: they
 # may pass the whole environment on, put our own commands first in PATH, and set variables that they do not read.
 READS_SETTINGS = "gateway.config"
-MAKES_AN_ENVIRONMENT = {"gateway.supervisor.serve", "gateway.chroma.process", "gateway.documents.worker_pool"}
-PASSED_ON = {"PATH"}
+MAKES_AN_ENVIRONMENT = {
+    "gateway.supervisor.serve",
+    "gateway.chroma.native",
+    "gateway.chroma.process",
+    "gateway.documents.worker_pool",
+}
+PASSED_ON = {"PATH", "RUST_LOG"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 
 KNOWS_THE_DISK_FORMAT = "gateway.chroma"
@@ -130,8 +135,8 @@ def environment_uses(tree: ast.Module, passed_on: set[str]) -> Iterator[str]:
         parent = parent_of[node]
         if passed_on and isinstance(parent, ast.Dict) and (None, node) in zip(parent.keys, parent.values, strict=True):
             continue
-        # os.environ["X"], os.environ.get("X", …) and os.getenv("X", …)
-        use = parent_of[parent] if isinstance(parent, ast.Attribute) and parent.attr == "get" else parent
+        # os.environ["X"], os.environ.get("X", …), os.environ.setdefault("X", …) and os.getenv("X", …)
+        use = parent_of[parent] if isinstance(parent, ast.Attribute) and parent.attr in ("get", "setdefault") else parent
         key = use.slice if isinstance(use, ast.Subscript) else use.args[0] if isinstance(use, ast.Call) else None
         if not (isinstance(key, ast.Constant) and key.value in passed_on):
             yield f"line {node.lineno}: {ast.unparse(use)}"
@@ -237,6 +242,7 @@ def test_settings_are_read_in_one_place() -> None:
     [
         "os.environ['GATEWAY_STORE']",
         "os.environ.get('PORT')",
+        "os.environ.setdefault('PORT', '')",
         "os.getenv('PORT')",
         "os.getenv(name)",
         "from os import environ",
