@@ -274,15 +274,15 @@ def recall_of_a_fresh_index(path: Path, writer: Writer) -> float:
         return recall(collection, writer)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize(
     ("kill", "kills", "for_s"),
     [
-        (kill_chroma, 3, 600),
-        pytest.param(kill_chroma, KILLS, KILLS_FOR_S, marks=pytest.mark.soak),
-        pytest.param(kill_everything, KILLS, KILLS_FOR_S, marks=pytest.mark.soak),
-        pytest.param(starve_chroma, KILLS, KILLS_FOR_S / 3, marks=pytest.mark.soak),
-        pytest.param(fill_the_disk, KILLS, KILLS_FOR_S / 3, marks=pytest.mark.soak),
+        (kill_chroma, KILLS, KILLS_FOR_S),
+        (kill_everything, KILLS, KILLS_FOR_S),
+        (starve_chroma, KILLS, KILLS_FOR_S / 3),
+        (fill_the_disk, KILLS, KILLS_FOR_S / 3),
     ],
 )
 def test_kills_leave_every_record_and_index_whole(tmp_path: Path, kill: Kill, kills: int, for_s: float) -> None:

@@ -16,6 +16,9 @@ from tests.gateway_process import Gateway, gateway_process
 from tests.system.test_documents import AVATAR, listed, records, running, train
 from tests.word_embedding import WordEmbedding
 
+# Training and search on a real S3 server are also in test_documents.py, and each kind of document is in test_readers.py.
+pytestmark = pytest.mark.soak
+
 
 def as_pdf(text: str) -> bytes:
     made = FPDF()
@@ -38,7 +41,7 @@ def as_html(text: str) -> bytes:
     return f"<!doctype html><html><head><meta charset=utf-8></head><body><p>{escaped}</p></body></html>".encode()
 
 
-@pytest.fixture(scope="module", params=[("s3", 60), pytest.param(("file", 200), marks=pytest.mark.soak)], ids=str)
+@pytest.fixture(scope="module", params=[("s3", 60), ("file", 200)], ids=str)
 def variant(request: pytest.FixtureRequest) -> tuple[str, int]:
     """The kind of store, and how many documents there are."""
     kind, documents = request.param
@@ -138,7 +141,6 @@ def test_langchain_finds_them(trained: Gateway) -> None:
         assert found.metadata["document"] == name
 
 
-@pytest.mark.soak
 @pytest.mark.filterwarnings("ignore")
 def test_llama_index_finds_them(trained: Gateway) -> None:
     """llama-index-vector-stores-chroma."""

@@ -136,7 +136,9 @@ def environment_uses(tree: ast.Module, passed_on: set[str]) -> Iterator[str]:
         if passed_on and isinstance(parent, ast.Dict) and (None, node) in zip(parent.keys, parent.values, strict=True):
             continue
         # os.environ["X"], os.environ.get("X", …), os.environ.setdefault("X", …) and os.getenv("X", …)
-        use = parent_of[parent] if isinstance(parent, ast.Attribute) and parent.attr in ("get", "setdefault") else parent
+        use = (
+            parent_of[parent] if isinstance(parent, ast.Attribute) and parent.attr in ("get", "setdefault") else parent
+        )
         key = use.slice if isinstance(use, ast.Subscript) else use.args[0] if isinstance(use, ast.Call) else None
         if not (isinstance(key, ast.Constant) and key.value in passed_on):
             yield f"line {node.lineno}: {ast.unparse(use)}"
