@@ -16,7 +16,8 @@ from tests.gateway_process import Gateway, gateway_process
 from tests.system.test_documents import AVATAR, listed, records, running, train
 from tests.word_embedding import WordEmbedding
 
-# Training and search on a real S3 server are also in test_documents.py, and each kind of document is in test_readers.py.
+# The short tests train and search on a real S3 server in test_documents.py, and read each kind of document in
+# test_readers.py.
 pytestmark = pytest.mark.soak
 
 
