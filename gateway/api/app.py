@@ -1,6 +1,7 @@
 """The admin application: every route but the data path's, and what errors look like."""
 
 import difflib
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -40,6 +41,7 @@ from gateway.errors import (
 log = structlog.get_logger()
 
 _MAX_ADMIN_BODY_BYTES = 64 << 10
+_BELOW_A_FOLDER = re.compile(r"/admin/users/[^/]*/(avatars|image)/.+", re.DOTALL)
 _DESCRIPTION = """
 Administration of a Chroma Gateway. The data path `/api/*` is Chroma's own: [/chroma/docs](/chroma/docs) describes it.
 
@@ -191,7 +193,7 @@ def _without_slash(scope: Scope) -> Scope:
     The names of documents keep theirs.
     """
     path: str = scope["path"]
-    if path.endswith("/") and path != "/" and not path.startswith("/admin/users/"):
+    if path.endswith("/") and path != "/" and not _BELOW_A_FOLDER.fullmatch(path):
         return {**scope, "path": path.rstrip("/") or "/", "raw_path": scope.get("raw_path", b"").rstrip(b"/") or b"/"}
     return scope
 

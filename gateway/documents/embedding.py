@@ -1,5 +1,6 @@
 """Embedding functions from Chroma's registry. They run in the worker: loading one takes seconds and memory."""
 
+import gc
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 
 from gateway.errors import ConfigError
+from gateway.light_imports import without_rich
 
 _TRIES = 6
 # A provider answers so to a text that it does not take, not to a wrong key or an overload.
@@ -97,8 +99,7 @@ def load(embedding: Embedding, module: str | None) -> Any:
 
     `module` is imported first; it may register functions of its own.
     """
-    from chromadb.utils import embedding_functions  # noqa: PLC0415  # takes seconds; only the worker needs it
-
+    embedding_functions = _import_chromas()
     if module is not None:
         try:
             importlib.import_module(module)
@@ -125,6 +126,19 @@ def load(embedding: Embedding, module: str | None) -> Any:
     except (NoEmbedding, TextRefused) as error:
         raise NoEmbedding(f"{_described(embedding, known[embedding.name])}: {error}", _HINT) from error
     return function
+
+
+def _import_chromas() -> Any:
+    """Import Chroma's registry of embedding functions, which takes a second; only the worker needs it."""
+    gc.disable()  # what is imported never becomes garbage, and to look for it would take a tenth of the time
+    try:
+        without_rich("httpx")
+        from chromadb.utils import embedding_functions  # noqa: PLC0415
+
+        gc.freeze()
+    finally:
+        gc.enable()
+    return embedding_functions
 
 
 def _require_package(embedding: Embedding, function: Any) -> None:

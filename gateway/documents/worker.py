@@ -5,7 +5,6 @@ other end.
 """
 
 import base64
-import gc
 import json
 import os
 import resource
@@ -18,7 +17,6 @@ from gateway.documents.embedding import Embedding, NoEmbedding, TextRefused, con
 from gateway.documents.readers.ocr import NoOcr, Ocr, require_ocr
 from gateway.documents.readers.text import NoText
 from gateway.documents.split import Splitting, TokenCounter, split
-from gateway.light_imports import without_rich
 
 
 class Worker:
@@ -83,14 +81,7 @@ class Worker:
 
     def _load(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Load the embedding function, and write its tokenizer to a file if it has one."""
-        # What is imported stays. Looking through it again and again takes a tenth of the time.
-        gc.disable()
-        without_rich("httpx")
-        try:
-            self._function = load(Embedding.model_validate(asked["embedding"]), asked["module"])
-        finally:
-            gc.freeze()
-            gc.enable()
+        self._function = load(Embedding.model_validate(asked["embedding"]), asked["module"])
         max_tokens = None
         if (found := tokenizer_of(self._function)) is not None:
             tokenizer, max_tokens = found

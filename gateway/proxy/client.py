@@ -163,6 +163,9 @@ class ClientConnection(HttpToolsProtocol):
         self._body, self._received_bytes = head.body(), 0
         if head.for_chroma:
             self._begin_request(decision)
+        elif b"#" in head.path:
+            # uvicorn drops what follows, and it would be another document's name.
+            raise InvalidRequest("there is a '#' in the path: a name has it as %23")
         else:
             self._in_application = True
             super().data_received(raw)
@@ -214,8 +217,10 @@ class ClientConnection(HttpToolsProtocol):
         if self._in_application:
             self.transport.close()
             return
-        if request is None or not request.responding:
-            self.write(error_response(error, None, close=True, no_body=False))
+        if request is not None and request.responding:
+            self._reset_transport()
+            return
+        self.write(error_response(error, None, close=True, no_body=False))
         self._linger()
 
     # ------------------------------------------------------------------ called by the current request

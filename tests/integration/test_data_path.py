@@ -154,6 +154,17 @@ async def test_a_refused_client_sees_the_end_and_may_go_on_sending(monkeypatch: 
             await peer.send(b"x" * 100_000)
 
 
+@pytest.mark.parametrize("target", [b"/admin/users/default/avatars/a/media/audio/x#2", b"/healthz#/x"])
+async def test_a_fragment_in_a_path_is_refused(target: bytes) -> None:
+    """The application would not see it, and take the document for another one. In a query it changes nothing."""
+    async with data_path() as path:
+        peer = await path.connect()
+        await peer.send(b"DELETE " + target + b" HTTP/1.1\r\nhost: g\r\n\r\n")
+        answer = await peer.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"%23" in answer
+
+
 async def test_connection_content_length_does_not_drop_content_length() -> None:
     """Otherwise Chroma would take the body for a second request on the kept connection."""
     inner = b"DELETE /api/v2/tenants/t/databases/d HTTP/1.1\r\nhost: g\r\n\r\n"

@@ -1,6 +1,8 @@
 """What an operator sets for Chroma reaches Chroma."""
 
 import json
+import sqlite3
+from contextlib import closing
 
 import httpx
 
@@ -28,8 +30,17 @@ def test_a_larger_body_and_chromas_own_settings_reach_chroma() -> None:
         heartbeat = f"http://127.0.0.1:{built.chroma_port}/api/v2/heartbeat"
         allowed = httpx.get(heartbeat, headers={"Origin": "https://app.example.com"}).headers
         assert allowed["access-control-allow-origin"] == "https://app.example.com"
+        assert '"program": "chroma"' not in built.output()
+        # What fails is written, with its request.
+        with closing(sqlite3.connect(built.data_dir / "chroma.sqlite3")) as database:
+            database.execute("alter table embedding_metadata rename to gone")
+            assert httpx.post(f"{built.url}{COLLECTIONS}/{notes.id}/get", json={}, timeout=60).status_code == 500
+            database.execute("alter table gone rename to embedding_metadata")
+        built.until_logged('"program": "chroma"')
+        (line,) = [line for line in built.output().splitlines() if '"program": "chroma"' in line]
+        assert json.loads(line)["level"] == "error"
+        assert json.loads(line)["in"].startswith("HTTP request with http.method: POST")
         assert built.stop() == 0
-        assert '"program": "chroma"' not in built.output()  # it has nothing to warn of
         (built.directory / "chroma.yaml").write_text("port: 1\n")
         built.start(ready=False)
         assert built.wait() == 2

@@ -12,6 +12,7 @@ from tests.records import embed, everything, prose
 from tests.servers import ministack
 
 PLACES = [("default_tenant", "default_database"), ("learners", "default_database"), ("learners", "course")]
+ASKED_FOR = {"GATEWAY_SNAPSHOT_ON_EXIT": "false"}  # no snapshots but those
 QUESTIONS = [
     "parse command line arguments",
     "run a coroutine until it completes",
@@ -27,9 +28,11 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Gateway]:
         if request.param == "s3":
             server = stack.enter_context(ministack())
             server.make_bucket("vectors")
-            yield stack.enter_context(gateway_process(GATEWAY_STORE="s3://vectors/some/prefix", **server.env))
+            yield stack.enter_context(
+                gateway_process(GATEWAY_STORE="s3://vectors/some/prefix", **ASKED_FOR, **server.env)
+            )
         else:
-            yield stack.enter_context(gateway_process())
+            yield stack.enter_context(gateway_process(**ASKED_FOR))
 
 
 def fill(kept: Gateway) -> None:

@@ -163,6 +163,8 @@ def test_without_chroma_there_is_no_description_of_it(client: TestClient) -> Non
         ("/readyz//", "/readyz"),
         ("/", "/"),
         ("/admin/users/default/avatars/a/media/", "/admin/users/default/avatars/a/media/"),
+        ("/admin/users/default/avatars/", "/admin/users/default/avatars"),
+        ("/admin/users/default/image/", "/admin/users/default/image"),
     ],
 )
 async def test_a_slash_at_the_end_changes_nothing(sent: str, routed: str) -> None:
