@@ -172,8 +172,8 @@ def bounded(app: ASGIApp, admins: KeyHolder, max_document_bytes: int) -> ASGIApp
                 return
         if "\n" in scope.get("path", ""):
             # Routes are regular expressions whose `$` overlooks one at the end: it would be another document's name.
-            refusal = InvalidRequest(f"there is a line break in the path {scope['path']!r}", "no route or name has one")
-            await _answer(refusal)(scope, receive, send)
+            broken = InvalidRequest(f"there is a line break in the path {scope['path']!r}", "no route or name has one")
+            await _answer(broken)(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"") if scope["type"] == "http" else b""
         limited = scope.get("path") != snapshot_api.UPLOAD_PATH  # which has a limit of its own
