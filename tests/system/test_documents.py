@@ -525,7 +525,7 @@ def test_a_long_upload_takes_no_memory(gateway: Gateway, size_mib: int) -> None:
     assert peak < 200 << 20
 
 
-@pytest.mark.parametrize("documents", [100, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("documents", [50, pytest.param(300, marks=pytest.mark.soak)])
 def test_unchanged_documents_cost_next_to_nothing(gateway: Gateway, documents: int) -> None:
     """Training documents that did not change takes a fraction of the time that the first training took."""
     with ThreadPoolExecutor(8) as clients:

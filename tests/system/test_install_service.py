@@ -92,6 +92,7 @@ def clone() -> Iterator[Clone]:
             built.service("stop")
 
 
+@pytest.mark.soak
 def test_a_service_from_its_start_over_upgrades_to_its_end(clone: Clone) -> None:
     assert "not ready" in clone.service("status", status=1)
     assert "ready at" in clone.service("start")

@@ -35,7 +35,6 @@ def served() -> Iterator[Gateway]:
     ("headers", "examples"),
     [
         pytest.param(ADMIN, 5, id="admin"),
-        pytest.param({}, 2, id="nobody"),
         *(
             pytest.param(headers, 10, id=f"{name}-10", marks=pytest.mark.soak)
             for name, headers in {"admin": ADMIN, "nobody": {}, "wrong": {"Authorization": "Bearer wrong"}}.items()

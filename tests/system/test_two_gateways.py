@@ -158,6 +158,7 @@ def test_gateways_that_replace_each_other_lose_no_acknowledged_write(shared: dic
         assert len(acknowledged) > 100
 
 
+@pytest.mark.soak
 def test_killed_holder_is_succeeded_within_seconds(shared: dict[str, str]) -> None:
     """It cannot hand over, so its silence must suffice. What it published is there."""
     with gateway_process(**shared) as old, gateway_process(**shared) as new:
