@@ -1,6 +1,7 @@
 """A whole gateway for tests: supervisord, Chroma and the gateway in a directory of their own."""
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -85,12 +86,23 @@ class Gateway:
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """kill -9 everything at once, as a lost machine would."""
+        """kill -9 everything at once, as a lost machine would. Nothing of it writes after this returns."""
         if self._process is not None and self._process.poll() is None:
             pids = [self._process.pid, *(pid for pid in (self.pid("chroma"), self.pid("gateway")) if pid)]
+            # A killed process finishes the call it is in, which may make a file in a directory that a test removes.
+            # Chroma and the gateway are no children of this process, so they cannot be waited for by their ids.
+            handles = selectors.DefaultSelector()
             for pid in pids:
                 with suppress(ProcessLookupError):
+                    if sys.platform == "linux":
+                        handles.register(os.pidfd_open(pid), selectors.EVENT_READ)
                     os.kill(pid, signal.SIGKILL)
+            while registered := list(handles.get_map().values()):
+                assert (ended := handles.select(START_TIMEOUT_S)), f"{registered} did not end"
+                for key, _ in ended:
+                    handles.unregister(key.fd)
+                    os.close(key.fd)
+            handles.close()
             self._process.wait()
 
     def kill_gateway(self) -> None:

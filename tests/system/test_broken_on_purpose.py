@@ -26,6 +26,7 @@ import pytest
 
 from gateway.chroma.disk import ID_MAP, LEVEL0
 from gateway.jobs import Progress
+from gateway.lease.state import LEASE
 from gateway.snapshot.blocks import Layout, parse_patch
 from gateway.snapshot.model import FORMAT, Manifest, Piece
 from gateway.snapshot.packing import PackWriter, unpack
@@ -110,8 +111,12 @@ class Kept:
             change(Broken(self.gateway_process.store_dir, self.newest, self.older))
             yield
         finally:
-            shutil.rmtree(self.gateway_process.store_dir)
-            shutil.copytree(self.pristine, self.gateway_process.store_dir)
+            # All but the lease: its holder writes it again whenever it finds it gone, also between two steps of this.
+            repository = self.gateway_process.store_dir / REPOSITORY
+            for directory in filter(Path.is_dir, repository.iterdir()):
+                shutil.rmtree(directory)
+            ignored = shutil.ignore_patterns(LEASE)
+            shutil.copytree(self.pristine / REPOSITORY, repository, ignore=ignored, dirs_exist_ok=True)
 
     @contextmanager
     def heir(self, change: Callable[["Broken"], None], **env: str) -> Iterator[Gateway]:
@@ -133,7 +138,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
             snapshot_id = built.snapshot(name)["id"]
             setattr(kept, name, snapshot_id)
             kept.at[snapshot_id] = seen(built)
-        shutil.copytree(built.store_dir, kept.pristine)
+        shutil.copytree(built.store_dir, kept.pristine, ignore=shutil.ignore_patterns(".gateway"))
         yield kept
 
 
@@ -639,7 +644,7 @@ def test_a_start_that_would_lose_something_ends_telling_why(
     with local.heir(STARTS[name].change) as fresh:
         expected = content(fresh.store_dir)
     # A start takes the lease, whatever becomes of it.
-    leases = {name for name in expected if name.endswith("/lease.json")}
+    leases = {name for name in expected if name.endswith(f"/{LEASE}")}
     assert len(leases) == 1
     assert {name: digest for name, digest in content(built.store_dir).items() if name not in leases} == {
         name: digest for name, digest in expected.items() if name not in leases

@@ -46,7 +46,8 @@ def test_a_data_directory_that_is_deleted_stops_writes() -> None:
         notes.add(ids=["saved"], embeddings=[[0.0, 1.0]])
         saved = built.snapshot()["id"]
         add = f"{built.url}/api/v2/tenants/default_tenant/databases/default_database/collections/{notes.id}/add"
-        shutil.rmtree(built.data_dir)
+        # Renamed first: what runs would write into a directory that is being removed.
+        shutil.rmtree(built.data_dir.rename(built.data_dir.with_name("deleted")))
         built.until(lambda: built.readyz().status_code == 503, "/readyz says so")
         answer = httpx.post(add, json={"ids": ["late"], "embeddings": [[1.0, 0.0]]})
         assert answer.status_code == 503, answer.text

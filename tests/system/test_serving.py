@@ -352,12 +352,19 @@ def test_a_clean_stop_leaves_a_final_snapshot() -> None:
 def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> None:
     """The data is on disk, but the platform must not take this for a clean stop."""
     with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
+        store, file, link = (built.directory / name for name in ("store", "file", "link"))
+        store.mkdir()
+        file.write_text("not a directory")
+        built.store_dir.parent.mkdir()
+        built.store_dir.symlink_to(store)
         fill(built.start().client(), "notes")
-        shutil.rmtree(built.store_dir)
-        built.store_dir.write_text("not a directory")
+        # At once: the holder of the lease writes it again whenever it finds it gone.
+        link.symlink_to(file)
+        link.replace(built.store_dir)
         assert built.stop() == 3
         assert "needs a directory" in built.output()
-        built.store_dir.unlink()
+        link.symlink_to(store)
+        link.replace(built.store_dir)
         built.start()
         assert built.client().get_collection("notes", embedding_function=None).count() == 20
 
