@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 import structlog
 
+from tests import servers
+
 # scripts/test-console runs these, with a browser.
 collect_ignore = ["console"]
 
@@ -32,6 +34,13 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Iterator[servers.S3Server]:
+    """An S3 server for all tests, each with buckets of its own: to start one costs as much as a test."""
+    with servers.ministack() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)

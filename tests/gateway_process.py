@@ -97,8 +97,9 @@ class Gateway:
                     if sys.platform == "linux":
                         handles.register(os.pidfd_open(pid), selectors.EVENT_READ)
                     os.kill(pid, signal.SIGKILL)
-            while registered := list(handles.get_map().values()):
-                assert (ended := handles.select(START_TIMEOUT_S)), f"{registered} did not end"
+            while handles.get_map():
+                ended = handles.select(START_TIMEOUT_S)
+                assert ended, "a killed process did not end"
                 for key, _ in ended:
                     handles.unregister(key.fd)
                     os.close(key.fd)

@@ -4,7 +4,8 @@
         server.make_bucket("b")
         env = server.env        # AWS_*: credentials, endpoint, region; no configuration of this machine
 
-Most tests use `ministack`: it is fast and verifies checksums. `moto` is a second opinion. `rclone` ignores the
+Most tests use `ministack`: it is fast and verifies checksums. The fixture of that name is one server for all tests of
+a process; each makes buckets of its own. `moto` is a second opinion. `rclone` ignores the
 conditions of conditional writes.
 """
 
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +67,12 @@ class S3Server:
         )
         with contextlib.closing(client):
             client.create_bucket(Bucket=name)
+
+    def new_bucket(self, name: str) -> str:
+        """Make an empty bucket, whatever others there are. Return its name, which begins with `name`."""
+        name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.make_bucket(name)
+        return name
 
 
 @contextmanager

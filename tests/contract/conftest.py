@@ -59,10 +59,9 @@ async def failures(store: Storage) -> dict[str, GatewayError]:
 
 
 @pytest.fixture(scope="session")
-def ministack() -> Iterator[servers.S3Server]:
-    with servers.ministack() as server:
-        server.make_bucket(BUCKET)
-        yield server
+def ministack(ministack: servers.S3Server) -> servers.S3Server:
+    ministack.make_bucket(BUCKET)
+    return ministack
 
 
 @pytest.fixture(scope="session")

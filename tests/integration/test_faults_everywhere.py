@@ -23,7 +23,7 @@ from gateway.snapshot.repository import Repository
 from gateway.storage import PrefixedStorage
 from gateway.storage.s3 import S3Storage
 from tests.bare_chroma import bare_chroma
-from tests.servers import S3Server, faults, ministack
+from tests.servers import S3Server, faults
 from tests.store_faults import FaultProxy, Rule
 
 READ_TIMEOUT_S = 0.5
@@ -70,12 +70,6 @@ class Engine(NamedTuple):
     proxy: FaultProxy
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with ministack() as started:
-        yield started
-
-
 class Prepared(NamedTuple):
     """A Chroma with an empty collection, and a bucket behind a proxy, to which the environment leads."""
 
@@ -87,8 +81,7 @@ class Prepared(NamedTuple):
 
 @contextmanager
 def prepared(server: S3Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
-    bucket = f"b{abs(hash(path)) % 10**9}"
-    server.make_bucket(bucket)
+    bucket = server.new_bucket("faults")
     with faults(server.port) as proxy:
         for name, value in (server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
             monkeypatch.setenv(name, value)
@@ -103,8 +96,8 @@ def prepared(server: S3Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture
-async def engine(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
-    with prepared(server, tmp_path, monkeypatch) as made:
+async def engine(ministack: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
+    with prepared(ministack, tmp_path, monkeypatch) as made:
         store = S3Storage(made.bucket, attempts=1, read_timeout_s=READ_TIMEOUT_S, call_timeout_s=10)
         repository, gate = Repository(PrefixedStorage(store, "r/")), Gate(5)
         snapshotter = Snapshotter(repository, made.directory, Served(), lambda: gate.hold(5))

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
@@ -37,7 +37,7 @@ from gateway.snapshot.restore import restore_at_boot
 from gateway.storage import PrefixedStorage, Storage
 from gateway.storage.s3 import S3Storage
 from tests.integration.test_faults_everywhere import Served, prepared
-from tests.servers import S3Server, ministack
+from tests.servers import S3Server
 from tests.small_disk import small_disk
 from tests.store_faults import FaultProxy, Rule
 from tests.unit.journal.test_journal import Leader
@@ -157,16 +157,10 @@ class Engine:
         await self.calm.close()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with ministack() as started:
-        yield started
-
-
 @pytest.fixture
-async def engine(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
+async def engine(ministack: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.setattr("gateway.journal.journal._AGAIN_S", (0.01,))
-    with prepared(server, tmp_path, monkeypatch) as (directory, collection, bucket, proxy):
+    with prepared(ministack, tmp_path, monkeypatch) as (directory, collection, bucket, proxy):
         made = Engine(directory, bucket, collection, proxy)
         try:
             async with background(made.journal.run()):

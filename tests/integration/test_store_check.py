@@ -44,10 +44,9 @@ class Checked:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[servers.S3Server]:
-    with servers.ministack() as server:
-        server.make_bucket(BUCKET)
-        yield server
+def server(ministack: servers.S3Server) -> servers.S3Server:
+    ministack.make_bucket(BUCKET)
+    return ministack
 
 
 @pytest.fixture

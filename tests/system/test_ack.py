@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import faults, ministack
+from tests.servers import S3Server, faults
 from tests.store_faults import FaultProxy, Rule
 
 BASE = "/api/v2/tenants/default_tenant/databases/default_database/collections"
@@ -50,12 +50,12 @@ def number(answer: httpx.Response) -> int:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with ministack() as server, faults(server.port) as proxy:
-        server.make_bucket("bucket")
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+def served(ministack: S3Server) -> Iterator[Served]:
+    store = f"s3://{ministack.new_bucket('acknowledged')}"
+    with faults(ministack.port) as proxy:
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
         settings = {"GATEWAY_JOURNAL_INTERVAL_S": "1", "GATEWAY_GATE_TIMEOUT_S": str(GATE_TIMEOUT_S)}
-        with gateway_process(GATEWAY_STORE="s3://bucket", **settings, **env) as built:
+        with gateway_process(GATEWAY_STORE=store, **settings, **env) as built:
             yield Served(built.start(), proxy)
 
 

@@ -36,7 +36,7 @@ from gateway.storage import FileStorage
 from tests.gateway_process import Gateway, gateway_process
 from tests.ports import free_port
 from tests.records import embed, everything, prose
-from tests.servers import S3Server, faults, ministack
+from tests.servers import S3Server, faults
 from tests.store_faults import FaultProxy, Rule
 
 PLACES = [("default_tenant", "default_database")]
@@ -177,19 +177,13 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with ministack() as started:
-        started.make_bucket("vectors")
-        yield started
-
-
-@pytest.fixture(scope="module")
-def remote_gateway(server: S3Server) -> Iterator[Remote]:
-    with faults(server.port) as proxy:
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with gateway_process(GATEWAY_STORE="s3://vectors/broken", GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
+def remote_gateway(ministack: S3Server) -> Iterator[Remote]:
+    store = f"s3://{ministack.new_bucket('vectors')}/broken"
+    with faults(ministack.port) as proxy:
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with gateway_process(GATEWAY_STORE=store, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             fill(built.start())
-            yield Remote(built, server, proxy, built.snapshot("good")["id"])
+            yield Remote(built, ministack, proxy, built.snapshot("good")["id"])
 
 
 @pytest.fixture
@@ -609,7 +603,7 @@ STARTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def begun(
-    local: Kept, server: S3Server, tmp_path_factory: pytest.TempPathFactory
+    local: Kept, ministack: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[Gateway, Future[int]]]]:
     """The starts above, under way from the beginning, two at a time: most of them mean waiting."""
     started = {}
@@ -617,7 +611,7 @@ def begun(
         pool = stack.enter_context(ThreadPoolExecutor(2))
         # The slowest first.
         for name, start in reversed(STARTS.items()):
-            env = {**server.env, **start.env}
+            env = {**ministack.env, **start.env}
             if "GATEWAY_DATA_DIR" in env:
                 if not can_mount():
                     continue
@@ -678,12 +672,12 @@ def test_a_store_that_comes_up_in_time_is_waited_for(remote: Remote) -> None:
     remote.gateway_process.start()
 
 
-def test_data_that_is_there_starts_without_the_store(local: Kept, server: S3Server) -> None:
+def test_data_that_is_there_starts_without_the_store(local: Kept, ministack: S3Server) -> None:
     """A wrong bucket keeps nobody from their data; only snapshots say what is wrong, and the data stays."""
     with local.heir(lambda _: None) as built:
         built.start()
         built.kill()
-        built.env |= server.env | {"GATEWAY_STORE": "s3://not-a-bucket", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
+        built.env |= ministack.env | {"GATEWAY_STORE": "s3://not-a-bucket", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
         built.start()
         assert seen(built) == local.at[local.newest]
         answer = built.admin("POST", "/snapshot")

@@ -11,10 +11,8 @@ import pytest
 
 from gateway.storage import open_storage
 from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
-from tests.servers import faults, ministack
+from tests.servers import S3Server, faults
 from tests.store_faults import FaultProxy, Rule
-
-STORE = "s3://vectors/jobs"
 
 
 class Remote:
@@ -25,10 +23,10 @@ class Remote:
         self.numbers = iter(range(1_000_000))
 
     def keys(self) -> set[str]:
-        """The key of every object in the bucket."""
+        """The key of every object in the store."""
 
         async def listed() -> set[str]:
-            store = open_storage("s3://vectors")
+            store = open_storage(self.gateway_process.env["GATEWAY_STORE"])
             try:
                 return {info.key async for info in store.list("")}
             finally:
@@ -75,11 +73,11 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Remote]:
-    with ministack() as server, faults(server.port) as proxy:
-        server.make_bucket("vectors")
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with gateway_process(GATEWAY_STORE=STORE, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
+def shared(ministack: S3Server) -> Iterator[Remote]:
+    store = f"s3://{ministack.new_bucket('vectors')}/jobs"
+    with faults(ministack.port) as proxy:
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with gateway_process(GATEWAY_STORE=store, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             built.start()
             built.client().create_collection("notes", embedding_function=None)
             remote = Remote(built, proxy, env)

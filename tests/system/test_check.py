@@ -11,7 +11,7 @@ import numpy as np
 from tests.commands import run_command
 from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
 from tests.keys import Keys
-from tests.servers import ministack
+from tests.servers import S3Server
 
 BASE = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 OPENAI = {"type": "known", "name": "openai", "config": {"model_name": "text-embedding-3-small"}}
@@ -55,13 +55,12 @@ def findings(gateway: Gateway, token: str) -> dict[str, dict[str, Any]]:
     return {each["code"]: each for each in answer.json()["findings"]}
 
 
-def test_a_gateway_for_production_passes_and_each_mistake_is_told() -> None:
+def test_a_gateway_for_production_passes_and_each_mistake_is_told(ministack: S3Server) -> None:
     """Keys, TLS, journal, a verified snapshot and good collections pass. Then come those that people are warned of."""
-    with ministack() as server, tempfile.TemporaryDirectory() as directory:
-        server.make_bucket("bucket")
+    with tempfile.TemporaryDirectory() as directory:
         keys = Keys(Path(directory) / "keys.json")
         settings = {
-            "GATEWAY_STORE": "s3://bucket",
+            "GATEWAY_STORE": f"s3://{ministack.new_bucket('checked')}",
             "GATEWAY_JOURNAL_INTERVAL_S": "1",
             "GATEWAY_SNAPSHOT_INTERVAL_S": "3600",
             "GATEWAY_KEEP_LAST": "10",
@@ -70,7 +69,7 @@ def test_a_gateway_for_production_passes_and_each_mistake_is_told() -> None:
             "GATEWAY_ALERT_URL": "http://127.0.0.1:9/",
         }
         app_token, reader_token = keys.add("app", "writer"), keys.add("operator", "reader")
-        with gateway_process(**settings, **server.env) as gateway, httpx.Client(base_url=gateway.url) as client:
+        with gateway_process(**settings, **ministack.env) as gateway, httpx.Client(base_url=gateway.url) as client:
             gateway.start()
             app = Application(client, app_token)
             good = app.create("good", OPENAI, "cosine")

@@ -20,9 +20,9 @@ import httpx
 import pytest
 
 import tests.word_embedding  # registers the embedding function with the client, too
-from tests import servers
 from tests.documentation import DOCS, blocks
 from tests.gateway_process import ADMIN_TOKEN, Gateway, gateway_process
+from tests.servers import S3Server
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
@@ -33,21 +33,18 @@ AUTH = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
 @contextmanager
-def running(kind: str) -> Iterator[Gateway]:
-    if kind == "file":
-        with gateway_process(**EMBEDDING) as built:
-            yield built.start()
-        return
-    with servers.ministack() as server:
-        server.make_bucket("documents")
-        store = {"GATEWAY_STORE": "s3://documents/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
-        with gateway_process(**EMBEDDING, **server.env, **store) as built:
-            yield built.start()
+def running(kind: str, ministack: S3Server) -> Iterator[Gateway]:
+    store = {}
+    if kind == "s3":
+        bucket = ministack.new_bucket("documents")
+        store = {"GATEWAY_STORE": f"s3://{bucket}/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false", **ministack.env}
+    with gateway_process(**EMBEDDING, **store) as built:
+        yield built.start()
 
 
 @pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    with running(request.param) as built:
+def shared(request: pytest.FixtureRequest, ministack: S3Server) -> Iterator[Gateway]:
+    with running(request.param, ministack) as built:
         yield built
 
 
@@ -431,9 +428,9 @@ def test_a_cancelled_training_is_finished_by_the_next(gateway: Gateway) -> None:
     assert all(f"number {int(name[:2])} " in chunk for name, chunks in found.items() for chunk in chunks)
 
 
-def test_a_training_does_not_claim_what_a_restore_took_away() -> None:
+def test_a_training_does_not_claim_what_a_restore_took_away(ministack: S3Server) -> None:
     """One during which a snapshot was restored fails, or has done it all; the next is right in any case."""
-    with running("file") as gateway:
+    with running("file", ministack) as gateway:
         for n in range(5):
             put(gateway, f"{n:02}.txt", f"document number {n}")
         train(gateway)
@@ -455,9 +452,9 @@ def test_a_training_does_not_claim_what_a_restore_took_away() -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param("file", marks=pytest.mark.soak), "s3"])
-def test_a_killed_gateway_leaves_nothing_half(kind: str) -> None:
+def test_a_killed_gateway_leaves_nothing_half(ministack: S3Server, kind: str) -> None:
     """Killed in an upload, in a training and in the deletion of an avatar; each is right when done again."""
-    with running(kind) as gateway:
+    with running(kind, ministack) as gateway:
         put(gateway, "a.txt", b"old")
 
         def pieces() -> Iterator[bytes]:

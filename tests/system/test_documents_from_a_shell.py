@@ -3,34 +3,33 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests import servers
 from tests.commands import run_command, run_process
 from tests.gateway_process import Gateway, gateway_process
 from tests.keys import Keys
+from tests.servers import S3Server
 from tests.system.test_documents import EMBEDDING
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 
 
 @pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def home(
+    request: pytest.FixtureRequest, ministack: S3Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
     """A gateway that asks for keys."""
     keys = Keys(tmp_path_factory.mktemp("keys") / "keys.json")
-    writer = keys.add("writer", "writer")
-    with ExitStack() as stack:
-        env = EMBEDDING | {"GATEWAY_KEYS_FILE": str(keys.path), "A_WRITERS_KEY": writer}
-        if request.param == "s3":
-            server = stack.enter_context(servers.ministack())
-            server.make_bucket("documents")
-            env |= server.env | {"GATEWAY_STORE": "s3://documents/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
-        yield stack.enter_context(gateway_process(**env)).start()
+    env = EMBEDDING | {"GATEWAY_KEYS_FILE": str(keys.path), "A_WRITERS_KEY": keys.add("writer", "writer")}
+    if request.param == "s3":
+        bucket = ministack.new_bucket("documents")
+        env |= ministack.env | {"GATEWAY_STORE": f"s3://{bucket}/some/prefix", "GATEWAY_SNAPSHOT_ON_EXIT": "false"}
+    with gateway_process(**env) as built:
+        yield built.start()
 
 
 def say(home: Gateway, *arguments: str, **env: str) -> tuple[int, str, str]:

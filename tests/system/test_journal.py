@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import S3Server, faults, ministack, rclone
+from tests.servers import S3Server, faults, rclone
 from tests.store_faults import Rule
 
 RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
@@ -95,26 +95,20 @@ class Writer:
         return len(lost), killed_at_s - min(lost, default=killed_at_s)
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with ministack() as server:
-        yield server
-
-
 @contextmanager
-def journalled(s3: S3Server, bucket: str, **env: str) -> Iterator[Gateway]:
-    s3.make_bucket(bucket)
-    with gateway_process(**s3.env, GATEWAY_STORE=f"s3://{bucket}", GATEWAY_JOURNAL_INTERVAL_S="1", **env) as built:
+def journalled(server: S3Server, **env: str) -> Iterator[Gateway]:
+    store = f"s3://{server.new_bucket('journalled')}"
+    with gateway_process(**server.env, GATEWAY_STORE=store, GATEWAY_JOURNAL_INTERVAL_S="1", **env) as built:
         yield built
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(KILLS, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])])
-def test_a_lost_disk_costs_two_seconds_or_nothing(s3: S3Server, kills: int) -> None:
+def test_a_lost_disk_costs_two_seconds_or_nothing(ministack: S3Server, kills: int) -> None:
     """kill -9 of everything, and the disk is gone, at random moments under four writers."""
     writers = [Writer(f"local-{number}", "local") for number in range(2)]
     writers += [Writer(f"stored-{number}", "stored") for number in range(2)]
     lost_s, recovery_s, writes = list[float](), list[float](), 0
-    with journalled(s3, f"lost-{kills}") as built:
+    with journalled(ministack) as built:
         built.start()
         for kill in range(kills):
             for writer in writers:
@@ -152,15 +146,14 @@ def signal_all(built: Gateway, number: signal.Signals) -> None:
 
 
 @contextmanager
-def asleep_store(kind: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+def asleep_store(kind: str, ministack: S3Server, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The settings of a store: a directory, S3 that loses replies and answers 409, or S3 that ignores conditions."""
     if kind == "file":
         yield {"GATEWAY_STORE": f"file://{tmp_path}"}
         return
     with ExitStack() as stack:
-        server = stack.enter_context(rclone() if kind == "no conditions" else ministack())
-        server.make_bucket("asleep")
-        env = server.env
+        server = stack.enter_context(rclone()) if kind == "no conditions" else ministack
+        store, env = f"s3://{server.new_bucket('asleep')}", server.env
         if kind == "faults":
             proxy = stack.enter_context(faults(server.port))
             env |= {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
@@ -170,19 +163,21 @@ def asleep_store(kind: str, tmp_path: Path) -> Iterator[dict[str, str]]:
                 Rule("drop_reply", method="PUT", contains="lease.json", every=3, skip=1),
                 Rule("conflict", method="PUT", contains="/journal/", delay_s=0.02),
             ]
-        yield {**env, "GATEWAY_STORE": "s3://asleep"}
+        yield {**env, "GATEWAY_STORE": store}
 
 
 STORES = ["file", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("faults", "no conditions"))]
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_a_gateway_that_sleeps_and_wakes_up_loses_nothing_that_was_stored(store: str, tmp_path: Path) -> None:
+def test_a_gateway_that_sleeps_and_wakes_up_loses_nothing_that_was_stored(
+    ministack: S3Server, tmp_path: Path, store: str
+) -> None:
     """Another one takes over meanwhile. What each of them acknowledged as stored is there in the end.
 
     That holds without conditional writes too, where the two do not take the lease at the same moment; and it is said.
     """
-    with asleep_store(store, tmp_path) as where:
+    with asleep_store(store, ministack, tmp_path) as where:
         sleeps_and_wakes_up(where, warns=store == "no conditions")
 
 

@@ -2,14 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from chromadb import AdminClient, Settings
 
 from tests.gateway_process import Gateway, gateway_process
 from tests.records import embed, everything, prose
-from tests.servers import ministack
+from tests.servers import S3Server
 
 PLACES = [("default_tenant", "default_database"), ("learners", "default_database"), ("learners", "course")]
 ASKED_FOR = {"GATEWAY_SNAPSHOT_ON_EXIT": "false"}  # no snapshots but those
@@ -22,17 +21,13 @@ QUESTIONS = [
 
 
 @pytest.fixture(params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def kept(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+def kept(request: pytest.FixtureRequest, ministack: S3Server) -> Iterator[Gateway]:
     """A gateway whose store outlives its disk."""
-    with ExitStack() as stack:
-        if request.param == "s3":
-            server = stack.enter_context(ministack())
-            server.make_bucket("vectors")
-            yield stack.enter_context(
-                gateway_process(GATEWAY_STORE="s3://vectors/some/prefix", **ASKED_FOR, **server.env)
-            )
-        else:
-            yield stack.enter_context(gateway_process(**ASKED_FOR))
+    store = {}
+    if request.param == "s3":
+        store = {"GATEWAY_STORE": f"s3://{ministack.new_bucket('vectors')}/some/prefix", **ministack.env}
+    with gateway_process(**ASKED_FOR, **store) as built:
+        yield built
 
 
 def fill(kept: Gateway) -> None:

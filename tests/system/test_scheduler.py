@@ -16,7 +16,7 @@ import chromadb
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import S3Server, faults, ministack
+from tests.servers import S3Server, faults
 from tests.store_faults import Rule
 
 
@@ -53,12 +53,6 @@ def switch() -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with ministack() as started:
-        yield started
 
 
 def test_a_schedule_skips_what_is_not_needed_and_tells_of_success() -> None:
@@ -143,14 +137,12 @@ def test_a_final_snapshot_is_not_taken_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("budget_s", [3, pytest.param(6, marks=pytest.mark.soak)])
-def test_a_stop_keeps_its_budget_when_the_store_is_slow(server: S3Server, budget_s: int) -> None:
+def test_a_stop_keeps_its_budget_when_the_store_is_slow(ministack: S3Server, budget_s: int) -> None:
     """The final snapshot does not fit: the gateway ends in time all the same, and says what was not saved."""
-    with faults(server.port) as proxy:
-        server.make_bucket(f"slow-{budget_s}")
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with gateway_process(
-            GATEWAY_STORE=f"s3://slow-{budget_s}", GATEWAY_EXIT_BUDGET_S=str(budget_s), **env
-        ) as built:
+    with faults(ministack.port) as proxy:
+        store = f"s3://{ministack.new_bucket('slow')}"
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with gateway_process(GATEWAY_STORE=store, GATEWAY_EXIT_BUDGET_S=str(budget_s), **env) as built:
             built.start()
             write(built, "saved")
             built.snapshot()
@@ -166,13 +158,13 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(server: S3Server, budget
             assert set(notes(built).get()["ids"]) == {"saved", "not saved"}
 
 
-def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(server: S3Server) -> None:
+def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(ministack: S3Server) -> None:
     """Its bytes are on their way to a store that does not answer: the gateway ends in time, and says what was lost."""
-    with faults(server.port) as proxy:
-        server.make_bucket("stuck")
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+    with faults(ministack.port) as proxy:
+        store = f"s3://{ministack.new_bucket('stuck')}"
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
         settings = {"GATEWAY_EXIT_BUDGET_S": "3", "GATEWAY_SNAPSHOT_INTERVAL_S": "1"}
-        with gateway_process(GATEWAY_STORE="s3://stuck", **settings, **env) as built:
+        with gateway_process(GATEWAY_STORE=store, **settings, **env) as built:
             built.start()
             proxy.rules = [Rule("delay", method="PUT", contains="data/", delay_s=30)]
             write(built, "not saved")
@@ -186,12 +178,12 @@ def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(server: S3S
             assert "what was written since the latest snapshot is not in the store" in built.output()
 
 
-def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot(server: S3Server) -> None:
+def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot(ministack: S3Server) -> None:
     """A write whose last bytes come after the cut is not acknowledged any more: nothing would save it."""
-    with faults(server.port) as proxy:
-        server.make_bucket("late")
-        env = server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
-        with gateway_process(GATEWAY_STORE="s3://late", **env) as built:
+    with faults(ministack.port) as proxy:
+        store = f"s3://{ministack.new_bucket('late')}"
+        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with gateway_process(GATEWAY_STORE=store, **env) as built:
             built.start()
             write(built, "early")
             body = json.dumps({"ids": ["late"], "embeddings": [[2.0, 1.0]]}).encode()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.gateway_process import Gateway, gateway_process
-from tests.servers import S3Server, ministack, rclone
+from tests.servers import S3Server, rclone
 
 RECORDS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 
@@ -73,20 +72,12 @@ def lease(built: Gateway) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    with ministack() as started:
-        started.make_bucket("shared")
-        yield started
-
-
 @pytest.fixture(params=[pytest.param("file", marks=pytest.mark.soak), "s3"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+def shared(request: pytest.FixtureRequest, ministack: S3Server, tmp_path: Path) -> dict[str, str]:
     """The settings of gateways that share an empty store."""
     if request.param == "file":
         return {"GATEWAY_STORE": f"file://{tmp_path}/store"}
-    server: S3Server = request.getfixturevalue("server")
-    return {"GATEWAY_STORE": f"s3://shared/{tmp_path.name}", **server.env}
+    return {"GATEWAY_STORE": f"s3://{ministack.new_bucket('shared')}", **ministack.env}
 
 
 def begin(built: Gateway) -> None:
