@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from tokenizers import Tokenizer
 
 from gateway.errors import ConfigError
 from gateway.light_imports import without_rich
@@ -197,6 +196,7 @@ def tokenizer_of(function: Any) -> tuple[str, int] | None:
     """
     from chromadb.utils.embedding_functions import DefaultEmbeddingFunction  # noqa: PLC0415
     from chromadb.utils.embedding_functions.onnx_mini_lm_l6_v2 import ONNXMiniLM_L6_V2  # noqa: PLC0415
+    from tokenizers import Tokenizer  # noqa: PLC0415
 
     limit = None
     if isinstance(function, DefaultEmbeddingFunction):

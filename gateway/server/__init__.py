@@ -6,6 +6,7 @@ stop. A *program* is a process that serves: its errors are log lines and exit co
 1. `program`    reads the settings and sets up the log
 2. `container`  builds every object from the settings, and starts none
 3. `listen`     claims the data directory and opens the port; serves the data path, probes, the admin application
+   `admin`      builds the admin application, once data are served
 4. `lifecycle`  restores, starts Chroma and the schedules; at a stop takes the final snapshot and gives the lease back
 
 `python -m gateway.server` is the program `gateway` of supervisord.conf.

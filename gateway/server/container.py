@@ -1,7 +1,6 @@
 """Builds every object of the gateway's process from its settings."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gateway.auth.ack import Ack
 from gateway.auth.addresses import networks
@@ -11,18 +10,15 @@ from gateway.auth.keys import parse_keys
 from gateway.auth.quota import QuotaLimits
 from gateway.chroma.directory import DataDirectory
 from gateway.chroma.names import CollectionNames
-from gateway.chroma.process import HOST, base_url, read_config
+from gateway.chroma.process import HOST, read_config
 from gateway.config import Settings
 from gateway.console.feed import Feed
 from gateway.documents.embedding import Embedding
-from gateway.documents.store import DocumentStore
-from gateway.documents.train import Trainer
 from gateway.errors import LeaseLost
 from gateway.jobs import Jobs
 from gateway.journal.journal import JournalOptions
 from gateway.lease.lease import this_process
 from gateway.observability.alerts import Alerts
-from gateway.observability.check.gather import ProductionCheck
 from gateway.observability.collector import MetricsCollector
 from gateway.observability.health import Health
 from gateway.observability.metrics import Metrics
@@ -37,15 +33,12 @@ from gateway.storage import InstrumentedStorage, NoDeleteStorage, Storage, open_
 from gateway.supervisor.client import SupervisedProcess
 from gateway.vectorstore import VectorStore, VectorStoreOptions
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 WRITTEN_CONFIG = Path("var/chroma.yaml")
 """Chroma's configuration, which the gateway writes and supervisord.conf names."""
 
 
 class Gateway:
-    """What a process has once: keys, the data path, metrics, jobs, documents, and today one vector store."""
+    """What a process has once: keys, the data path, metrics, jobs, and today one vector store."""
 
     def __init__(self, settings: Settings, admin_token: str) -> None:
         self.settings = settings
@@ -53,8 +46,9 @@ class Gateway:
         self.alerts = _alerts(settings)
         self.keyring = _keyring(settings, admin_token)
         self.audit = Audit(settings.audit_file)
-        storage = InstrumentedStorage(storage_of(settings), self.metrics)
-        self.vectorstore = vectorstore_of(settings, storage)
+        self.embedding = Embedding.of(settings.embedding)
+        self.storage = InstrumentedStorage(storage_of(settings), self.metrics)
+        self.vectorstore = vectorstore_of(settings, self.storage)
         self.vectorstore.operations.on_outcome = self._note_snapshot
         self.tracing = open_tracing() if settings.traces else None
         self.data_path = DataPath(
@@ -71,22 +65,9 @@ class Gateway:
         )
         self.collector = MetricsCollector(self.metrics, self.data_path, self.vectorstore)
         self.health = Health(settings, self.vectorstore, self.collector)
-        self.check = ProductionCheck(settings, self.keyring, self.vectorstore, self.data_path, self.collector)
         self.jobs = Jobs(lambda job: self.metrics.job_ended(job.kind, job.state))
         overview = Overview(self.health, self.vectorstore, self.data_path.policy.counters, self.jobs, self.metrics)
         self.feed = Feed(overview.make, overview.watch_store)
-        self.documents = DocumentStore(storage, settings.user_id, settings.max_document_bytes)
-        self.trainer = _trainer(settings, self.vectorstore)
-
-    def admin(self) -> "FastAPI":
-        """Build the application of every route but `/api/`."""
-        # These imports take longer than Chroma's start. `gateway.server.listen` says when they are done.
-        from gateway.api.app import admin_application  # noqa: PLC0415
-        from gateway.api.documents import Documents  # noqa: PLC0415
-
-        documents = Documents(self.documents, self.trainer, self.jobs)
-        provided = (self.vectorstore, self.jobs, self.health, self.check, self.collector, documents, self.feed)
-        return admin_application(self.settings, self.keyring, *provided)
 
     def _note_snapshot(self, snapshot: Snapshot | None) -> None:
         if snapshot is None:
@@ -186,14 +167,4 @@ def _proxy_limits(settings: Settings) -> ProxyLimits:
         max_body_bytes=settings.max_body_bytes,
         max_in_flight=settings.max_in_flight,
         max_queued=settings.max_queued,
-    )
-
-
-def _trainer(settings: Settings, vectorstore: VectorStore) -> Trainer:
-    return Trainer(
-        base_url(settings.chroma_port),
-        vectorstore.gate.admitted,
-        embedding=Embedding.of(settings.embedding),
-        module=settings.embedding_module or None,
-        restores=lambda: vectorstore.gate.refusals,
     )

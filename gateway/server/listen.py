@@ -12,12 +12,10 @@ import structlog
 import tenacity
 import uvicorn
 
-from gateway.api.key_holder import KeyHolder, scraper_of
+from gateway.api.key_holder import scraper_of
 from gateway.api.probes import probe_response
 from gateway.api.request_ids import numbered
-from gateway.auth.addresses import networks
 from gateway.auth.admin_token import TOKEN_FILE, read_or_make
-from gateway.auth.scope import Role
 from gateway.config import URL_FILE, Settings
 from gateway.errors import ConfigError, GatewayError, StorageUnavailable
 from gateway.lease.probe import Conditions, probe
@@ -101,7 +99,7 @@ class _Server(uvicorn.Server):
         """Build the admin application. Requests to it wait until it is built."""
         # Its imports would slow down the start. They wait until that is over, or until a request needs them.
         await self._admin_wanted.wait()
-        return await asyncio.to_thread(_admin_application, self._gateway)
+        return await asyncio.to_thread(_admin_of, self._gateway)
 
     async def _answer(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         assert self._admin is not None
@@ -127,14 +125,11 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _admin_application(gateway: Gateway) -> "ASGIApp":
-    """The admin application, with all that goes around it. Takes longer than Chroma's start. Blocks."""
-    from gateway.api.app import bounded  # noqa: PLC0415  # the imports are most of it
-    from gateway.api.audit import audited  # noqa: PLC0415
+def _admin_of(gateway: Gateway) -> "ASGIApp":
+    """The admin application. Blocks for longer than Chroma's start takes."""
+    from gateway.server.admin import admin_of  # noqa: PLC0415  # the import is most of it
 
-    settings = gateway.settings
-    admin = bounded(gateway.admin(), KeyHolder(gateway.keyring, Role.ADMIN), settings.max_document_bytes)
-    return numbered(audited(admin, gateway.audit, networks(settings.trusted_proxies)))
+    return admin_of(gateway)
 
 
 async def _require_fencing(settings: Settings) -> None:

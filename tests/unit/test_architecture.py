@@ -126,12 +126,13 @@ def code_words(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def environment_uses(tree: ast.Module, passed_on: set[str]) -> Iterator[str]:
     """Every use of the environment except passing all of it on, or the names in `passed_on`."""
-    parent_of = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(tree))
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module == "os":
             yield from (f"line {node.lineno}: {name.name}" for name in node.names if name.name in ENVIRONMENT)
-        if not (isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT):
-            continue
+    read = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT]
+    parent_of = {child: node for node in nodes if read for child in ast.iter_child_nodes(node)}
+    for node in read:
         parent = parent_of[node]
         if passed_on and isinstance(parent, ast.Dict) and (None, node) in zip(parent.keys, parent.values, strict=True):
             continue

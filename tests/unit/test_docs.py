@@ -16,6 +16,7 @@ from gateway import errors
 from gateway.cli.main import application
 from gateway.config import Settings, variable_of
 from gateway.documents.readers.kinds import suffixes
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase
 from tests.documentation import DOCS, PAGES, ROOT, anchors, blocks, name_of, prose, rows
@@ -32,7 +33,7 @@ async def built(tmp_path: Path) -> Gateway:
 
 @pytest.fixture
 async def admin(built: Gateway) -> FastAPI:
-    return built.admin()
+    return routes_of(built)
 
 
 # ---------------------------------------------------------------------- pages

@@ -72,7 +72,7 @@ def test_probes_are_answered_before_the_admin_application_is_imported() -> None:
     code = """
 import sys
 import gateway.server.listen
-heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime"} & set(sys.modules)
+heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime", "tokenizers"} & set(sys.modules)
 assert not heavy, heavy
 """
     ends_with(0, code)

@@ -17,6 +17,7 @@ from gateway.auth.scope import Role
 from gateway.auth.sessions import LIFETIME_S
 from gateway.config import Settings
 from gateway.console.files import static_files
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from tests.keys import Keys
 
@@ -47,7 +48,7 @@ def gateway(tmp_path: Path, keys: Keys) -> Gateway:
 
 @pytest.fixture
 def client(gateway: Gateway) -> Iterator[TestClient]:
-    app = bounded(gateway.admin(), KeyHolder(gateway.keyring, Role.ADMIN), 1)
+    app = bounded(routes_of(gateway), KeyHolder(gateway.keyring, Role.ADMIN), 1)
     with TestClient(app, follow_redirects=False) as built:
         yield built
 
@@ -253,7 +254,7 @@ SEEN_BY_READERS = {
 
 async def test_a_reader_sees_and_an_admin_acts(gateway: Gateway, keys: Keys) -> None:
     """Of all routes of the admin API, a reader's session gets those that show, and a reader's key in a header none."""
-    app = gateway.admin()
+    app = routes_of(gateway)
     routes = [
         (method.upper(), path)
         for path, methods in app.openapi()["paths"].items()
@@ -343,7 +344,7 @@ async def stream(gateway: Gateway, headers: dict[str, str]) -> list[dict[str, An
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(gateway.admin()(scope, receive, send), 20)
+    await asyncio.wait_for(routes_of(gateway)(scope, receive, send), 20)
     return sent
 
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from gateway.api.status import Status
 from gateway.config import Settings
 from gateway.errors import StorageDenied
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from gateway.vectorstore import Phase, Readiness
 from tests.keys import Keys, readers
@@ -39,7 +40,7 @@ async def test_names_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who: s
     settings = settings_of(tmp_path, keys_file=keys.path, ready_requires_all=True)
     gateway_process = Gateway(settings, "an-admin-token")
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
-    answer = await ask(gateway_process.admin(), keys.bearer(who) if who else {})
+    answer = await ask(routes_of(gateway_process), keys.bearer(who) if who else {})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     body = answer.json()
     assert (body["error"], body["phase"]) == ("Unavailable", "unreadable")
@@ -53,7 +54,7 @@ async def test_one_unreadable_collection_takes_no_other_out_of_service(
 ) -> None:
     """It is a warning, which names a handful to those with a key. Where nothing is left to serve, it is not ready."""
     gateway_process = Gateway(settings_of(tmp_path, keys_file=keys.path), "an-admin-token")
-    app, watch = gateway_process.admin(), gateway_process.vectorstore.watch
+    app, watch = routes_of(gateway_process), gateway_process.vectorstore.watch
     watch.unreadable = {f"{NAME}{number}": "torn" for number in range(9)}
     watch.up, watch.warmed, watch.to_warm, watch.refused = True, True, 10, frozenset(watch.unreadable)
     answer = await ask(app, keys.bearer(who) if who else {})
@@ -66,7 +67,7 @@ async def test_one_unreadable_collection_takes_no_other_out_of_service(
 async def test_an_open_gateway_tells_everybody(tmp_path: Path) -> None:
     """As the data is theirs to read anyway; and while every collection is read, how far it is."""
     gateway_process = Gateway(settings_of(tmp_path, ready_requires_all=True), "an-admin-token")
-    app = gateway_process.admin()
+    app = routes_of(gateway_process)
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
     assert NAME in (await ask(app, {})).json()["message"]
     (
@@ -87,7 +88,7 @@ async def test_warnings_are_for_those_with_a_key(tmp_path: Path, keys: Keys, who
     gateway_process = Gateway(settings, "an-admin-token")
     gateway_process.vectorstore.watch.up = gateway_process.vectorstore.watch.warmed = True
     gateway_process.vectorstore.leader._problem = StorageDenied("put s3://payroll/lease.json: AccessDenied")
-    answer = await ask(gateway_process.admin(), keys.bearer(who) if who else {})
+    answer = await ask(routes_of(gateway_process), keys.bearer(who) if who else {})
     assert answer.status_code == 200
     assert len(answer.json()["warnings"]) == 1
     assert ("payroll" in answer.text) is told
@@ -97,7 +98,7 @@ async def test_a_restore_shows_its_progress(tmp_path: Path) -> None:
     """In bytes, while Chroma is not there yet."""
     gateway_process = Gateway(Settings(data_dir=tmp_path / "data", store=f"file://{tmp_path}/store"), "an-admin-token")
     gateway_process.vectorstore._start = Readiness(Phase.RESTORING, "5 of 9 bytes", {"bytes_done": 5, "bytes_total": 9})
-    body = (await ask(gateway_process.admin(), {})).json()
+    body = (await ask(routes_of(gateway_process), {})).json()
     assert (body["phase"], body["bytes_done"], body["bytes_total"]) == ("restoring", 5, 9)
     assert "5 of 9 bytes" in body["message"]
 
@@ -127,7 +128,7 @@ async def test_a_page_learns_nothing_of_an_open_gateway_by_a_name_of_its_own(
     """DNS rebinding makes the answers of a gateway on loopback readable for a page."""
     gateway_process = Gateway(settings_of(tmp_path, ready_requires_all=True, **more), "an-admin-token")
     gateway_process.vectorstore.watch.up, gateway_process.vectorstore.watch.unreadable = True, {NAME: "torn"}
-    transport = httpx.ASGITransport(gateway_process.admin())
+    transport = httpx.ASGITransport(routes_of(gateway_process))
     async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers) as client:
         assert (NAME in (await client.get("/readyz")).text) is told
         assert (await client.get("/metrics")).status_code == (200 if told else 403)

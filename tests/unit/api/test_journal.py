@@ -12,6 +12,7 @@ from gateway.config import Settings
 from gateway.errors import StorageUnavailable
 from gateway.journal.entry import NO_PAGES, Entry, Head, Kind
 from gateway.journal.sequence import key_of
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from gateway.vectorstore import Restored
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
@@ -39,7 +40,7 @@ async def gateway_process(tmp_path: Path, request: pytest.FixtureRequest) -> Asy
 
 @pytest.fixture
 async def client(gateway_process: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    transport, headers = httpx.ASGITransport(gateway_process.admin()), {"Authorization": f"Bearer {TOKEN}"}
+    transport, headers = httpx.ASGITransport(routes_of(gateway_process)), {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
         yield client
 

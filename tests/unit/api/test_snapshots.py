@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from gateway.config import Settings
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from tests.unit.snapshot.manifests import ID, NEWER, OLDER, manifest, sha
 
@@ -29,7 +30,7 @@ async def gateway_process(tmp_path: Path) -> Gateway:
 
 @pytest.fixture
 async def client(gateway_process: Gateway) -> AsyncIterator[httpx.AsyncClient]:
-    transport, headers = httpx.ASGITransport(gateway_process.admin()), {"Authorization": f"Bearer {TOKEN}"}
+    transport, headers = httpx.ASGITransport(routes_of(gateway_process)), {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://x", headers=headers) as client:
         yield client
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from gateway.api.health import NotReady, Ready
 from gateway.config import Settings
 from gateway.server import listen
+from gateway.server.admin import routes_of
 from gateway.server.container import Gateway
 from gateway.server.listen import _Server
 from tests.keys import Keys, readers
@@ -54,7 +55,7 @@ async def test_probes_are_answered_as_by_the_application(
     early = [await ask(server._answer, path, headers=headers) for path in ("/healthz", "/readyz")]
     assert not server._admin_wanted.is_set()
     (Ready if early[1].status_code == 200 else NotReady).model_validate(early[1].json(), extra="forbid")
-    admin = server._gateway.admin()
+    admin = routes_of(server._gateway)
     late = [await ask(admin, path, headers=headers) for path in ("/healthz", "/readyz")]
     assert [(each.status_code, each.json()) for each in early] == [(each.status_code, each.json()) for each in late]
     assert [each.headers.get("retry-after") for each in early] == [each.headers.get("retry-after") for each in late]
@@ -92,7 +93,7 @@ async def test_a_gateway_whose_application_cannot_be_built_ends(
     def fail(_gateway: Gateway) -> ASGIApp:
         raise ImportError("no such module")
 
-    monkeypatch.setattr(listen, "_admin_application", fail)
+    monkeypatch.setattr(listen, "_admin_of", fail)
     with pytest.raises(ImportError):
         await ask(server._answer, "/admin/jobs")
     assert server.lifecycle.failure is not None

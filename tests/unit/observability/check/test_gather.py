@@ -11,15 +11,19 @@ from gateway.config import Settings
 from gateway.errors import StorageUnavailable
 from gateway.observability.check import gather
 from gateway.observability.check.facts import Facts
-from gateway.observability.check.gather import _supported
+from gateway.observability.check.gather import ProductionCheck, _supported
 from gateway.observability.memory import limit_bytes
 from gateway.proxy.counters import Label
 from gateway.server.container import Gateway
 from tests.keys import Keys
 
 
+def check_of(gateway: Gateway) -> ProductionCheck:
+    return ProductionCheck(gateway.settings, gateway.keyring, gateway.vectorstore, gateway.data_path, gateway.collector)
+
+
 async def statuses(gateway: Gateway) -> dict[str, str]:
-    report = await gateway.check.run()
+    report = await check_of(gateway).run()
     return {each.code: each.status for each in report.findings}
 
 
@@ -44,7 +48,7 @@ async def test_what_cannot_be_looked_up_is_not_a_pass(tmp_path: Path, monkeypatc
         raise StorageUnavailable("the store is away")
 
     monkeypatch.setattr(type(gateway.vectorstore.repository), "page", away)
-    report = await gateway.check.run()
+    report = await check_of(gateway).run()
     unknown = {each.code for each in report.findings if each.status == "unknown"}
     of_the_data = {"embedding-function", "dimension", "distance", "index-settings", "metadata", "filters"}
     assert {"backup", "store-reachable", "memory", "disk", "log-backlog", "batches", *of_the_data} <= unknown
@@ -101,18 +105,18 @@ async def test_a_scanner_without_a_key_is_no_old_client(tmp_path: Path, status: 
 
 async def test_many_who_ask_at_once_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader's key may ask too, and each run reads the data directory and the store."""
-    gateway, looks = built(tmp_path), 0
-    look = gateway.check._facts
+    check, looks = check_of(built(tmp_path)), 0
+    look = check._facts
 
     async def counted() -> Facts:
         nonlocal looks
         looks += 1
         return await look()
 
-    monkeypatch.setattr(gateway.check, "_facts", counted)
-    await asyncio.gather(*(gateway.check.run() for _ in range(20)))
+    monkeypatch.setattr(check, "_facts", counted)
+    await asyncio.gather(*(check.run() for _ in range(20)))
     assert looks == 2
-    await gateway.check.run()
+    await check.run()
     assert looks == 3, "one who asks later gets what is so then"
 
 
