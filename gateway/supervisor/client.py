@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
-from supervisor.xmlrpc import Faults, SupervisorTransport
-
 from gateway.aio import poll_until
 from gateway.errors import Unavailable
 
+# Of supervisor.xmlrpc.Faults, whose import takes as long as all that asks it here.
+_ALREADY_STARTED = 60
+_NOT_RUNNING = 70
 _DIED = frozenset(("EXITED", "BACKOFF", "FATAL", "UNKNOWN"))
 _ENDED = _DIED | {"STOPPED"}
 _POLL_S = 0.02
@@ -39,7 +40,7 @@ class SupervisedProcess:
         if self._log_as is not None:
             async with _deadline(f"the form of the lines of {self._program}", timeout_s):
                 await self._call("gateway.log_as", *self._log_as)
-        await self._ask_until("supervisor.startProcess", Faults.ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
+        await self._ask_until("supervisor.startProcess", _ALREADY_STARTED, {"STARTING", "RUNNING"}, timeout_s)
 
     async def stop(self, timeout_s: float) -> None:
         """Return when the process has ended and will stay so; it may have ended before.
@@ -47,7 +48,7 @@ class SupervisedProcess:
         supervisord kills one that ignores SIGTERM after `stopwaitsecs`. A shorter `timeout_s` gives up before that,
         with the stop still under way.
         """
-        await self._ask_until("supervisor.stopProcess", Faults.NOT_RUNNING, _ENDED, timeout_s)
+        await self._ask_until("supervisor.stopProcess", _NOT_RUNNING, _ENDED, timeout_s)
 
     async def is_running(self) -> bool:
         """Whether there is a process, also one that was just started or is just being stopped."""
@@ -100,11 +101,9 @@ async def _deadline(doing: str, timeout_s: float) -> AsyncIterator[None]:
 
 def _call(server_url: str, method: str, args: tuple[Any, ...], accept: int | None) -> Any:
     """Call `method` and return its result, or None for the fault to `accept`."""
-    transport = SupervisorTransport(None, None, server_url)
-    transport._get_connection = lambda: _UnixConnection(server_url.removeprefix("unix://"))
+    transport = _UnixTransport(server_url.removeprefix("unix://"))
     try:
-        # The host is not used, but must look like one.
-        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as server:
+        with xmlrpc.client.ServerProxy("http://localhost/RPC2", transport=transport) as server:
             return getattr(server, method)(*args)
     except xmlrpc.client.Fault as fault:
         if fault.faultCode != accept:
@@ -112,9 +111,18 @@ def _call(server_url: str, method: str, args: tuple[Any, ...], accept: int | Non
         return None
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """What supervisor's own connection is, with a timeout."""
+class _UnixTransport(xmlrpc.client.Transport):
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
 
+    def make_connection(self, host: Any) -> "_UnixConnection":
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # for `close`
+        return connection
+
+
+class _UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=_CALL_TIMEOUT_S)
         self._path = path
