@@ -24,8 +24,7 @@ import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from supervisor import events
 from supervisor.loggers import LevelsByName
@@ -45,8 +44,7 @@ MAX_DEATHS = 5
 DEATHS_WINDOW_S = 60
 
 
-@dataclass(frozen=True)
-class End:
+class End(NamedTuple):
     """All programs are to stop and supervisord to exit with `status`; `reason` is one line for the log."""
 
     status: int
