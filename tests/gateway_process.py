@@ -2,6 +2,7 @@
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,15 @@ class Gateway:
                     os.close(key.fd)
             handles.close()
             self._process.wait()
+
+    def lose_disk(self) -> None:
+        """kill -9 everything, and its data directory is gone. The next start takes the lease at once.
+
+        How long a holder that does not answer is waited for is what `test_two_gateways` and `test_journal` look at.
+        """
+        self.kill()
+        shutil.rmtree(self.data_dir)
+        self.env["GATEWAY_TAKEOVER_TIMEOUT_S"] = "0"
 
     def kill_gateway(self) -> None:
         """kill -9 the gateway alone, and wait until supervisord has started the next one."""

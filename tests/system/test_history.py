@@ -1,7 +1,6 @@
 """Back to any moment and back again, with the journal of one gateway."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +92,7 @@ def test_every_moment_comes_back_and_every_restore_can_be_undone(tmp_path: Path)
         assert restored["at"] in [mark["restored_to"] for mark in history["marks"]]
         assert "any moment from" in command(gateway, "history")
 
-        gateway.kill()
-        shutil.rmtree(gateway.data_dir)
+        gateway.lose_disk()
         gateway.start()
         assert contents(gateway.client()) == late
         gateway.kill()

@@ -79,8 +79,7 @@ def test_everything_comes_back_after_the_disk_is_lost(kept: Gateway) -> None:
     fill(kept)
     before = everything(kept.url, PLACES, QUESTIONS)
     snapshot = kept.snapshot("before the loss")
-    kept.kill()
-    shutil.rmtree(kept.data_dir)
+    kept.lose_disk()
 
     kept.start()
     assert everything(kept.url, PLACES, QUESTIONS) == before

@@ -1,7 +1,6 @@
 """Index files that a crash or a disk has torn are repaired before Chroma reads them, without a person."""
 
 import os
-import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -78,8 +77,7 @@ def test_a_torn_index_is_never_stored_and_costs_no_record() -> None:
         assert snapshot["state"] == "complete"
         (warning,) = built.readyz().json()["warnings"]
         assert "is torn on disk" in warning
-        built.kill()
-        shutil.rmtree(built.data_dir)
+        built.lose_disk()
         built.start()
         assert stored(built.client().get_collection("notes", embedding_function=None)) == expected
         assert built.readyz().json()["warnings"] == []
@@ -108,8 +106,7 @@ def test_what_only_chromas_memory_has_is_saved() -> None:
         os.truncate(path, path.stat().st_size // 2)
         built.snapshot()
         built.until_logged("vectors that only Chroma's memory has are written to its log")
-        built.kill()
-        shutil.rmtree(built.data_dir)
+        built.lose_disk()
         built.start()
         (warning,) = built.readyz().json()["warnings"]
         assert "1 record(s) of notes lost their vector" in warning
