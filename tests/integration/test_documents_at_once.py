@@ -1,11 +1,13 @@
 """Documents that change while something else is done with them, in a store that is a directory."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 import tests.word_embedding
 from gateway.documents.digest import ExpectedDigests
@@ -18,6 +20,8 @@ from gateway.errors import Conflict, StorageDenied
 from gateway.jobs import Progress
 from gateway.storage import FileStorage
 from tests.bare_chroma import BareChroma, bare_chroma
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FOLDER = avatar_folder("user", "ada", VECTORSTORE_DATA)
 WORDS = Embedding(name="words_for_tests")
@@ -139,8 +143,16 @@ def chroma(tmp_path_factory: pytest.TempPathFactory) -> "BareChroma":  # type: i
         yield running
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def workers() -> AsyncIterator[WorkerPool]:
+    async with WorkerPool() as worker_pool:
+        yield worker_pool
+
+
 @pytest.fixture
-def trainer(chroma: BareChroma) -> Trainer:
+def trainer(chroma: BareChroma, workers: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    # To start workers takes longer than these trainings. What undoes this starts some for each training.
+    monkeypatch.setattr("gateway.documents.train.WorkerPool", lambda: contextlib.nullcontext(workers))
     for each in chroma.client().list_collections():
         chroma.client().delete_collection(each.name)
     return Trainer(chroma.url, _admit, embedding=WORDS, module=tests.word_embedding.__name__)
@@ -271,6 +283,8 @@ async def test_only_a_fault_of_the_document_takes_its_chunks_away(
     await put(documents, "b.txt", "text of b")
     await train(trainer, documents)
     await put(documents, "a.json", '{"a": "new"' if why == "it is broken" else '{"a": "new"}')
+    if why.startswith("the reader"):
+        monkeypatch.undo()
     if why == "the reader dies":
         create = asyncio.create_subprocess_exec
 
