@@ -29,8 +29,6 @@ from tests.ports import free_port
 from tests.store_faults import FaultProxy
 
 ACCESS_KEY, SECRET_KEY, REGION = "test", "test", "us-east-1"
-# Its key was thrown away. To read the certificates of all authorities takes each client 50 ms of CPU time.
-_AUTHORITY = Path(__file__).with_name("data") / "authority.pem"
 _START_TIMEOUT_S = 30
 _STOP_TIMEOUT_S = 5
 
@@ -57,7 +55,6 @@ class S3Server:
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "SSL_CERT_FILE": str(_AUTHORITY),
         }
 
     def make_bucket(self, name: str) -> None:
