@@ -5,10 +5,10 @@ import sys
 
 
 def without_rich(*modules: str) -> None:
-    """Import `modules`, which import rich if it is installed, without it. Call this before anything else does.
+    """Import `modules` as if neither rich nor pygments were installed. Call this before anything else imports them.
 
-    structlog and httpx draw tracebacks and a command line with rich and pygments, which nobody here sees. These take
-    more than half of the time of their import.
+    structlog draws tracebacks with these, and httpx a command line, which nobody here sees. They are more than half of
+    the time that both take.
     """
     hidden = {"rich", "pygments"} - set(sys.modules)
     # Importing them raises ImportError, which both expect.

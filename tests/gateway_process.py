@@ -87,16 +87,17 @@ class Gateway:
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """kill -9 everything at once, as a lost machine would. Nothing of it writes after this returns."""
+        """kill -9 everything at once, as a lost machine would. Its three processes have ended when this returns."""
         if self._process is not None and self._process.poll() is None:
             pids = [self._process.pid, *(pid for pid in (self.pid("chroma"), self.pid("gateway")) if pid)]
             # A killed process finishes the call it is in, which may make a file in a directory that a test removes.
             # Chroma and the gateway are no children of this process, so they cannot be waited for by their ids.
             handles = selectors.DefaultSelector()
             for pid in pids:
-                with suppress(ProcessLookupError):
-                    if sys.platform == "linux":
+                if sys.platform == "linux":
+                    with suppress(OSError):  # it has ended, or the system has no such call
                         handles.register(os.pidfd_open(pid), selectors.EVENT_READ)
+                with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             while handles.get_map():
                 ended = handles.select(START_TIMEOUT_S)
@@ -110,7 +111,7 @@ class Gateway:
     def lose_disk(self) -> None:
         """kill -9 everything, and its data directory is gone. The next start takes the lease at once.
 
-        How long a holder that does not answer is waited for is what `test_two_gateways` and `test_journal` look at.
+        How long a holder that does not answer is waited for is what `test_two_gateways` looks at.
         """
         self.kill()
         shutil.rmtree(self.data_dir)

@@ -5,8 +5,8 @@
         env = server.env        # AWS_*: credentials, endpoint, region; no configuration of this machine
 
 Most tests use `ministack`: it is fast and verifies checksums. The fixture of that name is one server for all tests of
-a process; each makes buckets of its own. `moto` is a second opinion. `rclone` ignores the
-conditions of conditional writes.
+a process, which use different buckets. `moto` is a second opinion. `rclone` ignores the conditions of conditional
+writes.
 """
 
 import contextlib

@@ -25,7 +25,7 @@ class Health:
 
     def __init__(self, settings: Settings, vectorstore: VectorStore, sizes: MetricsCollector) -> None:
         self._settings, self._vectorstore, self._sizes = settings, vectorstore, sizes
-        self._started = time.monotonic()
+        self.started_s = time.monotonic()
 
     def readiness(self) -> Readiness:
         """What keeps it from being served, or that nothing does."""
@@ -59,7 +59,7 @@ class Health:
         live = {
             "version": gateway.__version__,
             "chroma_version": chroma_version(),
-            "uptime_s": round(time.monotonic() - self._started, 1),
+            "uptime_s": round(time.monotonic() - self.started_s, 1),
             "ready": readiness.phase is Phase.READY,
             "phase": readiness.phase.value,
             "reason": None if readiness.phase is Phase.READY else readiness.reason,

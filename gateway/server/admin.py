@@ -20,7 +20,9 @@ from gateway.server.container import Gateway
 def routes_of(gateway: Gateway) -> FastAPI:
     """Every route but those of the data path."""
     settings, vectorstore = gateway.settings, gateway.vectorstore
-    check = ProductionCheck(settings, gateway.keyring, vectorstore, gateway.data_path, gateway.collector)
+    check = ProductionCheck(
+        settings, gateway.keyring, vectorstore, gateway.data_path, gateway.collector, gateway.health.started_s
+    )
     store = DocumentStore(gateway.storage, settings.user_id, settings.max_document_bytes)
     trainer = Trainer(
         base_url(settings.chroma_port),

@@ -1,4 +1,4 @@
-"""Builds every object of the gateway's process from its settings."""
+"""Builds what serves the data path, and what runs beside it, from the settings."""
 
 from pathlib import Path
 

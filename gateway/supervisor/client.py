@@ -7,11 +7,12 @@ import xmlrpc.client
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 from gateway.aio import poll_until
 from gateway.errors import Unavailable
 
-# Of supervisor.xmlrpc.Faults, whose import takes as long as all that asks it here.
+# As in supervisor.xmlrpc.Faults. To import that would take longer than a call.
 _ALREADY_STARTED = 60
 _NOT_RUNNING = 70
 _DIED = frozenset(("EXITED", "BACKOFF", "FATAL", "UNKNOWN"))
@@ -95,7 +96,7 @@ async def _deadline(doing: str, timeout_s: float) -> AsyncIterator[None]:
         raise Unavailable(f"supervisord refuses {doing}: {fault.faultString}", _HINT) from fault
     except TimeoutError as error:
         raise Unavailable(f"{doing} took longer than {timeout_s:g} s", _HINT) from error
-    except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+    except (OSError, http.client.HTTPException, xmlrpc.client.Error, ExpatError) as error:
         raise Unavailable(f"{doing}: supervisord cannot be reached: {error}", _HINT) from error
 
 
@@ -115,6 +116,10 @@ class _UnixTransport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        # Not the one above, which sends a call again when its connection breaks.
+        return self.single_request(*args, **kwargs)
 
     def make_connection(self, host: Any) -> "_UnixConnection":
         connection = _UnixConnection(self._path)

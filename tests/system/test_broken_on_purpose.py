@@ -586,13 +586,13 @@ STARTS = {
     "no credentials": Start(
         3,
         ("AWS_ACCESS_KEY_ID",),
-        {"GATEWAY_STORE": "s3://vectors", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+        {"GATEWAY_STORE": "s3://not-asked", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
     ),
     "a store that is down": Start(
         3,
         ("Could not connect", "the store cannot be reached"),
         {
-            "GATEWAY_STORE": "s3://vectors",
+            "GATEWAY_STORE": "s3://not-asked",
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{free_port()}",
             "GATEWAY_RESTORE_RETRY_S": "1",
         },

@@ -23,10 +23,10 @@ class Remote:
         self.numbers = iter(range(1_000_000))
 
     def keys(self) -> set[str]:
-        """The key of every object in the store."""
+        """The key of every object in the bucket."""
 
         async def listed() -> set[str]:
-            store = open_storage(self.gateway_process.env["GATEWAY_STORE"])
+            store = open_storage(self.gateway_process.env["GATEWAY_STORE"].removesuffix("/jobs"))
             try:
                 return {info.key async for info in store.list("")}
             finally:

@@ -369,6 +369,29 @@ async def test_silent_supervisord_is_given_up(tmp_path: Path, monkeypatch: pytes
                 await SupervisedProcess("unix://silent.sock", "chroma").stop(0.1)
 
 
+@pytest.mark.parametrize(
+    "reply", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n<?xml version='1.0'?><methodResp"]
+)
+async def test_supervisord_that_ends_within_its_reply_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: bytes
+) -> None:
+    """As one that cannot be reached, after one call: whoever asked knows whether to ask again."""
+    monkeypatch.chdir(tmp_path)
+    calls = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal calls
+        calls += 1
+        await reader.readuntil(b"</methodCall>")
+        writer.write(reply)
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, "broken.sock"):
+        with pytest.raises(Unavailable, match="supervisord cannot be reached"):
+            await SupervisedProcess("unix://broken.sock", "chroma").state()
+    assert calls == 1
+
+
 SAID = ["chroma says hello, False", "chroma complains", "gateway says hello, False", "gateway complains"]
 
 

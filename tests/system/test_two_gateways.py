@@ -77,7 +77,7 @@ def shared(request: pytest.FixtureRequest, ministack: S3Server, tmp_path: Path) 
     """The settings of gateways that share an empty store."""
     if request.param == "file":
         return {"GATEWAY_STORE": f"file://{tmp_path}/store"}
-    return {"GATEWAY_STORE": f"s3://{ministack.new_bucket('shared')}", **ministack.env}
+    return {"GATEWAY_STORE": f"s3://{ministack.new_bucket('shared')}/some/prefix", **ministack.env}
 
 
 def begin(built: Gateway) -> None:

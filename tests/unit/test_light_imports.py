@@ -48,7 +48,7 @@ try:
 except SystemExit:
     pass
 assert "structlog" in sys.modules
-assert not [name for name in sys.modules if name.partition(".")[0] == "rich"]
+assert not [name for name in sys.modules if name.partition(".")[0] in ("rich", "pygments")]
 import rich.console
 """
     ends_with(0, code, env={"PORT": "no"})
@@ -72,7 +72,7 @@ def test_probes_are_answered_before_the_admin_application_is_imported() -> None:
     code = """
 import sys
 import gateway.server.listen
-heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime", "tokenizers"} & set(sys.modules)
+heavy = {"aiobotocore", "chromadb", "fastapi", "onnxruntime", "supervisor", "tokenizers"} & set(sys.modules)
 assert not heavy, heavy
 """
     ends_with(0, code)

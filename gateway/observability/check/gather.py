@@ -65,10 +65,12 @@ class ProductionCheck:
         vectorstore: VectorStore,
         data_path: DataPath,
         collector: MetricsCollector,
+        started_s: float,
     ) -> None:
+        """`started_s` is when the gateway started, by the monotonic clock."""
         self._settings, self._keyring, self._vectorstore = settings, keyring, vectorstore
         self._data_path, self._usage, self._collector = data_path, data_path.policy.usage, collector
-        self._started_s = time.monotonic()
+        self._started_s = started_s
         self._runs = SharedRuns(self._run)
 
     async def run(self) -> CheckReport:

@@ -19,7 +19,14 @@ from tests.keys import Keys
 
 
 def check_of(gateway: Gateway) -> ProductionCheck:
-    return ProductionCheck(gateway.settings, gateway.keyring, gateway.vectorstore, gateway.data_path, gateway.collector)
+    return ProductionCheck(
+        gateway.settings,
+        gateway.keyring,
+        gateway.vectorstore,
+        gateway.data_path,
+        gateway.collector,
+        gateway.health.started_s,
+    )
 
 
 async def statuses(gateway: Gateway) -> dict[str, str]:
