@@ -3,6 +3,7 @@
 import functools
 import gc
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import botocore.loaders
 import botocore.session
@@ -14,6 +15,8 @@ from tests import servers
 
 # scripts/test-console runs these, with a browser.
 collect_ignore = ["console"]
+
+TESTS = Path(__file__).parent
 
 # How long an example takes says more about this machine than about the code.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30)
@@ -34,6 +37,22 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the files of each kind over the whole run: system tests wait much, while unit tests compute."""
+    kinds: dict[Path, list[Path]] = {}
+    for file in dict.fromkeys(item.path for item in items):
+        kinds.setdefault(next((kind for kind in file.parents if kind.parent == TESTS), file.parent), []).append(file)
+    # The system tests, which are long, are not the last ones.
+    until = {TESTS / "system": 0.85}
+    place = {
+        file: number / len(files) * until.get(kind, 1)
+        for kind, files in kinds.items()
+        for number, file in enumerate(files)
+    }
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="session")
