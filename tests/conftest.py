@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # The system tests, which are long, are not the last ones.
     until = {TESTS / "system": 0.85}
     place = {
-        file: number / len(files) * until.get(kind, 1)
+        file: (number + 0.5) / len(files) * until.get(kind, 1)
         for kind, files in kinds.items()
         for number, file in enumerate(files)
     }
