@@ -299,7 +299,7 @@ def main() -> None:
         server: S3Server = stack.enter_context(ministack())
         proxy = stack.enter_context(FaultProxy(server.port))
         proxy.rules = [Rule("delay", method="PUT", delay_s=PUT_S)]
-        env = {**server.env, "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = server.env_behind(proxy)
         gateways = {}
         for name, journal in (("off", "0"), ("on", "1")):
             server.make_bucket(f"journal-{name}")

@@ -57,6 +57,10 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
+    def env_behind(self, proxy: FaultProxy) -> dict[str, str]:
+        """The same variables, with `proxy` in between."""
+        return self.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+
     def make_bucket(self, name: str) -> None:
         client: Any = botocore.session.get_session().create_client(
             "s3",

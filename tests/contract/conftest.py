@@ -92,7 +92,7 @@ async def make(
     ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., S3Storage]]:
     """Makes stores behind the proxy, patient by default like real ones."""
-    for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
+    for name, value in ministack.env_behind(proxy).items():
         monkeypatch.setenv(name, value)
     made = []
 

@@ -225,7 +225,7 @@ async def through(
     ministack: servers.S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[S3Storage]:
     """A store on ministack behind `proxy`."""
-    for name, value in (ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
+    for name, value in ministack.env_behind(proxy).items():
         monkeypatch.setenv(name, value)
     store = S3Storage(BUCKET, uuid.uuid4().hex, attempts=2)
     yield store

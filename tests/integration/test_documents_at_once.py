@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 import tests.word_embedding
 from gateway.documents.digest import ExpectedDigests
@@ -141,12 +140,6 @@ async def test_a_list_with_digests_outlives_a_document_that_goes(documents: Docu
 def chroma(tmp_path_factory: pytest.TempPathFactory) -> "BareChroma":  # type: ignore[misc]
     with bare_chroma(tmp_path_factory.mktemp("chroma")) as running:
         yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def workers() -> AsyncIterator[WorkerPool]:
-    async with WorkerPool() as worker_pool:
-        yield worker_pool
 
 
 @pytest.fixture

@@ -2,26 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from gateway.documents.embedding import Embedding, NoEmbedding, TextRefused, embed
 from gateway.documents.worker_pool import Unreadable, WorkerEnded, WorkerPool
 from gateway.errors import InvalidRequest
 
 SPLITTING: dict[str, Any] = {}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def loaders() -> AsyncIterator[WorkerPool]:
-    """Workers that load one embedding function after the other: to start one takes longer than that."""
-    async with WorkerPool() as worker_pool:
-        yield worker_pool
 
 
 @pytest.fixture
@@ -114,29 +105,29 @@ async def test_a_cancelled_question_is_not_answered_to_the_next(tmp_path: Path, 
 )
 @pytest.mark.asyncio(loop_scope="module")
 async def test_what_cannot_embed_is_told_before_any_work(
-    loaders: WorkerPool, embedding: Embedding, module: str | None, why: str
+    workers: WorkerPool, embedding: Embedding, module: str | None, why: str
 ) -> None:
     """With what is missing."""
     with pytest.raises(InvalidRequest, match=why):
-        await loaders.load(embedding, module, {})
+        await workers.load(embedding, module, {})
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_collection_is_configured_with_its_function(loaders: WorkerPool) -> None:
+async def test_a_collection_is_configured_with_its_function(workers: WorkerPool) -> None:
     """As Chroma's own client would do it, with parameters of one's own."""
-    said = await loaders.load(Embedding(name="words_for_tests"), "tests.word_embedding", {"max_neighbors": 24})
-    (vector,) = await loaders.embed(["a word"])
+    said = await workers.load(Embedding(name="words_for_tests"), "tests.word_embedding", {"max_neighbors": 24})
+    (vector,) = await workers.embed(["a word"])
     assert said["embedding_function"] == {"name": "words_for_tests", "type": "known", "config": {}}
     assert (said["hnsw"]["space"], said["hnsw"]["max_neighbors"]) == ("cosine", 24)
     assert isinstance(vector, str)
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_function_without_its_configuration_gets_its_defaults(loaders: WorkerPool) -> None:
+async def test_a_function_without_its_configuration_gets_its_defaults(workers: WorkerPool) -> None:
     """What is missing then is named: the package or the key, and not that code should not be reached."""
     for name in ("openai", "cohere", "sentence_transformer", "google_generative_ai"):
         with pytest.raises(InvalidRequest, match=name) as refused:
-            await loaders.load(Embedding(name=name), None, {})
+            await workers.load(Embedding(name=name), None, {})
         assert "should not be reached" not in str(refused.value)
         assert any(word in str(refused.value) for word in ("not installed", "is not set", "config"))
 

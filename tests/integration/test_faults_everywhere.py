@@ -83,7 +83,7 @@ class Prepared(NamedTuple):
 def prepared(server: S3Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Prepared]:
     bucket = server.new_bucket("faults")
     with faults(server.port) as proxy:
-        for name, value in (server.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}).items():
+        for name, value in server.env_behind(proxy).items():
             monkeypatch.setenv(name, value)
         directory = DataDirectory(path / "data")
         directory.make()

@@ -58,8 +58,7 @@ def proxy(server: servers.S3Server) -> Iterator[FaultProxy]:
 @pytest.fixture
 def check(server: servers.S3Server, proxy: FaultProxy, tmp_path: Path) -> Check:
     """Run the command on a prefix of this test's own, behind the proxy."""
-    env = server.env | {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}",
+    env = server.env_behind(proxy) | {
         "GATEWAY_STORE": f"s3://{BUCKET}/{tmp_path.name}",
         "HOST": "0.0.0.0",  # as in the image; no key is needed to check a store
     }

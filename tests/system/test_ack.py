@@ -53,7 +53,7 @@ def number(answer: httpx.Response) -> int:
 def served(ministack: S3Server) -> Iterator[Served]:
     store = f"s3://{ministack.new_bucket('acknowledged')}"
     with faults(ministack.port) as proxy:
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         settings = {"GATEWAY_JOURNAL_INTERVAL_S": "1", "GATEWAY_GATE_TIMEOUT_S": str(GATE_TIMEOUT_S)}
         with gateway_process(GATEWAY_STORE=store, **settings, **env) as built:
             yield Served(built.start(), proxy)

@@ -180,7 +180,7 @@ class Asked:
 def remote_gateway(ministack: S3Server) -> Iterator[Remote]:
     store = f"s3://{ministack.new_bucket('vectors')}/broken"
     with faults(ministack.port) as proxy:
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         with gateway_process(GATEWAY_STORE=store, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             fill(built.start())
             yield Remote(built, ministack, proxy, built.snapshot("good")["id"])

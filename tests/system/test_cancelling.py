@@ -76,7 +76,7 @@ class Remote:
 def shared(ministack: S3Server) -> Iterator[Remote]:
     store = f"s3://{ministack.new_bucket('vectors')}/jobs"
     with faults(ministack.port) as proxy:
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         with gateway_process(GATEWAY_STORE=store, GATEWAY_SNAPSHOT_ON_EXIT="false", **env) as built:
             built.start()
             built.client().create_collection("notes", embedding_function=None)

@@ -156,7 +156,7 @@ def asleep_store(kind: str, ministack: S3Server, tmp_path: Path) -> Iterator[dic
         store, env = f"s3://{server.new_bucket('asleep')}", server.env
         if kind == "faults":
             proxy = stack.enter_context(faults(server.port))
-            env |= {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+            env = server.env_behind(proxy)
             proxy.rules = [
                 Rule("drop_reply", method="PUT", contains="/journal/", every=5, skip=2),
                 Rule("status", status=409, method="PUT", contains="/journal/", every=7, skip=3),

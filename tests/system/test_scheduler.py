@@ -141,7 +141,7 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(ministack: S3Server, bud
     """The final snapshot does not fit: the gateway ends in time all the same, and says what was not saved."""
     with faults(ministack.port) as proxy:
         store = f"s3://{ministack.new_bucket('slow')}"
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         with gateway_process(GATEWAY_STORE=store, GATEWAY_EXIT_BUDGET_S=str(budget_s), **env) as built:
             built.start()
             write(built, "saved")
@@ -162,7 +162,7 @@ def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(ministack: 
     """Its bytes are on their way to a store that does not answer: the gateway ends in time, and says what was lost."""
     with faults(ministack.port) as proxy:
         store = f"s3://{ministack.new_bucket('stuck')}"
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         settings = {"GATEWAY_EXIT_BUDGET_S": "3", "GATEWAY_SNAPSHOT_INTERVAL_S": "1"}
         with gateway_process(GATEWAY_STORE=store, **settings, **env) as built:
             built.start()
@@ -182,7 +182,7 @@ def test_what_is_acknowledged_during_a_stop_is_in_the_final_snapshot(ministack: 
     """A write whose last bytes come after the cut is not acknowledged any more: nothing would save it."""
     with faults(ministack.port) as proxy:
         store = f"s3://{ministack.new_bucket('late')}"
-        env = ministack.env | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        env = ministack.env_behind(proxy)
         with gateway_process(GATEWAY_STORE=store, **env) as built:
             built.start()
             write(built, "early")
