@@ -13,6 +13,7 @@ from fpdf import FPDF
 from examples.sample import ASKED, texts
 from tests.commands import run_command
 from tests.gateway_process import Gateway, gateway_process
+from tests.servers import S3Server
 from tests.system.test_documents import AVATAR, listed, records, running, train
 from tests.word_embedding import WordEmbedding
 
@@ -76,8 +77,8 @@ def ingest(gateway: Gateway, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def trained(variant: tuple[str, int], course: Path) -> Iterator[Gateway]:
-    with running(variant[0]) as gateway:
+def trained(variant: tuple[str, int], course: Path, ministack: S3Server) -> Iterator[Gateway]:
+    with running(variant[0], ministack) as gateway:
         said = ingest(gateway, str(course), "--avatar", "ada")
         assert said["failed"] == {}
         assert len(said["uploaded"]) == len(said["added"]) == len(list(course.iterdir()))
