@@ -45,7 +45,7 @@ class Front:
         self.host, self.port = host, self._listener.getsockname()[1]
         config = uvicorn.Config(
             application,
-            http=self.path,  # type: ignore[arg-type]
+            http=self.path,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -132,7 +132,9 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 
-def _renewing(call: Callable[_Parameters, Awaitable[_Result]]) -> Callable[_Parameters, Awaitable[_Result]]:
+def _renewing(
+    call: Callable[_Parameters, Awaitable[_Result]],
+) -> Callable[_Parameters, Coroutine[Any, Any, _Result]]:
     """Repeat a method's call once that was refused for its credentials. A refused call has changed nothing."""
 
     @functools.wraps(call)

@@ -4,6 +4,7 @@ import random
 from urllib.parse import quote
 
 import chromadb
+from chromadb.config import Settings
 
 from tests.gateway_process import ADMIN_TOKEN, Gateway
 
@@ -54,7 +55,7 @@ def fill(gateway: Gateway) -> None:
     )
     large = client.create_collection("large", embedding_function=None)
     large.add(ids=["large", "small"], embeddings=vectors(2), documents=[LARGE, "a small document"])
-    settings = chromadb.Settings(
+    settings = Settings(
         chroma_api_impl="chromadb.api.fastapi.FastAPI",
         chroma_server_host="127.0.0.1",
         chroma_server_http_port=gateway.port,

@@ -241,7 +241,7 @@ async def test_failed_writes_are_not_taken_for_those_of_another_gateway(
     holder = lease(through)
 
     def rule() -> list[Rule]:
-        return [Rule(fault, method="PUT", contains=LEASE, count=1, status=409)]  # type: ignore[arg-type]
+        return [Rule(fault, method="PUT", contains=LEASE, count=1, status=409)]
 
     proxy.rules = rule()
     await holder.take()

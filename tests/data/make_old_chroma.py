@@ -8,6 +8,7 @@ import tarfile
 import tempfile
 
 import chromadb
+from chromadb.config import Settings
 
 DIMENSION = 8
 
@@ -18,7 +19,7 @@ def vector(number: int) -> list[float]:
 
 def main(target: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        settings = chromadb.Settings(anonymized_telemetry=False)
+        settings = Settings(anonymized_telemetry=False)
         client = chromadb.PersistentClient(directory, settings)
         synced = client.create_collection(
             "synced", metadata={"hnsw:space": "cosine", "hnsw:sync_threshold": 20, "hnsw:batch_size": 10}

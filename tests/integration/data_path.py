@@ -185,7 +185,7 @@ async def data_path(
     listener.setblocking(False)
     config = uvicorn.Config(
         _no_application,
-        http=connections,  # type: ignore[arg-type]
+        http=connections,
         lifespan="off",
         log_config=None,
         access_log=False,

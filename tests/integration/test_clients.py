@@ -52,7 +52,7 @@ def client(served: Gateway) -> ClientAPI:
 
 @asynccontextmanager
 async def async_client(served: Gateway) -> AsyncIterator[AsyncClientAPI]:
-    client = await chromadb.AsyncHttpClient(host="127.0.0.1", port=served.port)
+    client: Any = await chromadb.AsyncHttpClient(host="127.0.0.1", port=served.port)
     try:
         yield client
     finally:
@@ -306,7 +306,7 @@ def _deleted(client: ClientAPI) -> chromadb.Collection:
     return collection
 
 
-ERRORS: dict[str, tuple[type[ChromaError], Callable[[ClientAPI], Any]]] = {
+ERRORS: dict[str, tuple[type[ChromaError], Callable[[Any], Any]]] = {
     "a collection that is not there": (NotFoundError, lambda c: c.get_collection("nothing")),
     "deleting a collection that is not there": (NotFoundError, lambda c: c.delete_collection("nothing")),
     "adding to a deleted collection": (NotFoundError, lambda c: _deleted(c).add(ids=["1"], embeddings=[[1.0]])),

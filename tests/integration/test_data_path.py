@@ -650,7 +650,7 @@ async def test_chromadb_raises_the_gateways_message() -> None:
         async with path.gate.refuse("a restore is under way", 0):
             with pytest.raises(Exception, match="a restore is under way"):
                 await client.heartbeat()
-        await client._server._cleanup()  # chromadb has no public way to close its connections
+        await client._server._cleanup()  # type: ignore[attr-defined]  # chromadb has no public way to close its connections
 
 
 BIG = 200_000

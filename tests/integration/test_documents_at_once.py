@@ -163,7 +163,7 @@ class _admit:  # noqa: N801
 
 
 async def train(trainer: Trainer, documents: DocumentStore, **asked: object) -> Trained:
-    return await trainer.work(documents, "ada", Training.model_validate(asked))(Progress())  # type: ignore[return-value]
+    return await trainer.work(documents, "ada", Training.model_validate(asked))(Progress())
 
 
 def texts(chroma: BareChroma, name: str = "avatar-ada") -> dict[str, str]:

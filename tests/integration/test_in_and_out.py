@@ -89,9 +89,9 @@ async def test_directory_of_an_old_chroma_becomes_a_snapshot_that_bare_chroma_se
     with bare_chroma(out) as chroma:
         client = chroma.client()
         synced = client.get_collection("synced", embedding_function=None)
-        found = synced.query(query_embeddings=[vector(7)], n_results=1, include=["documents", "distances"])
+        nearest = synced.query(query_embeddings=[vector(7)], n_results=1, include=["documents", "distances"])
         assert synced.count() == 50
-        assert found["distances"][0][0] == pytest.approx(0, abs=1e-6)
+        assert nearest["distances"][0][0] == pytest.approx(0, abs=1e-6)
         assert synced.get(ids=["42"])["documents"] == ["document 42"]
         unsynced = client.get_collection("unsynced", embedding_function=None)
         assert unsynced.query(query_embeddings=[vector(2)], n_results=1)["ids"] == [["b"]]

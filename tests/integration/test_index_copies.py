@@ -17,6 +17,7 @@ import pytest
 from gateway.chroma import structure
 from gateway.chroma.disk import DATABASE, HEADER, ID_MAP, LEVEL0, LINK_LISTS
 from gateway.chroma.index_health import IndexHealth
+from gateway.chroma.level0 import scan_level0
 from gateway.chroma.log import keep_log
 from gateway.chroma.orphans import remove_orphaned_directories
 from gateway.chroma.repair import Repair, Way
@@ -88,7 +89,7 @@ class Engine(Walk):
         self.chroma.begin()
         return repairs
 
-    def stored(self) -> dict[str, list[float]]:
+    def stored(self) -> dict[str, Any]:
         got = self.chroma.client.get_collection("notes", embedding_function=None).get(include=["embeddings"])
         return {each: np.float32(vector).tolist() for each, vector in zip(got["ids"], got["embeddings"], strict=True)}
 
@@ -216,11 +217,10 @@ async def test_what_was_checked_before_it_was_stored_is_not_read_for_it_again(
     await engine.snapshot()
     snapshot_id = max(engine.snapshots)
     scanned: list[Path] = []
-    scan = structure.scan_level0
 
     def noted(path: Path, *args: Any, **named: Any) -> Any:
         scanned.append(path)
-        return scan(path, *args, **named)
+        return scan_level0(path, *args, **named)
 
     monkeypatch.setattr(structure, "scan_level0", noted)
     await engine.operations.restore(snapshot_id)

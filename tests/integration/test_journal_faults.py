@@ -249,9 +249,9 @@ async def test_a_fault_at_any_request_of_a_restore_leaves_all_or_nothing(
     assert nth >= 6
     engine.proxy.rules = []
     assert await engine.restored(target) == engine.records
-    for error in failures:
-        assert "s3://" in error.message or "snapshot" in error.message
-        assert not isinstance(error, CorruptSnapshot) or "restore" in str(error.hint)
+    for failure in failures:
+        assert "s3://" in failure.message or "snapshot" in failure.message
+        assert not isinstance(failure, CorruptSnapshot) or "restore" in str(failure.hint)
 
 
 async def test_a_damaged_entry_ends_a_restore_with_the_way_out(engine: Engine, tmp_path: Path) -> None:

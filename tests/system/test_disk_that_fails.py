@@ -20,7 +20,7 @@ def test_a_full_a_read_only_and_a_forbidden_disk_are_named() -> None:
     with small_disk() as disk, gateway_process(GATEWAY_DATA_DIR=str(disk)) as built:
         built.start()
         hnsw = {"hnsw": {"sync_threshold": 2, "batch_size": 2}}
-        notes = built.client().create_collection("notes", embedding_function=None, configuration=hnsw)  # type: ignore[arg-type]
+        notes = built.client().create_collection("notes", embedding_function=None, configuration=hnsw)
         notes.add(ids=["a", "b", "c"], embeddings=[[1, 0], [0, 1], [1, 1]])
 
         with filled(disk):

@@ -154,7 +154,7 @@ def test_another_body_than_declared_is_not_stored(gateway: Gateway) -> None:
         {"extra": {"Content-Digest": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"}},
         {"extra": {"Content-MD5": "1B2M2Y8AsgTpgAmY7PhCfg=="}},
     ):
-        answer = gateway.admin("PUT", f"{DATA}/a.txt", content=b"n" * 9_000_000, **options)  # type: ignore[arg-type]
+        answer = gateway.admin("PUT", f"{DATA}/a.txt", content=b"n" * 9_000_000, **options)
         assert (answer.status_code, "nothing was stored" in answer.json()["message"]) == (400, True)
     assert gateway.admin("GET", f"{DATA}/a.txt").content == b"old"
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,7 +58,7 @@ class Records:
         )
         self.acknowledged |= dict.fromkeys(ids, self._turn)
 
-    def read(self) -> dict[str, int]:
+    def read(self) -> dict[str, Any]:
         """What Chroma has. Document, vector and metadata of every record must agree."""
         got = self._collection.get(include=["embeddings", "documents", "metadatas"])
         held = {}

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from chromadb import AdminClient, Settings
+from chromadb import AdminClient
+from chromadb.config import Settings
 
 from tests.gateway_process import Gateway, gateway_process
 from tests.records import embed, everything, prose

@@ -39,7 +39,7 @@ def stored(collection: Collection) -> dict[str, list[float]]:
     return {
         each: [float(np.float32(value)) for value in row]
         for each, row in zip(found["ids"], found["embeddings"], strict=True)
-    }  # type: ignore[arg-type]
+    }
 
 
 def index_of(built: Gateway) -> Path:
@@ -129,8 +129,9 @@ def forget_record(index: Path, record: str) -> None:
     """Take a record out of the id map, and its label away from its element."""
     id_map, header = read_id_map(index / ID_MAP), read_header(index)
     assert header
-    label = id_map.id_to_label.pop(record)
-    (index / ID_MAP).write_bytes(new_id_map(id_map.id_to_label, id_map.total_elements_added or 0))
+    labels = dict(id_map.id_to_label)
+    label = labels.pop(record)
+    (index / ID_MAP).write_bytes(new_id_map(labels, id_map.total_elements_added or 0))
     level0 = scan_level0(index / LEVEL0, header.layout, header.elements)
     (number,) = level0.number[level0.label == label]
     with (index / LEVEL0).open("r+b") as file:

@@ -346,7 +346,7 @@ def test_a_line_break_after_a_secret_is_not_a_part_of_it(
 def test_settings_are_frozen() -> None:
     """The values read at the start hold until the end."""
     with pytest.raises(ValueError, match="frozen"):
-        load_settings().port = 1
+        load_settings().port = 1  # type: ignore[misc]
 
 
 def test_nothing_but_settings_reads_the_environment() -> None:

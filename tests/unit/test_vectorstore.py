@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,6 +16,7 @@ from gateway.lease.lease import read_lease_state
 from gateway.observability.alerts import EVENTS
 from gateway.server.container import storage_of, vectorstore_of
 from gateway.snapshot.model import Manifest
+from gateway.storage.protocol import Storage
 from gateway.vectorstore import Phase, VectorStore
 from tests.unit.journal.lines import BASE, LAST, LATER, fill, snapshot_at, snapshot_id
 from tests.unit.snapshot.manifests import sha
@@ -126,8 +128,9 @@ async def test_a_state_that_needs_a_person_is_told(served: VectorStore) -> None:
     with pytest.raises(LeaseLost):
         await served.tidy()
     assert "gc-failed" not in served.problems, "it is for the other gateway to do"
-    served.leader.role, served.repository._store = LeaderRole.WRITER, MemoryStore()
-    served.repository._store.unreachable = True
+    store = MemoryStore()
+    served.leader.role, served.repository._store = LeaderRole.WRITER, cast(Storage, store)
+    store.unreachable = True
     with pytest.raises(StorageUnavailable):
         await served.tidy()
     served.leader.role = LeaderRole.BEHIND

@@ -177,7 +177,7 @@ async def test_a_slash_at_the_end_changes_nothing(sent: str, routed: str) -> Non
     holder = KeyHolder(Keyring("an-admin-token"), Role.ADMIN)
     headers = [(b"authorization", b"Bearer an-admin-token")]
     scope = {"type": "http", "method": "POST", "path": sent, "raw_path": sent.encode(), "headers": headers}
-    await bounded(application, holder, 1)(scope, None, None)  # type: ignore[arg-type]
+    await bounded(application, holder, 1)(scope, None, None)
     assert seen == [routed, routed]
 
 

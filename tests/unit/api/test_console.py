@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.requests import Request
 from starlette.testclient import TestClient
@@ -53,7 +52,7 @@ def client(gateway: Gateway) -> Iterator[TestClient]:
         yield built
 
 
-def sign_in(client: TestClient, key: str, **headers: str) -> httpx.Response:
+def sign_in(client: TestClient, key: str, **headers: str) -> Any:
     return client.post("/console/session", json={"key": key}, headers=ORIGIN | headers)
 
 

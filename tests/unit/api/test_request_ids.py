@@ -22,6 +22,6 @@ async def test_a_path_is_a_part_of_one_line() -> None:
             "headers": [],
         }
         with capture_logs() as events:
-            await numbered(nothing)(scope, nothing, nothing)  # type: ignore[arg-type]
+            await numbered(nothing)(scope, nothing, nothing)
         (event,) = events
         assert event["path"] == raw_path.decode()[:500]

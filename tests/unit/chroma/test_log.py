@@ -3,7 +3,6 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 
 
 @pytest.fixture
-def kept(made: Kept, tmp_path: Path) -> Iterator[Path]:
+def kept(made: Kept, tmp_path: Path) -> Path:
     """A copy for one test."""
     shutil.copytree(made.path, tmp_path / "data")
     return tmp_path / "data"

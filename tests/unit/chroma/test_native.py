@@ -36,9 +36,9 @@ def test_chroma_writes_what_is_wrong_unless_it_is_asked_for_more(
     def cli(arguments: list[str]) -> None:
         seen.extend((arguments, os.environ.get("RUST_LOG")))
 
-    monkeypatch.setitem(sys.modules, "chromadb_rust_bindings", SimpleNamespace(cli=cli))  # type: ignore[misc]
+    monkeypatch.setitem(sys.modules, "chromadb_rust_bindings", SimpleNamespace(cli=cli))
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(native.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     with pytest.raises(SystemExit):
         native.main(config)
     assert seen == [["chroma", "run", str(config)], filter_of_events]

@@ -34,7 +34,7 @@ async def test_it_sees_chroma_come_go_and_come_again(tmp_path: Path, monkeypatch
     async def surprising(self: httpx.AsyncClient, *args: object, **kwargs: object) -> httpx.Response:
         for error in surprises:
             raise error
-        return await get(self, *args, **kwargs)  # type: ignore[arg-type]
+        return await get(self, *args, **kwargs)
 
     monkeypatch.setattr(httpx.AsyncClient, "get", surprising)
     with bare_chroma(tmp_path) as chroma:

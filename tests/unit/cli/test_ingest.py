@@ -175,7 +175,7 @@ def test_ctrl_c_asks_whether_the_training_is_to_go_on(
     client: Documents, monkeypatch: pytest.MonkeyPatch, interrupted: respx.Route
 ) -> None:
     """If so, the command says how to watch it and fails; the job is left alone."""
-    monkeypatch.setattr(documents.typer, "confirm", lambda *_, **__: True)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: True)
     with ProgressBars() as bars, pytest.raises(GatewayError, match="job 7 goes on") as ended_early:
         documents.train(client, "ada", {}, bars)
     assert "jobs show 7" in str(ended_early.value.hint)
@@ -194,7 +194,7 @@ def test_ctrl_c_cancels_the_training_otherwise(
             return False
         raise typer.Abort
 
-    monkeypatch.setattr(documents.typer, "confirm", answer)
+    monkeypatch.setattr("typer.confirm", answer)
     if how == "no terminal":
         monkeypatch.setattr("gateway.cli.documents.sys.stdin.isatty", lambda: False)
     with ProgressBars(shown=how != "--json") as bars, pytest.raises(KeyboardInterrupt):

@@ -30,7 +30,7 @@ def test_every_provider_has_an_extra() -> None:
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_missing_package_is_named_with_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And with where the model would come from, and how to install it. Also if the request names another model."""
-    monkeypatch.setattr(embedding.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for config, model in (({}, "a-model"), ({"model_name": "another"}, "another")):
         with pytest.raises(NoEmbedding) as refused:
             embedding._require_package(Embedding(name=name, config=config), Function)

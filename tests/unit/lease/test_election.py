@@ -90,7 +90,7 @@ async def made(tmp_path: Path) -> AsyncIterator[Callable[..., Gateway]]:
     gateways: list[Gateway] = []
 
     def make(store: MemoryStore, name: str, **kwargs: object) -> Gateway:
-        gateways.append(Gateway(store, tmp_path / name, **kwargs))  # type: ignore[arg-type]
+        gateways.append(Gateway(store, tmp_path / name, **kwargs))
         return gateways[-1]
 
     yield make
@@ -346,18 +346,17 @@ async def test_what_cannot_be_noted_is_noted_later(
     """A disk that fails keeps no snapshot from being published, and does not make the data look older for good."""
     store = MemoryStore()
     old = await made(store, "old").start().until_role(LeaderRole.WRITER)
-    write = data_dir_state.write_durably
 
     def failing(*_: object) -> None:
         raise GatewayError("the disk fails")
 
-    monkeypatch.setattr(data_dir_state, "write_durably", failing)
-    async with old.leader.publishing(ID):
-        pass
-    lease_state = await read_lease_state(store)
-    memory = DataDirState(old.path)
-    assert memory.is_behind(lease_state) == ID
-    monkeypatch.setattr(data_dir_state, "write_durably", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(data_dir_state, "write_durably", failing)
+        async with old.leader.publishing(ID):
+            pass
+        lease_state = await read_lease_state(store)
+        memory = DataDirState(old.path)
+        assert memory.is_behind(lease_state) == ID
     await old.until(lambda: memory.is_behind(lease_state) is None)
 
 

@@ -55,7 +55,7 @@ async def test_an_upload_saves_nothing_of_what_is_served(tmp_path: Path, monkeyp
     vectorstore.operations.unsaved_writes.saved()
 
     async def published(*_: object) -> Any:
-        async with vectorstore.repository._leader.publishing("20261120T210455Z-3f9a1c"):  # type: ignore[union-attr]
+        async with vectorstore.repository._leader.publishing("20261120T210455Z-3f9a1c"):
             pass
         return manifest().snapshot
 
@@ -85,7 +85,7 @@ async def test_a_stop_does_not_wait_for_ever_for_what_runs_by_itself(monkeypatch
     other = asyncio.create_task(failing())
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        await lifecycle._end(stuck, other)  # type: ignore[arg-type]
+        await lifecycle._end(stuck, other)
     assert (stuck.done(), ended.is_set()) == (False, True)
     answer.set()
     await stuck

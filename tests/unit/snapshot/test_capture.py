@@ -162,11 +162,11 @@ async def test_index_that_changes_while_it_is_read_is_not_used(
                 async def storing(name: str, *args: object, when: str = when, move: object = move) -> StoredFile:
                     try:
                         if name.endswith("data_level0.bin") and when == "before":
-                            move()  # type: ignore[operator]
-                        return await store(name, *args)  # type: ignore[arg-type]
+                            move()
+                        return await store(name, *args)
                     finally:
                         if name.endswith({"between": "data_level0.bin", "after": "link_lists.bin"}.get(when, "-")):
-                            move()  # type: ignore[operator]
+                            move()
 
                 monkeypatch.setattr(capture, "_store_file", storing)
                 assert await read_index(data_dir, cut, segment, baseline, writer) is None, (how, when)

@@ -116,7 +116,7 @@ async def test_a_clock_that_is_set_back_delays_nothing(monkeypatch: pytest.Monke
         raise asyncio.CancelledError
 
     day = Day()
-    monkeypatch.setattr(scheduler.asyncio, "sleep", sleep)
+    monkeypatch.setattr("asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await run_schedule(Cron("0 3 * * *"), day.unsaved_writes, snapshot, day.tidy, day.ping, lambda: clock)
     assert taken == [datetime(2026, 11, 19, 3, tzinfo=UTC)]
