@@ -106,7 +106,7 @@ def served() -> Iterator[Gateway]:
 @pytest.mark.parametrize(
     "name",
     [
-        "journal.md",
+        pytest.param("journal.md", marks=pytest.mark.soak),
         "monitoring.md",
         "admin-api.md",
         pytest.param("snapshots-and-restore.md", marks=pytest.mark.soak),

@@ -107,7 +107,7 @@ class Writers:
 def wait_until_enough(writers: Writers) -> None:
     """Wait until enough was written that a copy could be torn."""
     deadline = time.monotonic() + 60
-    while len(writers.acknowledged) < 3000:
+    while len(writers.acknowledged) < 2000:
         assert time.monotonic() < deadline
         assert not writers.failures, writers.failures
         time.sleep(0.02)

@@ -34,7 +34,7 @@ def served() -> Iterator[Gateway]:
 @pytest.mark.parametrize(
     ("headers", "examples"),
     [
-        pytest.param(ADMIN, 5, id="admin"),
+        pytest.param(ADMIN, 3, id="admin"),
         *(
             pytest.param(headers, 10, id=f"{name}-10", marks=pytest.mark.soak)
             for name, headers in {"admin": ADMIN, "nobody": {}, "wrong": {"Authorization": "Bearer wrong"}}.items()
