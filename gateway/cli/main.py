@@ -63,7 +63,7 @@ def _main(
 
 def _set_up_log() -> None:
     """Commands print results and errors themselves. Their log has only what the libraries below warn of."""
-    without_rich("structlog")
+    without_rich("structlog", "httpx")  # nearly every command asks a gateway
     from gateway.observability import logs  # noqa: PLC0415  # `serve` does without
 
     logs.configure(as_json=False, level="warning", program=_PROGRAM)

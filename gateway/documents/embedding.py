@@ -1,6 +1,5 @@
 """Embedding functions from Chroma's registry. They run in the worker: loading one takes seconds and memory."""
 
-import gc
 import importlib
 import importlib.util
 import inspect
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gateway.errors import ConfigError
-from gateway.light_imports import without_rich
+from gateway.light_imports import kept_for_good, without_rich
 
 _TRIES = 6
 # A provider answers so to a text that it does not take, not to a wrong key or an overload.
@@ -129,14 +128,9 @@ def load(embedding: Embedding, module: str | None) -> Any:
 
 def _import_chromas() -> Any:
     """Import Chroma's registry of embedding functions, which takes a second; only the worker needs it."""
-    gc.disable()  # what is imported never becomes garbage, and to look for it would take a tenth of the time
-    try:
+    with kept_for_good():
         without_rich("httpx")
         from chromadb.utils import embedding_functions  # noqa: PLC0415
-
-        gc.freeze()
-    finally:
-        gc.enable()
     return embedding_functions
 
 
