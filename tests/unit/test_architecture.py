@@ -92,16 +92,19 @@ def parents(module: str) -> list[str]:
     return [".".join(parts[:depth]) for depth in range(1, len(parts))]
 
 
-def imports(module: str) -> Iterator[tuple[str, str]]:
+@functools.cache
+def imports(module: str) -> list[tuple[str, str]]:
     """What `module` imports, at any depth of its code: `from a.b import c` is ("a.b", "c"), `import a` ("a", "")."""
     package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+    found: list[tuple[str, str]] = []
     for node in ast.walk(tree_of(module)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
+            found += ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             source = ".".join([*above, *([node.module] if node.module else [])])
-            yield from ((source, alias.name) for alias in node.names)
+            found += ((source, alias.name) for alias in node.names)
+    return found
 
 
 def roots(module: str) -> set[str]:
