@@ -106,7 +106,7 @@ def served() -> Iterator[Gateway]:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("journal.md", marks=pytest.mark.soak),
+        pytest.param("journal.md", marks=pytest.mark.soak),  # test_history.py goes back in short tests
         "monitoring.md",
         "admin-api.md",
         pytest.param("snapshots-and-restore.md", marks=pytest.mark.soak),

@@ -110,8 +110,8 @@ def when_free(built: Gateway, path: str, **kwargs: Any) -> dict[str, Any]:
     return answers[-1].json()
 
 
-def test_a_store_that_is_never_deleted_from(tmp_path: Path) -> None:
-    """Every object that ever was there is there at the end."""
+def test_a_store_that_is_never_deleted_from() -> None:
+    """Every snapshot that ever was there is there at the end. They are listed with the newest first."""
     with gateway_process(GATEWAY_STORE_NEVER_DELETE="true", GATEWAY_KEEP_LAST="1", GATEWAY_GC_GRACE_S="0") as built:
         built.start()
         for number in range(3):
@@ -123,7 +123,6 @@ def test_a_store_that_is_never_deleted_from(tmp_path: Path) -> None:
         assert (refused.status_code, "NEVER_DELETE" in refused.json()["message"]) == (502, True)
         taken = snapshots(built)
         assert len(taken) == 3
-        # The newest first, also within a second.
         assert taken == sorted(taken, key=lambda each: each["created_at"], reverse=True)
         assert taken == sorted(taken, key=lambda each: each["id"], reverse=True)
 
@@ -150,6 +149,7 @@ def test_a_stop_keeps_its_budget_when_the_store_is_slow(ministack: S3Server, bud
             assert set(notes(built).get()["ids"]) == {"saved", "not saved"}
 
 
+# A short test keeps the budget of a final snapshot, above; tests/unit/server/test_lifecycle.py that of a stuck task.
 @pytest.mark.soak
 def test_a_stop_keeps_its_budget_while_a_scheduled_snapshot_is_stuck(ministack: S3Server) -> None:
     """Its bytes are on their way to a store that does not answer: the gateway ends in time, and says what was lost."""

@@ -231,7 +231,7 @@ def set_state(state: chromadb.Collection, text: str) -> None:
 class BegunAgain(NamedTuple):
     """A gateway that was stopped in the midst of writes and started again, and what the writers were told."""
 
-    gateway_process: Gateway
+    gateway: Gateway
     status: int
     took_s: float
     told: list[str]
@@ -262,33 +262,35 @@ def begun_again() -> Iterator[BegunAgain]:
             thread.start()
         built.until(lambda: len(told) > 50, "50 writes")
         began = time.monotonic()
-        status, took_s = built.stop(), time.monotonic() - began
+        status = built.stop()
+        took_s = time.monotonic() - began
         for thread in threads:
             thread.join()
         yield BegunAgain(built.start(), status, took_s, told)
+        # A clean stop, with the gate closed, is still a clean stop.
+        assert built.admin("POST", "/quiesce", json={"ttl_s": 60}).status_code == 200
+        assert built.stop() == 0
 
 
 def test_every_collection_is_warm_when_ready(begun_again: BegunAgain) -> None:
     """After a start nobody need read first: with the gate closed from the first second on, reads go on."""
-    built = begun_again.gateway_process
+    built = begun_again.gateway
     assert built.admin("POST", "/quiesce", json={"ttl_s": 60}).status_code == 200
     began = time.monotonic()
     assert [
         built.client().get_collection(name, embedding_function=None).count() for name in ("first", "second", "empty")
     ] == [20, 20, 0]
     assert time.monotonic() - began < 5
+    assert built.admin("POST", "/resume").status_code == 200
 
 
 def test_sigterm_ends_it_in_time_with_every_acknowledged_write_on_disk(begun_again: BegunAgain) -> None:
     """Writers work until they are cut off; supervisord ends with 0 within 10 s; all they were told is there."""
-    built = begun_again.gateway_process
+    built = begun_again.gateway
     assert begun_again.status == 0
     assert begun_again.took_s < 10
     there = set(built.client().get_collection("acknowledged", embedding_function=None).get(include=[])["ids"])
     assert set(begun_again.told) <= there
-    # A clean stop, with the gate closed, is still a clean stop.
-    built.admin("POST", "/quiesce", json={"ttl_s": 60})
-    assert built.stop() == 0
 
 
 def test_a_killed_chroma_comes_back_by_itself(shared: Gateway) -> None:
@@ -355,7 +357,7 @@ def test_the_gateway_answers_health_before_chroma_does() -> None:
 def test_a_clean_stop_leaves_a_final_snapshot() -> None:
     """With GATEWAY_SNAPSHOT_ON_EXIT the last write before SIGTERM survives the loss of the disk.
 
-    Where nothing was written there is nothing to save, and the log says so.
+    Where nothing was written since the latest snapshot there is nothing to save, and the log says so.
     """
     with gateway_process(GATEWAY_SNAPSHOT_ON_EXIT="true") as built:
         fill(built.start().client(), "notes")
@@ -364,9 +366,10 @@ def test_a_clean_stop_leaves_a_final_snapshot() -> None:
         built.start()
         assert built.client().get_collection("notes", embedding_function=None).count() == 20
         assert [each["label"] for each in built.admin("GET", "/snapshot").json()["snapshots"]] == ["final"]
+        built.snapshot()
         assert built.stop() == 0
         assert "nothing changed since the latest snapshot" in built.output()
-        assert len(list(built.store_dir.rglob("manifest.json"))) == 1
+        assert len(list(built.store_dir.rglob("manifest.json"))) == 2
 
 
 def test_a_final_snapshot_that_cannot_be_stored_is_told_by_the_exit_status() -> None:

@@ -47,11 +47,12 @@ def index_of(built: Gateway) -> Path:
     return found
 
 
+# tests/integration/test_repair.py repairs every file, torn in every way.
 @pytest.mark.parametrize(
     "names", [(LEVEL0,), pytest.param((LEVEL0, HEADER, LINK_LISTS, LENGTH, ID_MAP), marks=pytest.mark.soak)]
 )
 def test_torn_files_are_repaired_at_the_next_start(names: tuple[str, ...]) -> None:
-    """Whichever file it is: every record has the embedding that it was acknowledged with, and the log says so."""
+    """Every record has the embedding that it was acknowledged with, and the log says so."""
     with gateway_process() as built:
         built.start()
         collection = built.client().create_collection("notes", embedding_function=None, configuration=HNSW)

@@ -54,6 +54,18 @@ import rich.console
     ends_with(0, code, env={"PORT": "no"})
 
 
+def test_a_command_that_asks_a_gateway_does_not_import_what_draws() -> None:
+    """httpx would, for a command line of its own."""
+    code = """
+import sys
+from gateway.cli.main import run
+assert run(["status", "--url", "http://127.0.0.1:9", "--token", "x"]) == 1
+assert "httpx" in sys.modules
+assert not [name for name in sys.modules if name.partition(".")[0] in ("rich", "pygments")]
+"""
+    ends_with(0, code)
+
+
 def test_the_admin_client_is_light() -> None:
     """It imports httpx, and neither the server nor Chroma nor what builds models."""
     code = """
