@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.gateway_process import ROOT
+from tests.image import Engine
 from tests.ports import free_port
 
 BESIDE = Path(sys.executable).parent
@@ -66,14 +67,30 @@ def bare() -> float:
     return time_start(command, f"http://127.0.0.1:{port}/api/v2/heartbeat", {})
 
 
+def container(image: str) -> Callable[[], float]:
+    """Of the gateway in `image`, from `docker run` on, with a store on a volume."""
+
+    def start() -> float:
+        engine = Engine(image, "512m")
+        engine.use_volume()
+        try:
+            return engine.start().until_ready()
+        finally:
+            engine.clean()
+
+    return start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=7, help="of each, in turns, after one that is not counted")
     parser.add_argument("--other", type=Path, help="another checkout with an environment, timed in turns with this one")
+    parser.add_argument("--image", action="append", default=[], help="an image, timed in turns with the others")
     asked = parser.parse_args()
     cases = {"chroma run": bare, "gateway": gateway(ROOT)}
     if asked.other:
         cases["gateway of --other"] = gateway(asked.other.absolute())
+    cases |= {f"image {name}": container(name) for name in asked.image}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(asked.runs + 1):
         for name, start in cases.items():
