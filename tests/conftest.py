@@ -1,7 +1,6 @@
 """What holds for all tests."""
 
 import functools
-import gc
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import hypothesis
 import pytest
 import structlog
 
+from gateway.light_imports import kept_for_good
 from tests import servers
 
 # scripts/test-console runs these, with a browser.
@@ -31,12 +31,8 @@ botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """All tests stay, so nothing is gained by looking through them for garbage, now or during each test."""
-    gc.disable()
-    try:
+    with kept_for_good():
         return (yield)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
